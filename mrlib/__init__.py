@@ -1,0 +1,41 @@
+"""Video moment retrieval: find `[start, end]` in a long video from a sentence or from another video.
+
+Every method is a choice in three slots, augment -> align -> detect; `mrlib.papers` lists them.
+Submodules load on first use [PEP 562], so `import mrlib` costs nothing.
+"""
+
+from importlib import import_module
+
+_SUBMODULES = (
+    "align",
+    "augment",
+    "baselines",
+    "checkpoint",
+    "data",
+    "detect",
+    "metrics",
+    "ops",
+    "papers",
+    "plots",
+    "retriever",
+    "train",
+    "widgets",
+)
+_MEMBERS = {
+    "MomentRetriever": "retriever",
+    "build": "papers",
+    "fit": "train",
+    "open_dataset": "data",
+}
+
+
+def __getattr__(name: str):
+    if name in _SUBMODULES:
+        return import_module(f"mrlib.{name}")
+    if name in _MEMBERS:
+        return getattr(import_module(f"mrlib.{_MEMBERS[name]}"), name)
+    raise AttributeError(f"module 'mrlib' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_SUBMODULES, *_MEMBERS])

@@ -1,0 +1,131 @@
+"""From files on disk to a `Batch`: what every aligner, detector and loss may look at.
+
+    annotations + features -> MomentDataset -> augment -> Batch -> align -> Aligned -> detect -> Moments
+
+Letters   B batch, T target clips, N query vectors (words or clips), D D' their widths, J joint width,
+          W annotated windows, P ranking pairs
+Times     seconds end in `_s`; a bare time is a fraction of the n_b real clips, n_b * clip_s_b seconds
+Masks     True on real entries, False on padding
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One annotated (video, query) pair, a line in the QVHighlights schema."""
+
+    qid: int | str
+    query: str
+    duration: float  # seconds
+    vid: str
+    relevant_windows: list[list[float]] | None = None  # [[start, end], ...] in seconds
+    relevant_clip_ids: list[int] | None = None  # clips that the annotators scored
+    saliency_scores: list[list[int]] | None = None  # per scored clip, one score 0..4 of each annotator
+    extra: dict[str, Any] = field(default_factory=dict)  # whatever else the line holds
+
+    def as_line(self) -> dict[str, Any]:
+        """The line it was read from, as a dict; fields that are None are left out."""
+        known = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
+        return {k: v for k, v in known.items() if v is not None} | self.extra
+
+
+@dataclass(frozen=True)
+class Widths:
+    """What a model must know of a dataset to be built: the widths of its vectors."""
+
+    target: int  # D
+    query: int  # D'
+    joint: int | None  # J, None where no stream lives in a joint language-vision space
+
+
+class _Tensors:
+    """Fields that move and are selected together."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False):
+        """The same on `device`; what is not a tensor stays as it is."""
+        return self._each(lambda x: x.to(device, non_blocking=non_blocking))
+
+    def __getitem__(self, rows: slice):
+        """The same for some rows of the batch."""
+        return self._each(lambda x: x[rows], lambda x: x[rows])
+
+    def _each(self, of_tensor, of_list=lambda x: x):
+        changed = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Tensor):
+                changed[f.name] = of_tensor(value)
+            elif isinstance(value, _Tensors):
+                changed[f.name] = value._each(of_tensor, of_list)
+            elif isinstance(value, list):
+                changed[f.name] = of_list(value)
+        return replace(self, **changed)
+
+
+@dataclass(frozen=True)
+class Labels(_Tensors):
+    """What the annotators said; losses read it, models do not."""
+
+    spans: Tensor  # (B, W, 2) start and end of every window, fractions of n_b * clip_s_b
+    span_mask: Tensor  # bool (B, W)
+    relevant: Tensor  # bool (B, T) clips inside a window
+    saliency: Tensor  # (B, T) summed score of three annotators, 0..12
+    saliency_mask: Tensor  # bool (B,) the sample has saliency scores
+    pairs: Tensor | None = None  # int64 (B, P, 2) clips of which the first ranks above the second; -1: none
+    negative: Tensor | None = None  # int64 (B,) row of the batch whose query is foreign to this video; -1: none
+    wrong: Tensor | None = None  # bool (B, T) mined clips that confuse a trained model
+
+
+@dataclass(frozen=True)
+class Batch(_Tensors):
+    """One batch on one device."""
+
+    target: Tensor  # (B, T, D) clip features of the video searched in, all streams, without TEF; 0 on padding
+    target_mask: Tensor  # bool (B, T)
+    query: Tensor  # (B, N, D') token features of the sentence, or clip features of the query video; 0 on padding
+    query_mask: Tensor  # bool (B, N)
+    target_joint: Tensor | None  # (B, T, J) the columns of `target` that live in the joint space
+    query_joint: Tensor | None  # (B, J) the whole query in the joint space
+    video: Tensor  # int64 (B,) equal numbers = same video
+    duration_s: Tensor  # (B,) length of the video, seconds
+    clip_s: Tensor  # (B,) length of a clip, seconds
+    labels: Labels | None
+    samples: list[Sample]  # for metrics and pictures; no model reads it
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    @property
+    def lengths(self) -> Tensor:
+        """n_b, the number of real clips, int64 (B,)."""
+        return self.target_mask.sum(1)
+
+    def unlabelled(self) -> Batch:
+        """The same without a trace of the annotation, so that no prediction can depend on it."""
+        bare = [Sample(s.qid, s.query, s.duration, s.vid) for s in self.samples]
+        return replace(self, labels=None, samples=bare)
+
+
+_MEMBERS = {
+    "load_annotations": "annotations",
+    "Bank": "bank",
+    "MomentDataset": "dataset",
+    "open_dataset": "dataset",
+}
+_SUBMODULES = ("annotations", "bank", "check", "dataset", "layouts", "simulate")
+
+
+def __getattr__(name: str):
+    if name in _MEMBERS:
+        return getattr(import_module(f"mrlib.data.{_MEMBERS[name]}"), name)
+    if name in _SUBMODULES:
+        return import_module(f"mrlib.data.{name}")
+    raise AttributeError(f"module 'mrlib.data' has no attribute {name!r}")
