@@ -1,0 +1,169 @@
+"""A dataset is samples plus two banks; `batch` looks any of its samples up with one gather."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mrlib.data import Batch, Labels, Sample, Widths
+from mrlib.data.bank import Bank
+
+
+@dataclass(frozen=True, eq=False)
+class MomentDataset:
+    """Annotated (video, query) pairs with their features."""
+
+    name: str  # "sim", "qvhighlights", ...
+    split: str
+    samples: list[Sample]
+    target: Bank  # an item per video, all streams concatenated
+    video: Tensor  # int64 (S,) the item of `target` that sample s searches in
+    query: Bank  # an item per query
+    question: Tensor  # int64 (S,) the item of `query` that sample s searches with
+    query_joint: Tensor | None  # (Q, J) every query as one vector of the joint space, a row per item of `query`
+    streams: dict[str, slice]  # name -> columns of `target`
+    joint: str | None  # the stream that lives in the joint space
+    clip_s: float
+    settings: dict[str, Any] = field(default_factory=dict)  # what it was opened with, for records
+    _annotations: tuple[Tensor, ...] | None = field(default=None, repr=False)
+
+    def __post_init__(self):
+        if self._annotations is None:
+            object.__setattr__(self, "_annotations", self._annotated())
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def widths(self) -> Widths:
+        joint = self.query_joint.shape[1] if self.joint is not None else None
+        return Widths(self.target.width, self.query.width, joint)
+
+    @property
+    def labelled(self) -> bool:
+        return len(self._annotations) > 0
+
+    def batch(self, indices: Tensor | Sequence[int]) -> Batch:
+        """The samples at these positions.
+
+        indices  int64 (B,)  positions in `samples`
+        """
+        indices = torch.as_tensor(indices, device=self.video.device)
+        return self.gather(self.target.index(self.video[indices]), indices)
+
+    def gather(
+        self, rows: Tensor, indices: Tensor, *, labels: Labels | None = None, duration_s: Tensor | None = None
+    ) -> Batch:
+        """A batch whose targets are put together from any rows of the bank: spliced, synthesised or as they are.
+
+        rows        int64 (B, T)  rows of `target.rows`; -1 is padding, at the end only
+        indices     int64 (B,)    the samples that the queries, numbers and durations are taken from
+        labels      of the videos thus made; None: the annotations of `indices`, whose clips `rows` then are
+        duration_s  (B,)          of the videos thus made; None: those of `indices`
+        """
+        target, mask = self.target.gather(rows), rows >= 0
+        words = self.query.index(self.question[indices])
+        if labels is None and self.labelled:
+            labels = self._labels(indices, mask)
+        samples = [self.samples[i] for i in indices.tolist()]
+        if duration_s is None:
+            duration_s = torch.tensor([s.duration for s in samples], device=rows.device)
+        joint = self.joint is not None
+        return Batch(
+            target=target,
+            target_mask=mask,
+            query=self.query.gather(words),
+            query_mask=words >= 0,
+            target_joint=target[..., self.streams[self.joint]] if joint else None,
+            query_joint=self.query_joint[self.question[indices]].float() if joint else None,
+            video=self.video[indices],
+            duration_s=duration_s,
+            clip_s=duration_s.new_full((len(indices),), self.clip_s),
+            labels=labels,
+            samples=samples,
+        )
+
+    def subset(self, indices: Sequence[int]) -> MomentDataset:
+        """The samples at these positions, over the same banks."""
+        index = torch.as_tensor(indices, device=self.video.device)
+        return replace(
+            self,
+            samples=[self.samples[i] for i in index.tolist()],
+            video=self.video[index],
+            question=self.question[index],
+            settings=self.settings | {"subset": len(index)},
+            _annotations=None,
+        )
+
+    def to(self, device: torch.device | str) -> MomentDataset:
+        """The same with banks and annotations resident on `device`."""
+        return replace(
+            self,
+            target=self.target.to(device),
+            video=self.video.to(device),
+            query=self.query.to(device),
+            question=self.question.to(device),
+            query_joint=None if self.query_joint is None else self.query_joint.to(device),
+            _annotations=tuple(a.to(device) for a in self._annotations),
+        )
+
+    def _annotated(self) -> tuple[Tensor, ...]:
+        """Windows as fractions (S, W, 2), how many (S,), summed saliency (S, L) and whether there is any (S,)."""
+        without = [s.qid for s in self.samples if s.relevant_windows is None]
+        if len(without) == len(self.samples):
+            return ()
+        if without:
+            raise ValueError(
+                f"{self.name} {self.split}: {len(without)} of {len(self)} samples have no windows, {without[:5]}"
+            )
+        counts = torch.tensor([len(s.relevant_windows) for s in self.samples])
+        clips = self.target.lengths[self.video].cpu()
+        windows = torch.zeros(len(self), int(counts.max()), 2, dtype=torch.float64)
+        scored = [s for s in self.samples if s.saliency_scores is not None]
+        saliency = torch.zeros(len(self), int(clips.max()) if scored else 0)
+        for i, s in enumerate(self.samples):
+            windows[i, : counts[i]] = torch.tensor(s.relevant_windows, dtype=torch.float64)
+            if s.saliency_scores is not None and s.relevant_clip_ids:
+                ids, scores = torch.tensor(s.relevant_clip_ids), torch.tensor(s.saliency_scores).sum(1)
+                kept = ids < clips[i]  # a clip without features cannot be ranked
+                saliency[i, ids[kept]] = scores[kept].float()
+        windows = (windows / (clips * self.clip_s)[:, None, None]).clamp(0, 1)
+        has_saliency = torch.tensor([s.saliency_scores is not None for s in self.samples])
+        annotations = windows.float(), counts, saliency, has_saliency
+        return tuple(a.to(self.video.device) for a in annotations)
+
+    def _labels(self, indices: Tensor, mask: Tensor) -> Labels:
+        windows, counts, saliency, has_saliency = (a[indices] for a in self._annotations)
+        spans = windows[:, : int(counts.max())]
+        span_mask = torch.arange(spans.shape[1], device=mask.device) < counts[:, None]
+        n = mask.sum(1)[:, None, None]
+        t = torch.arange(mask.shape[1], device=mask.device)[:, None]
+        inside = ((t + 0.5) / n >= spans[:, None, :, 0]) & ((t + 0.5) / n < spans[:, None, :, 1])
+        inside |= t == (spans.mean(-1)[:, None] * n).floor()  # a window between two clip centres has the clip it is in
+        scores = torch.zeros(mask.shape, device=mask.device)
+        shared = min(mask.shape[1], saliency.shape[1])
+        scores[:, :shared] = saliency[:, :shared]
+        return Labels(spans, span_mask, (inside & span_mask[:, None]).any(-1) & mask, scores, has_saliency)
+
+
+def open_dataset(name: str, root: str | os.PathLike | None = None, split: str = "train", **options) -> MomentDataset:
+    """A dataset by name.
+
+    name     "sim", the simulator, or a dataset of `mrlib.data.layouts.DATASETS`
+    root     folder with the annotations and features; None: the folder of that name in $MRLIB_DATA
+    split    "train", "val", "test"; the simulator has more
+    options  of `mrlib.data.simulate.open_sim` or `mrlib.data.layouts.open_files`; both take `streams`: names of the
+             streams to concatenate, "joint" for only the one in the joint space, None for all
+    """
+    from mrlib.data import layouts, simulate
+
+    if name == "sim":
+        return simulate.open_sim(split, **options)
+    if name not in layouts.DATASETS:
+        raise ValueError(f"unknown dataset {name!r}; known: sim, {', '.join(layouts.DATASETS)}")
+    return layouts.open_files(name, root, split, **options)
