@@ -1,0 +1,176 @@
+r"""Anchor-aware feature alignment: gather the clips around the most query-like one, and draw them to the query.
+
+Paper    "Anchor-Aware Similarity Cohesion in Target Frames Enables Predicting Temporal Moment Boundaries in 2D",
+         CVPR 2025
+Here     [A2FA Eq. 1-5] are `mrlib.ops.boundary`; `AnchorAligner` is [A2FA Eq. 6-12]; `RawAligner` and
+         `ConcatAligner` are what it is compared with
+Ours     all vectors are made unit vectors first. The paper gives no initial values: Xavier-uniform matrices, w = 1 and
+         beta = 1, so that r is about 0.76 everywhere and the clips start as they are; with beta = 0 the signs of r
+         would be random, and the similarity map a checkerboard. The printed transposes of [A2FA Eq. 7-9] do not fit
+         together; the shapes here are the only ones that do. No 1/sqrt(d) in [A2FA Eq. 7] unless `scale`
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mrlib.align import Aligned
+from mrlib.data import Batch
+from mrlib.ops.boundary import boundaries
+
+
+class AnchorAligner(nn.Module):
+    """Clips inside the segment around the anchor move towards the query, clips outside stay.  [A2FA Eq. 6-12]
+
+    joint     J, width of the joint space; None is refused
+    reweight  False: r = 1 [A2FA Table 6, row 3]
+    align     False: alpha = 0, clips are only re-weighted
+    right     how the right end is found, see `boundaries`
+    scale     divide the logits of [A2FA Eq. 7] by sqrt(J)
+
+    Seven J x J matrices and two scalars. A matrix product with every clip, <W q, W' v_i>, is computed as
+    <W'^T W q, v_i>: the one vector is transformed, not the T clips.
+    """
+
+    def __init__(
+        self,
+        joint: int | None,
+        *,
+        reweight: bool = True,
+        align: bool = True,
+        right: str = "literal",
+        scale: bool = False,
+    ):
+        super().__init__()
+        self.width = _known(joint)
+        self.reweight, self.align, self.right = reweight, align, right
+        self.scale = 1 / math.sqrt(joint) if scale else 1.0
+        if reweight:
+            self.W_q, self.W_k, self.W_v, self.W_r1, self.W_r2 = (_matrix(joint) for _ in range(5))
+            self.w, self.beta = nn.Parameter(torch.ones(())), nn.Parameter(torch.ones(()))
+        if align:
+            self.W_a1, self.W_a2 = _matrix(joint), _matrix(joint)
+
+    def forward(self, batch: Batch) -> Aligned:
+        """Cache: `anchor`, `left`, `right` int64 (B,); `inside` bool (B, T); `reweight` r and `alpha` (B, T)."""
+        with torch.autocast(batch.target_joint.device.type, enabled=False):  # cheap beside the detector: full precision
+            return self._forward(batch)
+
+    def _forward(self, batch: Batch) -> Aligned:
+        v, q = _unit(batch)
+        mask = batch.target_mask
+        anchor, left, right = boundaries(v, mask, q, right=self.right)
+        index = torch.arange(mask.shape[1], device=mask.device)
+        inside = (left[:, None] <= index) & (index <= right[:, None])  # m_i = 0 [A2FA Eq. 6]
+        r = self.weights(v, q, inside) if self.reweight else v.new_ones(v.shape[:2])
+        v_r = r[..., None] * v  # [A2FA Eq. 10]
+        alpha = self.pull(v_r, q, inside) if self.align else v.new_zeros(v.shape[:2])
+        v_a = alpha[..., None] * q[:, None] + (1 - alpha[..., None]) * v_r  # [A2FA Eq. 12]
+        cache = {"anchor": anchor, "left": left, "right": right, "inside": inside, "reweight": r, "alpha": alpha}
+        return _aligned(v_a, q, batch, cache)
+
+    def weights(self, v: Tensor, q: Tensor, inside: Tensor) -> Tensor:
+        r"""$r_i = \tanh(w \langle W^r_1 v_i, W^r_2 g \rangle + \beta)$, g summing up the segment.  [A2FA Eq. 7-9]
+
+        v, q     (B, T, J), (B, J)  unit vectors
+        inside   bool (B, T)  never empty, it holds the anchor
+        returns  (B, T)  in (-1, 1), outside the segment too
+        """
+        logits = _products(v, self.W_q(q) @ self.W_k.weight) * self.scale
+        a = logits.masked_fill(~inside, torch.finfo(logits.dtype).min).softmax(1)  # [A2FA Eq. 7]
+        g = self.W_v((a[:, None] @ v)[:, 0])  # [A2FA Eq. 8], the sum before the matrix
+        return torch.tanh(self.w * _products(v, self.W_r2(g) @ self.W_r1.weight) + self.beta)
+
+    def pull(self, v_r: Tensor, q: Tensor, inside: Tensor) -> Tensor:
+        r"""$\alpha_i = \sigma(\langle W^a_1 v^r_i, W^a_2 q \rangle + m_i)$, 0 outside the segment.  [A2FA Eq. 11]
+
+        v_r, q   (B, T, J), (B, J)
+        inside   bool (B, T)
+        returns  (B, T)  in [0, 1)
+        """
+        return torch.sigmoid(_products(v_r, self.W_a2(q) @ self.W_a1.weight)) * inside
+
+    def losses(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
+        """None of its own: the detector's loss trains it through the aligned clips."""
+        return {}
+
+
+class RawAligner(nn.Module):
+    """The clips as they are. Blind with a detector that looks at clips alone.  [A2FA Table 6, row 2]
+
+    joint  J, width of the joint space; None is refused
+    """
+
+    def __init__(self, joint: int | None):
+        super().__init__()
+        self.width = _known(joint)
+
+    def forward(self, batch: Batch) -> Aligned:
+        v, q = _unit(batch)
+        return _aligned(v, q, batch, {})
+
+    def losses(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
+        return {}
+
+
+class ConcatAligner(nn.Module):
+    """Each clip with the query beside it, (v_i, q) of width 2 J and nothing learned: the plainest way to meet.
+
+    The similarity map cannot use it: cos((v_i, q), (v_j, q)) = (cos(v_i, v_j) + 1) / 2, so there it is as blind as
+    `RawAligner`. A detector with a projection of its own sees the query.
+
+    joint  J, width of the joint space; None is refused
+    """
+
+    def __init__(self, joint: int | None):
+        super().__init__()
+        self.width = 2 * _known(joint)
+
+    def forward(self, batch: Batch) -> Aligned:
+        v, q = _unit(batch)
+        both = torch.cat([v, q[:, None].expand_as(v)], -1)
+        return _aligned(both, torch.cat([q, q], -1), batch, {})
+
+    def losses(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
+        return {}
+
+
+def _known(joint: int | None) -> int:
+    if joint is None:
+        raise ValueError(
+            "this aligner compares clips with the query in a joint language-vision space, and the dataset has no "
+            'stream there: open it with its CLIP stream, streams="joint" (or a tuple of names that includes it)'
+        )
+    return joint
+
+
+def _matrix(width: int) -> nn.Linear:
+    matrix = nn.Linear(width, width, bias=False)
+    nn.init.xavier_uniform_(matrix.weight)
+    return matrix
+
+
+def _unit(batch: Batch) -> tuple[Tensor, Tensor]:
+    return F.normalize(batch.target_joint, dim=-1), F.normalize(batch.query_joint, dim=-1)
+
+
+def _products(vectors: Tensor, one: Tensor) -> Tensor:
+    """(B, T, J), (B, J) -> (B, T)."""
+    return (vectors @ one[..., None])[..., 0]
+
+
+def _aligned(target: Tensor, q: Tensor, batch: Batch, cache: dict) -> Aligned:
+    """The query is one vector here; `saliency` is its cosine with every clip, what [A2FA Fig. 5] counts."""
+    return Aligned(
+        target=target,
+        mask=batch.target_mask,
+        query=q[:, None],
+        query_mask=batch.target_mask.new_ones(len(q), 1),
+        query_global=q,
+        saliency=F.cosine_similarity(target, q[:, None], dim=-1),
+        cache=cache,
+    )

@@ -1,0 +1,179 @@
+r"""Moments as points of a map: cell (i, j) of the clips' similarities answers "from clip i to clip j".
+
+Paper    "Anchor-Aware Similarity Cohesion in Target Frames Enables Predicting Temporal Moment Boundaries in 2D",
+         CVPR 2025
+Here     [F2SGD Eq. 13-15]: `similarity` and `SimilarityMapDetector.forward`, `target_map` and `.losses`, `.decode`
+Cells    cell (i, j) means clips i..j, both included: start i / n, end (j + 1) / n, in fractions of the n clips
+Ours     the paper leaves open channels, activation, padding, depth, output and the loss's reduction. Two zero-padded
+         convolutions and a pointwise MLP of two layers, ReLU between; the output is linear, with squared error a
+         regression of the 0/1 target: a sigmoid saturates under some 1,500 negatives for each positive. The loss is
+         summed over a sample's cells with i <= j (only they can be predicted) and averaged over samples. Every hidden
+         map is cut to the real clips, so that padding changes nothing. The last layer starts at zero: random outputs
+         of order 1 on thousands of cells would first drive the hidden layers to zero
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mrlib.align import Aligned
+from mrlib.data import Batch
+from mrlib.detect import Moments
+from mrlib.ops.conv import LargeKernelConv2d
+from mrlib.ops.counts import shared_count
+
+
+def similarity(target: Tensor, mask: Tensor) -> Tensor:
+    r"""$S_{ij} = \cos(v_i, v_j)$, 0 on padding.  [F2SGD Eq. 13, its input]
+
+    In float32 under autocast too. Padding is filled after the product: were only the vectors zero, gradients of size
+    1 / eps would reach them through the norm, for the convolutions mix padded cells into real ones.
+
+    target   (B, T, d)
+    mask     bool (B, T)
+    returns  (B, T, T)
+    """
+    with torch.autocast(target.device.type, enabled=False):
+        v = target.to(torch.promote_types(target.dtype, torch.float32))
+        v = F.normalize(v, dim=-1, eps=1e-6)
+        return (v @ v.mT).masked_fill(~pairs(mask), 0)
+
+
+def standardised(s: Tensor, mask: Tensor) -> Tensor:
+    """Every map with mean 0 and deviation 1 over its real cells. Not in the paper.
+
+    Clips of one video share a large common part, so cosines differ by little from a large mean; where training is
+    short, removing it makes the difference.
+    """
+    valid = pairs(mask)
+    count = valid.sum((1, 2), keepdim=True).clamp(min=1)
+    centred = (s - s.sum((1, 2), keepdim=True) / count).masked_fill(~valid, 0)
+    return centred * (centred.square().sum((1, 2), keepdim=True) / count + 1e-6).rsqrt()
+
+
+def pairs(mask: Tensor) -> Tensor:
+    """bool (B, T) -> bool (B, T, T): both clips are real."""
+    return mask[:, :, None] & mask[:, None, :]
+
+
+def cells(mask: Tensor) -> Tensor:
+    """bool (B, T) -> bool (B, T, T): a moment, both clips real and i <= j."""
+    return pairs(mask).triu()
+
+
+def window_cells(spans: Tensor, lengths: Tensor) -> Tensor:
+    r"""The cell of a span: $t^s = \lfloor s + \frac12 \rfloor$, $t^e = \lfloor e + \frac12 \rfloor - 1$ in clips.
+
+    Clamped to 0 <= t^s <= t^e <= n - 1, so that a span shorter than a clip keeps one. The identity of decoding for
+    times on the clips' grid.
+
+    spans    (B, W, 2)  fractions of the target
+    lengths  int64 (B,)  n, its clips
+    returns  int64 (B, W, 2)  first and last clip, both included
+    """
+    edges = (spans.double() * lengths[:, None, None] + 0.5 + 1e-4).floor().long()  # 1e-4: a half in float32 goes up
+    end = (edges[..., 1] - 1).clamp(min=0).minimum(lengths[:, None] - 1)
+    return torch.stack([edges[..., 0].clamp(min=0).minimum(end), end], -1)
+
+
+def target_map(batch: Batch) -> Tensor:
+    """G: 1 at the cell of every window, else 0.  [F2SGD Eq. 14]
+
+    returns  (B, T, T)
+    """
+    b, w = batch.labels.span_mask.nonzero(as_tuple=True)
+    first, last = window_cells(batch.labels.spans, batch.lengths)[b, w].unbind(-1)
+    g = torch.zeros(*batch.target_mask.shape, batch.target_mask.shape[1], device=batch.target_mask.device)
+    g[b, first, last] = 1
+    return g
+
+
+class SimilarityMapDetector(nn.Module):
+    """Large-kernel convolutions on the similarity map, and the highest points of what comes out.  [F2SGD Eq. 13-15]
+
+    kernel       C, side of the convolutions' kernels, odd
+    channels     c, of the hidden maps
+    candidates   moments at most
+    head         "linear", or "sigmoid": probabilities, starting at 0.01
+    loss_cells   "triangle": cells with i <= j; "full": every cell, as printed
+    reduction    over a sample's cells, "sum" or "mean"
+    standardise  see `standardised`; departs from the paper
+    zero_init    start the last layer's weights at zero; False: Xavier-uniform like the others
+    raises       ValueError for an even kernel or an unknown word
+    """
+
+    def __init__(
+        self,
+        *,
+        kernel: int = 21,
+        channels: int = 32,
+        candidates: int = 10,
+        head: str = "linear",
+        loss_cells: str = "triangle",
+        reduction: str = "sum",
+        standardise: bool = False,
+        zero_init: bool = True,
+    ):
+        super().__init__()
+        for name, value, known in (
+            ("head", head, ("linear", "sigmoid")),
+            ("loss_cells", loss_cells, ("triangle", "full")),
+            ("reduction", reduction, ("sum", "mean")),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {known}, not {value!r}")
+        self.candidates, self.head, self.loss_cells = candidates, head, loss_cells
+        self.reduction, self.standardise = reduction, standardise
+        self.hidden = nn.ModuleList(
+            [
+                LargeKernelConv2d(1, channels, kernel),
+                LargeKernelConv2d(channels, channels, kernel),
+                nn.Conv2d(channels, channels, 1),
+            ]
+        )
+        self.last = nn.Conv2d(channels, 1, 1)
+        for layer in (self.hidden[-1], self.last):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        if zero_init:
+            nn.init.zeros_(self.last.weight)
+        if head == "sigmoid":
+            nn.init.constant_(self.last.bias, -math.log((1 - 0.01) / 0.01))
+
+    def forward(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
+        """`map` P (B, T, T), how much clips i..j are a moment, and `similarity` S (B, T, T), what it was made from."""
+        s = similarity(aligned.target, aligned.mask)
+        x = (standardised(s, aligned.mask) if self.standardise else s)[:, None]
+        valid = pairs(aligned.mask)[:, None]
+        for layer in self.hidden:
+            x = F.relu(layer(x)) * valid
+        p = self.last(x)[:, 0]
+        p = p.to(s.dtype)
+        return {"map": p.sigmoid() if self.head == "sigmoid" else p, "similarity": s}
+
+    def decode(self, outputs: dict[str, Tensor], batch: Batch) -> Moments:
+        """The highest cells with i <= j, best first; of equal ones the smaller start, then end.  [F2SGD Eq. 15]
+
+        No suppression of neighbours. K = min(candidates, T * T); a target with fewer cells has fewer moments, and
+        `mask` False, score -inf on the rest.
+        """
+        p = outputs["map"].float().masked_fill(~cells(batch.target_mask), -torch.inf).flatten(1)
+        scores, order = p.sort(dim=1, descending=True, stable=True)
+        scores, order = scores[:, : self.candidates], order[:, : self.candidates]
+        mask, T = scores > -torch.inf, batch.target_mask.shape[1]
+        spans = torch.stack([order // T, order % T + 1], -1) / batch.lengths[:, None, None]
+        return Moments(spans * mask[..., None], scores, mask)
+
+    def losses(
+        self, outputs: dict[str, Tensor], aligned: Aligned, batch: Batch, teacher: dict | None = None
+    ) -> dict[str, Tensor]:
+        r"""`map`: $\lVert P - G \rVert_2^2$, per sample.  [F2SGD Eq. 14]"""
+        counted = (cells if self.loss_cells == "triangle" else pairs)(batch.target_mask)
+        loss = (outputs["map"] - target_map(batch)).square().masked_fill(~counted, 0).sum((1, 2))
+        if self.reduction == "mean":
+            loss = loss / counted.sum((1, 2))
+        return {"map": loss.sum() / shared_count(len(batch))}
