@@ -1,0 +1,95 @@
+"""A comparison: arms x seeds, a row of a CSV file for each, written as it is done and never done twice.
+
+grid.run("figures/04_grid.csv", {"full": Arm("f2sgd"), "no mask": Arm("f2sgd", {"aligner": "raw"})}, seeds=range(3))
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shlex
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from mrlib.files import write_whole
+from mrlib.train import experiment
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What one row trains; epochs are chosen on `val` and scored on `split`."""
+
+    paper: str
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of `papers.get`
+    data: Mapping[str, Any] = field(default_factory=dict)  # options of the simulator
+    size: str = "small"
+    split: str = "test"
+
+    def command(self, seed: int) -> str:
+        """The command line that trains the same."""
+        words = ["python", "-m", "mrlib.train", self.paper, "--size", self.size, "--seed", str(seed)]
+        for option, values in (("--set", self.settings), ("--data", self.data)):
+            if values:
+                words += [option, *(f"{k}={json.dumps(v) if not isinstance(v, str) else v}" for k, v in values.items())]
+        return shlex.join([*words, "--score", self.split, "--out", "runs/row"])
+
+
+def train(arm: Arm, seed: int) -> dict[str, Any]:
+    """One row's training, on one thread; returns its scores and what it cost."""
+    torch.set_num_threads(1)
+    scores, history, retriever = experiment(
+        arm.paper, size=arm.size, settings=arm.settings, data=arm.data, score=arm.split, seed=seed, device="cpu"
+    )
+    cost = {"steps": history.rows[-1]["step"], "train_s": round(sum(t["train_s"] for t in history.times), 1)}
+    return scores["brief"] | cost | {"parameters": sum(p.numel() for p in retriever.parameters())}
+
+
+def run(path: str | os.PathLike, arms: Mapping[str, Arm], seeds: Iterable[int], processes: int = 2) -> pd.DataFrame:
+    """Train what `path` does not hold yet and return all its rows for these arms and seeds.
+
+    path       CSV file; every finished row is in it at once, so that a run that was stopped goes on where it was
+    processes  trainings at a time, each on one thread
+    """
+    path, seeds = Path(path), list(seeds)
+    commands = {(name, seed): arm.command(seed) for name, arm in arms.items() for seed in seeds}
+    rows = pd.read_csv(path).to_dict("records") if path.is_file() else []
+    done = {(r["arm"], r["seed"]) for r in rows if commands.get((r["arm"], r["seed"])) == r["command"]}
+    rows = [r for r in rows if (r["arm"], r["seed"]) in done or (r["arm"], r["seed"]) not in commands]
+    missing = [key for key in commands if key not in done]
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        waiting = {pool.submit(train, arms[name], seed): (name, seed) for name, seed in missing}
+        for future in tqdm(as_completed(waiting), total=len(waiting), desc=path.name, disable=not waiting):
+            name, seed = waiting[future]
+            made = {"torch": torch.__version__.split("+")[0], "date": date.today().isoformat()}
+            rows.append({"arm": name, "seed": seed} | future.result() | made | {"command": commands[name, seed]})
+            order = {key: i for i, key in enumerate(commands)}
+            rows.sort(key=lambda r: order.get((r["arm"], r["seed"]), len(order)))
+            write_whole(path, pd.DataFrame(rows).to_csv(index=False))
+    return read(path, arms, seeds)
+
+
+def read(path: str | os.PathLike, arms: Mapping[str, Arm], seeds: Iterable[int]) -> pd.DataFrame:
+    """The rows of these arms and seeds, in this order; a row that is missing or of other settings is an error."""
+    rows = pd.read_csv(path).set_index(["arm", "seed"])
+    for name, arm in arms.items():
+        for seed in seeds:
+            if (name, seed) not in rows.index or rows.loc[(name, seed), "command"] != arm.command(seed):
+                raise ValueError(
+                    f"{path} has no row for arm {name!r}, seed {seed}, with these settings; run with full=True"
+                )
+    return rows.loc[[(name, seed) for name in arms for seed in seeds]].reset_index()
+
+
+def summary(rows: pd.DataFrame, scores: Iterable[str]) -> pd.DataFrame:
+    """Mean and spread (standard deviation over the seeds) of some scores, a row per arm."""
+    groups = rows.groupby("arm", sort=False)[list(scores)]
+    return pd.concat({"mean": groups.mean(), "spread": groups.std()}, axis=1).swaplevel(axis=1)[list(scores)]

@@ -1,0 +1,470 @@
+"""One loop for every paper and stage: `fit`, and the command line over it.
+
+    python -m mrlib.train f2sgd --dataset sim --size small --epochs 2 --out runs/first
+    torchrun --nproc-per-node=2 -m mrlib.train f2sgd --out runs/parallel
+
+A run is a function of its arguments: every random number derives from (seed, stage, epoch or step, sample). So a run
+that was killed goes on from its last whole epoch and ends with the weights of one that was not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from mrlib import checkpoint, metrics, papers
+from mrlib.data import MomentDataset
+from mrlib.files import PARTIAL, write_whole
+from mrlib.ops.draw import Draw
+from mrlib.papers import Paper, Stage
+from mrlib.retriever import MomentRetriever
+
+
+@dataclass
+class History:
+    """What a training was like, a row per epoch."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)  # stage, epoch, step, lr, loss, loss/term..., val scores
+    times: list[dict[str, Any]] = field(default_factory=list)  # stage, epoch, train_s, val_s: what differs run by run
+    result: dict[str, Any] = field(default_factory=dict)  # `mrlib.metrics.evaluate` of the kept weights on val
+    out_dir: Path | None = None
+
+    def frame(self):
+        """The rows as a pandas DataFrame, times beside them."""
+        import pandas as pd
+
+        rows = pd.DataFrame(self.rows)
+        return rows.merge(pd.DataFrame(self.times), on=["stage", "epoch"], how="left") if self.times else rows
+
+
+def fit(
+    retriever: MomentRetriever,
+    train: MomentDataset,
+    val: MomentDataset | None,
+    paper: Paper,
+    out_dir: str | os.PathLike | None = None,
+    resume: bool = True,
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "fp32",
+    compile: bool = False,
+    progress: bool = True,
+) -> History:
+    """Train through a paper's stages; afterwards the retriever has the weights that the last stage keeps.
+
+    train, val  val: None leaves validation out, and the last epoch is kept
+    out_dir     folder for checkpoints (STAGE/best, STAGE/last), history.jsonl, predictions.jsonl and metrics.json;
+                None: nothing is written
+    resume      True: go on where a run of the same settings stopped; False: refuse a folder that holds a run
+    device      "auto": CUDA where there is one
+    precision   "fp32", or "bf16" for mixed precision
+    compile     run the model through torch.compile
+    progress    show a progress bar
+
+    ValueError          the folder holds a run of other settings
+    FloatingPointError  a loss is not finite; it names term, step and the queries of the batch
+    """
+    if precision not in ("fp32", "bf16"):
+        raise ValueError(f"unknown precision {precision!r}; known: fp32, bf16")
+    for name, data in (("train", train), ("val", val)):
+        if data is not None and (len(data) == 0 or not data.labelled):
+            raise ValueError(
+                f"the {name} data, {data.name} {data.split}, has no annotated samples to learn from or score"
+            )
+    device = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
+    retriever.to(device)
+    if device.type == "cuda":
+        train, val = train.to(device), val and val.to(device)
+    if _ranks()[1] > 1:
+        for tensor in retriever.state_dict().values():
+            dist.broadcast(tensor, 0)
+    run = _Run(retriever, train, val, paper, seed, device, precision, compile, out_dir and Path(out_dir))
+    run.open(resume)
+    steps = sum(s.epochs * run.steps_of(s) for s in paper.stages)
+    with tqdm(total=steps, initial=run.done, unit="step", disable=not progress or _ranks()[0] > 0) as bar:
+        for number in range(run.stage, len(paper.stages)):
+            run.train_stage(number, bar)
+    run.finish()
+    return History(run.rows, run.times, run.result, run.out)
+
+
+class _Run:
+    """A training under way: everything that `fit` has to remember between epochs."""
+
+    def __init__(self, retriever, train, val, paper, seed, device, precision, compile, out):
+        self.retriever, self.train, self.val, self.paper = retriever, train, val, paper
+        self.seed, self.device, self.precision, self.out = seed, device, precision, out
+        self.model: nn.Module = torch.compile(retriever) if compile else retriever
+        self.stage = self.epoch = self.done = 0  # where to go on: stage, epoch in it; steps done in all
+        self.rows: list[dict[str, Any]] = []
+        self.times: list[dict[str, Any]] = []
+        self.kept: dict[tuple[str, str], dict[str, Tensor]] = {}  # (stage, "last" | "best") -> weights
+        self.result: dict[str, Any] = {}
+        self.state: dict[str, Tensor] = {}  # of the optimiser, as the run that is resumed left it
+
+    def steps_of(self, stage: Stage) -> int:
+        return math.ceil(len(self.train) / stage.batch_size)
+
+    # ---- files
+
+    def open(self, resume: bool) -> None:
+        """Start a folder, or take up the run that it holds."""
+        if self.out is None:
+            return
+        settings = {
+            "paper": self.paper.describe(),
+            "model": self.retriever.recipe,
+            "train": _describe(self.train),
+            "val": self.val and _describe(self.val),
+            "seed": self.seed,
+            "precision": self.precision,
+        }
+        settings = json.loads(json.dumps(settings, default=str))
+        file = self.out / "run.json"
+        if file.is_file():
+            if not resume:
+                raise ValueError(f"{self.out} holds a run already; resume it, or give another out_dir")
+            differing = _differences(json.loads(file.read_text()), settings)
+            if differing:
+                raise ValueError(
+                    f"{self.out} holds a run of other settings: {'; '.join(differing)}. Give another out_dir"
+                )
+            self._take_up()
+        elif self.out.is_dir() and any(self.out.iterdir()):
+            raise ValueError(f"{self.out} holds other files and no run.json; give a new or empty out_dir")
+        if _ranks()[0] == 0:
+            for leftover in self.out.rglob(f".*{PARTIAL}"):
+                leftover.unlink()
+            write_whole(file, json.dumps(settings, indent=1) + "\n")
+        _barrier()
+
+    def _take_up(self) -> None:
+        file = self.out / "resume.safetensors"
+        if not file.is_file():
+            return  # stopped before the end of the first epoch
+        note = json.loads(checkpoint.read_note(file))
+        self.stage, self.epoch, self.done = note["stage"], note["epoch"], note["done"]
+        self.rows, self.times = note["rows"], _read_lines(self.out / "times.jsonl")[: len(note["rows"])]
+        tensors = checkpoint.load_tensors(file)
+        self.retriever.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+        self.state = {k[10:]: v for k, v in tensors.items() if k.startswith("optimiser.")}
+
+    def _save(self, stage: Stage, optimiser: torch.optim.Optimizer, better: bool) -> None:
+        """Remember the end of an epoch; `resume.safetensors`, one file, decides what a later run goes on from."""
+        weights = {k: v.detach().cpu().clone() for k, v in self.retriever.state_dict().items()}
+        for which in ("last", "best") if better else ("last",):
+            self.kept[stage.name, which] = weights
+        if self.out is None or _ranks()[0] > 0:
+            return
+        for which in ("last", "best") if better else ("last",):
+            checkpoint.save(self.retriever, self.out / stage.name / which, self.rows[-1])
+        slots = optimiser.state_dict()["state"]
+        state = {f"optimiser.{i}.{k}": torch.as_tensor(v) for i, slot in slots.items() for k, v in slot.items()}
+        note = {"stage": self.stage, "epoch": self.epoch, "done": self.done, "rows": self.rows}
+        tensors = {f"model.{k}": v for k, v in weights.items()} | state
+        _write_lines(self.out / "times.jsonl", self.times)
+        checkpoint.save_tensors(self.out / "resume.safetensors", tensors, json.dumps(note))
+        _write_lines(self.out / "history.jsonl", self.rows)
+
+    def _weights(self, stage: str, which: str) -> dict[str, Tensor]:
+        if (stage, which) not in self.kept:
+            self.kept[stage, which] = checkpoint.load_tensors(self.out / stage / f"{which}.safetensors")
+        return self.kept[stage, which]
+
+    # ---- training
+
+    def train_stage(self, number: int, bar: tqdm) -> None:
+        stage = self.paper.stages[number]
+        if self.epoch == 0 and stage.start is not None:
+            self.retriever.load_state_dict(self._weights(*stage.start))
+        optimiser = _optimiser(stage, self.retriever)
+        if self.state:
+            _restore(optimiser, self.state)
+            self.state = {}
+        for epoch in range(self.epoch, stage.epochs):
+            started = time.perf_counter()
+            means = self._train_epoch(stage, epoch, optimiser, bar)
+            trained = time.perf_counter()
+            row = {"stage": stage.name, "epoch": epoch + 1, "step": (epoch + 1) * self.steps_of(stage), **means}
+            if self.val is not None:
+                row |= self._score()[0]["brief"]
+                if stage.keep not in row:
+                    raise ValueError(f"stage {stage.name!r} keeps by {stage.keep!r}, which is none of {', '.join(row)}")
+            earlier = [r[stage.keep] for r in self.rows if r["stage"] == stage.name and stage.keep in r]
+            better = self.val is None or row[stage.keep] > max(earlier, default=-math.inf)
+            self.rows.append(row)
+            seconds = {"train_s": round(trained - started, 3), "val_s": round(time.perf_counter() - trained, 3)}
+            self.times.append({"stage": stage.name, "epoch": epoch + 1, **seconds})
+            self.stage, self.epoch = (number, epoch + 1) if epoch + 1 < stage.epochs else (number + 1, 0)
+            self._save(stage, optimiser, better)
+            _barrier()
+
+    def _train_epoch(self, stage: Stage, epoch: int, optimiser: torch.optim.Optimizer, bar: tqdm) -> dict[str, float]:
+        rank, world = _ranks()
+        draw = Draw(self.seed, stage.name, epoch)
+        everything = torch.arange(len(self.train), device=self.device)
+        order = everything[draw("order", everything).argsort()]
+        steps, sums = self.steps_of(stage), {}
+        self.retriever.train()
+        for i, indices in enumerate(order.split(stage.batch_size)):
+            step = epoch * steps + i
+            torch.manual_seed(_step_seed(self.seed, stage.name, step, rank))
+            lr = stage.optimiser.lr * stage.schedule.factor(step, stage.epochs * steps)
+            for group in optimiser.param_groups:
+                group["lr"] = lr
+            batch = stage.augment(indices, self.train, draw)
+            if len(batch) >= world > 1:  # of a batch too small to share every rank takes all
+                batch = batch[rank::world]
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                aligned, outputs = self.model(batch)
+                terms = self.retriever.losses(aligned, outputs, batch)
+            loss = sum(stage.weights.get(name, 1.0) * term for name, term in terms.items())
+            terms = {"loss": loss} | {f"loss/{name}": term for name, term in terms.items()}
+            values = dict(zip(terms, torch.stack([t.detach().float() for t in terms.values()]).tolist(), strict=True))
+            _check_finite(values, stage, epoch, step, batch)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            if world > 1:
+                _average_gradients(self.retriever)
+            if stage.optimiser.clip is not None:
+                nn.utils.clip_grad_norm_(self.retriever.parameters(), stage.optimiser.clip)
+            optimiser.step()
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0.0) + value
+            self.done += 1
+            bar.update()
+            bar.set_postfix_str(
+                f"{stage.name} epoch {epoch + 1}/{stage.epochs}, loss {values['loss']:.4g}", refresh=False
+            )
+        if world > 1:
+            totals = torch.tensor(list(sums.values()), dtype=torch.float64, device=self.device)
+            dist.all_reduce(totals)
+            sums = dict(zip(sums, (totals / world).tolist(), strict=True))
+        return {"lr": lr} | {name: total / steps for name, total in sums.items()}
+
+    def _score(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        lines = predict_all(self.retriever, self.val, self.paper.stages[-1].batch_size)
+        return metrics.evaluate(lines, [s.as_line() for s in self.val.samples]), lines
+
+    def finish(self) -> None:
+        """Give the retriever the weights that are kept, and write what they predict."""
+        last = self.paper.stages[-1].name
+        self.retriever.load_state_dict(self._weights(last, "best"))
+        self.retriever.eval()
+        if self.val is not None:
+            self.result, lines = self._score()
+            if self.out is not None and _ranks()[0] == 0:
+                _write_lines(self.out / "history.jsonl", self.rows)
+                _write_lines(self.out / "predictions.jsonl", lines)
+                write_whole(self.out / "metrics.json", json.dumps(self.result, indent=1) + "\n")
+        _barrier()
+
+
+def predict_all(retriever: MomentRetriever, dataset: MomentDataset, batch_size: int = 128) -> list[dict[str, Any]]:
+    """The predictions of a whole dataset, in its order; shared out over the ranks where there are several."""
+    rank, world = _ranks()
+    device = next(retriever.parameters(), torch.empty(0)).device
+    batches = list(torch.arange(len(dataset)).split(batch_size))
+    lines = [retriever.predict(dataset.batch(indices).to(device)) for indices in batches[rank::world]]
+    if world == 1:
+        return [line for part in lines for line in part]
+    parts: list[list] = [[] for _ in range(world)]
+    dist.all_gather_object(parts, lines)
+    return [line for k in range(len(batches)) for line in parts[k % world][k // world]]
+
+
+def experiment(
+    paper: str,
+    *,
+    size: str = "small",
+    preset: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    dataset: str = "sim",
+    root: str | None = None,
+    data: Mapping[str, Any] | None = None,
+    score: str = "val",
+    seed: int = 0,
+    progress: bool = False,
+    **options: Any,
+) -> tuple[dict[str, Any], History, MomentRetriever]:
+    """Open the data, build a paper's model, train it on `train`, choose its epoch on `val`, score it on `score`.
+
+    settings  of `papers.get`
+    data      options of `open_dataset`; the simulator's seed is `seed` unless it is among them
+    options   of `fit`
+    returns   `mrlib.metrics.evaluate` on the split `score`, the history, the retriever
+    """
+    chosen = papers.get(paper, size, preset, **(settings or {}))
+    opened = ({"seed": seed} if dataset == "sim" else {}) | dict(data or {})
+    sets = {
+        split: papers.open_split(chosen, dataset, root, split, **opened) for split in {"train": 0, "val": 0, score: 0}
+    }
+    retriever = papers.build(chosen, sets["train"], seed)
+    history = fit(retriever, sets["train"], sets["val"], chosen, seed=seed, progress=progress, **options)
+    if score == "val":
+        return history.result, history, retriever
+    lines = predict_all(retriever, sets[score], chosen.stages[-1].batch_size)
+    return metrics.evaluate(lines, [s.as_line() for s in sets[score].samples]), history, retriever
+
+
+def _ranks() -> tuple[int, int]:
+    """This process's number, and how many there are."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def _barrier() -> None:
+    if _ranks()[1] > 1:
+        dist.barrier()
+
+
+def _step_seed(seed: int, stage: str, step: int, rank: int) -> int:
+    digest = hashlib.blake2b(f"{seed}/{stage}/{step}/{rank}".encode(), digest_size=7).digest()
+    return int.from_bytes(digest, "little")
+
+
+def _optimiser(stage: Stage, retriever: nn.Module) -> torch.optim.Optimizer:
+    known = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    chosen = stage.optimiser
+    if chosen.method not in known:
+        raise ValueError(f"stage {stage.name!r}: unknown optimiser {chosen.method!r}; known: {', '.join(known)}")
+    parameters = [p for p in retriever.parameters() if p.requires_grad]
+    return known[chosen.method](parameters, lr=chosen.lr, weight_decay=chosen.weight_decay)
+
+
+def _restore(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        number, _, key = name.partition(".")
+        slots.setdefault(int(number), {})[key] = tensor
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": slots})
+
+
+def _check_finite(values: dict[str, float], stage: Stage, epoch: int, step: int, batch) -> None:
+    broken = [name for name, value in values.items() if not math.isfinite(value) and name != "loss"]
+    if not math.isfinite(values["loss"]):
+        raise FloatingPointError(
+            f"{', '.join(broken) or 'loss'} is not finite in stage {stage.name!r}, epoch {epoch + 1}, step {step}; "
+            f"queries of the batch: {[s.qid for s in batch.samples]}"
+        )
+
+
+def _average_gradients(retriever: nn.Module) -> None:
+    """The mean over the ranks; a parameter that no rank used keeps no gradient."""
+    parameters = [p for p in retriever.parameters() if p.requires_grad]
+    used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32, device=parameters[0].device)
+    flat = torch.cat(
+        [(torch.zeros_like(p) if p.grad is None else p.grad).float().flatten() for p in parameters] + [used]
+    )
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    *gradients, used = flat.split([p.numel() for p in parameters] + [len(parameters)])
+    for parameter, gradient, use in zip(parameters, gradients, used.tolist(), strict=True):
+        if use:
+            parameter.grad = gradient.view_as(parameter).to(parameter.dtype)
+
+
+def _describe(dataset: MomentDataset) -> dict[str, Any]:
+    return {"name": dataset.name, "split": dataset.split, "samples": len(dataset), **dataset.settings}
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [k for k in {**old, **new} if old.get(k) != new.get(k)]
+        return [line for k in keys for line in _differences(old.get(k), new.get(k), f"{path}.{k}" if path else str(k))]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = [(i, a, b) for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b]
+        return [line for i, a, b in pairs for line in _differences(a, b, f"{path}[{i}]")]
+    return [] if old == new else [f"{path} was {old!r} and is {new!r}"]
+
+
+def _write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line: what `fit` offers."""
+    parser = argparse.ArgumentParser(prog="python -m mrlib.train", description="Train a paper through its stages.")
+    parser.add_argument("paper", help=f"one of {', '.join(papers.PAPERS)}")
+    parser.add_argument("--dataset", default="sim", help="sim, or the name of a dataset on disk")
+    parser.add_argument("--root", help="folder of the dataset; default: its folder in $MRLIB_DATA")
+    parser.add_argument("--size", default="small", help="small or paper")
+    parser.add_argument("--preset", help="a named set of settings of the paper")
+    parser.add_argument("--epochs", type=int, help="of the last stage; earlier ones are scaled")
+    parser.add_argument(
+        "--set", type=_setting, nargs="+", default=[], metavar="NAME=VALUE", help="settings of the paper"
+    )
+    parser.add_argument(
+        "--data", type=_setting, nargs="+", default=[], metavar="NAME=VALUE", help="options of the dataset"
+    )
+    parser.add_argument("--out", required=True, help="folder for checkpoints, history and predictions")
+    parser.add_argument("--no-resume", action="store_true", help="refuse a folder that holds a run")
+    parser.add_argument("--score", default="val", metavar="SPLIT", help="split whose scores are printed")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--compile", action="store_true", help="run the model through torch.compile")
+    args = parser.parse_args(arguments)
+    parallel = "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
+    if parallel:
+        if args.device != "cpu" and torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        scores, _, _ = experiment(
+            args.paper,
+            size=args.size,
+            preset=args.preset,
+            settings=dict(args.set) | ({} if args.epochs is None else {"epochs": args.epochs}),
+            dataset=args.dataset,
+            root=args.root,
+            data=dict(args.data),
+            score=args.score,
+            seed=args.seed,
+            progress=sys.stderr.isatty(),
+            out_dir=args.out,
+            resume=not args.no_resume,
+            device=args.device,
+            precision=args.precision,
+            compile=args.compile,
+        )
+        if _ranks()[0] == 0:
+            print(json.dumps(scores["brief"], indent=1))
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
+    finally:
+        if parallel:
+            dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Checkpoints and the files under them."""
+
+import json
+
+import pytest
+import torch
+
+from mrlib import checkpoint, files, papers
+from mrlib.data import Widths
+from mrlib.retriever import MomentRetriever
+
+WIDTHS = Widths(target=24, query=12, joint=16)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    retriever = papers.build(papers.get("f2sgd", "small", kernel=5, channels=2), WIDTHS, seed=3)
+    checkpoint.save(retriever, tmp_path / "best", {"epoch": 4})
+    return retriever, tmp_path
+
+
+def test_a_loaded_retriever_is_the_one_that_was_saved(saved):
+    retriever, folder = saved
+    for path in ("best", "best.json", "best.safetensors"):
+        loaded = checkpoint.load(folder / path)
+        assert loaded.recipe == retriever.recipe and not loaded.training
+        for name, tensor in retriever.state_dict().items():
+            assert torch.equal(loaded.state_dict()[name], tensor)
+    assert json.loads((folder / "best.json").read_text())["notes"] == {"epoch": 4}
+
+
+def test_saving_twice_gives_the_same_bytes(saved):
+    retriever, folder = saved
+    checkpoint.save(retriever, folder / "again", {"epoch": 4})
+    for suffix in ("safetensors", "json"):
+        assert (folder / f"again.{suffix}").read_bytes() == (folder / f"best.{suffix}").read_bytes()
+
+
+def test_a_name_with_a_dot_is_not_taken_for_a_suffix(saved):
+    retriever, folder = saved
+    checkpoint.save(retriever, folder / "lr0.1")
+    assert (folder / "lr0.1.safetensors").is_file() and checkpoint.load(folder / "lr0.1")
+
+
+def test_broken_checkpoints_say_what_is_wrong(saved):
+    _, folder = saved
+    whole = (folder / "best.safetensors").read_bytes()
+    (folder / "best.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="best.safetensors is not a whole safetensors file"):
+        checkpoint.load(folder / "best")
+    (folder / "best.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="best.safetensors is missing"):
+        checkpoint.load(folder / "best")
+
+
+def test_a_checkpoint_of_other_widths_lists_keys_and_shapes(saved):
+    _, folder = saved
+    recipe = json.loads((folder / "best.json").read_text())
+    recipe["widths"]["joint"] = 8
+    (folder / "best.json").write_text(json.dumps(recipe))
+    with pytest.raises(ValueError, match=r"it has aligner\.\S+ of shape \(16, 16\) for \(8, 8\)"):
+        checkpoint.load(folder / "best")
+    (folder / "best.json").write_text("{}")
+    with pytest.raises(ValueError, match="best.json is not the JSON of a checkpoint"):
+        checkpoint.load(folder / "best")
+
+
+def test_a_retriever_without_a_recipe_is_not_saved(saved, tmp_path):
+    retriever, _ = saved
+    with pytest.raises(ValueError, match="recipe"):
+        checkpoint.save(MomentRetriever(retriever.aligner, retriever.detector), tmp_path / "bare")
+
+
+def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path):
+    files.write_whole(tmp_path / "a.txt", "old")
+    with pytest.raises(RuntimeError), files.whole_file(tmp_path / "a.txt") as file:
+        file.write(b"ne")
+        raise RuntimeError
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]

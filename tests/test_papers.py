@@ -1,0 +1,91 @@
+"""The table of papers, and models built from it."""
+
+import pytest
+import torch
+
+from mrlib import papers
+from mrlib.data import Widths
+
+WIDTHS = Widths(target=24, query=12, joint=16)
+
+
+def test_f2sgd_has_the_papers_numbers():
+    """[A2FA, F2SGD §4]: Adam, batch 128, 10 epochs, warm-up to 1e-4, cosine, C = 21, ten candidates."""
+    paper = papers.get("f2sgd")
+    stage = paper.stages[-1]
+    assert (stage.epochs, stage.batch_size, stage.optimiser.method, stage.optimiser.lr) == (10, 128, "adam", 1e-4)
+    assert (stage.schedule.curve, stage.schedule.warmup) == ("cosine", 0.1)
+    assert (paper.detector.options["kernel"], paper.detector.options["candidates"]) == (21, 10)
+    learnable = papers.build(paper, Widths(512, 512, 512)).aligner.parameters()
+    assert sum(p.numel() for p in learnable) == 7 * 512**2 + 2
+    for dataset in ("charades_sta", "activitynet_captions"):
+        options = papers.get("f2sgd", preset=dataset).detector.options
+        assert (options["kernel"], options["candidates"]) == (27, 1)
+
+
+def test_any_field_can_be_set_by_name():
+    paper = papers.get(
+        "f2sgd", "small", kernel=5, lr=3e-3, max_windows=4, **{"train.batch_size": 7, "train.warmup": 0.5}
+    )
+    stage = paper.stages[0]
+    assert (paper.detector.options["kernel"], paper.max_windows) == (5, 4)
+    assert (stage.optimiser.lr, stage.batch_size, stage.schedule.warmup) == (3e-3, 7, 0.5)
+    assert papers.get(**paper.given) == paper
+
+
+def test_every_aligner_stands_before_every_detector():
+    for aligner in papers.ALIGNERS:
+        for detector in papers.DETECTORS:
+            model = papers.build(papers.get("f2sgd", "small", aligner=aligner, detector=detector, kernel=3), WIDTHS)
+            assert next(model.detector.parameters()).requires_grad
+
+
+def test_epochs_set_the_last_stage_and_scale_the_others(monkeypatch):
+    base = papers.PAPERS["f2sgd"]
+    stages = (papers.Stage("first", 40, 8), papers.Stage("second", 10, 8))
+    monkeypatch.setitem(papers.PAPERS, "two", papers.replace(base, name="two", stages=stages))
+    assert [s.epochs for s in papers.get("two", epochs=5).stages] == [20, 5]
+    assert [s.epochs for s in papers.get("two", **{"first.epochs": 3}).stages] == [3, 10]
+
+
+def test_weights_are_a_function_of_the_seed_and_the_global_generator_is_left_alone():
+    paper = papers.get("f2sgd", "small")
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    one, same, other = (papers.build(paper, WIDTHS, seed).state_dict() for seed in (0, 0, 1))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(torch.equal(one[k], same[k]) for k in one)
+    assert not all(torch.equal(one[k], other[k]) for k in one)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(name="nonsense"), "unknown paper 'nonsense'; known: f2sgd"),
+        (dict(name="f2sgd", size="huge"), "unknown size 'huge'; known: paper, small"),
+        (dict(name="f2sgd", preset="mars"), "unknown preset 'mars'"),
+        (dict(name="f2sgd", epochs=0), "epochs must be a whole number from 1 on, not 0"),
+        (dict(name="f2sgd", epochs=-3), "epochs must be a whole number from 1 on, not -3"),
+        (dict(name="f2sgd", batch_size=0), "batch_size must be a whole number from 1 on"),
+        (dict(name="f2sgd", kernal=9), "unknown setting 'kernal'"),
+        (dict(name="f2sgd", aligner="anchors"), "unknown aligner 'anchors'; known: anchor, raw, concat"),
+        ({"name": "f2sgd", "tune.lr": 1}, "has no stage 'tune'; it has train"),
+    ],
+)
+def test_wrong_settings_are_refused_and_the_right_ones_listed(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        papers.get(**arguments)
+
+
+def test_a_model_that_needs_joint_features_is_refused_without_them():
+    with pytest.raises(ValueError, match="joint"):
+        papers.build(papers.get("f2sgd"), Widths(target=24, query=12, joint=None))
+
+
+def test_schedules_warm_up_and_fall_as_drawn():
+    cosine = papers.Schedule("cosine", warmup=0.1)
+    assert [round(cosine.factor(s, 100), 6) for s in (0, 4, 9, 10, 55)] == [0.1, 0.5, 1.0, 1.0, 0.5]
+    assert cosine.factor(99, 100) < 1e-3
+    step = papers.Schedule("step", drop=0.8)
+    assert [step.factor(s, 10) for s in (0, 7, 8, 9)] == [1, 1, 0.1, 0.1]
+    assert papers.Schedule().factor(3, 5) == 1

@@ -1,0 +1,241 @@
+"""The training loop: reproducible, resumable at every moment, the same on one process and on two."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from mrlib import checkpoint, files, metrics, papers
+from mrlib.augment import identity
+from mrlib.data import open_dataset
+from mrlib.train import History, fit, main, predict_all
+
+SIZE = {"size": "small", "streams": "joint"}
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+COMMAND = ["f2sgd", "--size", "small", "--data", "n=48", "--set", "kernel=5", "channels=2", "batch_size=16"]
+
+
+@pytest.fixture(scope="module")
+def world():
+    return open_dataset("sim", split="train", n=48, **SIZE), open_dataset("sim", split="val", n=20, **SIZE)
+
+
+def small(**settings):
+    return papers.get("f2sgd", "small", **({"kernel": 5, "channels": 2, "batch_size": 16, "epochs": 3} | settings))
+
+
+def run(world, paper, out_dir=None, seed=0, **options) -> tuple[History, dict]:
+    retriever = papers.build(paper, world[0], seed)
+    history = fit(retriever, *world, paper, out_dir, seed=seed, device="cpu", progress=False, **options)
+    return history, retriever.state_dict()
+
+
+def contents(folder):
+    """Every file and its bytes, but for the seconds that a run took."""
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "times.jsonl"
+    }
+
+
+def test_one_seed_gives_the_same_bytes_and_another_does_not(world, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run(world, small(epochs=2), tmp_path / name, seed)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert contents(tmp_path / "a")["train/last.safetensors"] != contents(tmp_path / "c")["train/last.safetensors"]
+
+
+def test_a_run_leaves_checkpoints_history_predictions_and_metrics(world, tmp_path):
+    history, weights = run(world, small(), tmp_path)
+    assert sorted(contents(tmp_path)) == sorted(
+        ["history.jsonl", "metrics.json", "predictions.jsonl", "resume.safetensors", "run.json"]
+        + [f"train/{which}.{suffix}" for which in ("best", "last") for suffix in ("json", "safetensors")]
+    )
+    rows = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert rows == history.rows and [r["epoch"] for r in rows] == [1, 2, 3]
+    assert rows[-1]["loss/map"] < rows[0]["loss/map"]
+    best = checkpoint.load(tmp_path / "train" / "best")
+    assert all(torch.equal(best.state_dict()[k], weights[k]) for k in weights)
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert lines == predict_all(best, world[1])
+    scores = metrics.evaluate(lines, [s.as_line() for s in world[1].samples])
+    assert scores == json.loads((tmp_path / "metrics.json").read_text()) == history.result
+    assert scores["brief"]["MR-full-mAP"] == max(r["MR-full-mAP"] for r in rows)
+    assert set(history.frame().columns) >= {"stage", "epoch", "loss", "train_s", "MR-full-mAP"}
+
+
+def test_a_run_stopped_at_any_write_goes_on_to_the_same_bytes(world, tmp_path, monkeypatch):
+    """Stopped before, and again after, each of the renames by which files appear."""
+    paper = small(epochs=2)
+    run(world, paper, tmp_path / "whole")
+    expected, rename = contents(tmp_path / "whole"), os.replace
+    moments = 0
+    while True:
+        for after in (False, True):
+            calls = 0
+
+            def stop(source, target, after=after, moment=moments):
+                nonlocal calls
+                calls += 1
+                if calls == moment + 1 and not after:
+                    raise KeyboardInterrupt
+                rename(source, target)
+                if calls == moment + 1:
+                    raise KeyboardInterrupt
+
+            folder = tmp_path / f"{moments}-{after}"
+            monkeypatch.setattr(files.os, "replace", stop)
+            try:
+                run(world, paper, folder)
+            except KeyboardInterrupt:
+                monkeypatch.setattr(files.os, "replace", rename)
+                run(world, paper, folder)
+            else:
+                assert moments == calls > 10
+                return
+            assert contents(folder) == expected, (moments, after)
+        moments += 1
+
+
+def test_a_run_killed_with_sigkill_goes_on_to_the_same_bytes(tmp_path):
+    command = [sys.executable, "-m", "mrlib.train", *COMMAND, "--epochs", "6"]
+    subprocess.run([*command, "--out", tmp_path / "whole"], env=ONE_THREAD, check=True, capture_output=True)
+    killed = subprocess.Popen([*command, "--out", tmp_path / "killed"], env=ONE_THREAD, stdout=subprocess.DEVNULL)
+    while not (tmp_path / "killed" / "history.jsonl").is_file():
+        assert killed.poll() is None
+        time.sleep(0.001)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    rows = (tmp_path / "killed" / "history.jsonl").read_text().splitlines()
+    assert len(rows) < 6, "the run was over before it was killed"
+    subprocess.run([*command, "--out", tmp_path / "killed"], env=ONE_THREAD, check=True, capture_output=True)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_a_finished_run_is_not_run_again(world, tmp_path):
+    first, weights = run(world, small(epochs=1), tmp_path)
+    again, same = run(world, small(epochs=1), tmp_path)
+    assert (again.rows, again.result) == (first.rows, first.result)
+    assert all(torch.equal(weights[k], same[k]) for k in weights)
+
+
+def test_a_folder_of_another_run_is_refused_and_left_alone(world, tmp_path):
+    run(world, small(epochs=1), tmp_path / "run")
+    before = contents(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"stages\[0\]\.epochs was 1 and is 2.*another out_dir"):
+        run(world, small(epochs=2), tmp_path / "run")
+    with pytest.raises(ValueError, match="seed was 0 and is 1"):
+        run(world, small(epochs=1), tmp_path / "run", seed=1)
+    with pytest.raises(ValueError, match="holds a run already"):
+        run(world, small(epochs=1), tmp_path / "run", resume=False)
+    assert contents(tmp_path / "run") == before
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("precious")
+    with pytest.raises(ValueError, match="other files"):
+        run(world, small(epochs=1), tmp_path / "other")
+
+
+def test_a_later_stage_starts_from_the_weights_it_names(world, tmp_path, monkeypatch):
+    """A second stage that learns nothing ends with what it started from."""
+    base = small()
+    for which in ("last", "best"):
+        first = papers.replace(base.stages[0], name="first", epochs=3)
+        second = papers.replace(first, name="second", epochs=1, start=("first", which))
+        second = papers.replace(second, optimiser=papers.Optimiser("adam", 0.0))
+        paper = papers.replace(base, stages=(first, second))
+        _, weights = run(world, paper, tmp_path / which)
+        started = checkpoint.load(tmp_path / which / "first" / which).state_dict()
+        assert all(torch.equal(started[k], weights[k]) for k in weights)
+
+
+def test_loss_terms_are_weighed_by_the_stage(world):
+    plain, heavy = (run(world, small(epochs=1, weights=w))[0].rows[0] for w in ({}, {"map": 3.0}))
+    assert plain["loss"] == pytest.approx(plain["loss/map"])
+    assert heavy["loss"] == pytest.approx(3 * heavy["loss/map"])
+
+
+def test_every_sample_is_seen_once_an_epoch_in_another_order(world):
+    seen = []
+
+    def watching(indices, dataset, draw):
+        seen.append(indices.tolist())
+        return identity(indices, dataset, draw)
+
+    run(world, small(epochs=2, augment=watching))
+    epochs = [sum(seen[:3], []), sum(seen[3:], [])]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(48)) and epochs[0] != epochs[1]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_queries(world, tmp_path):
+    def spoil(indices, dataset, draw):
+        batch = identity(indices, dataset, draw)
+        batch.target_joint[0, 0] = torch.nan
+        return batch
+
+    with pytest.raises(FloatingPointError, match=r"map is not finite in stage 'train', epoch 1, step 0.*queries.*\d"):
+        run(world, small(augment=spoil), tmp_path)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_full_disk_stops_the_run_with_nothing_half_written(tmp_path):
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000));"
+        f"from mrlib.train import main; main({[*COMMAND, '--epochs', '2', '--out', str(tmp_path / 'run')]!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=ONE_THREAD, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "cannot write" in done.stderr and "best.safetensors" in done.stderr and "free some space" in done.stderr
+    assert sorted(contents(tmp_path / "run")) == ["run.json"]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    assert limits[0] != 9000
+    main([*COMMAND, "--epochs", "2", "--out", str(tmp_path / "run"), "--device", "cpu"])
+    assert "metrics.json" in contents(tmp_path / "run")
+
+
+def test_two_processes_train_what_one_does(tmp_path):
+    """20 steps of the same global batches; the last batch of an epoch is odd."""
+    command = [*COMMAND, "--set", "kernel=5", "channels=2", "batch_size=10", "--data", "n=47", "--epochs", "4"]
+    one, two = ([*command, "--out", str(tmp_path / name)] for name in ("one", "two"))
+    main([*one, "--device", "cpu"])
+    parallel = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "mrlib.train",
+    ]
+    done = subprocess.run([*parallel, *two, "--device", "cpu"], env=ONE_THREAD, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    single, double = (checkpoint.load(tmp_path / name / "train" / "last").state_dict() for name in ("one", "two"))
+    assert json.loads((tmp_path / "one" / "history.jsonl").read_text().splitlines()[-1])["step"] == 20
+    for name in single:
+        torch.testing.assert_close(double[name], single[name], rtol=0, atol=1e-5)
+    results = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
+    assert results[0] == results[1]
+
+
+def test_mixed_precision_learns(world):
+    history, _ = run(world, small(epochs=4, lr=5e-3), precision="bf16")
+    assert history.rows[-1]["loss"] < history.rows[0]["loss"]
+
+
+def test_wrong_arguments_are_refused(world, capsys):
+    with pytest.raises(ValueError, match="unknown precision 'fp8'"):
+        run(world, small(), precision="fp8")
+    with pytest.raises(ValueError, match="unknown optimiser 'sgdd'"):
+        run(world, small(method="sgdd"))
+    with pytest.raises(ValueError, match="keeps by 'MR-mAP', which is none of"):
+        run(world, small(keep="MR-mAP"))
+    with pytest.raises(SystemExit, match="unknown dataset 'imagenet'"):
+        main(["f2sgd", "--dataset", "imagenet", "--out", "nowhere"])
+    with pytest.raises(SystemExit):
+        main(["f2sgd", "--out", "nowhere", "--set", "kernel"])
+    assert "'kernel' is not NAME=VALUE" in capsys.readouterr().err
+    assert not os.path.exists("nowhere")
