@@ -1,13 +1,25 @@
-"""The feature bank: rows of many videos (or queries) in one contiguous tensor, and any batch of them by one gather."""
+"""The feature bank: rows of many videos (or queries) in one contiguous tensor, and any batch of them by one gather.
+
+On disk a bank is a .safetensors file, memory-mapped when it is opened.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import os
+import struct
+import tempfile
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+_DTYPES = {torch.float32: (np.dtype("<f4"), "F32"), torch.float16: (np.dtype("<f2"), "F16")}
+_HEADER = 4096  # bytes before the tensors, so that rows start where a page does but for the offsets
 
 
 @dataclass(frozen=True)
@@ -57,3 +69,65 @@ class Bank:
 
     def to(self, device: torch.device | str) -> Bank:
         return replace(self, rows=self.rows.to(device), offsets=self.offsets.to(device))
+
+
+def load_bank(file: Path) -> tuple[Bank, Tensor | None] | None:
+    """A bank and the vectors beside it as `save_bank` wrote them, memory-mapped; None where there is no whole one."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            vectors = tensors.get_tensor("vectors") if "vectors" in tensors.keys() else None  # noqa: SIM118
+            return Bank(tensors.get_tensor("rows"), tensors.get_tensor("offsets").clone()), vectors
+    except (OSError, SafetensorError):
+        return None
+
+
+def save_bank(
+    file: Path, items: Iterable[tuple[np.ndarray, np.ndarray | None]], count: int, dtype: torch.dtype
+) -> None:
+    """Write a bank item by item, never holding more than one, under a temporary name until it is whole.
+
+    items  `count` pairs: rows (L_v, D) and a vector (J,) beside them, or None in every pair
+    dtype  torch.float32 or torch.float16
+    """
+    if dtype not in _DTYPES:
+        raise ValueError(f"a bank is float32 or float16, not {dtype}")
+    kind, name = _DTYPES[dtype]
+    offsets, vectors = np.zeros(count + 1, "<i8"), []
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}-", delete=False) as out:
+        try:
+            out.seek(_HEADER + offsets.nbytes)
+            for i, (rows, vector) in enumerate(items):
+                out.write(_cast(rows, kind).tobytes())
+                offsets[i + 1] = offsets[i] + len(rows)
+                vectors += [] if vector is None else [_cast(vector, kind)]
+            shapes = {"offsets": ("I64", offsets.shape), "rows": (name, (int(offsets[-1]), rows.shape[1]))}
+            if vectors:
+                shapes["vectors"] = (name, np.shape(vectors))
+                out.write(np.stack(vectors).tobytes())
+            out.seek(0)
+            out.write(_header(shapes))
+            out.write(offsets.tobytes())
+            out.flush()
+            os.fsync(out.fileno())
+            os.chmod(out.name, 0o644)
+            os.replace(out.name, file)
+        except BaseException:
+            os.unlink(out.name)
+            raise
+
+
+def _cast(rows: np.ndarray, kind: np.dtype) -> np.ndarray:
+    if kind.itemsize < rows.itemsize and np.abs(rows).max() > np.finfo(kind).max:
+        raise ValueError(f"a feature is too large for {kind}; normalise, or keep float32")
+    return rows.astype(kind)
+
+
+def _header(shapes: dict[str, tuple[str, tuple[int, ...]]]) -> bytes:
+    """The first bytes of a .safetensors file whose tensors lie one after the other; spaces fill it up to `_HEADER`."""
+    entries, end = {}, 0
+    for name, (dtype, shape) in shapes.items():
+        start, end = end, end + int(np.prod(shape, dtype=object)) * {"I64": 8, "F32": 4, "F16": 2}[dtype]
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(entries).encode().ljust(_HEADER - 8)
+    return struct.pack("<Q", len(text)) + text

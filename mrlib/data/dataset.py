@@ -72,7 +72,7 @@ class MomentDataset:
             labels = self._labels(indices, mask)
         samples = [self.samples[i] for i in indices.tolist()]
         if duration_s is None:
-            duration_s = torch.tensor([s.duration for s in samples], device=rows.device)
+            duration_s = torch.tensor([s.duration for s in samples], dtype=torch.float32, device=rows.device)
         joint = self.joint is not None
         return Batch(
             target=target,

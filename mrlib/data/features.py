@@ -1,0 +1,213 @@
+"""From feature files to the rows of a bank: where a sample's vectors are, and the form in which they are used."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import warnings
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from mrlib.data import Sample
+from mrlib.data.annotations import plain_name
+from mrlib.data.arrays import as_rows, read_array, read_glove, same_width, unit
+from mrlib.data.problems import DataError, MissingFile, Problem
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where vectors of one kind are, and how a sample's are read."""
+
+    root: Path
+    template: str  # "folder/{vid}.npz:key"; "a + b" are put side by side
+    qid: str  # what {query} stands for, a template of {qid}
+    parts: int  # vectors per row, each normalised by itself
+    clip_s: float | None = None  # rows come at a rate of their own: average them over clips of this many seconds
+
+    def files(self, sample: Sample) -> list[tuple[Path, str]]:
+        """Files of a sample, and the keys of its arrays in them; ValueError for an id that would leave the folder."""
+        for name, value in (("vid", sample.vid), ("qid", str(sample.qid))):
+            if not plain_name(value):
+                raise DataError(Problem(str(self.root), None, name, f"{value!r} is not a plain name; rename it"))
+        ids = {"vid": sample.vid, "qid": sample.qid, "query": self.qid.format(qid=sample.qid)}
+        parts = [part.partition(":") for part in self.template.split(" + ")]
+        return [(self.root / file.format(**ids), key.format(**ids)) for file, _, key in parts]
+
+    def rows(self, sample: Sample) -> np.ndarray:
+        """The rows as they are on disk, float32 (L, D)."""
+        files = self.files(sample)
+        arrays = [as_rows(read_array(file, key), file, parts=self.parts) for file, key in files]
+        lengths = {file.name: len(array) for (file, _), array in zip(files, arrays, strict=True)}
+        if len(set(lengths.values())) > 1:
+            message = f"rows differ, {lengths}; extract the two together"
+            raise DataError(Problem(str(files[0][0]), None, "length", message))
+        rows = np.concatenate(arrays, axis=1) if len(arrays) > 1 else arrays[0]
+        return rows if self.clip_s is None else averaged(rows, sample.duration / self.clip_s)
+
+    def vector(self, sample: Sample, key: str) -> np.ndarray:
+        """An array beside the rows that is one vector, as a row: float32 (1, J)."""
+        file, _ = self.files(sample)[0]
+        array = read_array(file, key)
+        return as_rows(array[None] if array.ndim == 1 else array, file)[:1]
+
+
+class WordVectors:
+    """A `Source` of queries that looks their words up in a GloVe text file; lower case, unknown words are zeros."""
+
+    parts = 1
+
+    def __init__(self, file: Path, samples: Iterable[Sample]):
+        self.file, self._samples = file, samples
+
+    @cached_property
+    def _vectors(self) -> dict[str, np.ndarray]:
+        wanted = Counter(word for s in self._samples for word in words_of(s.query))
+        vectors = read_glove(self.file, wanted)
+        if unknown := [word for word, _ in wanted.most_common() if word not in vectors]:
+            some = ", ".join(unknown[:5])
+            warnings.warn(
+                f"{self.file}: {len(unknown)} of {len(wanted)} words have no vector and become zeros: {some}, ...",
+                stacklevel=2,
+            )
+        return vectors
+
+    def files(self, sample: Sample) -> list[tuple[Path, str]]:
+        return [(self.file, "")]
+
+    def rows(self, sample: Sample) -> np.ndarray:
+        words = words_of(sample.query)
+        known = [self._vectors[w] for w in words if w in self._vectors]
+        if not known:
+            raise DataError(Problem(str(self.file), None, "words", f"no vector for any word of {sample.query!r}"))
+        return np.stack([self._vectors.get(w, np.zeros_like(known[0])) for w in words])
+
+
+def words_of(query: str) -> list[str]:
+    """Lower-case words as GloVe has them: "the man's" is the, man, 's."""
+    return re.findall(r"[^\W_]+|'[a-z]+", query.lower())
+
+
+def averaged(rows: np.ndarray, duration: float) -> np.ndarray:
+    """Rows that cover a video evenly as one row per clip: the mean of those that begin in it, or the one it lies in.
+
+    rows      (R, D)
+    duration  of the video, in clips
+    returns   (ceil(duration), D)
+    """
+    clips = count_clips(duration)
+    first = np.minimum(np.arange(clips) * len(rows) / duration, len(rows) - 1).astype(int)
+    counts = np.maximum(np.diff(first, append=len(rows)), 1)
+    return np.add.reduceat(rows, first) / counts[:, None].astype(np.float32)
+
+
+def count_clips(duration: float) -> int:
+    """Clips that a video has, the last maybe a short one; duration in clips."""
+    return max(1, math.ceil(duration - 1e-6))
+
+
+def agreed_length(lengths: dict[Path, int], sample: Sample, clip_s: float) -> int:
+    """How many clips a video has: the rows of its shortest stream, none beyond its end.
+
+    lengths  rows of every stream, by file; ValueError where they are more than two apart, or more than two and a
+             twentieth from the duration: then something has another rate
+    """
+    there = ", ".join(f"{n} in {file.parent.name}/{file.name}" for file, n in lengths.items())
+    expected = count_clips(sample.duration / clip_s)
+    file = str(max(lengths, key=lambda f: abs(lengths[f] - expected)))
+    if max(lengths.values()) - min(lengths.values()) > 2:
+        message = f"streams of one video differ by more than two rows: {there}; extract them at one rate"
+        raise DataError(Problem(file, None, "length", message))
+    if any(abs(n - expected) > max(2, expected // 20) for n in lengths.values()):
+        message = f"rows: {there}; the video is {sample.duration:g} s, {expected} clips of {clip_s:g} s"
+        raise DataError(Problem(file, None, "length", f"{message}; extract them at that rate or correct the duration"))
+    return min(expected, *lengths.values())
+
+
+@dataclass(frozen=True)
+class Features:
+    """The features of some samples: what to read, and in which form it goes into a bank."""
+
+    video: dict[str, Source]
+    query: Source | WordVectors
+    sentence: str | None  # the array beside a query's rows that is the whole query in the joint space; "mean" of rows
+    tokens: int | None  # a query is cut to this many rows
+    joint: str | None  # the stream of `video` in the joint space
+    widths: dict[str, int]  # of the streams
+    normalized: frozenset[str]  # names of streams and "query"
+    clip_s: float
+    hint: str  # how to go on after an error
+
+    def videos(self, samples: Collection[Sample]) -> Iterator[tuple[np.ndarray, None]]:
+        """For every sample the rows of its video, all streams side by side (L, D)."""
+        for sample in tqdm(samples, desc="videos", leave=False, disable=None):
+            with self.reading(sample):
+                rows = {name: source.rows(sample) for name, source in self.video.items()}
+                files = {name: source.files(sample)[0][0] for name, source in self.video.items()}
+                for name, width in self.widths.items():
+                    same_width(rows[name], width, files[name])
+                n = agreed_length({files[name]: len(x) for name, x in rows.items()}, sample, self.clip_s)
+            yield np.concatenate([self._form(name, x[:n], self.video[name].parts) for name, x in rows.items()], 1), None
+
+    def queries(self, samples: Collection[Sample]) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        """For every sample the rows of its query (N, D') and, where the video has a joint stream, one vector (J,)."""
+        width = None
+        for sample in tqdm(samples, desc="queries", leave=False, disable=None):
+            with self.reading(sample):
+                rows, file = self.query.rows(sample), self.query.files(sample)[0][0]
+                width = same_width(rows, width, file)
+                vector = self._vector(sample, rows)
+                if vector is not None:
+                    same_width(vector, self.widths[self.joint], file)
+            yield self._form("query", rows[: self.tokens], self.query.parts), None if vector is None else vector[0]
+
+    def _vector(self, sample: Sample, rows: np.ndarray) -> np.ndarray | None:
+        """A whole query in the joint space (1, J); None where no stream is."""
+        if self.joint is None:
+            return None
+        if self.sentence == "mean":
+            return unit(unit(rows).mean(0, keepdims=True))
+        return self._form(self.joint, self.query.vector(sample, self.sentence))
+
+    def _form(self, name: str, rows: np.ndarray, parts: int = 1) -> np.ndarray:
+        return unit(rows, parts) if name in self.normalized else rows
+
+    def state(self, samples: Iterable[Sample], sources: Iterable[Source | WordVectors]) -> str:
+        """A digest of which files the samples' features are in, and of their sizes and times."""
+        found, digest = {}, hashlib.sha256()
+        for sample in samples:
+            with self.reading(sample):
+                digest.update(f"{sample.vid} {sample.qid} {sample.duration}\n".encode())
+                for source in sources:
+                    for file, key in source.files(sample):
+                        if file not in found:
+                            found[file] = _stamp(file)
+                        digest.update(f"{file} {key} {found[file]}\n".encode())
+        return digest.hexdigest()[:16]
+
+    @contextmanager
+    def reading(self, sample: Sample) -> Iterator[None]:
+        """Errors say for which sample it was."""
+        try:
+            yield
+        except DataError as error:
+            whose = f"needed by query {sample.qid} {sample.query!r} on video {sample.vid}"
+            message = f"{error.problem.message}; {whose}; {self.hint}"
+            raise type(error)(replace(error.problem, message=message)) from error
+
+
+def _stamp(file: Path) -> str:
+    try:
+        stat = file.stat()
+    except OSError as error:
+        raise MissingFile(
+            Problem(str(file), None, "missing file", f"no such feature file ({error.strerror})")
+        ) from error
+    return f"{stat.st_size} {stat.st_mtime_ns}"

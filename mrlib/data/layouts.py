@@ -1,0 +1,336 @@
+"""Datasets and the layouts their features come in: a table to read, and the one reader for all of it.
+
+A dataset says where its annotations are; a layout says where features are, as templates under the dataset's root,
+
+    clip_features/{vid}.npz:features          file of a video : array in it
+    vgg_rgb_features.hdf5:{vid}               one file of all videos : array of a video
+    {vid}_rgb.npy + {vid}_opt.npy             two files side by side
+
+with {vid} a video, {qid} a query, {query} a query as the dataset spells it. Of several templates one is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mrlib.data import Sample
+from mrlib.data.annotations import load_annotations
+from mrlib.data.bank import Bank, load_bank, save_bank
+from mrlib.data.dataset import MomentDataset
+from mrlib.data.features import Features, Source, WordVectors
+from mrlib.data.problems import DataError, MissingFile, Problem
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Where the annotations of a dataset are and how it counts."""
+
+    annotations: tuple[str, ...]  # templates with {split}; the first that is there is read
+    clip_s: float  # seconds per row of features
+    query: str = "qid{qid}"  # what {query} stands for in a layout
+    words: bool = True  # queries are sentences
+
+
+DATASETS: dict[str, Dataset] = {
+    "qvhighlights": Dataset(("highlight_{split}_with_gt.jsonl", "highlight_{split}_release.jsonl"), 2.0),
+    "charades_sta": Dataset(("charades_{split}_release.jsonl",), 1.0),
+    "activitynet_captions": Dataset(("activitynet_{split}_release.jsonl",), 2.0),
+    "tacos": Dataset(("tacos_{split}_release.jsonl",), 2.0, query="{qid}"),
+    "tvsum": Dataset(("tvsum_{split}.jsonl",), 2.0),
+    "activitynet_vrl": Dataset(("activitynet_vrl_{split}.jsonl",), 2.0, words=False),
+    "sportsmoments": Dataset(("sportsmoments_{split}.jsonl",), 2.0, words=False),
+}
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One kind of feature vectors."""
+
+    templates: tuple[str, ...]
+    parts: int = 1  # vectors per row, each normalised by itself
+    per_clip: bool = True  # a row is a clip; False: rows come at a rate of their own and are averaged over each clip
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which features an official release has, and where."""
+
+    video: dict[str, Stream]  # in the order in which they are concatenated
+    query: Stream
+    joint: str | None = None  # the stream whose space the query's vector shares
+    sentence: str | None = None  # the query's vector: an array beside `query`; "mean" of its normalised rows
+    tokens: int | None = None  # the official loader reads this many rows of a query
+
+
+LAYOUTS: dict[str, Layout] = {
+    # Moment-DETR, QD-DETR, CG-DETR, TD-DETR, lighthouse
+    "moment_detr": Layout(
+        {
+            "slowfast": Stream(("slowfast_features/{vid}.npz:features", "slowfast/{vid}.npz:features")),
+            "clip": Stream(("clip_features/{vid}.npz:features", "clip/{vid}.npz:features")),
+        },
+        Stream(("clip_text_features/{query}.npz:last_hidden_state", "clip_text/{query}.npz:last_hidden_state")),
+        joint="clip",
+        sentence="pooler_output",
+        tokens=32,
+    ),
+    # AMR: [CLS] of the last four CLIP blocks, before the projection, so in no joint space
+    "amr": Layout(
+        {
+            "slowfast": Stream(("slowfast_features/{vid}.npz:features",)),
+            "clip_k4": Stream(("clip_b32_vid_k4/{vid}.npy",), parts=4),
+        },
+        Stream(("clip_b32_txt_k4/{qid}.npy",), parts=4),
+        tokens=32,
+    ),
+    "univtg": Layout(
+        {
+            "slowfast": Stream(("vid_slowfast/{vid}.npz:features", "h5py/vid_slowfast.hdf5:{vid}")),
+            "clip": Stream(("vid_clip/{vid}.npz:features", "h5py/vid_clip.hdf5:{vid}")),
+        },
+        Stream(("txt_clip/{qid}.npz:last_hidden_state", "h5py/txt_clip.hdf5:{qid}")),
+    ),
+    # MATR: the query is a video
+    "matr": Layout(
+        {"clip": Stream(("target_vid_clip/{vid}.npz:features", "vid_clip/{vid}.npz:features"))},
+        Stream(
+            (
+                "query_vid_clip/qid{qid}.npz:last_hidden_state",
+                "vid_clip_query/qid{qid}.npz:last_hidden_state",
+            )
+        ),
+        joint="clip",
+        sentence="mean",
+    ),
+    # lighthouse and QD-DETR on TVSum
+    "tvsum": Layout(
+        {"i3d": Stream(("i3d/{vid}_rgb.npy + i3d/{vid}_opt.npy", "{vid}_rgb.npy + {vid}_opt.npy"))},
+        Stream(("text/{qid}.npz:token", "{qid}.npz:token")),
+    ),
+    # 2D-TAN; a word is its GloVe vector
+    "tan_vgg": Layout({"vgg": Stream(("vgg_rgb_features.hdf5:{vid}",), per_clip=False)}, Stream(("glove*.txt",))),
+    "tan_c3d": Layout(
+        {"c3d": Stream(("sub_activitynet_v1-3.c3d.hdf5:{vid}/c3d_features",), per_clip=False)}, Stream(("glove*.txt",))
+    ),
+}
+
+
+def dataset_root(name: str, root: str | os.PathLike | None) -> Path:
+    """The folder of a dataset: `root`, else the one of that name in $MRLIB_DATA."""
+    if name not in DATASETS:
+        raise ValueError(f"unknown dataset {name!r}; known: {', '.join(DATASETS)}")
+    if root is None:
+        if not os.environ.get("MRLIB_DATA"):
+            raise ValueError(f"where is {name}? give root=, or set MRLIB_DATA to the folder that holds {name}/")
+        root = Path(os.environ["MRLIB_DATA"], name)
+    if not Path(root).is_dir():
+        raise _missing(root, f"no such folder; the annotations and features of {name} are expected there")
+    return Path(root)
+
+
+def find_annotations(name: str, root: Path) -> dict[str, Path]:
+    """The annotation file of every split under `root`."""
+    splits: dict[str, Path] = {}
+    for template in DATASETS[name].annotations:
+        for ending in ("", ".gz"):
+            before, after = f"{template}{ending}".split("{split}")
+            for file in sorted(root.glob(f"{before}*{after}")):
+                splits.setdefault(file.name[len(before) : -len(after)], file)
+    return splits
+
+
+def find_source(root: Path, stream: Stream, dataset: Dataset) -> Source | None:
+    """Where a stream is under `root`; None where it is not, ValueError where two spellings of it are."""
+    there = [t for t in stream.templates if all(_matches(root, part) for part in t.split(" + "))]
+    if len(there) > 1:
+        raise DataError(Problem(str(root), None, "ambiguous", f"{' and '.join(there)} are there; keep one of them"))
+    clip_s = None if stream.per_clip else dataset.clip_s
+    return Source(root, there[0], dataset.query, stream.parts, clip_s) if there else None
+
+
+def _matches(root: Path, part: str) -> list[Path]:
+    """One file, if there is one, that could be some sample's."""
+    pattern = re.sub(r"{\w+}", "*", part.partition(":")[0])
+    return list(islice(root.glob(pattern), 1))
+
+
+def find_layout(root: Path, dataset: Dataset) -> str:
+    """The one layout of which query features and video features are under `root`."""
+    there = [
+        name
+        for name, layout in LAYOUTS.items()
+        if find_source(root, layout.query, dataset)
+        and any(find_source(root, stream, dataset) for stream in layout.video.values())
+    ]
+    if len(there) > 1:
+        message = f"features in the layouts {', '.join(there)}; say which by layout="
+        raise DataError(Problem(str(root), None, "ambiguous", message))
+    if not there:
+        sought = (
+            f"  {name}: {'; '.join(' or '.join(s.templates) for s in layout.video.values())}"
+            f"; query: {' or '.join(layout.query.templates)}"
+            for name, layout in LAYOUTS.items()
+        )
+        raise _missing(root, "features in no known layout; looked for\n" + "\n".join(sought))
+    return there[0]
+
+
+def _missing(where: str | os.PathLike, message: str) -> MissingFile:
+    return MissingFile(Problem(str(where), None, "missing file", message))
+
+
+def open_files(
+    name: str,
+    root: str | os.PathLike | None = None,
+    split: str = "train",
+    *,
+    layout: str | None = None,
+    streams: str | Iterable[str] | None = None,
+    normalize: bool | Iterable[str] = True,
+    dtype: torch.dtype = torch.float32,
+    cache: str | os.PathLike | None = None,
+    limit: int | None = None,
+) -> MomentDataset:
+    """A dataset from annotation and feature files.
+
+    name       of DATASETS
+    root       folder with the annotations and features; None: $MRLIB_DATA/name
+    split      as in the names of the annotation files: "train", "val", "test"
+    layout     of LAYOUTS; None: the one that is there
+    streams    names of the video streams to concatenate, in this order; "joint" for only the one in the joint space;
+               None for all of the layout
+    normalize  which vectors are divided by their L2 norm: True for all, as in the official loaders, False for none, or
+               names of streams and "query"; the query's vector in the joint space goes with the stream that it shares
+    dtype      of the features in the cache, float32 or float16; batches are float32 either way
+    cache      folder for the memory-mapped features; None: `.mrlib_cache` under root or, where that cannot be written,
+               `mrlib` under $XDG_CACHE_HOME
+    limit      only the first samples
+
+    A video with more rows than its duration has clips is cut, streams are cut to the shortest, a query is cut to what
+    the official loader reads (32 tokens for Moment-DETR and AMR). ValueError, and FileNotFoundError or KeyError where
+    that is the reason, naming the file and the way out.
+    """
+    root = dataset_root(name, root)
+    dataset, splits = DATASETS[name], find_annotations(name, root)
+    if split not in splits:
+        expected = " or ".join(t.replace("{split}", split) for t in dataset.annotations)
+        raise _missing(root, f"no split {split!r} of {name}: {expected} is expected; there are {sorted(splits)}")
+    samples = load_annotations(splits[split], dataset.clip_s, words=dataset.words)[:limit]
+    layout = layout or find_layout(root, dataset)
+    features = open_features(name, root, samples, layout, streams, normalize)
+    videos, queries = {}, {}
+    for sample in samples:
+        videos.setdefault(sample.vid, sample)
+        queries.setdefault(sample.qid, sample)
+    settings = {
+        "layout": layout,
+        "streams": list(features.video),
+        "normalize": sorted(features.normalized),
+        "dtype": str(dtype).removeprefix("torch."),
+        "limit": limit,
+    }
+    setting = hashlib.sha256(json.dumps([str(root.resolve()), settings]).encode()).hexdigest()[:8]
+    file = _cache_folder(root, cache) / f"{name}-{split}-{setting}"
+
+    def bank(kind: str, read: Callable, owners: Collection[Sample], sources: Iterable) -> tuple[Bank, Tensor | None]:
+        whole = file.with_name(f"{file.name}-{kind}-{features.state(owners, sources)}.safetensors")
+        if (found := load_bank(whole)) is not None:
+            return found
+        save_bank(whole, read(owners), len(owners), dtype)
+        for stale in set(file.parent.glob(f"{file.name}-{kind}-*.safetensors")) - {whole}:
+            stale.unlink(missing_ok=True)
+        return load_bank(whole)
+
+    target, _ = bank("target", features.videos, videos.values(), features.video.values())
+    query, vectors = bank("query", features.queries, queries.values(), [features.query])
+    ends = np.cumsum([features.widths[stream] for stream in features.video]).tolist()
+    position = {vid: i for i, vid in enumerate(videos)}, {qid: i for i, qid in enumerate(queries)}
+    return MomentDataset(
+        name=name,
+        split=split,
+        samples=samples,
+        target=target,
+        video=torch.tensor([position[0][s.vid] for s in samples]),
+        query=query,
+        question=torch.tensor([position[1][s.qid] for s in samples]),
+        query_joint=vectors,
+        streams={stream: slice(a, b) for stream, a, b in zip(features.video, [0, *ends], ends, strict=False)},
+        joint=features.joint,
+        clip_s=dataset.clip_s,
+        settings=settings,
+    )
+
+
+def open_features(
+    name: str,
+    root: Path,
+    samples: Sequence[Sample],
+    layout: str,
+    streams: str | Iterable[str] | None,
+    normalize: bool | Iterable[str],
+) -> Features:
+    """What `open_files` reads, found but not yet read except for the first sample."""
+    if layout not in LAYOUTS:
+        raise ValueError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}")
+    row, dataset = LAYOUTS[layout], DATASETS[name]
+    names = _stream_names(layout, streams)
+    normalized = {*names, "query"} if normalize is True else set() if normalize is False else set(normalize)
+    if unknown := normalized - {*names, "query"}:
+        raise ValueError(f"normalize names {sorted(unknown)}; there are {[*names, 'query']}")
+    video = {stream: _found(root, row.video[stream], dataset) for stream in names}
+    query = _found(root, row.query, dataset)
+    if query.template.endswith(".txt"):
+        query = WordVectors(next(root.glob(query.template)), samples)
+    features = Features(
+        video=video,
+        query=query,
+        sentence=row.sentence,
+        tokens=row.tokens,
+        joint=row.joint if row.joint in video else None,
+        widths={},
+        normalized=frozenset(normalized),
+        clip_s=dataset.clip_s,
+        hint=f"`python -m mrlib.data.check {name} {root}` lists all that is wrong",
+    )
+    with features.reading(samples[0]):
+        widths = {stream: source.rows(samples[0]).shape[1] for stream, source in video.items()}
+    return replace(features, widths=widths)
+
+
+def _stream_names(layout: str, streams: str | Iterable[str] | None) -> tuple[str, ...]:
+    row = LAYOUTS[layout]
+    if streams == "joint":
+        if row.joint is None:
+            raise ValueError(f"layout {layout} has no stream in a joint space; its streams are {list(row.video)}")
+        return (row.joint,)
+    names = tuple(row.video) if streams is None else (streams,) if isinstance(streams, str) else tuple(streams)
+    if not names or len(set(names)) < len(names) or set(names) - set(row.video):
+        raise ValueError(f"streams {list(names)} of layout {layout}; choose among {list(row.video)}, each once")
+    return names
+
+
+def _found(root: Path, stream: Stream, dataset: Dataset) -> Source:
+    source = find_source(root, stream, dataset)
+    if source is None:
+        message = f"no {' or '.join(stream.templates)} there; streams= chooses the video streams to read"
+        raise _missing(root, message)
+    return source
+
+
+def _cache_folder(root: Path, cache: str | os.PathLike | None) -> Path:
+    if cache is not None:
+        return Path(cache)
+    if os.access(root, os.W_OK):
+        return root / ".mrlib_cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mrlib"
