@@ -72,9 +72,7 @@ def transitions(target: Tensor, mask: Tensor, query: Tensor) -> tuple[Tensor, Te
 
 
 @torch.no_grad()
-def boundaries(
-    target: Tensor, mask: Tensor, query: Tensor, *, right: str = "literal"
-) -> tuple[Tensor, Tensor, Tensor]:
+def boundaries(target: Tensor, mask: Tensor, query: Tensor, *, right: str = "literal") -> tuple[Tensor, Tensor, Tensor]:
     r"""Anchor and both ends of the segment around it, ends included: $b^L \le A \le b^R$.  [A2FA Eq. 2-5]
 
     target   (B, T, J)

@@ -17,9 +17,8 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-_ONE_TILE = 256  # up to this grid a side is transformed in one piece
+_ONE_TILE = 160  # up to this grid a side is transformed in one piece
 _TILE = 128  # beyond it, in tiles on a grid of this many points
 
 
@@ -61,7 +60,7 @@ def direct(x: Tensor, weight: Tensor) -> Tensor:
 
 @torch.compiler.disable
 def fourier(x: Tensor, weight: Tensor) -> Tensor:
-    """The same through the Fourier transform, differentiable once."""
+    """The same through the Fourier transform. RuntimeError when a second derivative is prepared (`create_graph`)."""
     return _FourierConv2d.apply(x, weight)
 
 
@@ -126,25 +125,26 @@ def _kernel_blocks(weight: Tensor, rows: _Axis, cols: _Axis) -> Tensor:
 
 
 class _FourierConv2d(torch.autograd.Function):
-    """y[n] = sum_k w[k] x[n + k - C//2]; tile by tile with a halo in the forward pass, by overlap-add in the backward."""
+    """y[n] = sum_k w[k] x[n + k - C//2]; tiles with a halo forwards, overlap-add backwards."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
         rows, cols = (_Axis(x.shape[d], weight.shape[d]) for d in (-2, -1))
-        halo = F.pad(x, (cols.half, cols.padded - cols.half - cols.size, rows.half, rows.padded - rows.half - rows.size))
-        tiles = halo.unfold(2, rows.grid, rows.tile).unfold(3, cols.grid, cols.tile)
+        sides = [side for axis in (cols, rows) for side in (axis.half, axis.padded - axis.half - axis.size)]
+        tiles = F.pad(x, sides).unfold(2, rows.grid, rows.tile).unfold(3, cols.grid, cols.tile)
         spectra, blocks = _spectra(tiles, rows, cols), _kernel_blocks(weight, rows, cols)
         y = _maps(spectra @ blocks, len(x), rows, cols)[..., : rows.tile, : cols.tile]
         y = y.transpose(3, 4).reshape(len(x), -1, rows.count * rows.tile, cols.count * cols.tile)
         ctx.axes = rows, cols
-        ctx.save_for_backward(
-            spectra if ctx.needs_input_grad[1] else None, blocks if ctx.needs_input_grad[0] else None
-        )
+        ctx.save_for_backward(spectra if ctx.needs_input_grad[1] else None, blocks if ctx.needs_input_grad[0] else None)
         return y[..., : rows.size, : cols.size].contiguous()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        if torch.is_grad_enabled():  # create_graph: better refused than second derivatives with this part missing
+            raise RuntimeError(
+                "the transformed convolution is differentiated once only: for more, use mrlib.ops.conv.direct"
+            )
         (spectra, blocks), (rows, cols) = ctx.saved_tensors, ctx.axes
         batch = len(dy)
         dy = F.pad(dy, (0, cols.count * cols.tile - cols.size, 0, rows.count * rows.tile - rows.size))
