@@ -15,11 +15,11 @@ def read_array(file: Path, key: str = "") -> np.ndarray:
 
     An .hdf5 key may be a path, and may lead to a group that holds nothing but the array.
     """
-    if not file.is_file():
-        raise MissingFile(Problem(str(file), None, "missing file", "no such feature file"))
-    if file.suffix == ".hdf5":
-        return _read_hdf5(file, key)
     try:
+        if not file.is_file():
+            raise MissingFile(Problem(str(file), None, "missing file", "no such feature file"))
+        if file.suffix == ".hdf5":
+            return _read_hdf5(file, key)
         if file.suffix == ".npy":
             with file.open("rb") as content:
                 return np.lib.format.read_array(content, allow_pickle=False)
@@ -27,7 +27,7 @@ def read_array(file: Path, key: str = "") -> np.ndarray:
             if key not in content.files:
                 raise _missing_key(file, key, content.files)
             return content[key]
-    except MissingKey:
+    except DataError:
         raise
     except Exception as error:  # numpy lets through whatever zip, header parser and allocator raise
         raise _unreadable(file, error) from error
@@ -36,22 +36,17 @@ def read_array(file: Path, key: str = "") -> np.ndarray:
 def _read_hdf5(file: Path, key: str) -> np.ndarray:
     import h5py  # a tenth of a second that most layouts need not spend
 
-    try:
-        with h5py.File(file, "r") as content:
-            node = content
-            for part in key.split("/"):
-                if not isinstance(node, h5py.Group) or part not in node:
-                    raise _missing_key(file, key, list(node)[:8] if isinstance(node, h5py.Group) else [])
-                node = node[part]
-            if isinstance(node, h5py.Group) and len(node) == 1:
-                node = next(iter(node.values()))
-            if not isinstance(node, h5py.Dataset):
-                raise _missing_key(file, key, list(node))
-            return node[()]
-    except MissingKey:
-        raise
-    except Exception as error:
-        raise _unreadable(file, error) from error
+    with h5py.File(file, "r") as content:
+        node = content
+        for part in key.split("/"):
+            if not isinstance(node, h5py.Group) or part not in node:
+                raise _missing_key(file, key, list(node)[:8] if isinstance(node, h5py.Group) else [])
+            node = node[part]
+        if isinstance(node, h5py.Group) and len(node) == 1:
+            node = next(iter(node.values()))
+        if not isinstance(node, h5py.Dataset):
+            raise _missing_key(file, key, list(node))
+        return node[()]
 
 
 def as_rows(array: np.ndarray, file: Path, *, parts: int = 1) -> np.ndarray:
@@ -85,7 +80,7 @@ def as_rows(array: np.ndarray, file: Path, *, parts: int = 1) -> np.ndarray:
 def same_width(rows: np.ndarray, width: int | None, file: Path) -> int:
     """The width of rows (L, D), which must be `width` if that is known."""
     if width is not None and rows.shape[1] != width:
-        message = f"vectors of width {rows.shape[1]}, where {width} is expected as in the first sample's; extract again"
+        message = f"vectors of width {rows.shape[1]} where others have {width}; extract all with one model"
         raise DataError(Problem(str(file), None, "shape", message))
     return rows.shape[1]
 

@@ -207,7 +207,6 @@ def _stamp(file: Path) -> str:
     try:
         stat = file.stat()
     except OSError as error:
-        raise MissingFile(
-            Problem(str(file), None, "missing file", f"no such feature file ({error.strerror})")
-        ) from error
+        problem = Problem(str(file), None, "missing file", f"no such feature file ({error.strerror})")
+        raise MissingFile(problem) from error
     return f"{stat.st_size} {stat.st_mtime_ns}"

@@ -17,7 +17,6 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -104,12 +103,7 @@ LAYOUTS: dict[str, Layout] = {
     # MATR: the query is a video
     "matr": Layout(
         {"clip": Stream(("target_vid_clip/{vid}.npz:features", "vid_clip/{vid}.npz:features"))},
-        Stream(
-            (
-                "query_vid_clip/qid{qid}.npz:last_hidden_state",
-                "vid_clip_query/qid{qid}.npz:last_hidden_state",
-            )
-        ),
+        Stream(("query_vid_clip/qid{qid}.npz:last_hidden_state", "vid_clip_query/qid{qid}.npz:last_hidden_state")),
         joint="clip",
         sentence="mean",
     ),
@@ -150,28 +144,40 @@ def find_annotations(name: str, root: Path) -> dict[str, Path]:
     return splits
 
 
-def find_source(root: Path, stream: Stream, dataset: Dataset) -> Source | None:
-    """Where a stream is under `root`; None where it is not, ValueError where two spellings of it are."""
-    there = [t for t in stream.templates if all(_matches(root, part) for part in t.split(" + "))]
+def find_source(root: Path, stream: Stream, dataset: Dataset) -> Source:
+    """Where a stream is under `root`; FileNotFoundError where it is not, ValueError where two spellings of it are."""
+    there = [t for t in stream.templates if _there(root, t)]
+    if not there:
+        raise _missing(root, f"no {' or '.join(stream.templates)}; streams= chooses among the streams that are there")
     if len(there) > 1:
         raise DataError(Problem(str(root), None, "ambiguous", f"{' and '.join(there)} are there; keep one of them"))
-    clip_s = None if stream.per_clip else dataset.clip_s
-    return Source(root, there[0], dataset.query, stream.parts, clip_s) if there else None
+    return Source(root, there[0], dataset.query, stream.parts, None if stream.per_clip else dataset.clip_s)
 
 
-def _matches(root: Path, part: str) -> list[Path]:
-    """One file, if there is one, that could be some sample's."""
-    pattern = re.sub(r"{\w+}", "*", part.partition(":")[0])
-    return list(islice(root.glob(pattern), 1))
+def find_query(root: Path, layout: str, dataset: Dataset, samples: Collection[Sample]) -> Source | WordVectors:
+    """Where the query vectors of some samples are."""
+    source = find_source(root, LAYOUTS[layout].query, dataset)
+    if not source.template.endswith(".txt"):
+        return source
+    files = sorted(root.glob(source.template))
+    if len(files) > 1:
+        raise DataError(Problem(str(root), None, "ambiguous", f"{[f.name for f in files]} are there; keep one of them"))
+    return WordVectors(files[0], samples)
 
 
-def find_layout(root: Path, dataset: Dataset) -> str:
+def _there(root: Path, template: str) -> bool:
+    """Whether there is a file for each part of a template that could be some sample's."""
+    patterns = [re.sub(r"{\w+}", "*", part.partition(":")[0]) for part in template.split(" + ")]
+    return all(next(root.glob(pattern), None) for pattern in patterns)
+
+
+def find_layout(root: Path) -> str:
     """The one layout of which query features and video features are under `root`."""
     there = [
         name
         for name, layout in LAYOUTS.items()
-        if find_source(root, layout.query, dataset)
-        and any(find_source(root, stream, dataset) for stream in layout.video.values())
+        if any(_there(root, t) for t in layout.query.templates)
+        and any(_there(root, t) for stream in layout.video.values() for t in stream.templates)
     ]
     if len(there) > 1:
         message = f"features in the layouts {', '.join(there)}; say which by layout="
@@ -221,13 +227,15 @@ def open_files(
     the official loader reads (32 tokens for Moment-DETR and AMR). ValueError, and FileNotFoundError or KeyError where
     that is the reason, naming the file and the way out.
     """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit}; at least one sample, or None for all")
     root = dataset_root(name, root)
     dataset, splits = DATASETS[name], find_annotations(name, root)
     if split not in splits:
         expected = " or ".join(t.replace("{split}", split) for t in dataset.annotations)
         raise _missing(root, f"no split {split!r} of {name}: {expected} is expected; there are {sorted(splits)}")
     samples = load_annotations(splits[split], dataset.clip_s, words=dataset.words)[:limit]
-    layout = layout or find_layout(root, dataset)
+    layout = layout or find_layout(root)
     features = open_features(name, root, samples, layout, streams, normalize)
     videos, queries = {}, {}
     for sample in samples:
@@ -255,15 +263,16 @@ def open_files(
     target, _ = bank("target", features.videos, videos.values(), features.video.values())
     query, vectors = bank("query", features.queries, queries.values(), [features.query])
     ends = np.cumsum([features.widths[stream] for stream in features.video]).tolist()
-    position = {vid: i for i, vid in enumerate(videos)}, {qid: i for i, qid in enumerate(queries)}
+    video_item = {vid: i for i, vid in enumerate(videos)}
+    query_item = {qid: i for i, qid in enumerate(queries)}
     return MomentDataset(
         name=name,
         split=split,
         samples=samples,
         target=target,
-        video=torch.tensor([position[0][s.vid] for s in samples]),
+        video=torch.tensor([video_item[s.vid] for s in samples]),
         query=query,
-        question=torch.tensor([position[1][s.qid] for s in samples]),
+        question=torch.tensor([query_item[s.qid] for s in samples]),
         query_joint=vectors,
         streams={stream: slice(a, b) for stream, a, b in zip(features.video, [0, *ends], ends, strict=False)},
         joint=features.joint,
@@ -288,13 +297,10 @@ def open_features(
     normalized = {*names, "query"} if normalize is True else set() if normalize is False else set(normalize)
     if unknown := normalized - {*names, "query"}:
         raise ValueError(f"normalize names {sorted(unknown)}; there are {[*names, 'query']}")
-    video = {stream: _found(root, row.video[stream], dataset) for stream in names}
-    query = _found(root, row.query, dataset)
-    if query.template.endswith(".txt"):
-        query = WordVectors(next(root.glob(query.template)), samples)
+    video = {stream: find_source(root, row.video[stream], dataset) for stream in names}
     features = Features(
         video=video,
-        query=query,
+        query=find_query(root, layout, dataset, samples),
         sentence=row.sentence,
         tokens=row.tokens,
         joint=row.joint if row.joint in video else None,
@@ -318,14 +324,6 @@ def _stream_names(layout: str, streams: str | Iterable[str] | None) -> tuple[str
     if not names or len(set(names)) < len(names) or set(names) - set(row.video):
         raise ValueError(f"streams {list(names)} of layout {layout}; choose among {list(row.video)}, each once")
     return names
-
-
-def _found(root: Path, stream: Stream, dataset: Dataset) -> Source:
-    source = find_source(root, stream, dataset)
-    if source is None:
-        message = f"no {' or '.join(stream.templates)} there; streams= chooses the video streams to read"
-        raise _missing(root, message)
-    return source
 
 
 def _cache_folder(root: Path, cache: str | os.PathLike | None) -> Path:

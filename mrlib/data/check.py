@@ -1,0 +1,172 @@
+"""What is wrong with the files of a dataset, all of it at once: `python -m mrlib.data.check NAME [ROOT]`.
+
+It reads with the readers that `open_files` uses, so what passes here opens. One bad line or file stops nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from mrlib.data import Sample
+from mrlib.data.annotations import read_annotations
+from mrlib.data.arrays import same_width
+from mrlib.data.features import Source, WordVectors, agreed_length
+from mrlib.data.layouts import DATASETS, LAYOUTS, dataset_root, find_annotations, find_layout, find_query, find_source
+from mrlib.data.problems import DataError, Problem
+
+
+@dataclass
+class Part:
+    """How one stream of one split fares."""
+
+    split: str
+    stream: str
+    wanted: int = 0  # videos or queries in the annotations, lines for the annotations themselves
+    rows: list[int] = field(default_factory=list)  # of those that could be read
+    width: int | None = None
+
+    def __str__(self) -> str:
+        count = f"{len(self.rows)} of {self.wanted} read"
+        if not self.rows or self.width is None:
+            return f"{self.split:8} {self.stream:12} {count}"
+        return f"{self.split:8} {self.stream:12} {count}, {min(self.rows)} to {max(self.rows)} rows of {self.width}"
+
+
+def check(name: str, root: str | os.PathLike | None = None, layout: str | None = None) -> list[Problem]:
+    """Every problem of a dataset's annotations and features; those that are not fatal do not stop `open_files`.
+
+    name, root, layout  as in `mrlib.data.layouts.open_files`; ValueError for a name or folder that is not there
+    """
+    return _examine(name, dataset_root(name, root), layout)[1]
+
+
+def _examine(name: str, root: Path, layout: str | None) -> tuple[list[Part], list[Problem]]:
+    parts: list[Part] = []
+    problems: list[Problem] = []
+
+    @contextmanager
+    def noting(where: str = "") -> Iterator[None]:
+        try:
+            yield
+        except DataError as error:
+            problems.append(replace(error.problem, message=error.problem.message + where))
+
+    with noting():
+        layout = layout or find_layout(root)
+    splits = find_annotations(name, root)
+    if not splits:
+        expected = " or ".join(DATASETS[name].annotations)
+        problems.append(Problem(str(root), None, "missing file", f"no annotations, {expected}"))
+    for split, file in splits.items():
+        samples = _annotations(name, split, file, parts, problems)
+        if layout is not None and samples:
+            _features(name, root, layout, split, file, samples, parts, noting)
+    return parts, list(dict.fromkeys(problems))  # what every split lacks, once
+
+
+def _annotations(
+    name: str, split: str, file: Path, parts: list[Part], problems: list[Problem]
+) -> list[tuple[int, Sample]]:
+    """The sound lines of a file with their numbers."""
+    dataset, part, samples = DATASETS[name], Part(split, "annotations"), []
+    for number, sample, found in read_annotations(file, dataset.clip_s, words=dataset.words):
+        part.wanted += number is not None
+        problems += found
+        if sample is not None:
+            samples.append((number, sample))
+            part.rows.append(1)
+    parts.append(part)
+    return samples
+
+
+def _features(
+    name: str,
+    root: Path,
+    layout: str,
+    split: str,
+    annotations: Path,
+    samples: list[tuple[int, Sample]],
+    parts: list[Part],
+    noting: Callable,
+) -> None:
+    """Read every feature that the samples of a split need."""
+    dataset, row = DATASETS[name], LAYOUTS[layout]
+    videos, queries = {}, {}
+    for number, sample in samples:
+        videos.setdefault(sample.vid, (number, sample))
+        queries.setdefault(sample.qid, (number, sample))
+    sources: dict[str, Source] = {}
+    for stream in row.video:
+        with noting():
+            sources[stream] = find_source(root, row.video[stream], dataset)
+    of_stream = {stream: Part(split, stream, len(videos)) for stream in sources}
+    parts += of_stream.values()
+    for number, sample in _progress(videos.values(), split):
+        needed = f"; needed by line {number} of {annotations.name}"
+        lengths = {}
+        for stream, source in sources.items():
+            with noting(needed):
+                lengths[source.files(sample)[0][0]] = len(_read(source, sample, of_stream[stream]))
+        with noting(needed):
+            if lengths:
+                agreed_length(lengths, sample, dataset.clip_s)
+    query: Source | WordVectors | None = None
+    with noting():
+        query = find_query(root, layout, dataset, [sample for _, sample in samples])
+    if query is None:
+        return
+    part = Part(split, "query", len(queries))
+    parts.append(part)
+    joint = of_stream[row.joint].width if row.joint in of_stream else None
+    for number, sample in _progress(queries.values(), split):
+        with noting(f"; needed by line {number} of {annotations.name}"):
+            rows = _read(query, sample, part)
+            if joint is not None:
+                vector = rows if row.sentence == "mean" else query.vector(sample, row.sentence)
+                same_width(vector, joint, query.files(sample)[0][0])
+
+
+def _read(source: Source | WordVectors, sample: Sample, part: Part) -> np.ndarray:
+    rows = source.rows(sample)
+    part.width = same_width(rows, part.width, source.files(sample)[0][0])
+    part.rows.append(len(rows))
+    return rows
+
+
+def _progress(items: Iterable[tuple[int, Sample]], split: str) -> Iterable[tuple[int, Sample]]:
+    return tqdm(items, desc=split, leave=False, disable=None)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the report; 0 if nothing is wrong, 1 if something is, 2 if there is nothing to look at."""
+    parser = argparse.ArgumentParser(prog="python -m mrlib.data.check", description=__doc__.split(":")[0])
+    parser.add_argument("name", help=", ".join(DATASETS))
+    parser.add_argument("root", nargs="?", help="folder with annotations and features; default $MRLIB_DATA/NAME")
+    parser.add_argument("--layout", help=f"{', '.join(LAYOUTS)}; default the one that is there")
+    given = parser.parse_args(arguments)
+    try:
+        root = dataset_root(given.name, given.root)
+    except ValueError as error:
+        parser.error(str(error))
+    if given.layout not in (None, *LAYOUTS):
+        parser.error(f"unknown layout {given.layout!r}; known: {', '.join(LAYOUTS)}")
+    parts, problems = _examine(given.name, root, given.layout)
+    for part in parts:
+        print(part)
+    for problem in problems:
+        print(problem if problem.fatal else f"{problem} (not fatal)")
+    fatal = sum(problem.fatal for problem in problems)
+    print(f"{fatal} problems" + (f", {len(problems) - fatal} notes" if len(problems) > fatal else ""))
+    return 1 if fatal else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
