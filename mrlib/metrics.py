@@ -1,0 +1,474 @@
+"""How well moments and highlights were found: the field's metrics, number for number.
+
+    python -m mrlib.metrics predictions.jsonl ground_truth.jsonl
+
+Paper    Lei et al., "QVHighlights: Detecting Moments and Highlights in Videos via Natural Language Queries",
+         NeurIPS 2021 (arXiv 2107.09609); its evaluator is `jayleicn/moment_detr`, standalone_eval
+Here     `evaluate` gives what that evaluator prints, to the last digit, for all queries at once;
+         `moment_scores` what other papers report beside it, with the multi-moment scores of [QV-M2], the
+         benchmark of `Zhuo-Cao/QV-M2`
+Departs  no or fewer predictions for a query, an empty length range, truth without saliency: scored or left out where
+         the evaluator raises; an id given twice: an error where it mixes the two
+
+Letters  Q queries, K predicted moments (ten at most), W annotated windows, T clips of `CLIP_S` seconds
+Order    rows of arrays are queries in the order of the predictions, for the last bit of a sum depends on its order
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import reprlib
+import sys
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from numbers import Real
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+IOUS = np.arange(50, 100, 5) / 100  # 0.5, 0.55, ... 0.95
+RANGES_S = {"short": (0, 10), "middle": (10, 30), "long": (30, 150), "full": (-np.inf, np.inf)}  # a < length <= b
+LEVELS = {"Fair": 2, "Good": 3, "VeryGood": 4}  # lowest saliency score of a positive clip
+CLIP_S = 2
+MOMENTS = 10  # predictions that count, the first in the file
+
+
+def evaluate(predictions: Sequence[Mapping], ground_truth: Sequence[Mapping]) -> dict[str, Any]:
+    """The scores of the QVHighlights evaluator: same keys, same order, same rounding.  [QVHighlights]
+
+    predictions   lines {"qid", "pred_relevant_windows": [[start, end, score], ...], "pred_saliency_scores": [...]};
+                  times in seconds, a score for each clip; the fields of the first line say what is evaluated
+    ground_truth  lines in the QVHighlights schema, as dicts or as `mrlib.data.Sample`; any order
+    returns       percentages with two decimals: "brief", then for every length range ("full", "long", "middle",
+                  "short") "MR-mAP" and "MR-R1" by IoU, and for every "HL-min-..." "HL-mAP" and "HL-Hit1"
+
+    The first ten predictions of a query count; a query without any has AP 0 and R1 0. Two empty windows have the
+    IoU 0/0: a hit for AP, a miss for R1. A length range without annotated windows is left out, and so are highlights
+    if no truth line has saliency_scores.
+    Raises ValueError for ids that differ or occur twice, and for a malformed line, naming its id and the field.
+    """
+    lines, truth = _matched(predictions, ground_truth)
+    scores, brief = {}, {}
+    if "pred_relevant_windows" in lines[0]:
+        scores = _retrieval_scores(_read_retrieval(lines, truth))
+        for name, ofrange in scores.items():
+            brief[f"MR-{name}-mAP"] = ofrange["MR-mAP"]["average"]
+        brief |= {f"MR-full-mAP@{iou}": scores["full"]["MR-mAP"][iou] for iou in ("0.5", "0.75")}
+        brief |= {f"MR-full-R1@{iou}": scores["full"]["MR-R1"][iou] for iou in ("0.5", "0.7")}
+        brief = dict(sorted(brief.items()))
+    if "pred_saliency_scores" in lines[0] and any("saliency_scores" in line for line in truth):
+        for name, level in _highlight_scores(lines, truth).items():
+            scores[name] = level
+            brief |= {f"{name}-{key.removeprefix('HL-')}": value for key, value in level.items()}
+    if not scores:
+        raise ValueError(f"qid {lines[0]['qid']!r}: the first prediction holds nothing that the truth can score")
+    return {"brief": brief} | dict(sorted(scores.items()))
+
+
+def moment_scores(predictions: Sequence[Mapping], ground_truth: Sequence[Mapping]) -> dict[str, dict[str, float]]:
+    """What other papers report beside the evaluator's scores, by the number of annotated windows.
+
+    predictions, ground_truth, errors   as in `evaluate`
+    returns  {"all": row, "1": row, "2": row, "3+": row}, without groups that have no query; a row holds percentages
+      "queries"          how many (a count)
+      "mAP"              mean over the ten IoUs of `evaluate`
+      "mIoU"             of the first moment with the window it overlaps most
+      "R1@t", "R5@t"     the first moment, one of the first five, has IoU >= t; t = 0.3, 0.5, 0.7, 0.9
+      "mR@k", "mIoU@k"   k = 1, 2, 3: over queries with k windows or more, left out where there are none [QV-M2];
+                         each of the first k moments takes the free window it overlaps most: the share of the k that
+                         reach an IoU, mean over 0.3, 0.35, ... 0.95; the mean IoU of the k
+
+    Moments count in the order of the file. A missing one is a miss, where the script of [QV-M2] skips the query; and
+    there, unlike here, a moment below the IoU takes no window. `R1@t` is the evaluator's; IoU 0/0 is a miss.
+    """
+    data = _read_retrieval(*_matched(predictions, ground_truth))
+    windows = data.real.sum(1)
+    precision = _average_precision(_ranked_iou(data), data.real)
+    iou = _hull_iou(
+        data.moments_s[:, :5, None], data.windows_s[:, None]
+    )  # (Q, 5, W); padding, (0, 0), overlaps nothing
+    first, five = _first_iou(data, data.real), iou.max((1, 2))
+    taken = _taken_iou(iou, data.real, 3)
+
+    def row(group: np.ndarray) -> dict[str, float]:
+        of = {"mAP": precision[group].mean(0).mean(), "mIoU": first[group].mean()}
+        for name, best in (("R1", first), ("R5", five)):
+            of |= {f"{name}@{t}": (best[group] >= t).mean() for t in (0.3, 0.5, 0.7, 0.9)}
+        for k in (1, 2, 3):
+            matched = taken[group & (windows >= k), :k]
+            if len(matched):
+                of[f"mR@{k}"] = np.mean([(matched >= t).mean() for t in np.arange(30, 100, 5) / 100])
+                of[f"mIoU@{k}"] = matched.mean()
+        return {"queries": int(group.sum())} | {name: _percent(value) for name, value in of.items()}
+
+    groups = {"all": windows > 0, "1": windows == 1, "2": windows == 2, "3+": windows >= 3}
+    return {name: row(group) for name, group in groups.items() if group.any()}
+
+
+# ---- moment retrieval ----
+
+
+class _Retrieval(NamedTuple):
+    moments_s: np.ndarray  # (Q, K, 2) predicted start and end, seconds, in the order of the file
+    counts: np.ndarray  # int (Q,) how many of the K there are
+    ranks: np.ndarray  # int (Q, K) the moments by score, best first; equal scores keep their order
+    windows_s: np.ndarray  # (Q, W, 2) annotated start and end, seconds
+    real: np.ndarray  # bool (Q, W) False on padding
+
+
+def _read_retrieval(lines: list[Mapping], truth: list[Mapping]) -> _Retrieval:
+    moments, counts = _read(lines, "pred_relevant_windows", 3, most=MOMENTS)
+    windows_s, windows = _read(truth, "relevant_windows", 2)
+    if not windows.all():
+        raise ValueError(f"qid {truth[windows.argmin()]['qid']!r}: relevant_windows is empty, there is nothing to find")
+    scores = np.where(np.arange(moments.shape[1]) < counts[:, None], moments[..., 2], -np.inf)
+    ranks = np.argsort(-scores, axis=1, kind="stable")
+    return _Retrieval(moments[..., :2], counts, ranks, windows_s, np.arange(windows.max()) < windows[:, None])
+
+
+def _retrieval_scores(data: _Retrieval) -> dict[str, dict[str, dict[str, float]]]:
+    """Both scores of every length range, which keeps the windows inside it, and their queries."""
+    iou, length = _ranked_iou(data), data.windows_s[..., 1] - data.windows_s[..., 0]
+    names, scores = [str(t) for t in IOUS.tolist()], {}
+    for name, (above, most) in RANGES_S.items():
+        inside = data.real & (above < length) & (length <= most)  # (Q, W)
+        kept = inside.any(1)
+        if not kept.any():
+            continue
+        precision = _average_precision(iou[kept], inside[kept]).mean(0)
+        recall = (_first_iou(data, inside)[kept, None] >= IOUS).mean(0)
+        scores[name] = {
+            "MR-mAP": dict(zip([*names, "average"], map(_percent, [*precision, precision.mean()]), strict=True)),
+            "MR-R1": dict(zip(names, map(_percent, recall), strict=True)),
+        }
+    return scores
+
+
+def _length_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """IoU (..., ) of a and b (..., 2), its union from the two lengths; NaN where the union is 0."""
+    both = _intersection(a, b)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return both / ((a[..., 1] - a[..., 0]) + (b[..., 1] - b[..., 0]) - both)
+
+
+def _hull_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """IoU (..., ) with the union from first start to last end: the same but for the last bit, and 0 for 0/0."""
+    both = _intersection(a, b)
+    hull = np.maximum(a[..., 1], b[..., 1]) - np.minimum(a[..., 0], b[..., 0])
+    return np.divide(both, hull, out=np.zeros_like(both), where=hull != 0)
+
+
+def _intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.maximum(0, np.minimum(a[..., 1], b[..., 1]) - np.maximum(a[..., 0], b[..., 0]))
+
+
+def _ranked_iou(data: _Retrieval) -> np.ndarray:
+    """IoU (Q, K, W) of the moments, best score first, with every window; -1 where there is no such moment."""
+    moments_s = np.take_along_axis(data.moments_s, data.ranks[..., None], axis=1)
+    iou = _length_iou(moments_s[:, :, None], data.windows_s[:, None])
+    iou[np.arange(iou.shape[1]) >= data.counts[:, None]] = -1  # padding has no score and ranks last
+    return iou
+
+
+def _first_iou(data: _Retrieval, inside: np.ndarray) -> np.ndarray:
+    """IoU (Q,) of the first moment of the file with its best window inside (Q, W); 0 where there is none.
+
+    As in the evaluator, `_length_iou` chooses the window, NaN above all, and `_hull_iou` is the IoU with it.
+    """
+    first_s = data.moments_s[:, 0]
+    best = np.where(inside, _length_iou(first_s[:, None], data.windows_s), -1).argmax(1)
+    iou = _hull_iou(first_s, data.windows_s[np.arange(len(best)), best])
+    return np.where((data.counts > 0) & inside.any(1), iou, 0)
+
+
+def _taken_iou(iou: np.ndarray, real: np.ndarray, most: int) -> np.ndarray:
+    """IoU (Q, most) of the first moments, each with the free window it overlaps most, which it takes.
+
+    iou (Q, K, W) in the order in which the moments choose; real bool (Q, W); 0 without a moment or a free window
+    """
+    queries, free, taken = np.arange(len(iou)), real.copy(), np.zeros((len(iou), most))
+    for k in range(min(most, iou.shape[1])):
+        best = np.where(free, iou[:, k], -1).argmax(1)
+        taken[:, k] = np.where(free.any(1), iou[queries, k, best], 0)
+        free[queries, best] = False
+    return taken
+
+
+def _average_precision(iou: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """AP (Q, 10) of every query at `IOUS`, interpolated at every step of recall [Everingham et al. 2011].
+
+    iou     (Q, K, W)  of the moments, best score first; -1 where there is none
+    inside  bool (Q, W)  windows that count, at least one for each query
+    """
+    hits = _hits(iou, inside)  # (Q, 10, K)
+    windows, found = inside.sum(1)[:, None, None], hits.cumsum(2)
+    precision = np.maximum.accumulate((found / np.arange(1, found.shape[2] + 1))[..., ::-1], axis=2)[..., ::-1]
+    area = (found / windows - (found - hits) / windows) * precision
+    # The evaluator's sum has one more step, of area 0, from the last recall to 1.
+    steps = np.concatenate([hits, found[..., -1:] < windows], axis=2)
+    return _row_sums(np.concatenate([area, np.zeros_like(area[..., :1])], axis=2), steps)
+
+
+def _hits(iou: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Which moments find a window, bool (Q, 10, K): in turn, each takes the free one of highest IoU that is enough.
+
+    iou, inside   as in `_average_precision`; NaN is above every IoU
+    """
+    n_queries, n_moments, _ = iou.shape
+    query, moment, window = np.nonzero(~(iou < IOUS[0]) & inside[:, None])  # the candidates of a moment together
+    row = query * n_moments + moment
+    counts = np.bincount(row, minlength=n_queries * n_moments)
+    choice = _places(counts)
+    ends = counts.cumsum()
+    for r in np.flatnonzero(counts > 1):  # rare; argsort is not stable: as in the evaluator, it decides between equals
+        windows = np.flatnonzero(inside[r // n_moments])
+        best = windows[np.argsort(iou[r // n_moments, r % n_moments, windows])[::-1]]
+        window[ends[r] - counts[r] : ends[r]] = best[: counts[r]]
+    enough = ~(iou[query, moment, window][:, None] < IOUS)  # (candidates, 10)
+    hits = np.zeros((n_queries, n_moments, len(IOUS)), bool)
+    free = np.ones((*inside.shape, len(IOUS)), bool)
+    for turn in np.unique(moment * inside.shape[1] + choice):
+        now = np.flatnonzero(moment * inside.shape[1] + choice == turn)  # one candidate of each query at most
+        q, m, w = query[now], moment[now], window[now]
+        take = enough[now] & free[q, w] & ~hits[q, m]
+        hits[q, m] |= take
+        free[q, w] &= ~take
+    return hits.swapaxes(1, 2)
+
+
+# ---- highlights ----
+
+
+def _highlight_scores(lines: list[Mapping], truth: list[Mapping]) -> dict[str, dict[str, float]]:
+    """Both scores of every level, at which each of three annotators has a truth of positive and negative clips."""
+    clips, saliency = _read_saliency(truth)  # (Q,), (Q, T, 3)
+    listed, counts = _read(lines, "pred_saliency_scores", 1, fill=-np.inf)
+    listed = listed[..., 0]
+    top = listed.argmax(1)
+    at_top = saliency[np.arange(len(top)), np.minimum(top, saliency.shape[1] - 1)].max(1)
+    at_top[(top >= clips) | (counts == 0)] = -1  # a miss
+
+    clip = np.arange(saliency.shape[1])
+    scores = np.zeros(saliency.shape[:2])  # a list that is too short goes on with zeros
+    n = min(scores.shape[1], listed.shape[1])
+    scores[:, :n] = np.where(clip[:n] < counts[:, None], listed[:, :n], 0)
+    scores[clip >= clips[:, None]] = -np.inf
+    order = np.argsort(-scores, axis=1, kind="stable")
+    ranked = np.take_along_axis(scores, order, axis=1)
+    last = np.ones(scores.shape, bool)  # of the clips with its score: ties have one threshold
+    last[:, :-1] = ranked[:, 1:] != ranked[:, :-1]
+    truths = np.take_along_axis(saliency.swapaxes(1, 2), order[:, None], axis=2)  # (Q, 3, T)
+    return {
+        f"HL-min-{name}": {
+            "HL-mAP": _percent(np.mean(_highlight_precision(truths >= level, last))),
+            "HL-Hit1": _percent(np.mean(at_top >= level)),
+        }
+        for name, level in LEVELS.items()
+    }
+
+
+def _highlight_precision(positive: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """AP (Q, 3): the best precision at a threshold or a lower one, mean over the thresholds where recall rises.
+
+    positive  bool (Q, 3, T)  clips, best score first; padding, negative, comes last
+    last      bool (Q, T)  the last clip of its score
+
+    The evaluator holds recall in float32, which keeps its steps apart below 2^23 clips; so we count positives.
+    """
+    found = np.maximum.accumulate(np.where(last[:, None], positive.cumsum(2, dtype=np.int32), 0), axis=2)
+    precision = np.maximum.accumulate((found / np.arange(1, found.shape[2] + 1))[..., ::-1], axis=2)
+    rises = np.diff(found, axis=2, prepend=0) > 0
+    return _row_sums(precision, rises[..., ::-1]) / np.maximum(rises.sum(2), 1)  # lowest threshold first, as there
+
+
+def _read_saliency(truth: list[Mapping]) -> tuple[np.ndarray, np.ndarray]:
+    """The number of clips, int (Q,), and the scores of the three annotators (Q, T, 3), 0 where there are none."""
+    durations_s = [[line.get("duration")] for line in truth]
+    clips = (_checked(truth, "duration", durations_s, 1)[:, 0] / CLIP_S).astype(int)
+    ids, counts = _read(truth, "relevant_clip_ids", 1)
+    scores, scored = _read(truth, "saliency_scores", 3)
+    listed = np.arange(ids.shape[1]) < counts[:, None]
+    ids = ids[..., 0]
+    outside = listed & ((ids != np.floor(ids)) | (ids < 0) | (ids >= clips[:, None]))
+    wrong = (counts != scored) | outside.any(1)
+    if wrong.any():
+        i = wrong.argmax()
+        n, m = counts[i], scored[i]
+        problem = f"{n} clips, but saliency_scores {m}" if n != m else f"a clip that is none of its {clips[i]}"
+        raise ValueError(f"qid {truth[i]['qid']!r}: relevant_clip_ids has {problem}")
+    saliency = np.zeros((len(truth), max(clips.max(), 1), 3))
+    saliency[np.nonzero(listed)[0], ids[listed].astype(int)] = scores[listed]
+    return clips, saliency
+
+
+# ---- lines and arrays ----
+
+
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a .jsonl or .jsonl.gz file, blank ones left out; ValueError names the file and the line."""
+    path, lines = Path(path), []
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+            for number, text in enumerate(file, 1):
+                if text.strip():
+                    try:
+                        lines.append(json.loads(text.rstrip()))
+                    except json.JSONDecodeError as error:
+                        raise ValueError(f"{path}, line {number}: {error.msg} at column {error.colno}") from None
+                    if not isinstance(lines[-1], dict):
+                        raise ValueError(f"{path}, line {number}: {reprlib.repr(lines[-1])} is not a JSON object")
+    except (EOFError, UnicodeDecodeError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path}: cannot be read, {error}") from None
+    return lines
+
+
+def _matched(predictions: Iterable, ground_truth: Iterable) -> tuple[list[Mapping], list[Mapping]]:
+    """The lines of both, in the order of the predictions."""
+    lines, truth = _by_qid(predictions, "predictions"), _by_qid(ground_truth, "ground truth")
+    if lines.keys() != truth.keys():
+        lone = [_few([qid for qid in one if qid not in other]) for one, other in ((lines, truth), (truth, lines))]
+        raise ValueError(f"query ids differ: only in the predictions {lone[0]}; only in the ground truth {lone[1]}")
+    return list(lines.values()), [truth[qid] for qid in lines]
+
+
+def _by_qid(lines: Iterable, name: str) -> dict[int | str, Mapping]:
+    found, twice = {}, []
+    for number, line in enumerate(lines, 1):
+        line = line.as_line() if hasattr(line, "as_line") else line
+        qid = line.get("qid") if isinstance(line, Mapping) else None
+        if not isinstance(qid, int | str | np.integer):
+            raise ValueError(f"{name}, line {number}: qid is missing, or neither a whole number nor text")
+        if qid in found:
+            twice.append(qid)
+        found[qid] = line
+    if twice:
+        raise ValueError(f"{name}: query ids given more than once: {_few(list(dict.fromkeys(twice)))}")
+    if not found:
+        raise ValueError(f"{name}: no lines")
+    return found
+
+
+def _few(qids: list) -> str:
+    """At most five of them."""
+    more = f" and {len(qids) - 5} more" if len(qids) > 5 else ""
+    return (", ".join(map(repr, qids[:5])) or "none") + more
+
+
+def _read(
+    lines: list[Mapping], field: str, width: int, *, most: int | None = None, fill: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """A field that lists rows of `width` numbers (plain numbers if 1), as an array (Q, longest, width) and int (Q,).
+
+    The first `most` rows of a line count; `fill` stands where a line has fewer rows than the longest.
+    """
+    lists = []
+    for line in lines:
+        rows = line.get(field)
+        if not isinstance(rows, list | tuple):
+            problem = f"is {reprlib.repr(rows)}, not a list" if field in line else "is missing"
+            raise ValueError(f"qid {line['qid']!r}: {field} {problem}")
+        lists.append(rows[:most])
+    counts = np.array([len(rows) for rows in lists])
+    padded = np.full((len(lines), max(counts.max(), 1), width), fill)
+    padded[np.arange(padded.shape[1]) < counts[:, None]] = _checked(lines, field, lists, width)
+    return padded, counts
+
+
+def _checked(lines: list[Mapping], field: str, lists: list[list], width: int) -> np.ndarray:
+    """The rows of all lists as one array (rows, width); ValueError names the first that is malformed."""
+    array = _array(list(chain.from_iterable(lists)), width)
+    if array is not None:
+        return array
+    kind = "a finite number" if width == 1 else f"{width} finite numbers"
+    line, row = next(
+        (line, row) for line, rows in zip(lines, lists, strict=True) for row in rows if _array([row], width) is None
+    )
+    raise ValueError(f"qid {line['qid']!r}: {field} has {reprlib.repr(row)} where {kind} should stand")
+
+
+def _array(rows: list, width: int) -> np.ndarray | None:
+    """Rows of `width` finite numbers as float64 (rows, width); None where one is something else."""
+    if width > 1:
+        if not all(issubclass(kind, list | tuple) for kind in set(map(type, rows))) or set(map(len, rows)) - {width}:
+            return None
+        rows = list(chain.from_iterable(rows))
+    if not all(issubclass(kind, Real) and kind is not bool for kind in set(map(type, rows))):
+        return None
+    try:
+        array = np.array(rows, np.float64).reshape(-1, width)
+    except OverflowError:  # an integer beyond float64
+        return None
+    return array if np.isfinite(array).all() else None
+
+
+def _places(counts: np.ndarray) -> np.ndarray:
+    """0, 1, ... n - 1 for every n of counts, one after the other."""
+    return np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
+
+
+def _row_sums(values: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """The sum (...) of values (..., n) where keep (..., n), equal to `np.sum(row[keep])` to the last bit.
+
+    The order in which numpy adds depends on how many numbers there are, so rows with equally many go together.
+    """
+    counts, kept = keep.sum(-1), values[keep]
+    sums, starts = np.zeros(counts.shape), (counts.cumsum() - counts.ravel()).reshape(counts.shape)
+    for n in np.unique(counts):
+        rows = counts == n
+        sums[rows] = kept[starts[rows][:, None] + np.arange(n)].sum(1)
+    return sums
+
+
+def _percent(share: float) -> float:
+    return float(f"{100 * share:.2f}")
+
+
+# ---- command line ----
+
+
+def report(predictions: Sequence[Mapping], ground_truth: Sequence[Mapping]) -> str:
+    """All scores as text, `brief` first; arguments as in `evaluate`."""
+    scores = evaluate(predictions, ground_truth)
+    tables = [_table("brief", {name: {"": value} for name, value in scores["brief"].items()})]
+    ranges = [name for name in RANGES_S if name in scores]
+    for metric in ("MR-mAP", "MR-R1") if ranges else ():
+        tables.append(_table(f"{metric} by IoU", {name: scores[name][metric] for name in ranges}))
+    if levels := {name: scores[name] for name in scores if name.startswith("HL-min")}:
+        tables.append(_table("highlights", levels))
+    if ranges:
+        groups = moment_scores(predictions, ground_truth)
+        rows = {metric: {name: row.get(metric, "-") for name, row in groups.items()} for metric in groups["all"]}
+        tables.append(_table("by number of annotated windows", rows))
+    return "\n\n".join(tables)
+
+
+def _table(title: str, rows: dict[str, dict[str, Any]]) -> str:
+    cells = {title: list(next(iter(rows.values())))}  # the names of the columns, then their values
+    for name, row in rows.items():
+        cells[name] = [f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()]
+    left = max(map(len, cells))
+    return "\n".join((n.ljust(left) + "".join(f"{cell:>9}" for cell in row)).rstrip() for n, row in cells.items())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the scores of two files; a line on stderr and exit code 1 if they cannot be scored."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mrlib.metrics", description="Score predicted moments and highlights."
+    )
+    parser.add_argument(
+        "predictions", help=".jsonl or .jsonl.gz, lines with qid, pred_relevant_windows, pred_saliency_scores"
+    )
+    parser.add_argument("ground_truth", help=".jsonl or .jsonl.gz, lines in the QVHighlights schema")
+    paths = parser.parse_args(arguments)
+    try:
+        print(report(read_jsonl(paths.predictions), read_jsonl(paths.ground_truth)))
+    except (OSError, ValueError) as error:
+        sys.exit(f"mrlib.metrics: {error}")
+
+
+if __name__ == "__main__":
+    main()

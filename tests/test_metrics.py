@@ -1,0 +1,381 @@
+"""The evaluator against hand-worked cases, a slow reference and the scores that the official one published."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import reference_metrics as reference
+
+from mrlib import metrics
+from mrlib.metrics import evaluate, moment_scores, read_jsonl
+
+
+@pytest.fixture(scope="module")
+def qvhighlights():
+    """The sample predictions, their truth and their official scores."""
+    if "MRLIB_DATA" not in os.environ:
+        pytest.skip("MRLIB_DATA, the folder of the real annotations, is not set")
+    root = Path(os.environ["MRLIB_DATA"]) / "qvhighlights"
+    sample = root / "official_eval" / "sample_val_preds.jsonl"
+    return SimpleNamespace(
+        predictions_path=sample,
+        truth_path=root / "highlight_val_release.jsonl",
+        predictions=read_jsonl(sample),
+        truth=read_jsonl(root / "highlight_val_release.jsonl"),
+        scores=json.loads(sample.with_name("sample_val_preds_metrics_raw.json").read_text()),
+    )
+
+
+def retrieval(moments, windows, qid=1):
+    """One query: [(start, end, score), ...] predicted, [(start, end), ...] annotated."""
+    line = {"qid": qid, "pred_relevant_windows": [list(moment) for moment in moments]}
+    return [line], [{"qid": qid, "relevant_windows": [list(window) for window in windows]}]
+
+
+def highlights(scores, clips, saliency, duration=10):
+    """One query: predicted scores; annotated clips with the three scores of each."""
+    truth = {"qid": 1, "duration": duration, "relevant_clip_ids": clips, "saliency_scores": saliency}
+    return [{"qid": 1, "pred_saliency_scores": scores}], [truth]
+
+
+# ---- by hand ----
+
+
+def test_two_annotated_windows_of_which_the_second_moment_finds_one():
+    """Ranked by score: (50, 60) finds nothing, (0, 9) finds (0, 10) up to IoU 0.9, precision 1/2, recall 1/2."""
+    scores = evaluate(*retrieval([(0, 9, 0.2), (50, 60, 0.7)], [(0, 10), (20, 28)]))
+    assert scores["full"]["MR-mAP"] == dict.fromkeys(map(str, reference.IOUS[:9]), 25.0) | {"0.95": 0, "average": 22.5}
+    assert scores["full"]["MR-R1"] == dict.fromkeys(map(str, reference.IOUS[:9]), 100.0) | {"0.95": 0}
+
+
+def test_an_iou_exactly_on_the_threshold_is_a_hit():
+    scores = evaluate(*retrieval([(0, 5, 1.0)], [(0, 10)]))["full"]
+    assert (scores["MR-mAP"]["0.5"], scores["MR-mAP"]["0.55"], scores["MR-R1"]["0.5"]) == (100, 0, 100)
+
+
+def test_a_window_is_found_once():
+    """Two equal moments on the first of two windows: recall stays at 1/2, precision was 1 there."""
+    assert evaluate(*retrieval([(0, 10, 0.9), (0, 10, 0.8)], [(0, 10), (20, 30)]))["brief"]["MR-full-mAP"] == 50
+
+
+def test_only_the_first_ten_moments_of_the_file_count_whatever_their_score():
+    misses = [(90, 99, 0.1)] * 10
+    assert evaluate(*retrieval([*misses[:9], (0, 10, 0.9), (0, 10, 0.9)], [(0, 10)]))["brief"]["MR-full-mAP"] == 100
+    assert evaluate(*retrieval([*misses, (0, 10, 0.9)], [(0, 10)]))["brief"]["MR-full-mAP"] == 0
+
+
+def test_equal_scores_keep_the_order_of_the_file():
+    assert evaluate(*retrieval([(90, 99, 0.5), (0, 10, 0.5)], [(0, 10)]))["brief"]["MR-full-mAP"] == 50
+    assert evaluate(*retrieval([(0, 10, 0.5), (90, 99, 0.5)], [(0, 10)]))["brief"]["MR-full-mAP"] == 100
+
+
+def test_two_empty_windows_are_a_hit_for_ap_and_a_miss_for_r1():
+    scores = evaluate(*retrieval([(5, 5, 1.0)], [(5, 5)]))["full"]
+    assert (scores["MR-mAP"]["average"], scores["MR-R1"]["0.5"]) == (100, 0)
+
+
+def test_a_query_without_moments_counts_as_a_miss():
+    lines = [retrieval([(0, 10, 1.0)], [(0, 10)], qid=1), retrieval([], [(0, 10)], qid=2)]
+    scores = evaluate(*(sum(parts, []) for parts in zip(*lines, strict=True)))["brief"]
+    assert (scores["MR-full-mAP"], scores["MR-full-R1@0.5"]) == (50, 50)
+
+
+def test_a_length_range_keeps_the_windows_inside_it_and_is_left_out_when_empty():
+    """The window of 10 s is short and found; the one of 40 s is long and missed; none is middle."""
+    scores = evaluate(*retrieval([(0, 10, 1.0)], [(0, 10), (100, 140)]))
+    assert scores["brief"] == {
+        "MR-full-R1@0.5": 100,
+        "MR-full-R1@0.7": 100,
+        "MR-full-mAP": 50,
+        "MR-full-mAP@0.5": 50,
+        "MR-full-mAP@0.75": 50,
+        "MR-long-mAP": 0,
+        "MR-short-mAP": 100,
+    }
+    assert list(scores) == ["brief", "full", "long", "short"]
+
+
+def test_highlight_precision_of_four_clips():
+    """Scores 4 3 2 1 0, the first annotator's positives are the clips ranked 1 and 3, the second's the clip ranked 2.
+
+    Precision where recall rises: 1 and 2/3, mean 5/6; 1/2; the third finds no clip good: 0.
+    """
+    scores = evaluate(*highlights([4, 3, 2, 1, 0], [0, 1, 2], [[2, 0, 0], [0, 3, 1], [4, 1, 0]]))
+    assert scores["HL-min-Fair"] == {"HL-mAP": reference.percent((5 / 6 + 1 / 2) / 3), "HL-Hit1": 100}
+    assert scores["HL-min-Good"] == {"HL-mAP": reference.percent((1 / 3 + 1 / 2) / 3), "HL-Hit1": 0}
+
+
+def test_clips_of_equal_score_share_one_threshold():
+    """Whether the positive is the first or the last of the tie, precision there is 1/5."""
+    for clip in (0, 4):
+        scores = evaluate(*highlights([0.5] * 5, [clip], [[4, 4, 4]]))
+        assert scores["HL-min-Fair"]["HL-mAP"] == 20
+
+
+def test_precision_at_a_recall_is_the_best_at_that_recall_or_beyond():
+    """Ranks of the positives 2 and 3: precision 1/2, then 2/3, which also counts for the first."""
+    scores = evaluate(*highlights([5, 4, 3, 2, 1], [1, 2], [[4, 4, 4], [4, 4, 4]]))
+    assert scores["HL-min-Fair"]["HL-mAP"] == 66.67
+
+
+def test_a_short_list_goes_on_with_zeros_which_beat_negative_scores():
+    scores = evaluate(*highlights([-1.0], [1, 2, 3, 4], [[4, 4, 4]] * 4))["HL-min-Fair"]
+    assert scores == {"HL-mAP": 100, "HL-Hit1": 0}
+
+
+def test_a_long_list_is_cut_for_map_and_its_best_clip_beyond_the_video_is_a_miss():
+    scores = evaluate(*highlights([1, 0, 0, 0, 0, 9], [0], [[4, 4, 4]]))["HL-min-Fair"]
+    assert scores == {"HL-mAP": 100, "HL-Hit1": 0}
+
+
+def test_r5_looks_at_five_moments_and_miou_at_the_first():
+    moments = [(0, 3, 0), (0, 5, 0), (50, 60, 0), (50, 60, 0), (0, 8, 0), (0, 10, 0)]
+    scores = moment_scores(*retrieval(moments, [(0, 10)]))["all"]
+    assert scores["mIoU"] == scores["mIoU@1"] == 30
+    assert [scores[f"R1@{t}"] for t in (0.3, 0.5, 0.7, 0.9)] == [100, 0, 0, 0]
+    assert [scores[f"R5@{t}"] for t in (0.3, 0.5, 0.7, 0.9)] == [100, 100, 100, 0]
+
+
+def test_moments_take_free_windows_in_turn_and_missing_ones_are_misses():
+    """(0, 6) takes (0, 10), at 0.6, so (0, 10) overlaps nothing that is free and gets 0; a third moment is missing."""
+    scores = moment_scores(*retrieval([(0, 6, 0), (0, 10, 0)], [(0, 10), (20, 30), (40, 50)]))
+    assert [scores["all"][f"mIoU@{k}"] for k in (1, 2, 3)] == [60, 30, 20]
+    assert [scores["all"][f"mR@{k}"] for k in (1, 2, 3)] == [50, 25, 16.67]  # 7 of the 14 IoUs are at most 0.6
+    assert list(scores) == ["all", "3+"] and scores["3+"] == scores["all"]
+
+
+def test_groups_are_by_number_of_annotated_windows():
+    lines = [retrieval([(0, 10, 1.0)], [(20 * w, 20 * w + 10) for w in range(n)], qid=n) for n in (1, 2, 3, 4)]
+    scores = moment_scores(*(sum(parts, []) for parts in zip(*lines, strict=True)))
+    assert {name: row["queries"] for name, row in scores.items()} == {"all": 4, "1": 1, "2": 1, "3+": 2}
+    assert {name: row["mAP"] for name, row in scores.items()} == {"all": 52.08, "1": 100, "2": 50, "3+": 29.17}
+    assert "mR@2" not in scores["1"] and "mR@3" not in scores["2"]
+
+
+# ---- against the slow reference ----
+
+
+def random_files(seed, full=False):
+    """Predictions and truth with all that files may hold; `full` keeps to what the official evaluator can read."""
+    rng = np.random.default_rng(seed)
+    grid = rng.choice([1.0, 2.0, 7.3])  # a coarse one makes equal IoUs, and IoUs on the thresholds
+    text_ids, saliency = rng.random() < 0.3, rng.random() < 0.7
+    levels = rng.choice([2, 5, 1000])  # how many scores there are to choose from
+    predictions, truth = [], []
+    for i in rng.permutation(rng.integers(1, 13)).tolist():
+        qid = f"q{i}" if text_ids else i
+        duration = rng.choice([150, 126, 30.96, 401.36])
+        n = rng.choice([1, 1, 1, 2, 3, 6, 25])
+        starts = rng.integers(0, duration / grid, n) * grid
+        windows = np.stack([starts, starts + rng.choice([0, 1, 4, 9, 20, 90], n) * grid], 1)
+        around = windows[rng.integers(n, size=rng.integers(full, 15))]
+        moments = around + rng.choice([0, 0, 0, 1, 2, -1, 5], around.shape) * grid / 2
+        scores = rng.integers(-levels, levels, len(moments)) / levels
+        clips = int(duration / 2)
+        listed = clips if rng.random() < 0.5 else rng.integers(full, clips + 9)
+        predictions.append({"qid": qid})
+        predictions[-1]["pred_relevant_windows"] = np.column_stack([moments, scores]).tolist()
+        predictions[-1]["pred_saliency_scores"] = (rng.integers(-levels, levels, listed) / levels).tolist()
+        truth.append({"qid": qid, "duration": duration.tolist(), "relevant_windows": windows.tolist()})
+        if saliency:
+            relevant = rng.permutation(clips)[: rng.integers(full, clips + 1)].tolist()
+            truth[-1]["relevant_clip_ids"] = relevant
+            truth[-1]["saliency_scores"] = rng.integers(0, 5, (len(relevant), 3)).tolist()
+    if not saliency and full or rng.random() < 0.1:
+        predictions = [{k: v for k, v in line.items() if k != "pred_saliency_scores"} for line in predictions]
+    elif rng.random() < 0.1 and saliency:
+        predictions = [{k: v for k, v in line.items() if k != "pred_relevant_windows"} for line in predictions]
+    return predictions, [truth[i] for i in rng.permutation(len(truth))]
+
+
+@pytest.mark.parametrize("seed", range(250))
+def test_random_files_score_exactly_as_one_query_at_a_time(seed):
+    predictions, truth = random_files(seed)
+    scores = evaluate(predictions, truth)
+    assert json.dumps(scores) == json.dumps(reference.evaluate(predictions, truth))  # keys, order and digits
+    if "full" in scores:
+        assert moment_scores(predictions, truth) == reference.moment_scores(predictions, truth)
+
+
+def test_sums_are_those_of_numpy_to_the_last_bit():
+    rng = np.random.default_rng(0)
+    values, keep = rng.random((60, 3, 200)), rng.random((60, 3, 200)) < rng.random((60, 3, 1))
+    sums = [[np.sum(row[kept]) for row, kept in zip(*rows, strict=True)] for rows in zip(values, keep, strict=True)]
+    assert (metrics._row_sums(values, keep) == sums).all()
+
+
+def test_precision_of_many_windows_is_the_reference_to_the_last_bit():
+    """Here up to ten moments find a window, and numpy's sum changes its order at eight terms."""
+    rng = np.random.default_rng(0)
+    predictions, truth = [], []
+    for qid in range(200):
+        windows = [(20 * w, 20 * w + 9) for w in range(rng.integers(7, 15))]
+        moments = [(*window + rng.integers(0, 2, 2), rng.random()) for window in windows]
+        for lines, part in zip((predictions, truth), retrieval(moments, windows, qid), strict=True):
+            lines.extend(part)
+    data = metrics._read_retrieval(predictions, truth)
+    precision = metrics._average_precision(metrics._ranked_iou(data), data.real)
+    for row, line, answer in zip(precision.tolist(), predictions, truth, strict=True):
+        moments, windows = line["pred_relevant_windows"], answer["relevant_windows"]
+        assert row == [reference.average_precision(moments, windows, iou) for iou in reference.IOUS]
+
+
+# ---- real data ----
+
+
+def test_the_official_sample_scores_as_published(qvhighlights):
+    scores = evaluate(qvhighlights.predictions, qvhighlights.truth)
+    assert json.dumps(scores) == json.dumps(qvhighlights.scores)
+
+
+def test_scores_beside_the_evaluator_agree_with_the_reference_on_the_official_sample(qvhighlights):
+    scores = moment_scores(qvhighlights.predictions, qvhighlights.truth)
+    assert scores == reference.moment_scores(qvhighlights.predictions, qvhighlights.truth)
+    assert scores["all"]["mAP"] == qvhighlights.scores["brief"]["MR-full-mAP"]
+    assert scores["all"]["R1@0.7"] == qvhighlights.scores["brief"]["MR-full-R1@0.7"]
+
+
+def test_the_truth_as_its_own_prediction_stays_below_100(qvhighlights):
+    """Some queries have more than ten windows, in the file's order; annotators disagree about clips."""
+    predictions = []
+    for line in qvhighlights.truth:
+        moments = [[*window, 1.0] for window in line["relevant_windows"]]
+        clip_scores = [0] * (line["duration"] // 2)
+        for clip, scores in zip(line["relevant_clip_ids"], line["saliency_scores"], strict=True):
+            clip_scores[clip] = sum(scores)
+        predictions.append({"qid": line["qid"], "pred_relevant_windows": moments, "pred_saliency_scores": clip_scores})
+    brief = evaluate(predictions, qvhighlights.truth)["brief"]
+    assert (brief["MR-full-mAP"], brief["MR-short-mAP"], brief["MR-full-R1@0.7"]) == (99.76, 79.75, 100)
+    assert brief["HL-min-VeryGood-mAP"] == 60.81
+
+
+# ---- bad input ----
+
+
+GOOD = {"qid": 1, "pred_relevant_windows": [[0, 10, 0.5]], "pred_saliency_scores": [0.5]}
+TRUTH = {
+    "qid": 1,
+    "duration": 10,
+    "relevant_windows": [[0, 10]],
+    "relevant_clip_ids": [0],
+    "saliency_scores": [[1, 2, 3]],
+}
+
+
+@pytest.mark.parametrize(
+    ("prediction", "truth", "message"),
+    [
+        ({"pred_relevant_windows": [[0, 10]]}, {}, "qid 1: pred_relevant_windows has [0, 10] where 3 finite numbers"),
+        ({"pred_relevant_windows": [[0, 10, "0.5"]]}, {}, "pred_relevant_windows has [0, 10, '0.5'] where 3 finite"),
+        ({"pred_relevant_windows": [[0, float("nan"), 1]]}, {}, "pred_relevant_windows has [0, nan, 1] where 3"),
+        ({"pred_relevant_windows": [[0, 10**400, 1]]}, {}, "where 3 finite numbers should stand"),
+        ({"pred_relevant_windows": [0, 10, 1]}, {}, "pred_relevant_windows has 0 where 3 finite numbers"),
+        ({"pred_relevant_windows": None}, {}, "qid 1: pred_relevant_windows is None, not a list"),
+        ({"pred_saliency_scores": 0.5}, {}, "qid 1: pred_saliency_scores is 0.5, not a list"),
+        ({"pred_saliency_scores": [None]}, {}, "qid 1: pred_saliency_scores has None where a finite number"),
+        ({"pred_saliency_scores": [True]}, {}, "qid 1: pred_saliency_scores has True where a finite number"),
+        ({"qid": None}, {}, "predictions, line 1: qid is missing"),
+        ({}, {"qid": [1]}, "ground truth, line 1: qid is missing, or neither a whole number nor text"),
+        ({}, {"relevant_windows": []}, "qid 1: relevant_windows is empty"),
+        ({}, {"relevant_windows": [[0, 10, 1]]}, "qid 1: relevant_windows has [0, 10, 1] where 2 finite numbers"),
+        ({}, {"duration": None}, "qid 1: duration has None where a finite number"),
+        ({}, {"relevant_clip_ids": [5]}, "qid 1: relevant_clip_ids has a clip that is none of its 5"),
+        ({}, {"relevant_clip_ids": [0.5]}, "qid 1: relevant_clip_ids has a clip that is none of its 5"),
+        ({}, {"relevant_clip_ids": [0, 1]}, "qid 1: relevant_clip_ids has 2 clips, but saliency_scores 1"),
+        ({}, {"saliency_scores": [[1, 2]]}, "qid 1: saliency_scores has [1, 2] where 3 finite numbers"),
+    ],
+)
+def test_a_malformed_line_is_named_with_its_field(prediction, truth, message):
+    with pytest.raises(ValueError) as error:
+        evaluate([GOOD | prediction], [TRUTH | truth])
+    assert message in str(error.value)
+
+
+def test_what_the_first_prediction_has_no_other_line_may_lack():
+    lines = [GOOD, {"qid": 2, "pred_relevant_windows": [[0, 10, 0.5]]}]
+    with pytest.raises(ValueError, match="qid 2: pred_saliency_scores is missing"):
+        evaluate(lines, [TRUTH, TRUTH | {"qid": 2}])
+    no_saliency = {k: TRUTH[k] for k in ("duration", "relevant_windows")}
+    with pytest.raises(ValueError, match="qid 2: relevant_clip_ids is missing"):
+        evaluate([GOOD, GOOD | {"qid": 2}], [TRUTH, no_saliency | {"qid": 2}])
+    with pytest.raises(ValueError, match="qid 1: the first prediction holds nothing"):
+        evaluate([{"qid": 1}], [TRUTH])
+
+
+def test_ids_that_differ_are_named_up_to_five_on_each_side():
+    lines, truth = [GOOD | {"qid": i} for i in range(8)], [TRUTH | {"qid": i} for i in (0, 1, "1")]
+    with pytest.raises(ValueError) as error:
+        evaluate(lines, truth)
+    message = "query ids differ: only in the predictions 2, 3, 4, 5, 6 and 1 more; only in the ground truth '1'"
+    assert str(error.value) == message
+
+
+def test_ids_given_twice_are_an_error_on_either_side():
+    with pytest.raises(ValueError, match="predictions: query ids given more than once: 1"):
+        evaluate([GOOD, GOOD], [TRUTH])
+    with pytest.raises(ValueError, match="ground truth: query ids given more than once: 1"):
+        evaluate([GOOD], [TRUTH, TRUTH])
+    with pytest.raises(ValueError, match="predictions: no lines"):
+        evaluate([], [TRUTH])
+
+
+def test_truth_may_be_samples():
+    samples = [SimpleNamespace(as_line=lambda: TRUTH)]
+    assert evaluate([GOOD], samples) == evaluate([GOOD], [TRUTH])
+
+
+# ---- command line ----
+
+
+def run(*arguments):
+    command = [sys.executable, "-W", "error", "-m", "mrlib.metrics", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def write(path, lines):
+    with (gzip.open if path.suffix == ".gz" else open)(path, "wt") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    return path
+
+
+def test_the_command_prints_every_score(tmp_path):
+    done = run(write(tmp_path / "p.jsonl", [GOOD]), write(tmp_path / "t.jsonl.gz", [TRUTH]))
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout.startswith("brief") and "\nMR-short-mAP           100.00\n" in done.stdout
+    for title in ("MR-mAP by IoU", "MR-R1 by IoU", "HL-min-VeryGood", "by number of annotated windows", "mIoU@1"):
+        assert title in done.stdout
+
+
+def test_the_command_ends_with_one_line_for_bad_input(tmp_path):
+    good, truth = write(tmp_path / "p.jsonl", [GOOD]), write(tmp_path / "t.jsonl", [TRUTH])
+    done = run(good, tmp_path / "none.jsonl")
+    assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert "none.jsonl" in done.stderr
+    done = run(write(tmp_path / "other.jsonl", [GOOD | {"qid": 2}]), truth)
+    assert done.returncode == 1 and done.stderr.startswith(
+        "mrlib.metrics: query ids differ: only in the predictions 2;"
+    )
+
+
+def test_a_line_that_is_no_json_object_is_named(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"qid": 1}\n\n{"qid": 2\n')
+    with pytest.raises(ValueError, match=r"lines.jsonl, line 3: Expecting ',' delimiter at column 10"):
+        read_jsonl(path)
+    path.write_text('{"qid": 1}\n[1]\n')
+    with pytest.raises(ValueError, match=r"lines.jsonl, line 2: \[1\] is not a JSON object"):
+        read_jsonl(path)
+    path.with_suffix(".gz").write_bytes(b"no gzip")
+    with pytest.raises(ValueError, match=r"lines.gz: cannot be read"):
+        read_jsonl(path.with_suffix(".gz"))
+
+
+def test_the_evaluator_needs_neither_torch_nor_pandas():
+    code = "import sys, mrlib.metrics; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
