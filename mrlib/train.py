@@ -146,6 +146,7 @@ class _Run:
             self._take_up()
         elif self.out.is_dir() and any(self.out.iterdir()):
             raise ValueError(f"{self.out} holds other files and no run.json; give a new or empty out_dir")
+        _barrier()  # every rank has looked before the first one writes
         if _ranks()[0] == 0:
             for leftover in self.out.rglob(f".*{PARTIAL}"):
                 leftover.unlink()

@@ -1,0 +1,61 @@
+"""Comparisons: a row per arm and seed."""
+
+import shlex
+
+import pandas as pd
+import pytest
+
+from mrlib import grid
+from mrlib.grid import Arm
+from mrlib.train import main
+
+TINY = {"epochs": 1, "kernel": 3, "channels": 2}
+ARMS = {"full": Arm("f2sgd", TINY, {"n": 32}), "raw": Arm("f2sgd", TINY | {"aligner": "raw"}, {"n": 32})}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    path = tmp_path_factory.mktemp("grid") / "00_grid.csv"
+    return path, grid.run(path, ARMS, [0, 1])
+
+
+def test_every_arm_and_seed_has_its_row(written):
+    path, rows = written
+    assert rows[["arm", "seed"]].values.tolist() == [["full", 0], ["full", 1], ["raw", 0], ["raw", 1]]
+    assert grid.read(path, ARMS, [0, 1]).equals(rows)
+    assert rows["parameters"].gt(0).all() and rows["MR-full-mAP"].between(0, 100).all()
+
+
+def test_the_command_of_a_row_gives_its_scores(written, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    row = written[1].iloc[1]
+    words = shlex.split(row["command"])
+    assert words[:3] == ["python", "-m", "mrlib.train"]
+    main([*words[3:], "--device", "cpu"])
+    printed = capsys.readouterr().out
+    assert f'"MR-full-mAP": {row["MR-full-mAP"]}' in printed and f'"MR-full-R1@0.5": {row["MR-full-R1@0.5"]}' in printed
+
+
+def test_a_row_that_is_there_is_not_trained_again(written, monkeypatch):
+    path, rows = written
+
+    def never(*arguments):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(grid.ProcessPoolExecutor, "submit", never)
+    assert grid.run(path, ARMS, [0, 1]).equals(rows)
+
+
+def test_a_row_of_other_settings_is_not_taken_for_the_one_asked_for(written):
+    path, _ = written
+    with pytest.raises(ValueError, match="no row for arm 'full', seed 0, with these settings"):
+        grid.read(path, {"full": Arm("f2sgd", TINY | {"kernel": 5})}, [0])
+    with pytest.raises(ValueError, match="no row for arm 'full', seed 7"):
+        grid.read(path, ARMS, [0, 7])
+
+
+def test_a_summary_has_mean_and_spread():
+    rows = pd.DataFrame({"arm": ["b", "b", "a", "a"], "seed": [0, 1, 0, 1], "x": [1.0, 3.0, 5.0, 5.0]})
+    table = grid.summary(rows, ["x"])
+    assert table.index.tolist() == ["b", "a"]
+    assert table["x", "mean"].tolist() == [2, 5] and table["x", "spread"].tolist() == [2**0.5, 0]

@@ -1,0 +1,127 @@
+"""From a batch to the lines of a submission."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from mrlib import papers
+from mrlib.align import Aligned
+from mrlib.data import Widths, open_dataset
+from mrlib.detect import Moments
+from mrlib.retriever import MomentRetriever
+from mrlib.train import fit
+
+
+@pytest.fixture(scope="module")
+def data():
+    return open_dataset("sim", split="train", n=64, size="small", streams="joint")
+
+
+@pytest.fixture(scope="module", params=list(papers.PAPERS))
+def trained(request, data):
+    paper = papers.get(request.param, "small", epochs=1)
+    retriever = papers.build(paper, data)
+    fit(retriever, data, None, paper, device="cpu", progress=False)
+    return retriever
+
+
+def test_predictions_do_not_change_when_labels_are_removed_or_shuffled(trained, data):
+    batch = data.batch(range(16))
+    expected = trained.predict(batch)
+    assert trained.predict(batch.unlabelled()) == expected
+    foreign = data.batch(range(16, 32))
+    shuffled = [
+        replace(s, relevant_windows=f.relevant_windows) for s, f in zip(batch.samples, foreign.samples, strict=True)
+    ]
+    assert trained.predict(replace(batch, labels=foreign.labels, samples=shuffled)) == expected
+
+
+def test_predictions_do_not_change_with_batch_mates_or_padding(trained, data):
+    """The target is cut to 20 clips for one sample, so that it is padded beside the others; scores to rounding."""
+    rows = data.target.index(data.video[:8])
+    rows[0, 20:] = -1
+    together = trained.predict(data.gather(rows, torch.arange(8)))
+    alone = [
+        trained.predict(data.gather(rows[i : i + 1, : 20 if i == 0 else 32], torch.tensor([i])))[0] for i in range(8)
+    ]
+    for one, many in zip(alone, together, strict=True):
+        one, many = (torch.tensor(line["pred_relevant_windows"]) for line in (one, many))
+        torch.testing.assert_close(one[:, 2], many[:, 2], rtol=1e-4, atol=1e-5)
+        clear = (one[:, 2].diff().abs() > 1e-4).cumprod(0).sum()  # before the first near tie the order is decided
+        torch.testing.assert_close(one[:clear, :2], many[:clear, :2], rtol=0, atol=0)
+    assert max(w[1] for w in together[0]["pred_relevant_windows"]) <= 20 * 2.0
+
+
+def test_lines_are_those_of_a_submission(trained, data):
+    batch = data.batch(range(4))
+    for line, sample in zip(trained.predict(batch), batch.samples, strict=True):
+        assert (line["qid"], line["query"], line["vid"]) == (sample.qid, sample.query, sample.vid)
+        assert 0 < len(line["pred_relevant_windows"]) <= 10 and len(line["pred_saliency_scores"]) == 32
+        scores = [score for _, _, score in line["pred_relevant_windows"]]
+        assert scores == sorted(scores, reverse=True)
+        assert all(0 <= start < end <= sample.duration for start, end, _ in line["pred_relevant_windows"])
+
+
+def test_predicting_leaves_training_mode_as_it_was(trained, data):
+    trained.train()
+    trained.predict(data.batch([0]))
+    assert trained.training
+    trained.eval()
+    trained.predict(data.batch([0]))
+    assert not trained.training
+
+
+class Fixed(nn.Module):
+    """An aligner and a detector at once that answer what they are told."""
+
+    def __init__(self, spans, scores):
+        super().__init__()
+        self.moments = Moments(torch.tensor([spans]), torch.tensor([scores]), torch.tensor([[s > 0 for s in scores]]))
+
+    def forward(self, *inputs):
+        if len(inputs) == 2:
+            return {}
+        batch = inputs[0]
+        return Aligned(batch.target, batch.target_mask, batch.query, batch.query_mask, batch.query[:, 0])
+
+    def decode(self, outputs, batch):
+        return self.moments
+
+
+def fixed(spans, scores, **options):
+    part = Fixed(spans, scores)
+    return MomentRetriever(part, part, **options)
+
+
+def test_seconds_are_fractions_of_the_clips_cut_to_the_duration(data):
+    """32 clips of 2 s in a video of 63.5 s: the end of the last clip is cut, nothing else is."""
+    batch = replace(data.batch([0]), duration_s=torch.tensor([63.5]))
+    lines = fixed([[0.25, 1.0], [0.5, 0.51]], [0.9, 0.123456789]).predict(batch)[0]
+    torch.testing.assert_close(
+        torch.tensor(lines["pred_relevant_windows"]), torch.tensor([[16.0, 63.5, 0.9], [32.0, 32.64, 0.123456789]])
+    )
+    assert "pred_saliency_scores" not in lines
+    rounded = fixed([[0.251, 0.99]], [0.9], round_s=2.0).predict(batch)[0]
+    assert rounded["pred_relevant_windows"][0][:2] == [16.0, 63.5]
+
+
+def test_masked_moments_are_left_out_and_the_list_is_cut(data):
+    spans, scores = [[0.0, 0.1 * k] for k in range(1, 5)], [0.4, 0.3, 0.2, 0.0]
+    lines = fixed(spans, scores).predict(data.batch([0]))[0]["pred_relevant_windows"]
+    assert len(lines) == 3
+    assert len(fixed(spans, scores, max_windows=2).predict(data.batch([0]))[0]["pred_relevant_windows"]) == 2
+
+
+def test_every_parameter_learns(data):
+    """A second step's gradient: the last layer starts at zero and passes none on in the first."""
+    for name in papers.PAPERS:
+        paper = papers.get(name, "small", kernel=5, channels=2)
+        retriever = papers.build(paper, Widths(data.target.width, data.query.width, 128))
+        optimiser, batch = torch.optim.Adam(retriever.parameters(), 1e-2), data.batch(range(32))
+        for _ in range(3):
+            optimiser.zero_grad()
+            sum(retriever.losses(*retriever(batch), batch).values()).backward()
+            optimiser.step()
+        assert not [n for n, p in retriever.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
