@@ -31,8 +31,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     returns  (B, O, H, W)  float32 under autocast and for half-precision inputs: it sums hundreds of products
     raises   ValueError for a kernel with an even side, which has no centre
     """
-    if weight.shape[-2] % 2 == 0 or weight.shape[-1] % 2 == 0:
-        raise ValueError(f"a kernel of {weight.shape[-2]} x {weight.shape[-1]} has no centre: choose odd sides")
+    _require_centre(*weight.shape[-2:])
     dtype = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
     with torch.autocast(x.device.type, enabled=False):
         x, weight = x.to(dtype), weight.to(dtype)
@@ -41,16 +40,22 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class LargeKernelConv2d(nn.Module):
-    """`conv2d` with its parameters: Xavier-uniform weight, zero bias."""
+    """`conv2d` with its parameters: Xavier-uniform weight, zero bias. ValueError for an even kernel."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int):
         super().__init__()
+        _require_centre(kernel, kernel)
         self.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(out_channels, in_channels, kernel, kernel)))
         self.bias = nn.Parameter(torch.zeros(out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, I, H, W) -> (B, O, H, W)."""
         return conv2d(x, self.weight, self.bias)
+
+
+def _require_centre(high: int, wide: int) -> None:
+    if high % 2 == 0 or wide % 2 == 0:
+        raise ValueError(f"a kernel of {high} x {wide} has no centre: choose odd sides")
 
 
 def direct(x: Tensor, weight: Tensor) -> Tensor:
@@ -142,9 +147,7 @@ class _FourierConv2d(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
         if torch.is_grad_enabled():  # create_graph: better refused than second derivatives with this part missing
-            raise RuntimeError(
-                "the transformed convolution is differentiated once only: for more, use mrlib.ops.conv.direct"
-            )
+            raise RuntimeError("the Fourier way is differentiated once only: for more, use mrlib.ops.conv.direct")
         (spectra, blocks), (rows, cols) = ctx.saved_tensors, ctx.axes
         batch = len(dy)
         dy = F.pad(dy, (0, cols.count * cols.tile - cols.size, 0, rows.count * rows.tile - rows.size))
