@@ -77,12 +77,12 @@ def as_rows(array: np.ndarray, file: Path, *, parts: int = 1) -> np.ndarray:
     return rows
 
 
-def same_width(rows: np.ndarray, width: int | None, file: Path) -> int:
-    """The width of rows (L, D), which must be `width` if that is known."""
-    if width is not None and rows.shape[1] != width:
-        message = f"vectors of width {rows.shape[1]} where others have {width}; extract all with one model"
+def same_width(shape: tuple[int, ...], width: int | None, file: Path) -> int:
+    """The width of rows of some shape (L, D), which must be `width` if that is known."""
+    if width is not None and shape[1] != width:
+        message = f"vectors of width {shape[1]} where others have {width}; extract all with one model"
         raise DataError(Problem(str(file), None, "shape", message))
-    return rows.shape[1]
+    return shape[1]
 
 
 def unit(rows: np.ndarray, parts: int = 1) -> np.ndarray:

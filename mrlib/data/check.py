@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from mrlib.data import Sample
 from mrlib.data.annotations import read_annotations
 from mrlib.data.arrays import same_width
-from mrlib.data.features import Source, WordVectors, agreed_length
+from mrlib.data.features import Source, agreed_length
 from mrlib.data.layouts import DATASETS, LAYOUTS, dataset_root, find_annotations, find_layout, find_query, find_source
 from mrlib.data.problems import DataError, Problem
 
@@ -30,14 +30,19 @@ class Part:
     split: str
     stream: str
     wanted: int = 0  # videos or queries in the annotations, lines for the annotations themselves
-    rows: list[int] = field(default_factory=list)  # of those that could be read
-    width: int | None = None
+    shapes: list[tuple[int, int]] = field(default_factory=list)  # of those that could be read
+    files: list[Path] = field(default_factory=list)  # of each shape
+
+    @property
+    def width(self) -> int | None:
+        """The most common one."""
+        widths = Counter(width for _, width in self.shapes)
+        return widths.most_common(1)[0][0] if widths else None
 
     def __str__(self) -> str:
-        count = f"{len(self.rows)} of {self.wanted} read"
-        if not self.rows or self.width is None:
-            return f"{self.split:8} {self.stream:12} {count}"
-        return f"{self.split:8} {self.stream:12} {count}, {min(self.rows)} to {max(self.rows)} rows of {self.width}"
+        text = f"{self.split:8} {self.stream:12} {len(self.shapes)} of {self.wanted} read"
+        rows = [rows for rows, _ in self.shapes]
+        return f"{text}, {min(rows)} to {max(rows)} rows of {self.width}" if self.files else text
 
 
 def check(name: str, root: str | os.PathLike | None = None, layout: str | None = None) -> list[Problem]:
@@ -82,7 +87,7 @@ def _annotations(
         problems += found
         if sample is not None:
             samples.append((number, sample))
-            part.rows.append(1)
+            part.shapes.append((1, 1))
     parts.append(part)
     return samples
 
@@ -108,37 +113,38 @@ def _features(
         with noting():
             sources[stream] = find_source(root, row.video[stream], dataset)
     of_stream = {stream: Part(split, stream, len(videos)) for stream in sources}
-    parts += of_stream.values()
     for number, sample in _progress(videos.values(), split):
         needed = f"; needed by line {number} of {annotations.name}"
         lengths = {}
         for stream, source in sources.items():
             with noting(needed):
-                lengths[source.files(sample)[0][0]] = len(_read(source, sample, of_stream[stream]))
+                file, rows = source.files(sample)[0][0], source.rows(sample)
+                lengths[file] = len(rows)
+                of_stream[stream].shapes.append(rows.shape)
+                of_stream[stream].files.append(file)
         with noting(needed):
             if lengths:
                 agreed_length(lengths, sample, dataset.clip_s)
-    query: Source | WordVectors | None = None
+    query, of_query, vectors = None, Part(split, "query", len(queries)), Part(split, "sentence", len(queries))
     with noting():
         query = find_query(root, layout, dataset, [sample for _, sample in samples])
-    if query is None:
-        return
-    part = Part(split, "query", len(queries))
-    parts.append(part)
-    joint = of_stream[row.joint].width if row.joint in of_stream else None
-    for number, sample in _progress(queries.values(), split):
+    for number, sample in _progress(queries.values() if query else (), split):
         with noting(f"; needed by line {number} of {annotations.name}"):
-            rows = _read(query, sample, part)
-            if joint is not None:
+            file, rows = query.files(sample)[0][0], query.rows(sample)
+            of_query.shapes.append(rows.shape)
+            of_query.files.append(file)
+            if row.joint in sources:
                 vector = rows if row.sentence == "mean" else query.vector(sample, row.sentence)
-                same_width(vector, joint, query.files(sample)[0][0])
-
-
-def _read(source: Source | WordVectors, sample: Sample, part: Part) -> np.ndarray:
-    rows = source.rows(sample)
-    part.width = same_width(rows, part.width, source.files(sample)[0][0])
-    part.rows.append(len(rows))
-    return rows
+                vectors.shapes.append((1, vector.shape[1]))
+                vectors.files.append(file)
+    parts += [*of_stream.values(), of_query]
+    expected = [(part, part.width) for part in (*of_stream.values(), of_query)]
+    if row.joint in sources:
+        expected.append((vectors, of_stream[row.joint].width or vectors.width))
+    for part, width in expected:
+        for file, shape in zip(part.files, part.shapes, strict=True):
+            with noting():
+                same_width(shape, width, file)
 
 
 def _progress(items: Iterable[tuple[int, Sample]], split: str) -> Iterable[tuple[int, Sample]]:

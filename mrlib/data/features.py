@@ -152,7 +152,7 @@ class Features:
                 rows = {name: source.rows(sample) for name, source in self.video.items()}
                 files = {name: source.files(sample)[0][0] for name, source in self.video.items()}
                 for name, width in self.widths.items():
-                    same_width(rows[name], width, files[name])
+                    same_width(rows[name].shape, width, files[name])
                 n = agreed_length({files[name]: len(x) for name, x in rows.items()}, sample, self.clip_s)
             yield np.concatenate([self._form(name, x[:n], self.video[name].parts) for name, x in rows.items()], 1), None
 
@@ -162,10 +162,10 @@ class Features:
         for sample in tqdm(samples, desc="queries", leave=False, disable=None):
             with self.reading(sample):
                 rows, file = self.query.rows(sample), self.query.files(sample)[0][0]
-                width = same_width(rows, width, file)
+                width = same_width(rows.shape, width, file)
                 vector = self._vector(sample, rows)
                 if vector is not None:
-                    same_width(vector, self.widths[self.joint], file)
+                    same_width(vector.shape, self.widths[self.joint], file)
             yield self._form("query", rows[: self.tokens], self.query.parts), None if vector is None else vector[0]
 
     def _vector(self, sample: Sample, rows: np.ndarray) -> np.ndarray | None:
