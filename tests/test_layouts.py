@@ -259,6 +259,13 @@ def test_streams_are_cut_to_the_shortest_unless_far_apart(rows, fits, tmp_path):
             open_files("qvhighlights", root, "val")
 
 
+def test_a_window_after_the_last_row_is_the_last_clip(tmp_path):
+    root = moment_detr(tmp_path, [windows_only(relevant_windows=[[17, 20], [4, 19]])], clips=8)
+    labels = open_files("qvhighlights", root, "val").batch([0]).labels
+    torch.testing.assert_close(labels.spans, torch.tensor([[[7 / 8, 1], [4 / 16, 1]]]))
+    assert labels.relevant.tolist() == [[False, False, True, True, True, True, True, True]]
+
+
 VIDEO, TEXT = "clip_features/video_b.npz", "clip_text_features/qid2.npz"
 
 
