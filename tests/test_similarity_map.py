@@ -40,7 +40,7 @@ def similarity_by_hand(v):
 def network_by_hand(made, s):
     """[F2SGD Eq. 13] for one map s (n, n) without padding around it: two convolutions, a pointwise MLP."""
     n, x = len(s), s[None]
-    for layer in made.hidden:
+    for layer in made.convolve:
         weight, bias = layer.weight.detach(), layer.bias.detach()
         half = weight.shape[-1] // 2
         y = bias[:, None, None].expand(-1, n, n).clone()
@@ -52,7 +52,12 @@ def network_by_hand(made, s):
                         if 0 <= r < n and 0 <= c < n:
                             y[:, i, j] += weight[:, :, k, m] @ x[:, r, c]
         x = y.clamp(min=0)
-    return (made.last.weight.detach()[0, :, 0, 0] @ x.flatten(1) + made.last.bias.detach()).reshape(n, n)
+    y = torch.zeros(n, n, dtype=s.dtype)
+    for i in range(n):
+        for j in range(n):
+            hidden = (made.mix.weight.detach() @ x[:, i, j] + made.mix.bias.detach()).clamp(min=0)
+            y[i, j] = made.last.weight.detach()[0] @ hidden + made.last.bias.detach()[0]
+    return y
 
 
 @pytest.mark.parametrize("head", ["linear", "sigmoid"])

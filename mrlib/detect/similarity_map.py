@@ -128,15 +128,11 @@ class SimilarityMapDetector(nn.Module):
                 raise ValueError(f"{name} must be one of {known}, not {value!r}")
         self.candidates, self.head, self.loss_cells = candidates, head, loss_cells
         self.reduction, self.standardise = reduction, standardise
-        self.hidden = nn.ModuleList(
-            [
-                LargeKernelConv2d(1, channels, kernel),
-                LargeKernelConv2d(channels, channels, kernel),
-                nn.Conv2d(channels, channels, 1),
-            ]
+        self.convolve = nn.ModuleList(
+            [LargeKernelConv2d(1, channels, kernel), LargeKernelConv2d(channels, channels, kernel)]
         )
-        self.last = nn.Conv2d(channels, 1, 1)
-        for layer in (self.hidden[-1], self.last):
+        self.mix, self.last = nn.Linear(channels, channels), nn.Linear(channels, 1)  # the MLP, cell by cell
+        for layer in (self.mix, self.last):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
         if zero_init:
@@ -148,11 +144,11 @@ class SimilarityMapDetector(nn.Module):
         """`map` P (B, T, T), how much clips i..j are a moment, and `similarity` S (B, T, T), what it was made from."""
         s = similarity(aligned.target, aligned.mask)
         x = (standardised(s, aligned.mask) if self.standardise else s)[:, None]
-        valid = pairs(aligned.mask)[:, None]
-        for layer in self.hidden:
-            x = F.relu(layer(x)) * valid
-        p = self.last(x)[:, 0]
-        p = p.to(s.dtype)
+        valid = pairs(aligned.mask)
+        for layer in self.convolve:
+            x = F.relu(layer(x)) * valid[:, None]  # (B, c, T, T)
+        x = F.relu(self.mix(x.movedim(1, -1)))  # (B, T, T, c)
+        p = self.last(x)[..., 0].to(s.dtype)
         return {"map": p.sigmoid() if self.head == "sigmoid" else p, "similarity": s}
 
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> Moments:

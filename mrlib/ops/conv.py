@@ -122,11 +122,10 @@ def _maps(spectra: Tensor, batch: int, rows: _Axis, cols: _Axis) -> Tensor:
 def _kernel_blocks(weight: Tensor, rows: _Axis, cols: _Axis) -> Tensor:
     """(F, 2 I, 2 O): right multiplication by it is multiplication by the conjugate kernel spectrum (correlation)."""
     f = torch.fft.rfft2(weight, s=(rows.grid, cols.grid)).permute(2, 3, 1, 0)
-    blocks = weight.new_empty(*f.shape[:3], 2, f.shape[3], 2)  # grid, grid, I, (re, im) in, O, (re, im) out
-    blocks[..., 0, :, 0] = blocks[..., 1, :, 1] = f.real
-    blocks[..., 1, :, 0] = f.imag
-    blocks[..., 0, :, 1] = -f.imag
-    return blocks.reshape(f.shape[0] * f.shape[1], 2 * f.shape[2], 2 * f.shape[3])
+    blocks = torch.empty(*f.shape[:3], 2, f.shape[3], dtype=f.dtype, device=f.device)  # grid, grid, I, re or im, O
+    blocks[..., 0, :] = f.conj()  # what 1 becomes
+    torch.mul(blocks[..., 0, :], 1j, out=blocks[..., 1, :])  # what i becomes
+    return torch.view_as_real(blocks).reshape(f.shape[0] * f.shape[1], 2 * f.shape[2], 2 * f.shape[3])
 
 
 class _FourierConv2d(torch.autograd.Function):
@@ -162,8 +161,9 @@ class _FourierConv2d(torch.autograd.Function):
                     dx[..., top : top + rows.grid, left : left + cols.grid] += tiles[:, :, i, j]
             dx = dx[..., rows.half : rows.half + rows.size, cols.half : cols.half + cols.size]
         if spectra is not None:
-            d = (spectra.mT @ dy).reshape(rows.grid, cols.grid // 2 + 1, spectra.shape[-1] // 2, 2, -1, 2)
-            d = torch.complex(d[..., 0, :, 0] + d[..., 1, :, 1], d[..., 1, :, 0] - d[..., 0, :, 1])
+            d = (spectra.mT @ dy).reshape(rows.grid, cols.grid // 2 + 1, -1, 2, dy.shape[-1] // 2, 2)
+            d = torch.view_as_complex(d)  # grid, grid, I, re or im of x, O: x times dy
+            d = d[..., 0, :].sub(d[..., 1, :], alpha=1j).conj()  # x times the conjugate of dy
             dweight = torch.fft.irfft2(d.permute(3, 2, 0, 1), s=(rows.grid, cols.grid))
             dweight = dweight[..., : rows.kernel, : cols.kernel]
         return dx, dweight
