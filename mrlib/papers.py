@@ -117,11 +117,11 @@ PAPERS = {
         name="f2sgd",
         title="Anchor-Aware Similarity Cohesion in Target Frames Enables Predicting Temporal Moment Boundaries in 2D "
         "(CVPR 2025)",
-        aligner=Choice("anchor", {"reweight": True, "align": True, "right": "literal"}),
+        aligner=Choice("anchor", {"reweight": True, "align": True, "right": "literal", "scale": False}),
         detector=Choice(
             "similarity_map",
             {"kernel": 21, "channels": 32, "candidates": 10, "head": "linear", "standardise": False}
-            | {"loss_cells": "triangle", "reduction": "sum"},
+            | {"loss_cells": "triangle", "reduction": "sum", "zero_init": True},
         ),
         stages=(Stage("train", 10, 128, optimiser=Optimiser("adam", 1e-4), schedule=Schedule("cosine", warmup=0.1)),),
         streams="joint",
@@ -131,7 +131,7 @@ PAPERS = {
 # Settings for a size of the simulator, or for a dataset that the paper treats apart.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "f2sgd": {
-        "small": {"kernel": 9, "channels": 4, "standardise": True, "batch_size": 32, "lr": 2e-3},
+        "small": {"kernel": 9, "channels": 8, "standardise": True, "batch_size": 32, "lr": 1e-3},
         "charades_sta": {"kernel": 27, "candidates": 1},
         "activitynet_captions": {"kernel": 27, "candidates": 1},
     },
@@ -180,6 +180,11 @@ def open_split(paper: Paper, name: str, root: str | None = None, split: str = "t
     if name == "sim":
         options = {"size": paper.given["size"]} | options
     return open_dataset(name, root, split, **({"streams": paper.streams} | options))
+
+
+def validation_split(name: str) -> str:
+    """The split that epochs are chosen on: "val", or "test" where a dataset has been released without one."""
+    return "test" if name == "charades_sta" else "val"
 
 
 def _choice(slot: str, name: str, size: str) -> Choice:

@@ -297,13 +297,14 @@ def experiment(
     dataset: str = "sim",
     root: str | None = None,
     data: Mapping[str, Any] | None = None,
-    score: str = "val",
+    score: str | None = None,
     seed: int = 0,
     progress: bool = False,
     **options: Any,
 ) -> tuple[dict[str, Any], History, MomentRetriever]:
-    """Open the data, build a paper's model, train it on `train`, choose its epoch on `val`, score it on `score`.
+    """Open the data, build a paper's model, train it, choose its epoch on the validation split, score it on `score`.
 
+    score     None: the validation split
     settings  of `papers.get`
     data      options of `open_dataset`; the simulator's seed is `seed` unless it is among them
     options   of `fit`
@@ -311,15 +312,15 @@ def experiment(
     """
     chosen = papers.get(paper, size, preset, **(settings or {}))
     opened = ({"seed": seed} if dataset == "sim" else {}) | dict(data or {})
-    sets = {
-        split: papers.open_split(chosen, dataset, root, split, **opened) for split in {"train": 0, "val": 0, score: 0}
-    }
-    retriever = papers.build(chosen, sets["train"], seed)
-    history = fit(retriever, sets["train"], sets["val"], chosen, seed=seed, progress=progress, **options)
-    if score == "val":
+    validation = papers.validation_split(dataset)
+    train, val = (papers.open_split(chosen, dataset, root, split, **opened) for split in ("train", validation))
+    retriever = papers.build(chosen, train, seed)
+    history = fit(retriever, train, val, chosen, seed=seed, progress=progress, **options)
+    if score in (None, validation):
         return history.result, history, retriever
-    lines = predict_all(retriever, sets[score], chosen.stages[-1].batch_size)
-    return metrics.evaluate(lines, [s.as_line() for s in sets[score].samples]), history, retriever
+    test = papers.open_split(chosen, dataset, root, score, **opened)
+    lines = predict_all(retriever, test, chosen.stages[-1].batch_size)
+    return metrics.evaluate(lines, [s.as_line() for s in test.samples]), history, retriever
 
 
 def _ranks() -> tuple[int, int]:
@@ -429,7 +430,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--out", required=True, help="folder for checkpoints, history and predictions")
     parser.add_argument("--no-resume", action="store_true", help="refuse a folder that holds a run")
-    parser.add_argument("--score", default="val", metavar="SPLIT", help="split whose scores are printed")
+    parser.add_argument("--score", metavar="SPLIT", help="split whose scores are printed; default: validation")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
