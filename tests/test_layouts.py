@@ -128,13 +128,14 @@ def test_matr_searches_with_videos_and_one_query_searches_many(folders, tmp_path
     assert (len(dataset), len(dataset.query), dataset.question.tolist()) == (2, 1, [0, 0])
 
 
-@pytest.mark.parametrize("folders", [("", ""), ("i3d/", "text/")])
+@pytest.mark.parametrize("folders", [("", ""), ("i3d/", "clip_text/")])
 def test_tvsum_sets_two_files_side_by_side(folders, tmp_path):
     rgb, opt, words = random(0, 10, 3), random(1, 10, 3), random(2, 5, 5)
-    write_lines(tmp_path / "tvsum_val.jsonl", [{"qid": 1, "query": "A dog", "duration": 20, "vid": "v"}])
+    write_lines(tmp_path / "tvsum_val_release.jsonl", [{"qid": 1, "query": "A dog", "duration": 20, "vid": "v"}])
     save_npy(tmp_path / f"{folders[0]}v_rgb.npy", rgb)
     save_npy(tmp_path / f"{folders[0]}v_opt.npy", opt)
     save_npz(tmp_path / f"{folders[1]}1.npz", token=words)
+    save_npz(tmp_path / "clip/v.npz", features=random(3, 10, 4))  # lighthouse has more than the layout names
     dataset = open_files("tvsum", tmp_path, "val")
     same(target(dataset), unit(np.concatenate([rgb, opt], 1)))
     same(query(dataset), unit(words))

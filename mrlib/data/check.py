@@ -65,7 +65,7 @@ def _examine(name: str, root: Path, layout: str | None) -> tuple[list[Part], lis
             problems.append(replace(error.problem, message=error.problem.message + where))
 
     with noting():
-        layout = layout or find_layout(root)
+        layout = layout or find_layout(root, DATASETS[name])
     splits = find_annotations(name, root)
     if not splits:
         expected = " or ".join(DATASETS[name].annotations)

@@ -46,7 +46,7 @@ DATASETS: dict[str, Dataset] = {
     "charades_sta": Dataset(("charades_{split}_release.jsonl",), 1.0),
     "activitynet_captions": Dataset(("activitynet_{split}_release.jsonl",), 2.0),
     "tacos": Dataset(("tacos_{split}_release.jsonl",), 2.0, query="{qid}"),
-    "tvsum": Dataset(("tvsum_{split}.jsonl",), 2.0),
+    "tvsum": Dataset(("tvsum_{split}_release.jsonl",), 2.0),
     "activitynet_vrl": Dataset(("activitynet_vrl_{split}.jsonl",), 2.0, words=False),
     "sportsmoments": Dataset(("sportsmoments_{split}.jsonl",), 2.0, words=False),
 }
@@ -107,10 +107,10 @@ LAYOUTS: dict[str, Layout] = {
         joint="clip",
         sentence="mean",
     ),
-    # lighthouse and QD-DETR on TVSum
+    # lighthouse and QD-DETR on TVSum; they leave the tokens as they are: normalize=["i3d"]
     "tvsum": Layout(
         {"i3d": Stream(("i3d/{vid}_rgb.npy + i3d/{vid}_opt.npy", "{vid}_rgb.npy + {vid}_opt.npy"))},
-        Stream(("text/{qid}.npz:token", "{qid}.npz:token")),
+        Stream(("clip_text/{qid}.npz:token", "{qid}.npz:token")),
     ),
     # 2D-TAN; a word is its GloVe vector
     "tan_vgg": Layout({"vgg": Stream(("vgg_rgb_features.hdf5:{vid}",), per_clip=False)}, Stream(("glove*.txt",))),
@@ -146,7 +146,7 @@ def find_annotations(name: str, root: Path) -> dict[str, Path]:
 
 def find_source(root: Path, stream: Stream, dataset: Dataset) -> Source:
     """Where a stream is under `root`; FileNotFoundError where it is not, ValueError where two spellings of it are."""
-    there = [t for t in stream.templates if _there(root, t)]
+    there = [t for t in stream.templates if _there(root, t, dataset)]
     if not there:
         raise _missing(root, f"no {' or '.join(stream.templates)}; streams= chooses among the streams that are there")
     if len(there) > 1:
@@ -165,19 +165,20 @@ def find_query(root: Path, layout: str, dataset: Dataset, samples: Collection[Sa
     return WordVectors(files[0], samples)
 
 
-def _there(root: Path, template: str) -> bool:
+def _there(root: Path, template: str, dataset: Dataset) -> bool:
     """Whether there is a file for each part of a template that could be some sample's."""
-    patterns = [re.sub(r"{\w+}", "*", part.partition(":")[0]) for part in template.split(" + ")]
+    files = [part.partition(":")[0].replace("{query}", dataset.query) for part in template.split(" + ")]
+    patterns = [re.sub(r"{\w+}", "*", file) for file in files]
     return all(next(root.glob(pattern), None) for pattern in patterns)
 
 
-def find_layout(root: Path) -> str:
+def find_layout(root: Path, dataset: Dataset) -> str:
     """The one layout of which query features and video features are under `root`."""
     there = [
         name
         for name, layout in LAYOUTS.items()
-        if any(_there(root, t) for t in layout.query.templates)
-        and any(_there(root, t) for stream in layout.video.values() for t in stream.templates)
+        if any(_there(root, t, dataset) for t in layout.query.templates)
+        and any(_there(root, t, dataset) for stream in layout.video.values() for t in stream.templates)
     ]
     if len(there) > 1:
         message = f"features in the layouts {', '.join(there)}; say which by layout="
@@ -235,7 +236,7 @@ def open_files(
         expected = " or ".join(t.replace("{split}", split) for t in dataset.annotations)
         raise _missing(root, f"no split {split!r} of {name}: {expected} is expected; there are {sorted(splits)}")
     samples = load_annotations(splits[split], dataset.clip_s, words=dataset.words)[:limit]
-    layout = layout or find_layout(root)
+    layout = layout or find_layout(root, dataset)
     features = open_features(name, root, samples, layout, streams, normalize)
     videos, queries = {}, {}
     for sample in samples:
