@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -56,21 +57,24 @@ def time_map(
     *,
     windows_s: Sequence[Sequence[float]] = (),
     predicted_s: Sequence[Sequence[float]] = (),
-    diverging: bool = False,
+    peaks: bool = False,
 ) -> None:
-    """A map over (start, end) or (clip, clip); rings are true windows, crosses predicted ones.  cells (T, T)
+    """A map over (clip, clip) or (start, end); rings are true windows, crosses predicted ones.  cells (T, T)
 
     Cell (i, j) covers the clips i..j [F2SGD §3.3], so a window is drawn in the cell of its first and last clip.
+    peaks: dark is high and all below 0 is white, for maps that are 0 nearly everywhere; else light is high.
     """
-    span = len(cells) * clip_s
-    limit = np.abs(cells).max() if diverging else None
-    look = {"cmap": "vlag", "vmin": -limit, "vmax": limit} if diverging else {"cmap": "mako"}
+    span, others = len(cells) * clip_s, cells[~np.eye(len(cells), dtype=bool)]
+    low, high = (0, cells.max()) if peaks else np.percentile(others, [1, 99])  # the diagonal of cosines is 1
+    look = {"cmap": "rocket_r" if peaks else "mako", "vmin": low, "vmax": high}
     picture = ax.imshow(cells.T, origin="lower", extent=(0, span, 0, span), interpolation="nearest", **look)
     ax.figure.colorbar(picture, ax=ax, fraction=0.046)
-    for windows, marker, colour in ((windows_s, "o", TRUTH), (predicted_s, "x", PREDICTED)):
+    halo = [patheffects.withStroke(linewidth=5, foreground="white")]
+    for windows, marker, colour, size in ((windows_s, "o", TRUTH, 110), (predicted_s, "x", PREDICTED, 45)):
+        edge = {"facecolors": "none", "edgecolors": colour} if marker == "o" else {"color": colour}
         for start, end in windows:
-            edge = {"facecolors": "none", "edgecolors": colour} if marker == "o" else {"color": colour}
-            ax.scatter(start + clip_s / 2, end - clip_s / 2, marker=marker, s=70, linewidths=2, **edge)
+            at = start + clip_s / 2, end - clip_s / 2
+            ax.scatter(*at, marker=marker, s=size, linewidths=2, path_effects=halo, zorder=3, clip_on=False, **edge)
     ax.set(xlabel="start (s)", ylabel="end (s)", xlim=(0, span), ylim=(0, span))
     ax.grid(visible=False)
 
@@ -78,7 +82,7 @@ def time_map(
 def learning_curves(axes: Sequence[Axes], history: pd.DataFrame, scores: Sequence[str]) -> None:
     """Loss on the first axes, validation scores on the second.  history: `History.frame()`"""
     axes[0].plot(history["step"], history["loss"], color=QUERY, marker=".")
-    axes[0].set(xlabel="step", ylabel="training loss", yscale="log")
+    axes[0].set(xlabel="step", ylabel="training loss")
     for score in scores:
         axes[1].plot(history["step"], history[score], marker=".", label=score)
     axes[1].set(xlabel="step", ylabel="validation score")
