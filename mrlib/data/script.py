@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mrlib.data.world import Dice, World
+from mrlib.data.world import Dice, Parameters, World
 
 EVENTS = 24  # drawn for every video, enough to fill it whatever the lengths
-LOG_MEAN = 2.62, 1.92, 1.55, 1.42, 1.25, 0.78  # of the length of a window by the windows of its event; the last: more
-LOG_SD_EVENT = 0.58, 0.72  # for one window, for several
-LOG_SD_WINDOW = 0.68  # within an event of several windows
+LOG_MEAN = 2.75, 2.1, 1.75, 1.6, 1.4, 1.1  # of the length of a window by the windows of its event; the last: more
+LOG_SD_EVENT = 0.4, 0.5  # for one window, for several
+LOG_SD_WINDOW = 0.6  # within an event of several windows
 LOG_GAP = np.log(3), 1.0  # mean and sd
 SHARED_SHOT = 0.5  # chance that a piece of an event shows the event's shot
 SHOWN = 0.97  # visibility of an event where it shows best
@@ -72,15 +72,13 @@ def write(world: World, dice: Dice, actions: np.ndarray, shifted: bool, videos: 
     action = actions[action]
     place = np.where(at_home, world.homes(shifted=shifted)[action], dice.pick("place", p.places, *shape))
 
-    def clipwise(x: np.ndarray) -> np.ndarray:
-        return x[rows[:, None], event]
-
-    timeline = Timeline(*(clipwise(x) for x in (actor, action, thing, place)), inside, event, piece, progress, length)
     facts = {"actor": actor, "action": action, "object": thing, "place": place}
+    clipwise = {k: np.take_along_axis(x, event, 1) for k, x in facts.items()}
+    timeline = Timeline(**clipwise, inside=inside, event=event, piece=piece, progress=progress, length=length)
     return Script(timeline, inside & (event == asked[:, None]), {k: x[rows, asked] for k, x in facts.items()})
 
 
-def _layout(p, dice: Dice, videos: int) -> tuple[np.ndarray, ...]:
+def _layout(p: Parameters, dice: Dice, videos: int) -> tuple[np.ndarray, ...]:
     """Blocks, each an event's windows and gaps between two margins, in a row; the video is cut out at random."""
     most = len(p.windows)
     shape = videos, EVENTS
@@ -91,10 +89,8 @@ def _layout(p, dice: Dice, videos: int) -> tuple[np.ndarray, ...]:
     per_window = dice.normal("length/window", *shape, most) * np.where(several, LOG_SD_WINDOW, 0)[..., None]
     window = np.exp((log_mean + per_event)[..., None] + per_window) * p.scale * p.length
     gap = np.exp(LOG_GAP[0] + LOG_GAP[1] * dice.normal("gap", *shape, most)) * p.scale
-    u = 1 - dice.uniform("margin", *shape, 2)
-    margin = p.context_least + np.floor(
-        np.log(u) / np.log((p.context - p.context_least) / (1 + p.context - p.context_least))
-    )
+    more = p.context - p.context_least
+    margin = p.context_least + np.floor(np.log(1 - dice.uniform("margin", *shape, 2)) / np.log(more / (1 + more)))
 
     # pieces of a block: margin, window, gap, window, ..., window, margin; idle pieces are cut so that every stretch
     # of T clips has a window in it
@@ -136,7 +132,9 @@ def _layout(p, dice: Dice, videos: int) -> tuple[np.ndarray, ...]:
     )
 
 
-def _resemble(p, dice: Dice, asked: np.ndarray, actor: np.ndarray, action: np.ndarray, thing: np.ndarray) -> None:
+def _resemble(
+    p: Parameters, dice: Dice, asked: np.ndarray, actor: np.ndarray, action: np.ndarray, thing: np.ndarray
+) -> None:
     """Turn some events into near misses of the one asked for, and none into another of the same; in place.
 
     A near miss is a sibling (same actor and object, another action of the family) or has two concepts of three.
@@ -177,11 +175,11 @@ def rendition(world: World, dice: Dice, script: Script) -> tuple[Timeline, np.nd
     return Timeline(actor, action, thing, place, inside, full, piece, progress, full + clips[:, None]), clips
 
 
-def visibility(p, dice: Dice, timeline: Timeline) -> np.ndarray:
+def visibility(p: Parameters, dice: Dice, timeline: Timeline, mean: float) -> np.ndarray:
     """How well each clip shows what is going on (B, T), in (0, 1); every window does so once."""
     z = dice.normal("visibility", *timeline.event.shape)
     remember(z, p.visible_memory)
-    s = 1 / (1 + np.exp(-(p.visible + p.visible_sd * z)))
+    s = 1 / (1 + np.exp(-(mean + p.visible_sd * z)))
     clips = s.shape[1]
     new = (timeline.piece == np.arange(clips)) | (np.arange(clips) == 0)
     starts = np.flatnonzero(new)
@@ -189,7 +187,7 @@ def visibility(p, dice: Dice, timeline: Timeline) -> np.ndarray:
     return np.where(timeline.inside & (s == best), np.maximum(s, SHOWN), s)
 
 
-def shots(p, dice: Dice, timeline: Timeline) -> np.ndarray:
+def shots(p: Parameters, dice: Dice, timeline: Timeline) -> np.ndarray:
     """The clip in which each clip's shot began (B, T); pieces of an event may come back to one shot."""
     videos, clips = timeline.event.shape
     t = np.arange(clips)

@@ -17,7 +17,10 @@ each divided by its norm.
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -55,8 +58,8 @@ def open_sim(
     seed     of the world and of everything in it
     n        samples; None: what the size has in this split (in "train": knob `n_train`)
     query    "text", or "video": another rendition of the event; then no two splits share an action
-    streams  "appearance" (the joint one) and "motion", in this order of columns; "joint" for only the joint one, None
-             for both
+    streams  some of "motion" and "appearance", the joint one, in this order; "joint" for only the joint one, None for
+             both
     preset   name of a knob: what that knob needs beside it to show its effect
     knobs    blur        sd of the transition between events, clips
              family      how alike the actions of a family look, 0 to 1
@@ -64,7 +67,7 @@ def open_sim(
              spurious    chance that an action happens in its home place, 0 to 1
              speed       a query video runs up to so many times faster or slower than the target
              irrelevant  chance that another event of the video resembles the one asked for
-             noise       norm of the noise on a clip, which has norm of about 1.5 without
+             noise       norm of the noise on a clip; all else has a norm of 1.2 to 1.4
     raises   ValueError for an unknown name or a value out of range
     """
     if split not in SPLITS:
@@ -91,7 +94,7 @@ def open_sim(
         rows = slice(begin, min(begin + BLOCK, n))
         count = rows.stop - begin
         script = write(world, dice, np.arange(first, last), split != base, BLOCK)
-        features, visible = _render(world, dice, script.timeline, chosen)
+        features, visible = _render(world, dice, script.timeline, chosen, p.visible)
         for name in chosen:
             target[rows, :, columns[name]] = features[name][:count]
         block = list(_samples(world, dice, script, saliency(dice, visible), split, begin))[:count]
@@ -123,6 +126,39 @@ def open_sim(
     )
 
 
+def export(dataset: MomentDataset, root: str | os.PathLike) -> None:
+    """Write a simulated dataset as files in the layout of official releases, for `mrlib.data.layouts.open_files`.
+
+    Sentences: as "qvhighlights" in the layout of Moment-DETR, "appearance" as CLIP and "motion" as SlowFast features.
+    Query videos: as "activitynet_vrl" in the layout of MATR, which has no second stream.
+    raises  ValueError for a dataset without its joint stream
+    """
+    if dataset.joint is None:
+        raise ValueError("there is no appearance stream to export; open the dataset with streams=None or 'joint'")
+    root = Path(root)
+    if dataset.settings["query"] == "video":
+        annotations, folders, queries = "activitynet_vrl_{}.jsonl", {"appearance": "target_vid_clip"}, "query_vid_clip"
+    else:
+        annotations, queries = "highlight_{}_release.jsonl", "clip_text_features"
+        folders = {"motion": "slowfast_features", "appearance": "clip_features"}
+    for folder in (queries, *(folders[name] for name in dataset.streams if name in folders)):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(sample.as_line()) for sample in dataset.samples]
+    (root / annotations.format(dataset.split)).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for sample, v, q in zip(dataset.samples, dataset.video.tolist(), dataset.question.tolist(), strict=True):
+        for name, columns in dataset.streams.items():
+            if name in folders:
+                np.savez(root / folders[name] / f"{sample.vid}.npz", features=_item(dataset.target, v)[:, columns])
+        query = {"last_hidden_state": _item(dataset.query, q)}
+        if dataset.settings["query"] == "text":
+            query["pooler_output"] = dataset.query_joint[q].numpy()
+        np.savez(root / queries / f"qid{sample.qid}.npz", **query)
+
+
+def _item(bank: Bank, item: int) -> np.ndarray:
+    return bank.rows[bank.offsets[item] : bank.offsets[item + 1]].numpy()
+
+
 def _streams(streams: str | tuple[str, ...] | None) -> tuple[str, ...]:
     chosen = STREAMS if streams is None else ("appearance",) if streams == "joint" else streams
     chosen = (chosen,) if isinstance(chosen, str) else tuple(chosen)
@@ -131,11 +167,13 @@ def _streams(streams: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return chosen
 
 
-def _render(world: World, dice: Dice, timeline: Timeline, chosen: tuple[str, ...]) -> tuple[dict, np.ndarray]:
+def _render(
+    world: World, dice: Dice, timeline: Timeline, chosen: tuple[str, ...], mean: float
+) -> tuple[dict, np.ndarray]:
     """Features of some videos, each stream (B, T, its width), and the visibility of the event (B, T)."""
     p = world.p
     videos, clips = timeline.event.shape
-    visible = visibility(p, dice, timeline)
+    visible = visibility(p, dice, timeline, mean)
     seen = visible[..., None].astype(np.float32)
     t = np.arange(clips)
     kernel = np.exp(-0.5 * ((t[:, None] - t) / p.blur) ** 2) if p.blur else np.eye(clips)
@@ -188,13 +226,13 @@ def _ask(world: World, dice: Dice, script: Script, sentences: list[str]) -> tupl
     whole += np.float32(p.asked_noise / np.sqrt(p.joint)) * noise
     spread = np.float32(0.3 / np.sqrt(p.joint)) * dice.normal("words", BLOCK, 24, p.joint)
     words = [[world.vocabulary[w] for w in s.rstrip(".").lower().split()] for s in sentences]
-    return [world.words[w] + spread[i, : len(w)] for i, w in enumerate(words)], unit(whole)
+    return [unit(world.words[w] + spread[i, : len(w)]) for i, w in enumerate(words)], unit(whole)
 
 
 def _film(world: World, dice: Dice, script: Script) -> tuple[list[np.ndarray], np.ndarray]:
     """Joint rows (N, J) of a video of every event asked for, and their normalised means (B, J)."""
     timeline, clips = rendition(world, dice, script)
-    rows = _render(world, dice, timeline, ("appearance",))[0]["appearance"]
+    rows = _render(world, dice, timeline, ("appearance",), world.p.visible_query)[0]["appearance"]
     films = [x[:n] for x, n in zip(rows, clips, strict=True)]
     return films, unit(np.stack([x.mean(0) for x in films]))
 

@@ -93,6 +93,7 @@ class Parameters:
     gap_cosine: float = 0.3  # of the two gaps
     visible_memory: float = 0.25
     weights: tuple[float, float, float] = (0.5, 0.5, 0.7)  # of actor, action, object in an event
+    visible_query: float = 2.0  # m in a query video, which is cut to show the event
     phase: float = 0.0  # weight of how far an action has got; 0: an action looks the same from start to end
     action_motion: float = 0.8  # a
     scene_motion: float = 0.4  # b
@@ -116,10 +117,10 @@ SIZES = {
     "paper": Parameters(
         clips=75, joint=512, motion=256, n_train=7218, n_val=1550, n_test=1542,
         actors=10, families=8, members=4, objects=30, places=12,
-        windows=(0.735, 0.13, 0.055, 0.03, 0.015, 0.012, 0.008, 0.006, 0.005, 0.004), scale=1.0, full=0.05,
-        context=1.5, irrelevant=0.03, blur=0.8, cut=0.12,
-        noise=0.62, family=0.6, gap_text=1.5, scene=0.45, place=0.2, shot=0.45, content=0.62, memory=0.15,
-        asked=0.4, asked_noise=0.35, visible=-0.5, visible_sd=1.9, wordy=0.55,
+        windows=(0.695, 0.155, 0.065, 0.03, 0.014, 0.012, 0.01, 0.008, 0.006, 0.005), scale=1.0, full=0.05,
+        context=1.5, irrelevant=0.03, blur=0.8, cut=0.15,
+        noise=0.65, family=0.6, gap_text=1.5, scene=0.45, place=0.2, shot=0.48, content=0.62, memory=0.15,
+        asked=0.4, asked_noise=0.35, visible=-0.5, visible_sd=1.9, wordy=0.53,
     ),
 }  # fmt: skip
 
@@ -132,7 +133,7 @@ PRESETS: dict[str, dict] = {knob: {} for knob in KNOBS} | {
 }  # fmt: skip
 
 # One window per pair [MATR §3], and actions that go through phases: without them there is no order to align.
-QUERIES = {"text": {}, "video": {"windows": (1.0,), "phase": 0.6}}
+QUERIES = {"text": {}, "video": {"windows": (1.0,), "phase": 0.6, "content": 0.9, "families": 8}}
 
 
 def parameters(size: str, query: str, preset: str | None, knobs: dict) -> Parameters:
