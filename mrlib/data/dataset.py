@@ -133,10 +133,9 @@ class MomentDataset:
                 kept = ids < clips[i]  # a clip without features cannot be ranked
                 saliency[i, ids[kept]] = scores[kept].float()
         windows = (windows / (clips * self.clip_s)[:, None, None]).clamp(0, 1)
-        last = (1 - 1 / clips.double())[:, None].expand(windows.shape[:2])  # where features end before the video does,
-        windows[..., 0] = torch.where(
-            windows[..., 0] < 1, windows[..., 0], last
-        )  # a window after them is the last clip
+        # features may end before the video does: a window after them is the last clip
+        last = (1 - 1 / clips.double())[:, None].expand(windows.shape[:2])
+        windows[..., 0] = windows[..., 0].where(windows[..., 0] < 1, last)
         has_saliency = torch.tensor([s.saliency_scores is not None for s in self.samples])
         annotations = windows.float(), counts, saliency, has_saliency
         return tuple(a.to(self.video.device) for a in annotations)
