@@ -104,6 +104,17 @@ def test_a_static_video_is_one_segment(right, dtype):
     assert right_end.tolist() == [36, 19, 0]
 
 
+def test_clips_of_one_direction_are_equal_though_their_norms_round_differently():
+    generator = torch.Generator().manual_seed(0)
+    v = (
+        torch.randn(8, 1, 50, generator=generator, dtype=torch.float64)
+        * torch.rand(8, 40, 1, generator=generator).double()
+    )
+    q = torch.randn(8, 50, generator=generator, dtype=torch.float64)
+    a, left, right = boundaries(v, torch.ones(8, 40, dtype=torch.bool), q)
+    assert a.tolist() == left.tolist() == [0] * 8 and right.tolist() == [39] * 8
+
+
 def test_of_equally_query_like_clips_the_first_is_the_anchor():
     generator = torch.Generator().manual_seed(0)
     v, q = torch.randn(1, 67, 130, generator=generator), torch.randn(1, 130, generator=generator)

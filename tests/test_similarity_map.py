@@ -112,6 +112,14 @@ def test_times_off_the_grid_are_rounded_and_clamped(span_clips, cell):
     assert window_cells(spans, torch.tensor([10])).tolist() == [[list(cell)]]
 
 
+def test_halves_of_a_clip_go_up_though_fractions_are_float32():
+    for n in range(1, 200):
+        halves = torch.arange(n, dtype=torch.float64) + 0.5
+        spans = torch.stack([halves / n, torch.ones(n, dtype=torch.float64)], -1).float()
+        first = window_cells(spans[None], torch.tensor([n]))[0, :, 0]
+        assert first.tolist() == [min(k + 1, n - 1) for k in range(n)]
+
+
 def loss_by_hand(p, batch, loss_cells, reduction):
     """[F2SGD Eq. 14], cell by cell."""
     total = 0.0

@@ -4,7 +4,7 @@ Paper    [A2FA Eq. 1-5], which calls it dynamic time warping; with two templates
 Here     `boundaries` gives anchor, left and right end for a whole batch by prefix sums: with $u, w, z$ the cosines of
          every clip with the first clip, the anchor and the last clip, and indices from 0,
          $$f_L(b) = \sum_{i=1}^{b} u_i + \sum_{j=b+1}^{A} w_j = \sum_{i=0}^{b} (u_i - w_i) + \text{const}$$
-         $$f_R(b) = \sum_{i=A}^{b} w_i + \sum_{j=b+1}^{n-1} z_j = \sum_{i=A}^{b} (w_i - z_i) + \text{const}$$
+         $$f_R(b) = \sum_{i=A}^{b} w_i + \sum_{j=b+1}^{n-1} z_j = \sum_{i=0}^{b} (w_i - z_i) + \text{const}$$
          The query-embedded clips are never formed: the inner products of two of them follow from their cosines with
          the query and from three rows of the clips' Gram matrix, O(T J) a video
 Ties     the smallest anchor, the longest segment. Sums are float64, and values within 1e-9 are equal: identical
@@ -56,7 +56,7 @@ def transitions(target: Tensor, mask: Tensor, query: Tensor) -> tuple[Tensor, Te
     query    (B, J)
     returns  A      int64 (B,)
              left   float64 (B, T)  $\sum_{i=0}^{b} (u_i - w_i)$ at b, to be read for b <= A
-             right  float64 (B, T)  $\sum_{i=A}^{b} (w_i - z_i)$ at b, to be read for A <= b < n
+             right  float64 (B, T)  $\sum_{i=0}^{b} (w_i - z_i)$ at b, to be read for A <= b < n
     """
     v, q = _unit(target, query)
     c = _cosines(v, q)
@@ -67,8 +67,7 @@ def transitions(target: Tensor, mask: Tensor, query: Tensor) -> tuple[Tensor, Te
     inner = ci * cj * (3 - ci - cj) + (1 - ci) * (1 - cj) * gram  # <v^e_i, v^e_j>
     norm = (1 - 2 * c + 4 * c**2 - 2 * c**3).sqrt()  # never below 0.83
     u, w, z = (inner / norm[:, None] / norm.gather(1, templates)[..., None]).unbind(1)
-    from_anchor = torch.arange(mask.shape[1], device=mask.device) >= a[:, None]
-    return a, (u - w).cumsum(1), ((w - z) * from_anchor).cumsum(1)
+    return a, (u - w).cumsum(1), (w - z).cumsum(1)
 
 
 @torch.no_grad()
