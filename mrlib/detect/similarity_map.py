@@ -8,8 +8,8 @@ Ours     the paper leaves open channels, activation, padding, depth, output and 
          convolutions and a pointwise MLP of two layers, ReLU between; the output is linear, with squared error a
          regression of the 0/1 target: a sigmoid saturates under some 1,500 negatives for each positive. The loss is
          summed over a sample's cells with i <= j (only they can be predicted) and averaged over samples. What a
-         convolution gives is cut to the real clips, so that padding changes nothing. The last layer starts at zero: random outputs
-         of order 1 on thousands of cells would first drive the hidden layers to zero
+         convolution gives is cut to the real clips, so that padding changes nothing. The last layer starts at
+         zero: random outputs of order 1 on thousands of cells would first drive the hidden layers to zero
 """
 
 from __future__ import annotations
