@@ -1,5 +1,6 @@
 """The training loop: reproducible, resumable at every moment, the same on one process and on two."""
 
+import functools
 import json
 import os
 import resource
@@ -224,6 +225,13 @@ def test_two_processes_train_what_one_does(tmp_path):
 def test_mixed_precision_learns(world):
     history, _ = run(world, small(epochs=4, lr=5e-3), precision="bf16")
     assert history.rows[-1]["loss"] < history.rows[0]["loss"]
+
+
+def test_a_compiled_model_trains_what_a_plain_one_does(world, monkeypatch):
+    """Traced by torch.compile and run by its "eager" backend: what the code generator adds is PyTorch's affair."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    plain, compiled = (run(world, small(epochs=1), compile=way)[0].rows for way in (False, True))
+    assert compiled[0]["loss"] == pytest.approx(plain[0]["loss"], rel=1e-5)
 
 
 def test_wrong_arguments_are_refused(world, capsys):
