@@ -78,7 +78,9 @@ def _greedy(truth: np.ndarray, of: np.ndarray, counts: np.ndarray) -> np.ndarray
         # cannot both be reached by one candidate
         worth = (hits[of] + 1) / rank / counts[of, None] * (thresholds >= reached[:, None])
         worth = np.concatenate([np.zeros((len(truth), 1)), worth.cumsum(1)], 1)
-        gain = [worth[np.arange(len(truth)), row].sum() for row in level] if chosen else (level >= AT_07).sum(1)
+        gain = np.array([worth[np.arange(len(truth)), row].sum() for row in level])
+        if not chosen:
+            gain = (level >= AT_07).sum(1) + gain / (1 + gain.max())  # the mAP decides between equals
         best = int(np.argmax(gain))
         new = (thresholds < level[best][:, None]) & (thresholds >= reached[:, None])
         np.add.at(hits, of, new)

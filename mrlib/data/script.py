@@ -208,7 +208,7 @@ def saliency(dice: Dice, visible: np.ndarray) -> np.ndarray:
     videos, clips = visible.shape
     shown = (visible - visible.mean()) / visible.std()
     query, clip = dice.normal("saliency/query", videos, 1, 1), dice.normal("saliency/clip", videos, clips, 3)
-    latent = (0.35 * shown[..., None] + 0.35 * query + 0.87 * clip) / 1.06
+    latent = 0.35 * shown[..., None] + 0.35 * query + 0.87 * clip
     return np.searchsorted((-1.88, -1.28, -0.55, 0.25), latent)
 
 

@@ -1,0 +1,200 @@
+"""What can be had without labels: against hand-worked videos and the definitions, one video at a time."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mrlib import baselines
+from mrlib.baselines import FixedList, anchor_inside, anchor_interval, query_similarity, whole_video
+from mrlib.data import Bank, MomentDataset, Sample, load_annotations
+from mrlib.data.simulate import open_sim
+from mrlib.metrics import evaluate
+from mrlib.ops.boundary import boundaries
+
+
+def toy(*videos: list[float], windows: tuple = ((0, 2),), joint: bool = True) -> MomentDataset:
+    """Videos whose clips have these cosines with their query."""
+    rows = [np.array([[c, math.sqrt(1 - c * c), 0] for c in video], np.float32) for video in videos]
+    samples = [
+        Sample(i, f"query {i}", 2.0 * len(v), f"video{i}", [list(w) for w in windows]) for i, v in enumerate(videos)
+    ]
+    each = torch.arange(len(videos))
+    return MomentDataset(
+        name="toy",
+        split="val",
+        samples=samples,
+        target=Bank.from_arrays(rows),
+        video=each,
+        query=Bank.from_arrays([np.ones((1, 3), np.float32)] * len(videos)),
+        question=each,
+        query_joint=torch.tensor([[2.0, 0, 0]]).expand(len(videos), 3),  # a query's length does not matter
+        streams={"clip": slice(0, 3)},
+        joint="clip" if joint else None,
+        clip_s=2.0,
+    )
+
+
+def windows(lines: list[dict]) -> list[list]:
+    return [line["pred_relevant_windows"] for line in lines]
+
+
+def test_the_whole_video_is_one_window_from_start_to_end():
+    lines = whole_video(toy([0.1, 0.2, 0.3], [0.1]))
+    assert lines[0] == {
+        "qid": 0,
+        "query": "query 0",
+        "vid": "video0",
+        "pred_relevant_windows": [[0.0, 6.0, 1.0]],
+    }
+    assert windows(lines)[1] == [[0.0, 2.0, 1.0]]
+
+
+# --- similarity ------------------------------------------------------------------------------------------------------
+
+
+def test_similarity_gives_runs_above_mean_and_deviation_ranked_by_their_mean():
+    """Mean 0.33 and deviation 0.29: above 0.62 are clips 1 and 2, with mean 0.75, and clip 5."""
+    video = [0.1, 0.7, 0.8, 0.1, 0.1, 0.9, 0.1, 0.2, 0.2, 0.1]
+    (found,) = windows(query_similarity(toy(video)))
+    np.testing.assert_allclose(found, [[10, 12, 0.9], [2, 6, 0.75]], atol=1e-6)
+
+
+def test_similarity_gives_the_best_clip_where_no_clip_stands_out():
+    """Two values in equal number are one deviation from their mean each; of equal clips the first is taken."""
+    assert np.array(windows(query_similarity(toy([0.5, 0.5, 0.5]))))[0].tolist() == [[0, 2, 0.5]]
+
+
+def test_similarity_gives_ten_windows_at_most():
+    video = [0.1, 0.1, 0.1, 0.9] * 12
+    assert [len(w) for w in windows(query_similarity(toy(video)))] == [10]
+
+
+def test_similarity_of_a_video_does_not_depend_on_its_batch_mates():
+    short, long = [0.1, 0.9, 0.2], [0.2, 0.3, 0.8, 0.9, 0.1, 0.1, 0.1, 0.1]
+    assert query_similarity(toy(short, long))[0] == query_similarity(toy(short))[0]
+
+
+def test_similarity_is_its_definition_clip_by_clip():
+    dataset = open_sim("val", n=80, streams="joint")
+    for i, found in enumerate(windows(query_similarity(dataset))):
+        batch = dataset.batch([i])
+        c = (batch.target_joint[0].double() @ batch.query_joint[0].double()).tolist()
+        mean = sum(c) / len(c)
+        threshold = mean + math.sqrt(sum((x - mean) ** 2 for x in c) / len(c))
+        runs, start = [], None
+        for t, x in enumerate([*c, -math.inf]):
+            if x > threshold and start is None:
+                start = t
+            elif x <= threshold and start is not None:
+                runs.append((sum(c[start:t]) / (t - start), start, t))
+                start = None
+        expected = [[2 * a, 2 * b, score] for score, a, b in sorted(runs, reverse=True)][:10]
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+# --- anchor ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_interval_goes_from_the_last_clip_of_the_first_group_to_the_last_of_the_anchors():
+    """[A2FA Eq. 5] Clips 0-2 are alike, 3-5 are like the query, 6-7 alike again: both ends belong to the interval."""
+    video = [0.1, 0.1, 0.1, 0.8, 0.9, 0.8, 0.1, 0.1]
+    assert windows(anchor_interval(toy(video))) == [[[4.0, 12.0, 1.0]]]
+
+
+def test_the_interval_is_that_of_each_video_alone():
+    dataset = open_sim("val", n=70, streams="joint")
+    for i, found in enumerate(windows(anchor_interval(dataset))):
+        batch = dataset.batch([i])
+        _, left, right = boundaries(batch.target_joint, batch.target_mask, batch.query_joint)
+        assert found == [[2.0 * left.item(), 2.0 * right.item() + 2, 1.0]]
+
+
+def test_an_anchor_is_inside_if_its_clip_is_in_a_window():
+    """Windows 0-2 s and 6-8 s are clips 0 and 3; the anchors are clips 3, 2 and 0."""
+    videos = [0.1, 0.2, 0.3, 0.9], [0.1, 0.2, 0.9, 0.3], [0.9, 0.1, 0.1, 0.1, 0.1]
+    assert anchor_inside(toy(*videos, windows=((0, 2), (6, 8)))) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("baseline", [query_similarity, anchor_interval, anchor_inside])
+def test_without_a_joint_space_there_is_nothing_to_compare(baseline):
+    with pytest.raises(ValueError, match="joint space"):
+        baseline(toy([0.1, 0.2], joint=False))
+
+
+# --- a fixed list ----------------------------------------------------------------------------------------------------
+
+
+def labelled(*windows_s: list[list[float]], duration: float = 100.0) -> list[Sample]:
+    return [Sample(i, "q", duration, f"v{i}", w) for i, w in enumerate(windows_s)]
+
+
+def test_a_fixed_list_begins_with_the_commonest_moment_and_scales_with_the_video():
+    train = labelled([[20, 40]], [[20, 40]], [[60, 100]])
+    lines = FixedList(train)(labelled([[0, 10]], duration=50))
+    assert [w[:2] for w in windows(lines)[0][:2]] == [[10, 20], [30, 50]]
+    scores = [w[2] for w in windows(lines)[0]]
+    assert len(scores) == 10 and scores == sorted(scores, reverse=True)
+
+
+def test_a_fixed_list_is_the_same_for_every_query():
+    dataset = open_sim("val", n=20)
+    lines = FixedList(open_sim("train", n=100))(dataset)
+    assert len({str(w) for w in windows(lines)}) == 1
+
+
+def test_every_place_of_a_fixed_list_goes_to_the_window_that_adds_most(monkeypatch):
+    """By the definition: all lists that are one window longer are scored, in loops."""
+    monkeypatch.setattr(baselines, "GRID", 6)
+    monkeypatch.setattr(baselines, "LISTED", 4)
+    rng = np.random.default_rng(0)
+    train = []
+    for i in range(12):
+        cuts = np.sort(rng.choice(50, 2 if i % 3 else 4, replace=False)) * 2.0
+        train += labelled(cuts.reshape(-1, 2).tolist())
+    candidates = [(a / 6, b / 6) for a in range(6) for b in range(a + 1, 7)]
+
+    def iou(a, b):
+        shared = max(0, min(a[1], b[1]) - max(a[0], b[0]))
+        return shared / (a[1] - a[0] + b[1] - b[0] - shared)
+
+    def value(spans):
+        total = 0
+        for s in train:
+            for threshold in range(50, 100, 5):
+                free, hits = [[x / s.duration for x in w] for w in s.relevant_windows], 0
+                for rank, span in enumerate(spans, 1):
+                    best = max(free, key=lambda w: iou(span, w), default=None)
+                    if best is not None and iou(span, best) >= threshold / 100 - 1e-9:
+                        free.remove(best)
+                        hits += 1
+                        total += hits / rank / len(s.relevant_windows)
+        return total
+
+    def r1(span):
+        return sum(max(iou(span, np.array(w) / s.duration) for w in s.relevant_windows) >= 0.7 for s in train)
+
+    chosen = [tuple(x) for x in FixedList(train).spans]
+    assert r1(chosen[0]) == max(map(r1, candidates)) > 0
+    for k in range(1, 4):
+        assert value(chosen[: k + 1]) == pytest.approx(max(value([*chosen[:k], c]) for c in candidates))
+
+
+def test_a_fixed_list_needs_annotated_samples():
+    with pytest.raises(ValueError, match="no windows"):
+        FixedList([Sample(0, "q", 10.0, "v")])
+
+
+@pytest.mark.skipif("MRLIB_DATA" not in os.environ, reason="real annotations: set MRLIB_DATA")
+def test_what_a_blind_list_scores_on_the_real_validation_set():
+    """A number to put beside every spurious score; published models go as low as this [TD-DETR]."""
+    folder = Path(os.environ["MRLIB_DATA"]) / "qvhighlights"
+    train, val = (load_annotations(folder / f"highlight_{split}_release.jsonl") for split in ("train", "val"))
+    brief = evaluate(FixedList(train)(val), val)["brief"]
+    assert brief["MR-full-R1@0.7"] == pytest.approx(6.5, abs=0.1)
+    assert brief["MR-full-mAP"] == pytest.approx(13.3, abs=0.1)
