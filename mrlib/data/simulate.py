@@ -34,9 +34,7 @@ from mrlib.data.world import Dice, World, parameters, unit
 CLIP_S = 2.0
 SPLITS = ("train", "val", "test", "val_shift")
 STREAMS = ("motion", "appearance")  # in the order of their columns
-BLOCK = (
-    64  # videos that are made together; a block is always made whole, so a sample does not depend on how many follow
-)
+BLOCK = 64  # videos that are made together, always all: a sample does not depend on how many follow
 FAMILIES = {"train": (0, 0.5), "val": (0.5, 0.75), "test": (0.75, 1)}  # of the actions, where queries are videos
 
 
