@@ -1,0 +1,397 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     notebook_metadata_filter: kernelspec,jupytext,-jupytext.text_representation.jupytext_version,-language_info
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # F²SGD: a moment is one point of a map
+#
+# Most detectors regress two numbers, a start and an end. *Anchor-Aware Similarity Cohesion in Target Frames Enables
+# Predicting Temporal Moment Boundaries in 2D* (CVPR 2025) draws a picture instead: how alike every two frames of the
+# video are. Frames of one event are alike, so an event is a bright block on the diagonal, and its corner is the
+# answer. A small convolutional network looks for the corner. Notebook 03 builds the first half of the paper, the
+# alignment that makes the queried event stand out (A²FA); here is the second half, the detector (F²SGD), and the
+# whole system trained.
+#
+# The paper gives no code, channels, activation, padding or loss reduction. What it leaves open is a setting here,
+# with a table at the end that shows what each of them does.
+
+# %% tags=["parameters"]
+dataset: str = "sim"  # "sim", or a dataset on disk: qvhighlights, charades_sta, activitynet_captions, tacos
+root: str = ""  # its folder; empty: its folder in $MRLIB_DATA
+size: str = "auto"  # of the simulated world and of the model: small, paper; auto: small if simulated, else paper
+epochs: int = 10  # passes over the training set (paper: 10)
+batch_size: int = 0  # samples a step (paper: 128; small: 32); 0: as the size has it
+seed: int = 0  # of the world, the weights and the order
+device: str = "auto"  # auto, cpu, cuda
+out_dir: str = ""  # checkpoints, history and predictions; empty: a fresh temporary folder
+full: bool = False  # also run what is missing of the grid in figures/
+save_figures: bool = False  # write the pictures to figures/
+n_train: int = 2048  # simulated training samples; files have what they have
+kernel: int = 0  # side C of the large kernels, odd (paper: 21; small: 9); 0: as the size has it
+channels: int = 0  # of the hidden maps (paper: unknown, 32 here; small: 8); 0: as the size has it
+lr: float = 0.0  # highest learning rate (paper: 1e-4; small: 1e-3); 0: as the size has it
+threads: int = 0  # CPU threads; 0: one for small models, which are no faster on more, else all
+
+# %%
+import tempfile
+import textwrap
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+
+from mrlib import baselines, grid, metrics, papers, plots
+from mrlib.detect.similarity_map import similarity, target_map
+from mrlib.grid import Arm
+from mrlib.train import fit, predict_all
+
+plots.setup()
+simulated = dataset == "sim"
+size = {"auto": "small" if simulated else "paper"}.get(size, size)
+torch.set_num_threads(threads or (1 if size == "small" else torch.get_num_threads()))
+
+own = {"batch_size": batch_size, "kernel": kernel, "channels": channels, "lr": lr}
+preset = dataset if dataset in papers.PRESETS["f2sgd"] else None
+paper = papers.get("f2sgd", size, preset, epochs=epochs, **{name: value for name, value in own.items() if value})
+
+options = {"seed": seed, "n_train": n_train} if simulated else {}
+train = papers.open_split(paper, dataset, root or None, "train", **options)
+val = papers.open_split(paper, dataset, root or None, papers.validation_split(dataset), **options)
+test = papers.open_split(paper, dataset, root or None, "test", **options) if simulated else val
+
+# %% [markdown]
+# The world is simulated unless you say otherwise: videos of 32 clips of two seconds, each a script of events with
+# English queries about them, and features that live in one joint space with the queries. Scores on it are always
+# called *simulated*; they test the mechanism and are no QVHighlights scores. For real files,
+# `papermill notebooks/04_f2sgd.ipynb out.ipynb -p dataset qvhighlights -p root FOLDER` runs the same cells.
+
+# %% tags=["nbval-ignore-output"]
+sizes = pd.DataFrame(
+    {d.split: {"queries": len(d), "videos": len(d.target), "width": d.target.width} for d in (train, val, test)}
+)
+print(f"{train.name}: {train.samples[0].query!r}")
+sizes
+
+# %% [markdown]
+# ## 1. The map
+#
+# **Why.** An interval is a pair (first clip, last clip), so all intervals of a video fill the upper half of a square.
+# If we can paint on that square how much each interval looks like *one thing*, finding a moment is finding a point.
+#
+# **Equation.** With $v^a_i$ the clips that A²FA has aligned to the query,
+# $$S^a_{ij} = \frac{\langle v^a_i, v^a_j\rangle}{\lVert v^a_i\rVert\,\lVert v^a_j\rVert}$$
+# **Code.** Two loops by hand; `mrlib` computes it for the batch, with padding filled in *after* the product, for a
+# zero vector has a gradient of size $1/\epsilon$ through its norm, and large kernels would carry it into the valid
+# cells.
+
+# %%
+retriever = papers.build(paper, train, seed)
+batch = test.batch(range(8))
+aligned = retriever.aligner(batch)
+
+
+def similarity_by_hand(v):
+    s = torch.empty(len(v), len(v))
+    for i in range(len(v)):
+        for j in range(len(v)):
+            s[i, j] = v[i] @ v[j] / (v[i].norm() * v[j].norm())
+    return s
+
+
+S = similarity(aligned.target, aligned.mask)
+n = int(batch.lengths[0])
+torch.testing.assert_close(S[0, :n, :n], similarity_by_hand(aligned.target[0, :n]), rtol=1e-4, atol=1e-5)
+
+# %% [markdown]
+# **Picture.** Left, the raw features of one video: the query has had no say, and every event is a block. Right, the
+# same after the (still untrained) alignment: clips around the anchor have been pulled towards the query and towards
+# each other. Green rings are the true windows, each at (start, end).
+
+# %%
+raw = papers.ALIGNERS["raw"](train.widths)(batch)
+story = batch.samples[0]
+fig, axes = plots.figure(10, 4, ncols=2)
+for ax, name, v in zip(axes[0], ("raw clips", "after A²FA, untrained"), (raw, aligned), strict=True):
+    picture = similarity(v.target, v.mask)[0, :n, :n].detach().numpy()
+    plots.time_map(ax, picture, test.clip_s, windows_s=story.relevant_windows)
+    ax.set(title=name)
+fig.suptitle(story.query)
+if save_figures:
+    plots.save(fig, "04_similarity")
+
+# %% [markdown]
+# ## 2. The network
+#
+# **Equation** [F2SGD Eq. 13]. Two convolutions with large kernels $C\times C$, then a pointwise MLP:
+# $$P = \mathrm{MLP}\big(\mathrm{Conv}_{C\times C}(\mathrm{Conv}_{C\times C}(S^a))\big) \in \mathbb R^{N\times N}$$
+# The corner of a block is a local pattern, but a block is as large as the moment, so the network must look far:
+# $2C-1$ clips in each direction. A direct convolution with $C=21$ is almost all of the cost; `mrlib.ops.conv`
+# computes the same sums through the Fourier transform where that is faster.
+#
+# **Code.** One output cell of one layer by hand, as printed in any textbook.
+
+# %%
+layer, cell = retriever.detector.convolve[0], (n // 3, n // 2)
+half = layer.weight.shape[-1] // 2
+x = F.pad(S[:1], (half,) * 4)
+window = x[0, cell[0] : cell[0] + 2 * half + 1, cell[1] : cell[1] + 2 * half + 1]
+by_hand = (layer.weight[:, 0] * window).sum((1, 2)) + layer.bias
+torch.testing.assert_close(layer(S[:1, None])[0, :, cell[0], cell[1]], by_hand, rtol=1e-4, atol=1e-4)
+
+# %% [markdown]
+# ## 3. The target
+#
+# **Equation** [F2SGD Eq. 14]. The map should be 1 at the true windows and 0 elsewhere:
+# $$\mathcal L = \lVert P - G\rVert_2^2, \qquad G_{ij} = 1 \text{ where clips } i..j \text{ are a window}$$
+# Cell $(i, j)$ means the clips $i$ to $j$, both included: it starts at $i\Delta$ and ends at $(j+1)\Delta$. The other
+# reading, $j$ excluded, would push windows that end with the video off the map.
+#
+# The paper does not say how the sum is reduced, nor whether $P$ is a probability. It matters: a map has hundreds of
+# zeros for each one, so *all zeros* already has a loss of one per window, and that is where training starts and what
+# it has to leave. A sigmoid would start at ½ everywhere and be pushed down by every zero; the default here is a
+# linear output that starts at 0, with the loss summed over the cells $i \le j$ of a sample and averaged over the
+# samples.
+
+# %%
+G = target_map(batch)
+by_hand = torch.zeros_like(G)
+for b, sample in enumerate(batch.samples):
+    for start, end in sample.relevant_windows:
+        first = min(int(np.floor(start / test.clip_s + 0.5)), int(batch.lengths[b]) - 1)
+        last = min(int(np.floor(end / test.clip_s + 0.5)) - 1, int(batch.lengths[b]) - 1)
+        by_hand[b, min(first, max(last, 0)), max(last, 0)] = 1
+assert torch.equal(G, by_hand)
+
+with torch.no_grad():
+    untrained = retriever.losses(*retriever(batch), batch)["map"]
+torch.testing.assert_close(untrained, G.sum() / len(batch))  # P = 0: one for each window
+
+# %% [markdown]
+# ## 4. Reading the answer off
+#
+# **Equation** [F2SGD Eq. 15]. The best $k$ cells with $i \le j$ are the answers, their heights the confidences.
+# Nothing is suppressed; ties go to the smaller start, then the smaller end, so that the same map always gives the
+# same list.
+
+# %%
+P = torch.randn(G.shape, generator=torch.Generator().manual_seed(0))
+moments = retriever.detector.decode({"map": P}, batch)
+for b in range(len(batch)):
+    upper = [(i, j) for i in range(int(batch.lengths[b])) for j in range(i, int(batch.lengths[b]))]
+    best = sorted(upper, key=lambda c: (-P[b, c[0], c[1]].item(), c))[: paper.detector.options["candidates"]]
+    spans = torch.tensor([[i, j + 1] for i, j in best]) / batch.lengths[b]
+    torch.testing.assert_close(moments.spans[b][moments.mask[b]], spans)
+
+# %% [markdown]
+# ## 5. The training run
+#
+# **Recipe** (paper): Adam, batches of 128, ten epochs, the learning rate warmed up to 1e-4 and down along a cosine.
+# On the full QVHighlights that is 570 steps in all. The small world has its own numbers, in `mrlib/papers.py`. The
+# epoch with the best mAP on `val` is kept; simulated scores below are those of `test`, which nothing was chosen on.
+# Files have no such luxury: there, as in the paper, the two are the same split.
+
+# %% tags=["nbval-ignore-output"]
+folder = out_dir or tempfile.mkdtemp()
+history = fit(retriever, train, val, paper, folder, seed=seed, device=device)
+
+# %% tags=["nbval-ignore-output"]
+fig, axes = plots.figure(10, 3, ncols=2)
+plots.learning_curves(axes[0], history.frame(), ["MR-full-mAP", "MR-full-R1@0.5", "MR-full-R1@0.7"])
+if save_figures:
+    plots.save(fig, "04_training", history.frame().drop(columns=["train_s", "val_s"]))
+
+# %% [markdown]
+# **Result**, beside what can be had without learning: the whole video; one fixed list of ten windows, chosen on the
+# training set and given to every query; runs of clips that are like the query; and the interval around the anchor,
+# [A2FA Eq. 5], which is what the network starts from.
+
+# %% tags=["nbval-ignore-output"]
+retriever.cpu()
+truth = [s.as_line() for s in test.samples]
+predictions = predict_all(retriever, test)
+answers = {
+    "whole video": baselines.whole_video(test),
+    "fixed list (blind)": baselines.FixedList(train)(test),
+    "query similarity": baselines.query_similarity(test),
+    "anchor interval": baselines.anchor_interval(test),
+    "A²FA + F²SGD": predictions,
+}
+columns = ["R1@0.5", "R1@0.7", "mAP", "mAP@0.5", "mAP@0.75"]
+scores = pd.DataFrame({name: metrics.evaluate(lines, truth)["brief"] for name, lines in answers.items()}).T
+scores = scores[[f"MR-full-{c}" for c in columns]].set_axis(columns, axis=1)
+if save_figures:
+    scores.round(2).rename_axis("model").reset_index().to_csv(plots.FIGURES / "04_scores.csv", index=False)
+scores.round(1)
+
+# %% [markdown]
+# ## 6. What the network paints
+#
+# **Picture.** For four test videos, on top the similarity map that the network was given, crosses on its three best
+# answers; below, the map that it painted. Rings are true windows. A dark point in a ring is the method at its best;
+# the second and third answers are often other events of the same video, for the network sees every corner.
+
+# %%
+shown = test.batch(range(4))
+with torch.no_grad():
+    _, outputs = retriever(shown)
+
+
+fig, axes = plots.figure(13, 6.4, nrows=2, ncols=4)
+for b, sample in enumerate(shown.samples):
+    n, windows = int(shown.lengths[b]), sample.relevant_windows
+    first = [w[:2] for w in predictions[b]["pred_relevant_windows"][:3]]
+    given, painted = (outputs[name][b, :n, :n].numpy() for name in ("similarity", "map"))
+    plots.time_map(axes[0, b], given, test.clip_s, windows_s=windows, predicted_s=first)
+    plots.time_map(axes[1, b], painted, test.clip_s, windows_s=windows, peaks=True)
+    axes[0, b].set_title("\n".join(textwrap.wrap(sample.query, 26)), fontsize=9)
+    axes[1, b].set_title("painted", fontsize=9)
+if save_figures:
+    plots.save(fig, "04_map")
+
+# %% [markdown]
+# ## 7. The leak audit
+#
+# A score is worth something only if the prediction cannot know the answer. Four questions, each answered on the
+# trained model: do predictions change when the annotations are taken away, or swapped with another sample's? With the
+# other samples of the batch? And does the model read the query at all: how much is left when each video is asked
+# another sample's query, and what does the same detector reach on raw clips, where no query has a say?
+
+# %%
+audit = test.batch(range(16))
+foreign = test.batch(range(16, 32))
+swapped = [replace(s, relevant_windows=f.relevant_windows) for s, f in zip(audit.samples, foreign.samples, strict=True)]
+assert retriever.predict(audit.unlabelled()) == retriever.predict(audit)
+assert retriever.predict(replace(audit, labels=foreign.labels, samples=swapped)) == retriever.predict(audit)
+
+together, alone = retriever(audit)[1]["map"], [retriever(test.batch([i]))[1]["map"][0] for i in range(16)]
+for one, many in zip(alone, together, strict=True):
+    torch.testing.assert_close(one, many[: len(one), : len(one)], rtol=1e-3, atol=1e-4)
+
+order = torch.arange(len(test)).roll(1)
+rolled = replace(test, question=test.question[order])
+blind = metrics.evaluate(predict_all(retriever, rolled), truth)["brief"]
+
+one_video, other_query = test.batch([0]), replace(test.batch([0]), query_joint=test.batch([1]).query_joint)
+detector = retriever.detector
+blind_maps = [detector(papers.ALIGNERS["raw"](train.widths)(b), b)["map"] for b in (one_video, other_query)]
+assert torch.equal(*blind_maps)  # raw clips: the map is the same whatever is asked
+
+# %% tags=["nbval-ignore-output"]
+pd.DataFrame(
+    {"own query": scores.loc["A²FA + F²SGD"], "another's query": {c: blind[f"MR-full-{c}"] for c in columns}}
+).T.round(1)
+
+# %% [markdown]
+# ## 8. The comparison: components, kernel, and what the paper leaves open
+#
+# One training says little: seeds differ by several points. The table below is a grid of trainings in the small
+# simulated world, three seeds each, every seed a world of its own; within a seed all arms see the same videos. It is
+# in
+# `figures/04_grid.csv`, each row with the command that makes it again; `-p full true` runs what is missing.
+
+# %%
+world = {"n_train": 2048}
+arms = {
+    # Table 6: what each part of A²FA adds
+    "no A²FA (raw clips)": Arm("f2sgd", {"aligner": "raw"}, world),
+    "align only": Arm("f2sgd", {"reweight": False}, world),
+    "re-weight and align": Arm("f2sgd", {}, world),
+    # Table 9: the kernel (of 32 clips; the paper's 17 to 29 are of 75)
+    "C = 5": Arm("f2sgd", {"kernel": 5}, world),
+    "C = 13": Arm("f2sgd", {"kernel": 13}, world),
+    "C = 17": Arm("f2sgd", {"kernel": 17}, world),
+    # what the paper does not say
+    "mirrored right edge": Arm("f2sgd", {"right": "mirror"}, world),
+    "4 channels": Arm("f2sgd", {"channels": 4}, world),
+    "16 channels": Arm("f2sgd", {"channels": 16}, world),
+    "sigmoid": Arm("f2sgd", {"head": "sigmoid"}, world),
+    "loss on all cells": Arm("f2sgd", {"loss_cells": "full"}, world),
+    "mean loss": Arm("f2sgd", {"reduction": "mean"}, world),
+    "Xavier last layer": Arm("f2sgd", {"zero_init": False}, world),
+    "raw similarities": Arm("f2sgd", {"standardise": False}, world),
+}
+seeds = [0, 1, 2]
+file = plots.FIGURES / "04_grid.csv"
+rows = grid.run(file, arms, seeds) if full else grid.read(file, arms, seeds)
+table = grid.summary(rows, ["MR-full-R1@0.5", "MR-full-R1@0.7", "MR-full-mAP"]).round(1)
+assert len(rows) == len(arms) * len(seeds)
+
+# %% tags=["nbval-ignore-output"]
+table
+
+# %% [markdown]
+# **Picture.** Bars are means, dots the three seeds.
+
+# %%
+fig, axes = plots.figure(11, 4.5, ncols=2, sharey=True)
+for ax, score in zip(axes[0], ["MR-full-R1@0.7", "MR-full-mAP"], strict=True):
+    plots.arms(ax, rows, score)
+if save_figures:
+    plots.save(fig, "04_grid")
+
+# %% [markdown]
+# What holds in all three worlds, and is asserted: without A²FA every score is far lower, for the map of raw clips is
+# the same whatever is asked and can only guess among the events it sees; the mirrored right edge (notebook 03) is
+# better than the printed one; and three choices that the paper does not mention decide whether the head trains at all
+# in this budget. A linear output, a last layer that starts at zero and similarities standardised per map (a departure
+# from the paper, in the small world only) are worth 4 to 18 points of mAP each in single seeds. How the loss is
+# reduced, and whether cells below the diagonal count, hardly matters to Adam.
+#
+# What does not reproduce here: the paper's Table 6 has re-weighting add 7.2 points of R1@0.7 (57.6 to 64.8). Here the
+# two arms are within their spread. Its Table 9 has $C=21$ ahead of 17, 25 and 29 by 0.7 to 1.2 points; here the
+# kernels 9, 13 and 17 differ by less than seeds do, and three seeds cannot order them.
+
+# %%
+names = {"mAP": "MR-full-mAP", "R1@0.7": "MR-full-R1@0.7"}
+paired = {name: rows.pivot(index="seed", columns="arm", values=score) for name, score in names.items()}
+default = {name: scored["re-weight and align"] for name, scored in paired.items()}
+for name in names:
+    assert (default[name] - paired[name]["no A²FA (raw clips)"] > 5).all()
+    assert (paired[name]["mirrored right edge"] > default[name]).all()
+    for arm in ("sigmoid", "Xavier last layer", "raw similarities"):
+        assert (default[name] > paired[name][arm]).all()
+    assert abs((default[name] - paired[name]["align only"]).mean()) < 2
+
+# %% [markdown]
+# **The published tables** are of another world, QVHighlights val with CLIP features, and of another size, so only the
+# direction of an effect can be compared. R1@0.7 / mAP: query similarity alone 5.2 / 7.7, with F²SGD on raw clips 39.6
+# / 43.3, with alignment 57.6 / 56.4, all of it 64.8 / 63.0 (Table 6); the interval around the anchor 23.8 / 31.4
+# (Table 5); $C$ = 17, 21, 25, 29: 63.9, 64.8, 64.1, 63.6 R1@0.7 (Table 9). Two of these cannot be taken as they
+# stand. One interval per query cannot have an mAP of 31.4 with an R1@0.7 of 23.8, because queries with several
+# windows are at most partly answered. And F²SGD on raw clips has no query in it: whatever it scores is a blind score.
+
+# %% [markdown]
+# ## 9. What the run showed
+#
+# In the small simulated world, trained on 2,048 queries for ten epochs (seed 0), the system has R1@0.7 35.2 and mAP
+# 41.5 on 500 test queries. The interval around the anchor, which needs no training, has 32.4 and 26.4; the blind list
+# of ten windows 10.0 and 18.4. So most of the first answer is in the anchor already, and the network adds exact
+# borders and the second and third answers. It pays for them in R1@0.5, where the untrained interval is ahead, 52.6 to
+# 43.6: the map is trained to hit one cell, and a near miss counts as a miss.
+#
+# Asked another sample's query, the model keeps 17.6 and 28.4. Much of a score in ten guesses is knowing where *some*
+# event begins and ends; that is why a blind list, and a blind model, should stand beside every table of this field.
+#
+# Limits: one size of model, 32 clips, three seeds, worlds of 12 actions. The paper's own setting (75 clips, $C=21$,
+# QVHighlights with CLIP features) needs the features: `-p dataset qvhighlights -p root FOLDER`.
+
+# %%
+assert history.rows[-1]["loss"] < history.rows[0]["loss"] or epochs == 1
+if simulated:
+    others = scores.drop(index="A²FA + F²SGD")
+    assert (scores.loc["A²FA + F²SGD", "mAP"] > others["mAP"]).all()
+    assert scores.loc["A²FA + F²SGD", "mAP"] > blind["MR-full-mAP"]
+print("The loss falls, the map beats every label-free baseline in mAP, and it reads the query and not the labels.")
