@@ -5,6 +5,7 @@ grid.run("figures/04_grid.csv", {"full": Arm("f2sgd"), "no mask": Arm("f2sgd", {
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -20,6 +21,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from mrlib import papers
 from mrlib.files import write_whole
 from mrlib.train import experiment
 
@@ -42,6 +44,12 @@ class Arm:
                 words += [option, *(f"{k}={json.dumps(v) if not isinstance(v, str) else v}" for k, v in values.items())]
         return shlex.join([*words, "--score", self.split, "--out", "runs/row"])
 
+    def identity(self, seed: int) -> dict[str, str]:
+        """By which a row is known to be of this training: its command, and every number of the paper behind it."""
+        described = json.dumps(papers.get(self.paper, self.size, **self.settings).describe(), sort_keys=True)
+        fingerprint = hashlib.blake2b(described.encode(), digest_size=4).hexdigest()
+        return {"paper": f"{self.paper}-{fingerprint}", "command": self.command(seed)}
+
 
 def train(arm: Arm, seed: int) -> dict[str, Any]:
     """One row's training, on one thread; returns its scores and what it cost."""
@@ -60,33 +68,37 @@ def run(path: str | os.PathLike, arms: Mapping[str, Arm], seeds: Iterable[int], 
     processes  trainings at a time, each on one thread
     """
     path, seeds = Path(path), list(seeds)
-    commands = {(name, seed): arm.command(seed) for name, arm in arms.items() for seed in seeds}
+    wanted = {(name, seed): arm.identity(seed) for name, arm in arms.items() for seed in seeds}
     rows = pd.read_csv(path).to_dict("records") if path.is_file() else []
-    done = {(r["arm"], r["seed"]) for r in rows if commands.get((r["arm"], r["seed"])) == r["command"]}
-    rows = [r for r in rows if (r["arm"], r["seed"]) in done or (r["arm"], r["seed"]) not in commands]
-    missing = [key for key in commands if key not in done]
+    done = {_key(r) for r in rows if r.items() >= wanted.get(_key(r), {"no": "such arm"}).items()}
+    rows = [r for r in rows if _key(r) in done or _key(r) not in wanted]
+    missing = [key for key in wanted if key not in done]
+    order = {key: i for i, key in enumerate(wanted)}
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
         waiting = {pool.submit(train, arms[name], seed): (name, seed) for name, seed in missing}
         for future in tqdm(as_completed(waiting), total=len(waiting), desc=path.name, disable=not waiting):
             name, seed = waiting[future]
             made = {"torch": torch.__version__.split("+")[0], "date": date.today().isoformat()}
-            rows.append({"arm": name, "seed": seed} | future.result() | made | {"command": commands[name, seed]})
-            order = {key: i for i, key in enumerate(commands)}
-            rows.sort(key=lambda r: order.get((r["arm"], r["seed"]), len(order)))
+            rows.append({"arm": name, "seed": seed} | future.result() | made | wanted[name, seed])
+            rows.sort(key=lambda r: order.get(_key(r), len(order)))
             write_whole(path, pd.DataFrame(rows).to_csv(index=False))
     return read(path, arms, seeds)
 
 
 def read(path: str | os.PathLike, arms: Mapping[str, Arm], seeds: Iterable[int]) -> pd.DataFrame:
     """The rows of these arms and seeds, in this order; a row that is missing or of other settings is an error."""
-    rows = pd.read_csv(path).set_index(["arm", "seed"])
+    rows = {_key(r): r for r in pd.read_csv(path).to_dict("records")}
     for name, arm in arms.items():
         for seed in seeds:
-            if (name, seed) not in rows.index or rows.loc[(name, seed), "command"] != arm.command(seed):
+            if not rows.get((name, seed), {}).items() >= arm.identity(seed).items():
                 raise ValueError(
                     f"{path} has no row for arm {name!r}, seed {seed}, with these settings; run with full=True"
                 )
-    return rows.loc[[(name, seed) for name in arms for seed in seeds]].reset_index()
+    return pd.DataFrame([rows[name, seed] for name in arms for seed in seeds])
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, int]:
+    return row["arm"], row["seed"]
 
 
 def summary(rows: pd.DataFrame, scores: Iterable[str]) -> pd.DataFrame:

@@ -5,7 +5,7 @@ import shlex
 import pandas as pd
 import pytest
 
-from mrlib import grid
+from mrlib import grid, papers
 from mrlib.grid import Arm
 from mrlib.train import main
 
@@ -59,3 +59,10 @@ def test_a_summary_has_mean_and_spread():
     table = grid.summary(rows, ["x"])
     assert table.index.tolist() == ["b", "a"]
     assert table["x", "mean"].tolist() == [2, 5] and table["x", "spread"].tolist() == [2**0.5, 0]
+
+
+def test_a_row_trained_under_another_preset_is_not_taken_for_todays(written, monkeypatch):
+    path, _ = written
+    monkeypatch.setitem(papers.PRESETS["f2sgd"], "small", papers.PRESETS["f2sgd"]["small"] | {"lr": 0.5})
+    with pytest.raises(ValueError, match="no row for arm 'full', seed 0"):
+        grid.read(path, ARMS, [0, 1])
