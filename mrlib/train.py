@@ -26,7 +26,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from mrlib import checkpoint, metrics, papers
+from mrlib import checkpoint, metrics, papers, parallel
 from mrlib.data import MomentDataset
 from mrlib.files import PARTIAL, write_whole
 from mrlib.ops.draw import Draw
@@ -89,13 +89,11 @@ def fit(
     retriever.to(device)
     if device.type == "cuda":
         train, val = train.to(device), val and val.to(device)
-    if _ranks()[1] > 1:
-        for tensor in retriever.state_dict().values():
-            dist.broadcast(tensor, 0)
+    parallel.same_everywhere(retriever)
     run = _Run(retriever, train, val, paper, seed, device, precision, compile, out_dir and Path(out_dir))
     run.open(resume)
     steps = sum(s.epochs * run.steps_of(s) for s in paper.stages)
-    with tqdm(total=steps, initial=run.done, unit="step", disable=not progress or _ranks()[0] > 0) as bar:
+    with tqdm(total=steps, initial=run.done, unit="step", disable=not progress or parallel.ranks()[0] > 0) as bar:
         for number in range(run.stage, len(paper.stages)):
             run.train_stage(number, bar)
     run.finish()
@@ -146,12 +144,12 @@ class _Run:
             self._take_up()
         elif self.out.is_dir() and any(self.out.iterdir()):
             raise ValueError(f"{self.out} holds other files and no run.json; give a new or empty out_dir")
-        _barrier()  # every rank has looked before the first one writes
-        if _ranks()[0] == 0:
+        parallel.barrier()  # every rank has looked before the first one writes
+        if parallel.ranks()[0] == 0:
             for leftover in self.out.rglob(f".*{PARTIAL}"):
                 leftover.unlink()
             write_whole(file, json.dumps(settings, indent=1) + "\n")
-        _barrier()
+        parallel.barrier()
 
     def _take_up(self) -> None:
         file = self.out / "resume.safetensors"
@@ -169,7 +167,7 @@ class _Run:
         weights = {k: v.detach().cpu().clone() for k, v in self.retriever.state_dict().items()}
         for which in ("last", "best") if better else ("last",):
             self.kept[stage.name, which] = weights
-        if self.out is None or _ranks()[0] > 0:
+        if self.out is None or parallel.ranks()[0] > 0:
             return
         for which in ("last", "best") if better else ("last",):
             checkpoint.save(self.retriever, self.out / stage.name / which, self.rows[-1])
@@ -212,10 +210,10 @@ class _Run:
             self.times.append({"stage": stage.name, "epoch": epoch + 1, **seconds})
             self.stage, self.epoch = (number, epoch + 1) if epoch + 1 < stage.epochs else (number + 1, 0)
             self._save(stage, optimiser, better)
-            _barrier()
+            parallel.barrier()
 
     def _train_epoch(self, stage: Stage, epoch: int, optimiser: torch.optim.Optimizer, bar: tqdm) -> dict[str, float]:
-        rank, world = _ranks()
+        rank, world = parallel.ranks()
         draw = Draw(self.seed, stage.name, epoch)
         everything = torch.arange(len(self.train), device=self.device)
         order = everything[draw("order", everything).argsort()]
@@ -240,7 +238,7 @@ class _Run:
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             if world > 1:
-                _average_gradients(self.retriever)
+                parallel.average_gradients(self.retriever)
             if stage.optimiser.clip is not None:
                 nn.utils.clip_grad_norm_(self.retriever.parameters(), stage.optimiser.clip)
             optimiser.step()
@@ -251,11 +249,7 @@ class _Run:
             bar.set_postfix_str(
                 f"{stage.name} epoch {epoch + 1}/{stage.epochs}, loss {values['loss']:.4g}", refresh=False
             )
-        if world > 1:
-            totals = torch.tensor(list(sums.values()), dtype=torch.float64, device=self.device)
-            dist.all_reduce(totals)
-            sums = dict(zip(sums, (totals / world).tolist(), strict=True))
-        return {"lr": lr} | {name: total / steps for name, total in sums.items()}
+        return {"lr": lr} | parallel.average({name: total / steps for name, total in sums.items()}, self.device)
 
     def _score(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         lines = predict_all(self.retriever, self.val, self.paper.stages[-1].batch_size)
@@ -268,24 +262,20 @@ class _Run:
         self.retriever.eval()
         if self.val is not None:
             self.result, lines = self._score()
-            if self.out is not None and _ranks()[0] == 0:
+            if self.out is not None and parallel.ranks()[0] == 0:
                 _write_lines(self.out / "history.jsonl", self.rows)
                 _write_lines(self.out / "predictions.jsonl", lines)
                 write_whole(self.out / "metrics.json", json.dumps(self.result, indent=1) + "\n")
-        _barrier()
+        parallel.barrier()
 
 
 def predict_all(retriever: MomentRetriever, dataset: MomentDataset, batch_size: int = 128) -> list[dict[str, Any]]:
     """The predictions of a whole dataset, in its order; shared out over the ranks where there are several."""
-    rank, world = _ranks()
+    rank, world = parallel.ranks()
     device = next(retriever.parameters(), torch.empty(0)).device
     batches = list(torch.arange(len(dataset)).split(batch_size))
-    lines = [retriever.predict(dataset.batch(indices).to(device)) for indices in batches[rank::world]]
-    if world == 1:
-        return [line for part in lines for line in part]
-    parts: list[list] = [[] for _ in range(world)]
-    dist.all_gather_object(parts, lines)
-    return [line for k in range(len(batches)) for line in parts[k % world][k // world]]
+    parts = [retriever.predict(dataset.batch(indices).to(device)) for indices in batches[rank::world]]
+    return [line for part in parallel.dealt(parts) for line in part]
 
 
 def experiment(
@@ -323,18 +313,6 @@ def experiment(
     return metrics.evaluate(lines, [s.as_line() for s in test.samples]), history, retriever
 
 
-def _ranks() -> tuple[int, int]:
-    """This process's number, and how many there are."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
-
-
-def _barrier() -> None:
-    if _ranks()[1] > 1:
-        dist.barrier()
-
-
 def _step_seed(seed: int, stage: str, step: int, rank: int) -> int:
     digest = hashlib.blake2b(f"{seed}/{stage}/{step}/{rank}".encode(), digest_size=7).digest()
     return int.from_bytes(digest, "little")
@@ -364,21 +342,6 @@ def _check_finite(values: dict[str, float], stage: Stage, epoch: int, step: int,
             f"{', '.join(broken) or 'loss'} is not finite in stage {stage.name!r}, epoch {epoch + 1}, step {step}; "
             f"queries of the batch: {[s.qid for s in batch.samples]}"
         )
-
-
-def _average_gradients(retriever: nn.Module) -> None:
-    """The mean over the ranks; a parameter that no rank used keeps no gradient."""
-    parameters = [p for p in retriever.parameters() if p.requires_grad]
-    used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32, device=parameters[0].device)
-    flat = torch.cat(
-        [(torch.zeros_like(p) if p.grad is None else p.grad).float().flatten() for p in parameters] + [used]
-    )
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    *gradients, used = flat.split([p.numel() for p in parameters] + [len(parameters)])
-    for parameter, gradient, use in zip(parameters, gradients, used.tolist(), strict=True):
-        if use:
-            parameter.grad = gradient.view_as(parameter).to(parameter.dtype)
 
 
 def _describe(dataset: MomentDataset) -> dict[str, Any]:
@@ -436,11 +399,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--compile", action="store_true", help="run the model through torch.compile")
     args = parser.parse_args(arguments)
-    parallel = "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
-    if parallel:
-        if args.device != "cpu" and torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        parallel.start(args.device, int(os.environ["LOCAL_RANK"]))
     try:
         scores, _, _ = experiment(
             args.paper,
@@ -459,12 +419,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             precision=args.precision,
             compile=args.compile,
         )
-        if _ranks()[0] == 0:
+        if parallel.ranks()[0] == 0:
             print(json.dumps(scores["brief"], indent=1))
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     finally:
-        if parallel:
+        if parallel.ranks()[1] > 1:
             dist.destroy_process_group()
 
 
