@@ -191,9 +191,8 @@ class _Run:
         if self.epoch == 0 and stage.start is not None:
             self.retriever.load_state_dict(self._weights(*stage.start))
         optimiser = _optimiser(stage, self.retriever)
-        if self.state:
+        if self.epoch > 0:
             _restore(optimiser, self.state)
-            self.state = {}
         for epoch in range(self.epoch, stage.epochs):
             started = time.perf_counter()
             means = self._train_epoch(stage, epoch, optimiser, bar)

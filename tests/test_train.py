@@ -71,8 +71,11 @@ def test_a_run_leaves_checkpoints_history_predictions_and_metrics(world, tmp_pat
 
 
 def test_a_run_stopped_at_any_write_goes_on_to_the_same_bytes(world, tmp_path, monkeypatch):
-    """Stopped before, and again after, each of the renames by which files appear."""
-    paper = small(epochs=2)
+    """Stopped before, and again after, each of the renames by which files appear, in two stages."""
+    first = papers.replace(small().stages[0], name="first", epochs=2)
+    paper = papers.replace(
+        small(), stages=(first, papers.replace(first, name="second", epochs=1, start=("first", "best")))
+    )
     run(world, paper, tmp_path / "whole")
     expected, rename = contents(tmp_path / "whole"), os.replace
     moments = 0
