@@ -1,0 +1,303 @@
+"""The training loop on a toy with dropout: what it draws, what it keeps, which settings of a stage arrive."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import toy
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from mrlib import metrics, papers
+from mrlib.data import open_dataset
+from mrlib.train import fit
+
+SIZE = {"size": "small", "streams": "joint"}
+STEPS = 3  # of an epoch: 48 samples, 16 a batch
+
+
+@pytest.fixture(scope="module")
+def world():
+    return open_dataset("sim", split="train", n=48, **SIZE), open_dataset("sim", split="val", n=20, **SIZE)
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    toy.register(monkeypatch.setitem)
+
+
+@pytest.fixture
+def steps():
+    """What the optimiser finds at every step: its class, the learning rate, the norm of the gradient."""
+    found = []
+
+    def look(optimiser, *_):
+        (group,) = optimiser.param_groups
+        norm = torch.cat([p.grad.flatten() for p in group["params"] if p.grad is not None]).norm()
+        found.append({"method": type(optimiser), "lr": group["lr"], "norm": float(norm)})
+
+    hook = register_optimizer_step_pre_hook(look)
+    yield found
+    hook.remove()
+
+
+def run(world, out_dir=None, precision="fp32", **settings):
+    paper = papers.get("toy", "small", **settings)
+    retriever = papers.build(paper, world[0])
+    history = fit(retriever, *world, paper, out_dir, device="cpu", precision=precision, progress=False)
+    return history, retriever
+
+
+def weights(world, *args, **settings):
+    return run(world, *args, **settings)[1].state_dict()
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def scores_follow(monkeypatch, sequence):
+    """The n-th validation finds the n-th score of `sequence`; where that is an exception, it is raised."""
+    evaluate, left = metrics.evaluate, list(sequence)
+
+    def scripted(*args):
+        score = left.pop(0) if left else 0.0
+        if isinstance(score, BaseException):
+            raise score
+        result = evaluate(*args)
+        return {**result, "brief": {**result["brief"], "MR-full-mAP": score}}
+
+    monkeypatch.setattr(metrics, "evaluate", scripted)
+
+
+# ---- what is random
+
+
+def test_dropout_does_not_depend_on_what_was_drawn_before_the_run(world):
+    ends = []
+    for state in (1, 2):
+        paper = papers.get("toy", "small")
+        retriever = papers.build(paper, world[0])
+        torch.manual_seed(state)
+        fit(retriever, *world, paper, device="cpu", progress=False)
+        ends.append(retriever.state_dict())
+    assert same(*ends)
+
+
+def test_dropout_is_another_at_every_step_and_seed(world):
+    seen = []
+    for seed in (0, 1):
+        paper = papers.get("toy", "small")
+        retriever = papers.build(paper, world[0])
+        fit(retriever, world[0], None, paper, seed=seed, device="cpu", progress=False)
+        seen += [tuple(call["dropped"].tolist()) for call in retriever.aligner.calls]
+    assert len(set(seen)) == len(seen) == 2 * 3 * STEPS
+
+
+@pytest.mark.parametrize("stopped", [1, 2])
+def test_a_run_with_dropout_stopped_in_a_validation_goes_on_to_the_same_weights(stopped, world, tmp_path, monkeypatch):
+    whole, expected = run(world)
+    with monkeypatch.context() as patch:
+        scores_follow(patch, [*whole.frame()["MR-full-mAP"][:stopped], KeyboardInterrupt()])
+        with pytest.raises(KeyboardInterrupt):
+            run(world, tmp_path)
+    torch.manual_seed(99)
+    history, retriever = run(world, tmp_path)
+    assert len(retriever.aligner.calls) < len(expected.aligner.calls), "it began anew"
+    assert history.rows == whole.rows and history.result == whole.result
+    assert same(retriever.state_dict(), expected.state_dict())
+
+
+# ---- modes
+
+
+def test_dropout_is_on_in_training_and_off_in_validation_and_afterwards(world):
+    _, retriever = run(world, epochs=2)
+    calls = retriever.aligner.calls
+    validation = 2  # batches: 20 samples, 16 a batch
+    assert [c["training"] for c in calls] == 2 * ([True] * STEPS + [False] * validation) + [False] * validation
+    for call in calls:
+        assert (call["dropped"] == 1).all() != call["training"]
+    assert not retriever.training and not retriever.aligner.dropout.training
+
+
+def test_without_validation_the_retriever_is_left_in_evaluation_mode_too(world):
+    paper = papers.get("toy", "small", epochs=1)
+    retriever = papers.build(paper, world[0])
+    fit(retriever, world[0], None, paper, device="cpu", progress=False)
+    assert not retriever.training and [c["training"] for c in retriever.aligner.calls] == [True] * STEPS
+
+
+def test_mixed_precision_is_on_in_training_only_where_asked_for(world):
+    for precision, dtype in (("fp32", False), ("bf16", torch.bfloat16)):
+        _, retriever = run(world, precision=precision, epochs=1)
+        assert [c["autocast"] for c in retriever.aligner.calls if c["training"]] == [dtype] * STEPS
+        assert {c["autocast"] for c in retriever.aligner.calls if not c["training"]} == {False}
+        assert all(p.dtype == torch.float32 for p in retriever.parameters())
+
+
+# ---- the settings of a stage
+
+
+def test_the_gradient_is_clipped_to_the_norm_that_a_stage_names(world, steps):
+    run(world)
+    free = [step["norm"] for step in steps]
+    limit = min(free) / 2
+    steps.clear()
+    run(world, clip=limit)
+    assert [step["norm"] for step in steps] == pytest.approx([limit] * 3 * STEPS, rel=1e-3)
+    steps.clear()
+    run(world, clip=2 * max(free))
+    assert [step["norm"] for step in steps] == free
+
+
+def test_the_optimiser_and_its_weight_decay_are_those_of_the_stage(world, steps):
+    """At a gradient clipped to nothing AdamW still shrinks every weight in use by 1 - lr * weight_decay a step."""
+    started = papers.build(papers.get("toy", "small"), world[0]).state_dict()
+    alone = (world[0], None)
+    still = weights(alone, method="adamw", clip=1e-14)
+    assert {step["method"] for step in steps} == {torch.optim.AdamW}
+    shrunk = weights(alone, method="adamw", clip=1e-14, weight_decay=5.0)
+    for name in started.keys() - {"aligner.unused"}:
+        torch.testing.assert_close(still[name], started[name], rtol=0, atol=1e-6)
+        torch.testing.assert_close(shrunk[name], started[name] * 0.95 ** (3 * STEPS), rtol=0, atol=1e-6)
+    assert torch.equal(shrunk["aligner.unused"], started["aligner.unused"])
+    steps.clear()
+    run(world, method="adam", epochs=1)
+    assert {step["method"] for step in steps} == {torch.optim.Adam}
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [{}, {"curve": "cosine"}, {"curve": "cosine", "warmup": 0.4}, {"curve": "step", "drop": 0.6}],
+)
+def test_every_step_has_the_learning_rate_of_the_schedule(schedule, world, steps):
+    history, _ = run(world, **schedule)
+    expected = [1e-2 * papers.Schedule(**schedule).factor(step, 3 * STEPS) for step in range(3 * STEPS)]
+    assert [step["lr"] for step in steps] == expected
+    assert [row["lr"] for row in history.rows] == expected[STEPS - 1 :: STEPS]
+
+
+def test_a_run_that_is_resumed_keeps_to_the_schedule(world, steps, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        scores_follow(patch, [1.0, KeyboardInterrupt()])
+        with pytest.raises(KeyboardInterrupt):
+            run(world, tmp_path, curve="cosine")
+    steps.clear()
+    run(world, tmp_path, curve="cosine")
+    expected = [1e-2 * papers.Schedule("cosine").factor(step, 3 * STEPS) for step in range(STEPS, 3 * STEPS)]
+    assert [step["lr"] for step in steps] == expected
+
+
+def test_the_loss_is_the_sum_of_the_terms_of_aligner_and_detector(world):
+    row = run(world, epochs=1, weights={"size": 10.0})[0].rows[0]
+    assert row["loss/size"] > 0 and row["loss/clips"] > 0
+    assert row["loss"] == pytest.approx(10 * row["loss/size"] + row["loss/clips"])
+
+
+# ---- which epoch is kept
+
+
+@pytest.mark.parametrize(("scores", "best"), [([3, 2, 1], 1), ([1, 3, 2], 2), ([1, 2, 3], 3), ([1, 2, 2], 2)])
+def test_the_epoch_that_scores_best_is_kept_and_of_equal_ones_the_first(scores, best, world, tmp_path, monkeypatch):
+    """The rate is constant, so a shorter run ends with the weights of that epoch of a longer one."""
+    after = [weights((world[0], None), epochs=epochs) for epochs in (1, 2, 3)]
+    assert not same(after[0], after[1]) and not same(after[1], after[2])
+    scores_follow(monkeypatch, scores)
+    assert same(weights(world), after[best - 1])
+    with monkeypatch.context() as patch:
+        scores_follow(patch, [*scores[:2], KeyboardInterrupt()])
+        with pytest.raises(KeyboardInterrupt):
+            run(world, tmp_path)
+    scores_follow(monkeypatch, scores[2:])
+    assert same(weights(world, tmp_path), after[best - 1])
+
+
+# ---- several processes
+
+SCRIPT = """
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import toy
+from torch import nn
+
+from mrlib import papers, parallel
+from mrlib.data import open_dataset
+from mrlib.train import fit
+
+toy.register()
+parallel.start("cpu", 0)
+rank = dist.get_rank()
+size = {"size": "small", "streams": "joint"}
+train, val = (open_dataset("sim", split=split, n=n, **size) for split, n in (("train", 48), ("val", 20)))
+paper = papers.get("toy", "small", epochs=6, method="adamw", weight_decay=0.1)
+
+one_rank, none = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+if rank == 0:
+    (one_rank * torch.tensor([1.0, 3.0])).sum().backward()
+parallel.average_gradients(nn.ParameterList([one_rank, none]))
+
+shared = papers.build(paper, train, seed=rank)
+parallel.same_everywhere(shared)
+
+retriever = papers.build(paper, train, seed=rank)
+started = {k: v.clone() for k, v in retriever.state_dict().items()}
+history = fit(retriever, train, val, paper, device="cpu", progress=False)
+result = {
+    "gradients": [one_rank.grad.tolist(), none.grad],
+    "shared": shared.state_dict(),
+    "started": started,
+    "ended": retriever.state_dict(),
+    "unused": retriever.aligner.unused.grad,
+    "dropped": torch.stack([c["dropped"] for c in retriever.aligner.calls if c["training"]]),
+    "rows": history.rows,
+    "result": history.result,
+}
+torch.save(result, Path(sys.argv[1]) / f"{rank}.pt")
+dist.destroy_process_group()
+"""
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    """What each of two processes that trained the toy together ended with; they began with different weights."""
+    folder = tmp_path_factory.mktemp("ranks")
+    (folder / "script.py").write_text(SCRIPT)
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": ":".join(paths)}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run([*launch, folder / "script.py", folder], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+
+
+def test_ranks_that_began_apart_end_with_the_same_weights(two_ranks):
+    first, second = two_ranks
+    assert not same(first["started"], second["started"])
+    assert same(first["shared"], first["started"]) and same(second["shared"], first["started"])
+    assert same(first["ended"], second["ended"]) and not same(first["ended"], first["started"])
+
+
+def test_two_ranks_learn_and_agree_on_what_they_report(two_ranks):
+    first, second = two_ranks
+    assert first["rows"] == second["rows"] and first["result"] == second["result"]
+    assert first["rows"][-1]["loss"] < 0.8 * first["rows"][0]["loss"]
+    assert first["result"]["brief"]["MR-full-mAP"] == max(row["MR-full-mAP"] for row in first["rows"])
+
+
+def test_ranks_drop_out_differently(two_ranks):
+    first, second = (rank["dropped"] for rank in two_ranks)
+    assert len(first) == len(second) == 6 * STEPS
+    assert not (first == second).all(1).any()
+
+
+def test_a_gradient_of_one_rank_is_shared_and_one_of_none_stays_away(two_ranks):
+    """AdamW would shrink a parameter with a gradient of zeros."""
+    for rank in two_ranks:
+        assert rank["gradients"] == [[0.5, 1.5], None]
+        assert rank["unused"] is None and torch.equal(rank["ended"]["aligner.unused"], torch.ones(3))
