@@ -18,12 +18,11 @@ import numpy as np
 import torch
 
 from mrlib.data import Batch, MomentDataset, Sample
+from mrlib.metrics import IOUS, MOMENTS
 from mrlib.ops.boundary import anchor, boundaries
 
-IOUS = np.arange(50, 100, 5) / 100  # of the mAP
 AT_07 = 5  # of these an IoU of 0.7 reaches
 GRID = 25  # candidate windows of a fixed list begin and end at multiples of 1/GRID of the video
-LISTED = 10
 BATCH = 64
 
 
@@ -49,7 +48,7 @@ class FixedList:
 
     def __call__(self, dataset: MomentDataset | Sequence[Sample]) -> list[dict]:
         samples = dataset.samples if isinstance(dataset, MomentDataset) else dataset
-        score = 1 - np.arange(LISTED) / LISTED
+        score = 1 - np.arange(MOMENTS) / MOMENTS
         return [_line(s, np.column_stack([self.spans * s.duration, score]).tolist()) for s in samples]
 
 
@@ -73,7 +72,7 @@ def _greedy(truth: np.ndarray, of: np.ndarray, counts: np.ndarray) -> np.ndarray
     reached = np.zeros(len(truth), np.int8)
     hits = np.zeros((len(counts), len(IOUS)))
     chosen = []
-    for rank in range(1, LISTED + 1):
+    for rank in range(1, MOMENTS + 1):
         # worth of reaching so many thresholds, those already reached being worth nothing; disjoint windows of a query
         # cannot both be reached by one candidate
         worth = (hits[of] + 1) / rank / counts[of, None] * (thresholds >= reached[:, None])
@@ -103,7 +102,7 @@ def query_similarity(dataset: MomentDataset) -> list[dict]:
             above[c.argmax()] = True
             ends = np.flatnonzero(np.diff(above, prepend=False, append=False)).reshape(-1, 2)
             scores = np.add.reduceat(np.append(c, 0), ends.ravel())[::2] / np.diff(ends)[:, 0]
-            best = np.argsort(-scores, kind="stable")[:LISTED]
+            best = np.argsort(-scores, kind="stable")[:MOMENTS]
             windows = np.column_stack([np.minimum(ends * clip_s, sample.duration), scores])[best]
             lines.append(_line(sample, windows.tolist()))
     return lines

@@ -44,10 +44,10 @@ def load(path: str | os.PathLike) -> MomentRetriever:
             raise FileNotFoundError(f"{file} is missing; a checkpoint is {weights.name} and {settings.name}")
     try:
         recipe = json.loads(settings.read_text())
-        paper, widths = mrlib.papers.get(**recipe["paper"]), Widths(**recipe["widths"])
+        paper, widths, seed = mrlib.papers.get(**recipe["paper"]), Widths(**recipe["widths"]), recipe["seed"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{settings} is not the JSON of a checkpoint: {error!r}") from error
-    retriever = mrlib.papers.build(paper, widths)
+    retriever = mrlib.papers.build(paper, widths, seed)
     tensors, own = load_tensors(weights), retriever.state_dict()
     problems = [f"lacks {k}" for k in own.keys() - tensors.keys()] + [
         f"has an unknown {k}" for k in tensors.keys() - own

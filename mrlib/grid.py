@@ -42,7 +42,9 @@ class Arm:
         for option, values in (("--set", self.settings), ("--data", self.data)):
             if values:
                 words += [option, *(f"{k}={json.dumps(v) if not isinstance(v, str) else v}" for k, v in values.items())]
-        return shlex.join([*words, "--score", self.split, "--out", "runs/row"])
+        words += ["--score", self.split]
+        folder = hashlib.blake2b(shlex.join(words).encode(), digest_size=4).hexdigest()
+        return shlex.join([*words, "--out", f"runs/{folder}"])
 
     def identity(self, seed: int) -> dict[str, str]:
         """By which a row is known to be of this training: its command, and every number of the paper behind it."""

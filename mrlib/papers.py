@@ -1,6 +1,7 @@
 """Each paper as its choices in the slots, its numbers and its training stages. Read it like a table.
 
-A model is two names: one of `ALIGNERS`, one of `DETECTORS`; any pair composes. To add one, add a line.
+A model is two names: one of `ALIGNERS`, one of `DETECTORS`; any pair composes, and any of `AUGMENTERS` may feed them.
+To add one, add a line.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from torch import nn
 
 from mrlib.align.anchor import AnchorAligner, ConcatAligner, RawAligner
 from mrlib.augment import identity
-from mrlib.data import MomentDataset, Widths, open_dataset
+from mrlib.data import Batch, MomentDataset, Widths, open_dataset
 from mrlib.detect.similarity_map import SimilarityMapDetector
 from mrlib.retriever import MomentRetriever
+from mrlib.settings import is_plain, require, require_like
 
+# name -> (indices, dataset, draw) -> batch
+AUGMENTERS: dict[str, Callable[..., Batch]] = {"identity": identity}
 # name -> (widths of the dataset, options) -> aligner
 ALIGNERS: dict[str, Callable[..., nn.Module]] = {
     "anchor": lambda widths, **options: AnchorAligner(widths.joint, **options),
@@ -48,6 +52,12 @@ class Optimiser:
     weight_decay: float = 0.0
     clip: float | None = None  # largest norm of the gradient
 
+    def __post_init__(self):
+        require(self.method in ("adam", "adamw"), "method", self.method, "adam or adamw")
+        require(self.lr >= 0 and math.isfinite(self.lr), "lr", self.lr, "a number from 0 on")
+        require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "a number from 0 on")
+        require(self.clip is None or self.clip > 0, "clip", self.clip, "None or a number above 0")
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -56,6 +66,11 @@ class Schedule:
     curve: str = "constant"  # "constant" | "cosine" down to 0 | "step" down by ten at `drop`
     warmup: float = 0.0  # share of the steps
     drop: float = 1.0  # share of the steps after which "step" drops
+
+    def __post_init__(self):
+        require(self.curve in ("constant", "cosine", "step"), "curve", self.curve, "constant, cosine or step")
+        for name in ("warmup", "drop"):
+            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
 
     def factor(self, step: int, steps: int) -> float:
         """What the learning rate is multiplied with at `step`, counted from 0, of `steps`."""
@@ -75,7 +90,7 @@ class Stage:
     name: str
     epochs: int
     batch_size: int
-    augment: Callable = identity
+    augment: str = "identity"  # one of `AUGMENTERS`
     start: tuple[str, str] | None = None  # (earlier stage, "last" or "best") to take the weights from; None: go on
     weights: Mapping[str, float] = field(default_factory=dict)  # of loss terms; 1 where nothing stands
     optimiser: Optimiser = Optimiser()
@@ -83,10 +98,11 @@ class Stage:
     keep: str = "MR-full-mAP"  # the validation score by which the best epoch is chosen
 
     def __post_init__(self):
+        require(self.name.isidentifier(), "name of a stage", self.name, "a plain word: a folder is called so")
         for name in ("epochs", "batch_size"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"stage {self.name!r}: {name} must be a whole number from 1 on, not {value!r}")
+            require(type(value) is int and value >= 1, name, value, "a whole number from 1 on")
+        require(self.augment in AUGMENTERS, "augment", self.augment, f"one of {', '.join(AUGMENTERS)}")
 
 
 @dataclass(frozen=True)
@@ -103,13 +119,15 @@ class Paper:
     max_windows: int = 10
     given: Mapping[str, Any] = field(default_factory=dict)  # the arguments of `get`
 
+    def __post_init__(self):
+        names = [s.name for s in self.stages]
+        require(len(set(names)) == len(names), "stages", names, "of different names")
+        require(type(self.max_windows) is int and self.max_windows >= 1, "max_windows", self.max_windows, "1 or more")
+        require(self.round_s is None or self.round_s > 0, "round_s", self.round_s, "None or seconds above 0")
+
     def describe(self) -> dict[str, Any]:
         """Everything as plain values, for records."""
-        plain = asdict(self)
-        for stage, row in zip(self.stages, plain["stages"], strict=True):
-            row["augment"] = f"{stage.augment.__module__}.{getattr(stage.augment, '__name__', 'custom')}"
-        del plain["given"]
-        return plain
+        return {name: value for name, value in asdict(self).items() if name != "given"}
 
 
 PAPERS = {
@@ -156,6 +174,8 @@ def get(name: str, size: str = "paper", preset: str | None = None, **settings: A
     if preset is not None and preset not in presets:
         raise ValueError(f"unknown preset {preset!r} of {name}; known: {', '.join(presets)}")
     paper = PAPERS[name]
+    for key, value in settings.items():
+        require(is_plain(value), key, value, "a plain value: a number, text, or lists and dicts of them")
     given = {"name": name, "size": size, "preset": preset} | settings
     for table in (presets.get("small", {}) if size == "small" else {}, presets.get(preset, {}), settings):
         # names of slots first: their options are looked up in what then stands there
@@ -171,7 +191,7 @@ def build(paper: Paper, dataset: MomentDataset | Widths, seed: int = 0) -> Momen
         torch.manual_seed(seed)
         aligner = ALIGNERS[paper.aligner.name](widths, **paper.aligner.options)
         detector = DETECTORS[paper.detector.name](aligner.width, **paper.detector.options)
-    recipe = {"paper": dict(paper.given), "widths": asdict(widths)}
+    recipe = {"paper": dict(paper.given), "widths": asdict(widths), "seed": seed} if paper.given else None
     return MomentRetriever(aligner, detector, round_s=paper.round_s, max_windows=paper.max_windows, recipe=recipe)
 
 
@@ -180,6 +200,12 @@ def open_split(paper: Paper, name: str, root: str | None = None, split: str = "t
     if name == "sim":
         options = {"size": paper.given["size"]} | options
     return open_dataset(name, root, split, **({"streams": paper.streams} | options))
+
+
+def usual(name: str, dataset: str) -> dict[str, str | None]:
+    """The size and preset that `get` takes for a dataset: small for the simulator, the paper's numbers for files."""
+    preset = dataset if dataset in PRESETS.get(name, {}) else None
+    return {"size": "small" if dataset == "sim" else "paper", "preset": preset}
 
 
 def validation_split(name: str) -> str:
@@ -206,8 +232,10 @@ def _changed(paper: Paper, key: str, value: Any, size: str) -> Paper:
         for slot in ("aligner", "detector"):
             choice = getattr(paper, slot)
             if name in choice.options:
+                require_like(choice.options[name], key, value)
                 return replace(paper, **{slot: replace(choice, options={**choice.options, name: value})})
         if name == "epochs":
+            require(type(value) is int, key, value, "a whole number from 1 on")
             share = value / paper.stages[-1].epochs
             scaled = [replace(s, epochs=max(1, round(s.epochs * share))) for s in paper.stages[:-1]]
             return replace(paper, stages=(*scaled, replace(paper.stages[-1], epochs=value)))
@@ -223,9 +251,11 @@ def _changed(paper: Paper, key: str, value: Any, size: str) -> Paper:
 def _changed_stage(stage: Stage, key: str, name: str, value: Any) -> Stage:
     own = [f.name for f in fields(Stage) if f.name not in ("name", "optimiser", "schedule")]
     if name in own:
+        require_like(getattr(stage, name), key, value)
         return replace(stage, **{name: value})
     for part in ("optimiser", "schedule"):
         if name in (f.name for f in fields(getattr(stage, part))):
+            require_like(getattr(getattr(stage, part), name), key, value)
             return replace(stage, **{part: replace(getattr(stage, part), **{name: value})})
     parts = [f.name for f in (*fields(Optimiser), *fields(Schedule))]
     raise ValueError(

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from mrlib import checkpoint, metrics, papers, parallel
-from mrlib.data import MomentDataset
+from mrlib.data import Batch, MomentDataset
 from mrlib.files import PARTIAL, write_whole
 from mrlib.ops.draw import Draw
 from mrlib.papers import Paper, Stage
@@ -85,10 +85,16 @@ def fit(
             raise ValueError(
                 f"the {name} data, {data.name} {data.split}, has no annotated samples to learn from or score"
             )
-    device = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
+    device = _device(device)
     retriever.to(device)
     if device.type == "cuda":
         train, val = train.to(device), val and val.to(device)
+    if retriever.recipe is not None:
+        built = papers.get(**retriever.recipe["paper"])
+        if (built.aligner, built.detector) != (paper.aligner, paper.detector):
+            raise ValueError(
+                "the retriever was built for another aligner or detector than the paper has; build it anew"
+            )
     parallel.same_everywhere(retriever)
     run = _Run(retriever, train, val, paper, seed, device, precision, compile, out_dir and Path(out_dir))
     run.open(resume)
@@ -123,20 +129,24 @@ class _Run:
         """Start a folder, or take up the run that it holds."""
         if self.out is None:
             return
+        if self.retriever.recipe is None:
+            raise ValueError("only a retriever made by mrlib.build can be saved in an out_dir; give None, or build it")
+        if self.out.exists() and not self.out.is_dir():
+            raise ValueError(f"{self.out} is a file; give a folder as out_dir")
         settings = {
             "paper": self.paper.describe(),
-            "model": self.retriever.recipe,
+            "model": self.retriever.recipe and {k: self.retriever.recipe[k] for k in ("widths", "seed")},
             "train": _describe(self.train),
             "val": self.val and _describe(self.val),
             "seed": self.seed,
             "precision": self.precision,
         }
-        settings = json.loads(json.dumps(settings, default=str))
+        settings = json.loads(json.dumps(settings))
         file = self.out / "run.json"
         if file.is_file():
             if not resume:
                 raise ValueError(f"{self.out} holds a run already; resume it, or give another out_dir")
-            differing = _differences(json.loads(file.read_text()), settings)
+            differing = _differences(_read_lines(file)[0], settings)
             if differing:
                 raise ValueError(
                     f"{self.out} holds a run of other settings: {'; '.join(differing)}. Give another out_dir"
@@ -148,7 +158,7 @@ class _Run:
         if parallel.ranks()[0] == 0:
             for leftover in self.out.rglob(f".*{PARTIAL}"):
                 leftover.unlink()
-            write_whole(file, json.dumps(settings, indent=1) + "\n")
+            _write_lines(file, [settings])
         parallel.barrier()
 
     def _take_up(self) -> None:
@@ -224,12 +234,14 @@ class _Run:
             lr = stage.optimiser.lr * stage.schedule.factor(step, stage.epochs * steps)
             for group in optimiser.param_groups:
                 group["lr"] = lr
-            batch = stage.augment(indices, self.train, draw)
+            batch = papers.AUGMENTERS[stage.augment](indices, self.train, draw)
             if len(batch) >= world > 1:  # of a batch too small to share every rank takes all
                 batch = batch[rank::world]
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 aligned, outputs = self.model(batch)
                 terms = self.retriever.losses(aligned, outputs, batch)
+            if unknown := stage.weights.keys() - terms.keys():
+                raise ValueError(f"stage {stage.name!r} weighs {sorted(unknown)}; the losses are {', '.join(terms)}")
             loss = sum(stage.weights.get(name, 1.0) * term for name, term in terms.items())
             terms = {"loss": loss} | {f"loss/{name}": term for name, term in terms.items()}
             values = dict(zip(terms, torch.stack([t.detach().float() for t in terms.values()]).tolist(), strict=True))
@@ -238,8 +250,8 @@ class _Run:
             loss.backward()
             if world > 1:
                 parallel.average_gradients(self.retriever)
-            if stage.optimiser.clip is not None:
-                nn.utils.clip_grad_norm_(self.retriever.parameters(), stage.optimiser.clip)
+            norm = nn.utils.clip_grad_norm_(self.retriever.parameters(), stage.optimiser.clip or math.inf)
+            _check_finite({"the gradient": norm.item()}, stage, epoch, step, batch)
             optimiser.step()
             for name, value in values.items():
                 sums[name] = sums.get(name, 0.0) + value
@@ -280,7 +292,7 @@ def predict_all(retriever: MomentRetriever, dataset: MomentDataset, batch_size: 
 def experiment(
     paper: str,
     *,
-    size: str = "small",
+    size: str | None = None,
     preset: str | None = None,
     settings: Mapping[str, Any] | None = None,
     dataset: str = "sim",
@@ -293,23 +305,34 @@ def experiment(
 ) -> tuple[dict[str, Any], History, MomentRetriever]:
     """Open the data, build a paper's model, train it, choose its epoch on the validation split, score it on `score`.
 
+    size, preset  of `papers.get`; None: as is usual for the dataset
     score     None: the validation split
     settings  of `papers.get`
     data      options of `open_dataset`; the simulator's seed is `seed` unless it is among them
     options   of `fit`
     returns   `mrlib.metrics.evaluate` on the split `score`, the history, the retriever
     """
-    chosen = papers.get(paper, size, preset, **(settings or {}))
+    asked = {name: value for name, value in (("size", size), ("preset", preset)) if value is not None}
+    chosen = papers.get(paper, **papers.usual(paper, dataset) | asked, **(settings or {}))
     opened = ({"seed": seed} if dataset == "sim" else {}) | dict(data or {})
     validation = papers.validation_split(dataset)
     train, val = (papers.open_split(chosen, dataset, root, split, **opened) for split in ("train", validation))
+    test = val if score in (None, validation) else papers.open_split(chosen, dataset, root, score, **opened)
     retriever = papers.build(chosen, train, seed)
     history = fit(retriever, train, val, chosen, seed=seed, progress=progress, **options)
-    if score in (None, validation):
+    if test is val:
         return history.result, history, retriever
-    test = papers.open_split(chosen, dataset, root, score, **opened)
     lines = predict_all(retriever, test, chosen.stages[-1].batch_size)
     return metrics.evaluate(lines, [s.as_line() for s in test.samples]), history, retriever
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {name!r}; known: auto, cpu, cuda") from error
 
 
 def _step_seed(seed: int, stage: str, step: int, rank: int) -> int:
@@ -319,11 +342,8 @@ def _step_seed(seed: int, stage: str, step: int, rank: int) -> int:
 
 def _optimiser(stage: Stage, retriever: nn.Module) -> torch.optim.Optimizer:
     known = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    chosen = stage.optimiser
-    if chosen.method not in known:
-        raise ValueError(f"stage {stage.name!r}: unknown optimiser {chosen.method!r}; known: {', '.join(known)}")
     parameters = [p for p in retriever.parameters() if p.requires_grad]
-    return known[chosen.method](parameters, lr=chosen.lr, weight_decay=chosen.weight_decay)
+    return known[stage.optimiser.method](parameters, lr=stage.optimiser.lr, weight_decay=stage.optimiser.weight_decay)
 
 
 def _restore(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
@@ -334,17 +354,18 @@ def _restore(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> No
     optimiser.load_state_dict({**optimiser.state_dict(), "state": slots})
 
 
-def _check_finite(values: dict[str, float], stage: Stage, epoch: int, step: int, batch) -> None:
-    broken = [name for name, value in values.items() if not math.isfinite(value) and name != "loss"]
-    if not math.isfinite(values["loss"]):
+def _check_finite(values: dict[str, float], stage: Stage, epoch: int, step: int, batch: Batch) -> None:
+    broken = [name for name, value in values.items() if not math.isfinite(value)]
+    if broken:
         raise FloatingPointError(
-            f"{', '.join(broken) or 'loss'} is not finite in stage {stage.name!r}, epoch {epoch + 1}, step {step}; "
+            f"{', '.join(broken)} is not finite in stage {stage.name!r}, epoch {epoch + 1}, step {step}; "
             f"queries of the batch: {[s.qid for s in batch.samples]}"
         )
 
 
 def _describe(dataset: MomentDataset) -> dict[str, Any]:
-    return {"name": dataset.name, "split": dataset.split, "samples": len(dataset), **dataset.settings}
+    about = {"name": dataset.name, "split": dataset.split, "samples": len(dataset), "digest": dataset.digest()}
+    return about | dataset.settings
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
@@ -362,7 +383,10 @@ def _write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}); give another out_dir") from error
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -381,8 +405,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("paper", help=f"one of {', '.join(papers.PAPERS)}")
     parser.add_argument("--dataset", default="sim", help="sim, or the name of a dataset on disk")
     parser.add_argument("--root", help="folder of the dataset; default: its folder in $MRLIB_DATA")
-    parser.add_argument("--size", default="small", help="small or paper")
-    parser.add_argument("--preset", help="a named set of settings of the paper")
+    parser.add_argument("--size", help="small or paper; default: small for sim, paper for files")
+    parser.add_argument("--preset", help="a named set of settings of the paper; default: the dataset's")
     parser.add_argument("--epochs", type=int, help="of the last stage; earlier ones are scaled")
     parser.add_argument(
         "--set", type=_setting, nargs="+", default=[], metavar="NAME=VALUE", help="settings of the paper"
@@ -395,15 +419,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--score", metavar="SPLIT", help="split whose scores are printed; default: validation")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--threads", type=int, help="of the CPU; default: 1 for small models, which gain nothing, else all"
+    )
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--compile", action="store_true", help="run the model through torch.compile")
     args = parser.parse_args(arguments)
+    size = args.size or papers.usual(args.paper, args.dataset)["size"]
+    torch.set_num_threads(args.threads or (1 if size == "small" else torch.get_num_threads()))
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         parallel.start(args.device, int(os.environ["LOCAL_RANK"]))
     try:
         scores, _, _ = experiment(
             args.paper,
-            size=args.size,
+            size=size,
             preset=args.preset,
             settings=dict(args.set) | ({} if args.epochs is None else {"epochs": args.epochs}),
             dataset=args.dataset,

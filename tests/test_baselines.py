@@ -151,7 +151,7 @@ def test_a_fixed_list_is_the_same_for_every_query():
 def test_every_place_of_a_fixed_list_goes_to_the_window_that_adds_most(monkeypatch):
     """By the definition: all lists that are one window longer are scored, in loops."""
     monkeypatch.setattr(baselines, "GRID", 6)
-    monkeypatch.setattr(baselines, "LISTED", 4)
+    monkeypatch.setattr(baselines, "MOMENTS", 4)
     rng = np.random.default_rng(0)
     train = []
     for i in range(12):

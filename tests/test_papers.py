@@ -70,11 +70,44 @@ def test_weights_are_a_function_of_the_seed_and_the_global_generator_is_left_alo
         (dict(name="f2sgd", kernal=9), "unknown setting 'kernal'"),
         (dict(name="f2sgd", aligner="anchors"), "unknown aligner 'anchors'; known: anchor, raw, concat"),
         ({"name": "f2sgd", "tune.lr": 1}, "has no stage 'tune'; it has train"),
+        (dict(name="f2sgd", epochs=True), "epochs must be a whole number"),
+        (dict(name="f2sgd", kernel="abc"), "kernel must be a whole number, not 'abc'"),
+        (dict(name="f2sgd", lr="abc"), "lr must be a number, not 'abc'"),
+        (dict(name="f2sgd", lr=-1.0), "lr must be a number from 0 on"),
+        (dict(name="f2sgd", method="sgdd"), "method must be adam or adamw, not 'sgdd'"),
+        (dict(name="f2sgd", curve="cosin"), "curve must be constant, cosine or step"),
+        (dict(name="f2sgd", warmup=2.0), "warmup must be from 0 to 1, not 2.0"),
+        (dict(name="f2sgd", clip=0), "clip must be None or a number above 0"),
+        (dict(name="f2sgd", max_windows=0), "max_windows must be 1 or more"),
+        (dict(name="f2sgd", round_s=0), "round_s must be None or seconds above 0"),
+        (dict(name="f2sgd", reweight="yes"), "reweight must be true or false"),
+        (dict(name="f2sgd", augment="splice"), "augment must be one of identity, not 'splice'"),
+        (dict(name="f2sgd", augment=print), "augment must be a plain value"),
     ],
 )
 def test_wrong_settings_are_refused_and_the_right_ones_listed(arguments, message):
     with pytest.raises(ValueError, match=message):
         papers.get(**arguments)
+
+
+def test_stages_have_plain_names_of_their_own():
+    stage = papers.PAPERS["f2sgd"].stages[0]
+    with pytest.raises(ValueError, match="name of a stage must be a plain word"):
+        papers.replace(stage, name="../elsewhere")
+    with pytest.raises(ValueError, match="stages must be of different names"):
+        papers.replace(papers.PAPERS["f2sgd"], stages=(stage, stage))
+
+
+@pytest.mark.parametrize("settings", [{"kernel": 8}, {"kernel": -3}, {"channels": 0}, {"candidates": 0}])
+def test_a_map_that_cannot_be_is_refused_when_it_is_built(settings):
+    with pytest.raises(ValueError, match="has no centre|must be at least 1"):
+        papers.build(papers.get("f2sgd", **settings), WIDTHS)
+
+
+def test_files_take_the_papers_numbers_and_the_simulator_small_ones():
+    assert papers.usual("f2sgd", "sim") == {"size": "small", "preset": None}
+    assert papers.usual("f2sgd", "qvhighlights") == {"size": "paper", "preset": None}
+    assert papers.usual("f2sgd", "charades_sta") == {"size": "paper", "preset": "charades_sta"}
 
 
 def test_a_model_that_needs_joint_features_is_refused_without_them():

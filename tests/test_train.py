@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ import torch
 from mrlib import checkpoint, files, metrics, papers
 from mrlib.augment import identity
 from mrlib.data import open_dataset
+from mrlib.retriever import MomentRetriever
 from mrlib.train import History, fit, main, predict_all
 
 SIZE = {"size": "small", "streams": "joint"}
@@ -144,6 +146,43 @@ def test_a_folder_of_another_run_is_refused_and_left_alone(world, tmp_path):
         run(world, small(epochs=1), tmp_path / "other")
 
 
+def test_a_folder_of_the_same_settings_on_other_data_is_refused(world, tmp_path):
+    """As many samples, the same names, another truth; or another initial model."""
+    run(world, small(epochs=1), tmp_path)
+    first = replace(world[0].samples[0], relevant_windows=[[0.0, 2.0]])
+    other = replace(world[0], samples=[first, *world[0].samples[1:]], _annotations=None)
+    with pytest.raises(ValueError, match="train.digest was"):
+        run((other, world[1]), small(epochs=1), tmp_path)
+    retriever = papers.build(small(epochs=1), world[0], seed=9)
+    with pytest.raises(ValueError, match="model.seed was 0 and is 9"):
+        fit(retriever, *world, small(epochs=1), tmp_path, device="cpu", progress=False)
+
+
+def test_settings_spelled_out_are_those_left_alone(world, tmp_path):
+    first, _ = run(world, small(epochs=1), tmp_path)
+    again, _ = run(world, small(epochs=1, reweight=True, head="linear"), tmp_path)
+    assert again.rows == first.rows
+
+
+def test_what_cannot_be_saved_is_refused_before_training(world, tmp_path):
+    paper = small(epochs=1)
+    retriever = papers.build(paper, world[0])
+    bare = MomentRetriever(retriever.aligner, retriever.detector)
+    with pytest.raises(ValueError, match="made by mrlib.build"):
+        fit(bare, *world, paper, tmp_path / "bare", device="cpu", progress=False)
+    unregistered = papers.replace(paper, given={})
+    with pytest.raises(ValueError, match="made by mrlib.build"):
+        fit(papers.build(unregistered, world[0]), *world, unregistered, tmp_path / "bare", device="cpu", progress=False)
+    assert not (tmp_path / "bare").exists()
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(ValueError, match="file is a file; give a folder"):
+        run(world, paper, tmp_path / "file")
+    run(world, paper, tmp_path / "cut")
+    (tmp_path / "cut" / "run.json").write_text('{"paper"')
+    with pytest.raises(ValueError, match="run.json is damaged"):
+        run(world, paper, tmp_path / "cut")
+
+
 def test_a_later_stage_starts_from_the_weights_it_names(world, tmp_path, monkeypatch):
     """A second stage that learns nothing ends with what it started from."""
     base = small()
@@ -163,26 +202,28 @@ def test_loss_terms_are_weighed_by_the_stage(world):
     assert heavy["loss"] == pytest.approx(3 * heavy["loss/map"])
 
 
-def test_every_sample_is_seen_once_an_epoch_in_another_order(world):
+def test_every_sample_is_seen_once_an_epoch_in_another_order(world, monkeypatch):
     seen = []
 
     def watching(indices, dataset, draw):
         seen.append(indices.tolist())
         return identity(indices, dataset, draw)
 
-    run(world, small(epochs=2, augment=watching))
+    monkeypatch.setitem(papers.AUGMENTERS, "watching", watching)
+    run(world, small(epochs=2, augment="watching"))
     epochs = [sum(seen[:3], []), sum(seen[3:], [])]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(48)) and epochs[0] != epochs[1]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_queries(world, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_queries(world, tmp_path, monkeypatch):
     def spoil(indices, dataset, draw):
         batch = identity(indices, dataset, draw)
         batch.target_joint[0, 0] = torch.nan
         return batch
 
+    monkeypatch.setitem(papers.AUGMENTERS, "spoil", spoil)
     with pytest.raises(FloatingPointError, match=r"map is not finite in stage 'train', epoch 1, step 0.*queries.*\d"):
-        run(world, small(augment=spoil), tmp_path)
+        run(world, small(augment="spoil"), tmp_path)
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
@@ -240,10 +281,14 @@ def test_a_compiled_model_trains_what_a_plain_one_does(world, monkeypatch):
 def test_wrong_arguments_are_refused(world, capsys):
     with pytest.raises(ValueError, match="unknown precision 'fp8'"):
         run(world, small(), precision="fp8")
-    with pytest.raises(ValueError, match="unknown optimiser 'sgdd'"):
-        run(world, small(method="sgdd"))
     with pytest.raises(ValueError, match="keeps by 'MR-mAP', which is none of"):
         run(world, small(keep="MR-mAP"))
+    with pytest.raises(ValueError, match=r"weighs \['mapp'\]; the losses are map"):
+        run(world, small(weights={"mapp": 2.0}))
+    with pytest.raises(ValueError, match="unknown device 'tpu9'"):
+        fit(papers.build(small(), world[0]), *world, small(), device="tpu9")
+    with pytest.raises(ValueError, match="built for another aligner or detector"):
+        fit(papers.build(small(), world[0]), *world, small(kernel=7), device="cpu")
     with pytest.raises(SystemExit, match="unknown dataset 'imagenet'"):
         main(["f2sgd", "--dataset", "imagenet", "--out", "nowhere"])
     with pytest.raises(SystemExit):

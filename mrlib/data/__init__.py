@@ -10,9 +10,10 @@ Masks     True on real entries, False on padding
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -49,25 +50,17 @@ class Widths:
 class _Tensors:
     """Fields that move and are selected together."""
 
-    def to(self, device: torch.device | str, non_blocking: bool = False):
+    def to(self, device: torch.device | str) -> Self:
         """The same on `device`; what is not a tensor stays as it is."""
-        return self._each(lambda x: x.to(device, non_blocking=non_blocking))
+        return self._each(lambda x: x if isinstance(x, list) else x.to(device))
 
-    def __getitem__(self, rows: slice):
+    def __getitem__(self, rows: slice) -> Self:
         """The same for some rows of the batch."""
-        return self._each(lambda x: x[rows], lambda x: x[rows])
+        return self._each(lambda x: x[rows])
 
-    def _each(self, of_tensor, of_list=lambda x: x):
-        changed = {}
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, Tensor):
-                changed[f.name] = of_tensor(value)
-            elif isinstance(value, _Tensors):
-                changed[f.name] = value._each(of_tensor, of_list)
-            elif isinstance(value, list):
-                changed[f.name] = of_list(value)
-        return replace(self, **changed)
+    def _each(self, change: Callable) -> Self:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: change(v) for k, v in values.items() if v is not None})
 
 
 @dataclass(frozen=True)
@@ -82,6 +75,15 @@ class Labels(_Tensors):
     pairs: Tensor | None = None  # int64 (B, P, 2) clips of which the first ranks above the second; -1: none
     negative: Tensor | None = None  # int64 (B,) row of the batch whose query is foreign to this video; -1: none
     wrong: Tensor | None = None  # bool (B, T) mined clips that confuse a trained model
+
+    def __getitem__(self, rows: slice) -> Labels:
+        """The same for some rows of the batch; a foreign query that is not among them is none."""
+        some = super().__getitem__(rows)
+        if self.negative is None:
+            return some
+        kept = torch.arange(len(self.negative), device=self.negative.device)[rows]
+        place = torch.full_like(self.negative, -1).index_copy(0, kept, torch.arange(len(kept), device=kept.device))
+        return replace(some, negative=torch.where(some.negative < 0, -1, place[some.negative]))
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,8 @@ _MEMBERS = {
     "MomentDataset": "dataset",
     "open_dataset": "dataset",
 }
-_SUBMODULES = ("annotations", "bank", "check", "dataset", "layouts", "simulate")
+_SUBMODULES = ("annotations", "arrays", "bank", "check", "dataset", "features", "layouts", "problems", "script")
+_SUBMODULES += ("simulate", "world")
 
 
 def __getattr__(name: str):

@@ -6,9 +6,7 @@ On disk a bank is a .safetensors file, memory-mapped when it is opened.
 from __future__ import annotations
 
 import json
-import os
 import struct
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +15,8 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from mrlib.files import whole_file
 
 _DTYPES = {torch.float32: (np.dtype("<f4"), "F32"), torch.float16: (np.dtype("<f2"), "F16")}
 _HEADER = 4096  # bytes before the tensors, so that rows start where a page does but for the offsets
@@ -95,28 +95,19 @@ def save_bank(
         raise ValueError(f"a bank is float32 or float16, not {dtype}")
     kind, name = _DTYPES[dtype]
     offsets, vectors = np.zeros(count + 1, "<i8"), []
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}-", delete=False) as out:
-        try:
-            out.seek(_HEADER + offsets.nbytes)
-            for i, (rows, vector) in enumerate(items):
-                out.write(_cast(rows, kind).tobytes())
-                offsets[i + 1] = offsets[i] + len(rows)
-                vectors += [] if vector is None else [_cast(vector, kind)]
-            shapes = {"offsets": ("I64", offsets.shape), "rows": (name, (int(offsets[-1]), rows.shape[1]))}
-            if vectors:
-                shapes["vectors"] = (name, np.shape(vectors))
-                out.write(np.stack(vectors).tobytes())
-            out.seek(0)
-            out.write(_header(shapes))
-            out.write(offsets.tobytes())
-            out.flush()
-            os.fsync(out.fileno())
-            os.chmod(out.name, 0o644)
-            os.replace(out.name, file)
-        except BaseException:
-            os.unlink(out.name)
-            raise
+    with whole_file(file) as out:
+        out.seek(_HEADER + offsets.nbytes)
+        for i, (rows, vector) in enumerate(items):
+            out.write(_cast(rows, kind).tobytes())
+            offsets[i + 1] = offsets[i] + len(rows)
+            vectors += [] if vector is None else [_cast(vector, kind)]
+        shapes = {"offsets": ("I64", offsets.shape), "rows": (name, (int(offsets[-1]), rows.shape[1]))}
+        if vectors:
+            shapes["vectors"] = (name, np.shape(vectors))
+            out.write(np.stack(vectors).tobytes())
+        out.seek(0)
+        out.write(_header(shapes))
+        out.write(offsets.tobytes())
 
 
 def _cast(rows: np.ndarray, kind: np.dtype) -> np.ndarray:

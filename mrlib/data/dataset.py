@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -33,6 +35,8 @@ class MomentDataset:
     _annotations: tuple[Tensor, ...] | None = field(default=None, repr=False)
 
     def __post_init__(self):
+        if not self.samples:
+            raise ValueError(f"{self.name} {self.split} has no samples")
         if self._annotations is None:
             object.__setattr__(self, "_annotations", self._annotated())
 
@@ -53,7 +57,7 @@ class MomentDataset:
 
         indices  int64 (B,)  positions in `samples`
         """
-        indices = torch.as_tensor(indices, device=self.video.device)
+        indices = torch.as_tensor(indices, dtype=torch.long, device=self.video.device)
         return self.gather(self.target.index(self.video[indices]), indices)
 
     def gather(
@@ -88,17 +92,14 @@ class MomentDataset:
             samples=samples,
         )
 
-    def subset(self, indices: Sequence[int]) -> MomentDataset:
-        """The samples at these positions, over the same banks."""
-        index = torch.as_tensor(indices, device=self.video.device)
-        return replace(
-            self,
-            samples=[self.samples[i] for i in index.tolist()],
-            video=self.video[index],
-            question=self.question[index],
-            settings=self.settings | {"subset": len(index)},
-            _annotations=None,
-        )
+    def digest(self) -> str:
+        """Of the samples and some hundred rows of their features: equal for equal data."""
+        lines = json.dumps([s.as_line() for s in self.samples])
+        digest = hashlib.blake2b(lines.encode(), digest_size=8)
+        for items, bank in ((self.video, self.target), (self.question, self.query)):
+            first = bank.offsets[items[:: max(1, len(items) // 100)]]
+            digest.update(bank.rows[first].float().cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     def to(self, device: torch.device | str) -> MomentDataset:
         """The same with banks and annotations resident on `device`."""

@@ -126,6 +126,8 @@ class SimilarityMapDetector(nn.Module):
         ):
             if value not in known:
                 raise ValueError(f"{name} must be one of {known}, not {value!r}")
+        if channels < 1 or candidates < 1:
+            raise ValueError(f"channels and candidates must be at least 1, are {channels} and {candidates}")
         self.candidates, self.head, self.loss_cells = candidates, head, loss_cells
         self.reduction, self.standardise = reduction, standardise
         self.convolve = nn.ModuleList(

@@ -1,1 +1,1 @@
-"""Functions without state: boundary search, large-kernel convolution, spans, counter-based random numbers."""
+"""Functions without state: boundary search, large-kernel convolution, counter-based random numbers, counts."""

@@ -54,7 +54,7 @@ class LargeKernelConv2d(nn.Module):
 
 
 def _require_centre(high: int, wide: int) -> None:
-    if high % 2 == 0 or wide % 2 == 0:
+    if min(high, wide) < 1 or high % 2 == 0 or wide % 2 == 0:
         raise ValueError(f"a kernel of {high} x {wide} has no centre: choose odd sides")
 
 
