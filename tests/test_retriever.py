@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+import toy
+from batches import make_batch
 from torch import nn
 
 from mrlib import papers
@@ -73,6 +75,46 @@ def test_predicting_leaves_training_mode_as_it_was(trained, data):
     assert not trained.training
 
 
+@pytest.fixture
+def toy_retriever(monkeypatch):
+    toy.register(monkeypatch.setitem)
+    return papers.build(papers.get("toy", "small"), Widths(target=16, query=12, joint=16))
+
+
+def test_a_model_is_given_no_trace_of_the_annotation_to_predict_from(toy_retriever):
+    """Were the aligner to read labels or windows, it would find none."""
+    batch = make_batch([8, 6])
+    assert batch.labels is not None and all(sample.relevant_windows for sample in batch.samples)
+    scored = [replace(s, relevant_clip_ids=[1], saliency_scores=[[4, 4, 4]], extra={"a": 1}) for s in batch.samples]
+    toy_retriever.predict(replace(batch, samples=scored))
+    (call,) = toy_retriever.aligner.calls
+    assert call["labels"] is None
+    assert [s.as_line().keys() for s in call["samples"]] == [{"qid", "query", "duration", "vid"}] * 2
+
+
+def test_nothing_is_dropped_out_of_a_prediction(toy_retriever):
+    toy_retriever.train()
+    batch = make_batch([8, 6])
+    assert toy_retriever.predict(batch) == toy_retriever.predict(batch)
+    assert all((call["dropped"] == 1).all() for call in toy_retriever.aligner.calls) and toy_retriever.training
+
+
+def test_saliency_has_an_entry_for_each_real_clip(toy_retriever):
+    together = toy_retriever.predict(make_batch([5, 9, 3], pad_to=12))
+    assert [len(line["pred_saliency_scores"]) for line in together] == [5, 9, 3]
+    alone = toy_retriever.predict(make_batch([5]))
+    assert together[0]["pred_saliency_scores"] == pytest.approx(alone[0]["pred_saliency_scores"], rel=1e-5)
+
+
+def test_a_retriever_rounds_and_cuts_as_its_paper_says(data):
+    paper = papers.get("f2sgd", "small", kernel=5, channels=2, round_s=5.0, max_windows=3)
+    for line, sample in zip(papers.build(paper, data).predict(data.batch(range(4))), data.samples, strict=False):
+        windows = line["pred_relevant_windows"]
+        assert len(windows) == 3
+        assert all(time in (0, sample.duration) or time % 5 == 0 for window in windows for time in window[:2])
+        assert any(time % 2 == 1 for window in windows for time in window[:2]), "a grid time as it was"
+
+
 class Fixed(nn.Module):
     """An aligner and a detector at once that answer what they are told."""
 
@@ -105,6 +147,10 @@ def test_seconds_are_fractions_of_the_clips_cut_to_the_duration(data):
     assert "pred_saliency_scores" not in lines
     rounded = fixed([[0.251, 0.99]], [0.9], round_s=2.0).predict(batch)[0]
     assert rounded["pred_relevant_windows"][0][:2] == [16.0, 63.5]
+
+
+def test_a_moment_that_begins_before_the_video_begins_with_it(data):
+    assert fixed([[-0.25, 0.5]], [0.9]).predict(data.batch([0]))[0]["pred_relevant_windows"][0][:2] == [0.0, 32.0]
 
 
 def test_masked_moments_are_left_out_and_the_list_is_cut(data):

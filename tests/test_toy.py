@@ -123,6 +123,13 @@ def test_dropout_is_on_in_training_and_off_in_validation_and_afterwards(world):
     assert not retriever.training and not retriever.aligner.dropout.training
 
 
+def test_a_retriever_in_evaluation_mode_is_trained_with_dropout_too(world):
+    paper = papers.get("toy", "small", epochs=1)
+    retriever = papers.build(paper, world[0]).eval()
+    fit(retriever, *world, paper, device="cpu", progress=False)
+    assert [c["training"] for c in retriever.aligner.calls][: STEPS + 1] == [True] * STEPS + [False]
+
+
 def test_without_validation_the_retriever_is_left_in_evaluation_mode_too(world):
     paper = papers.get("toy", "small", epochs=1)
     retriever = papers.build(paper, world[0])
