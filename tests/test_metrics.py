@@ -134,6 +134,17 @@ def test_a_long_list_is_cut_for_map_and_its_best_clip_beyond_the_video_is_a_miss
     assert scores == {"HL-mAP": 100, "HL-Hit1": 0}
 
 
+def test_a_best_clip_beyond_the_video_is_a_miss_though_the_last_clip_is_a_hit():
+    """Beyond every video of the file, and beyond its own of 5 clips but not beyond the other of 8."""
+    truth = [
+        {"qid": 1, "duration": 10, "relevant_clip_ids": [4], "saliency_scores": [[4, 4, 4]]},
+        {"qid": 2, "duration": 16, "relevant_clip_ids": [7], "saliency_scores": [[4, 4, 4]]},
+    ]
+    for tops, hits in (((4, 7), 100), ((5, 7), 50), ((7, 7), 50), ((9, 7), 50), ((4, 8), 50), ((9, 9), 0)):
+        lines = [{"qid": i + 1, "pred_saliency_scores": [0] * top + [1]} for i, top in enumerate(tops)]
+        assert evaluate(lines, truth)["HL-min-Fair"]["HL-Hit1"] == hits, tops
+
+
 def test_r5_looks_at_five_moments_and_miou_at_the_first():
     moments = [(0, 3, 0), (0, 5, 0), (50, 60, 0), (50, 60, 0), (0, 8, 0), (0, 10, 0)]
     scores = moment_scores(*retrieval(moments, [(0, 10)]))["all"]
