@@ -267,6 +267,18 @@ def test_a_window_after_the_last_row_is_the_last_clip(tmp_path):
     assert labels.relevant.tolist() == [[False, False, True, True, True, True, True, True]]
 
 
+def test_saliency_of_clips_after_the_last_row_is_left_out(tmp_path):
+    """Eight clips have features; beside a video of ten, the ninth and tenth are padding."""
+    scored = {"relevant_clip_ids": [2, 7, 8, 9], "saliency_scores": [[1, 1, 1], [1, 2, 3], [4, 4, 4], [3, 3, 3]]}
+    root = moment_detr(tmp_path, [line(1, **scored), line(2, vid="video_b", **scored)])
+    for folder, width in (("slowfast_features", 6), ("clip_features", 4)):
+        save_npz(root / folder / "video_a.npz", features=random(0, 8, width))
+    opened = open_files("qvhighlights", root, "val")
+    assert opened.batch([0]).labels.saliency.tolist() == [[0, 0, 3, 0, 0, 0, 0, 6]]
+    both = [[0, 0, 3, 0, 0, 0, 0, 6, 0, 0], [0, 0, 3, 0, 0, 0, 0, 6, 12, 9]]
+    assert opened.batch([0, 1]).labels.saliency.tolist() == both
+
+
 VIDEO, TEXT = "clip_features/video_b.npz", "clip_text_features/qid2.npz"
 
 
