@@ -132,6 +132,17 @@ def test_autocast_and_half_precision_inputs_are_computed_in_float32(kernel):
     assert torch.equal(half, layer(x.bfloat16().float()))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kernel", [3, 15])
+def test_half_precision_is_computed_in_float32_without_autocast_too(kernel, dtype):
+    x, weight = torch.randn(2, 2, 20, 24).to(dtype), torch.randn(3, 2, kernel, kernel).to(dtype)
+    bias = torch.randn(3).to(dtype)
+    y = conv.conv2d(x, weight, bias)
+    assert y.dtype == torch.float32
+    assert torch.equal(y, conv.conv2d(x.float(), weight.float(), bias.float()))
+    assert conv.conv2d(x.double(), weight).dtype == torch.float64
+
+
 def test_a_second_derivative_is_refused():
     x, weight = (torch.randn(1, 1, 8, 8, requires_grad=True), torch.randn(1, 1, 3, 3))
     with pytest.raises(RuntimeError, match="once only: for more, use mrlib.ops.conv.direct"):
