@@ -65,6 +65,16 @@ def test_a_checkpoint_of_other_widths_lists_keys_and_shapes(saved):
         checkpoint.load(folder / "best")
 
 
+def test_a_tensor_that_is_unknown_and_one_that_is_missing_are_named(saved):
+    retriever, folder = saved
+    tensors = dict(retriever.state_dict())
+    tensors["detector.lost.weight"] = tensors.pop("detector.last.weight")
+    checkpoint.save_tensors(folder / "best.safetensors", tensors)
+    message = "it has an unknown detector.lost.weight; it lacks detector.last.weight"
+    with pytest.raises(ValueError, match=f"best.safetensors does not fit the model of best.json: {message}"):
+        checkpoint.load(folder / "best")
+
+
 def test_a_retriever_without_a_recipe_is_not_saved(saved, tmp_path):
     retriever, _ = saved
     with pytest.raises(ValueError, match="recipe"):
