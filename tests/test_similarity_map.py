@@ -105,6 +105,9 @@ def test_the_target_is_one_at_every_window():
         ((0.2, 0.3), (0, 0)),
         ((9.7, 10), (9, 9)),
         ((0, 10), (0, 9)),
+        ((8, 13), (8, 9)),  # as far as the end
+        ((11, 13), (9, 9)),  # after it
+        ((-3, -1), (0, 0)),  # before the beginning
     ],
 )
 def test_times_off_the_grid_are_rounded_and_clamped(span_clips, cell):
