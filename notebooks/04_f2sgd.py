@@ -60,12 +60,13 @@ from mrlib.train import fit, predict_all
 
 plots.setup()
 simulated = dataset == "sim"
-size = {"auto": "small" if simulated else "paper"}.get(size, size)
+usual = papers.usual("f2sgd", dataset)
+size = usual["size"] if size == "auto" else size
 torch.set_num_threads(threads or (1 if size == "small" else torch.get_num_threads()))
 
 own = {"batch_size": batch_size, "kernel": kernel, "channels": channels, "lr": lr}
-preset = dataset if dataset in papers.PRESETS["f2sgd"] else None
-paper = papers.get("f2sgd", size, preset, epochs=epochs, **{name: value for name, value in own.items() if value})
+own = {name: value for name, value in own.items() if value}
+paper = papers.get("f2sgd", size, usual["preset"], epochs=epochs, **own)
 
 options = {"seed": seed, "n_train": n_train} if simulated else {}
 train = papers.open_split(paper, dataset, root or None, "train", **options)
@@ -75,8 +76,8 @@ test = papers.open_split(paper, dataset, root or None, "test", **options) if sim
 # %% [markdown]
 # The world is simulated unless you say otherwise: videos of 32 clips of two seconds, each a script of events with
 # English queries about them, and features that live in one joint space with the queries. Scores on it are always
-# called *simulated*; they test the mechanism and are no QVHighlights scores. For real files,
-# `papermill notebooks/04_f2sgd.ipynb out.ipynb -p dataset qvhighlights -p root FOLDER` runs the same cells.
+# called *simulated*; they test the mechanism and are no QVHighlights scores. For real files, `papermill
+# notebooks/04_f2sgd.ipynb out.ipynb -p dataset qvhighlights -p root FOLDER` runs the same cells.
 
 # %% tags=["nbval-ignore-output"]
 sizes = pd.DataFrame(
@@ -118,7 +119,7 @@ torch.testing.assert_close(S[0, :n, :n], similarity_by_hand(aligned.target[0, :n
 # %% [markdown]
 # **Picture.** Left, the raw features of one video: the query has had no say, and every event is a block. Right, the
 # same after the (still untrained) alignment: clips around the anchor have been pulled towards the query and towards
-# each other. Green rings are the true windows, each at (start, end).
+# each other. Green rings are the true windows, each around the cell of its first and last clip.
 
 # %%
 raw = papers.ALIGNERS["raw"](train.widths)(batch)
@@ -137,9 +138,9 @@ if save_figures:
 #
 # **Equation** [F2SGD Eq. 13]. Two convolutions with large kernels $C\times C$, then a pointwise MLP:
 # $$P = \mathrm{MLP}\big(\mathrm{Conv}_{C\times C}(\mathrm{Conv}_{C\times C}(S^a))\big) \in \mathbb R^{N\times N}$$
-# The corner of a block is a local pattern, but a block is as large as the moment, so the network must look far:
-# $2C-1$ clips in each direction. A direct convolution with $C=21$ is almost all of the cost; `mrlib.ops.conv`
-# computes the same sums through the Fourier transform where that is faster.
+# The corner of a block is a local pattern, but a block is as large as the moment, so the network must look far: two
+# layers see $2C-1$ clips, $C-1$ in each direction. A direct convolution with $C=21$ is almost all of the cost;
+# `mrlib.ops.conv` computes the same sums through the Fourier transform where that is faster.
 #
 # **Code.** One output cell of one layer by hand, as printed in any textbook.
 
@@ -200,8 +201,9 @@ for b in range(len(batch)):
 #
 # **Recipe** (paper): Adam, batches of 128, ten epochs, the learning rate warmed up to 1e-4 and down along a cosine.
 # On the full QVHighlights that is 570 steps in all. The small world has its own numbers, in `mrlib/papers.py`. The
-# epoch with the best mAP on `val` is kept; simulated scores below are those of `test`, which nothing was chosen on.
-# Files have no such luxury: there, as in the paper, the two are the same split.
+# epoch with the best mAP on `val` is kept; simulated scores below are those of `test`, which nothing was chosen on
+# (`out_dir` keeps the predictions for `val`). Files have no such luxury: there, as in the paper, the two are the same
+# split.
 
 # %% tags=["nbval-ignore-output"]
 folder = out_dir or tempfile.mkdtemp()
@@ -209,9 +211,10 @@ history = fit(retriever, train, val, paper, folder, seed=seed, device=device)
 
 # %% tags=["nbval-ignore-output"]
 fig, axes = plots.figure(10, 3, ncols=2)
-plots.learning_curves(axes[0], history.frame(), ["MR-full-mAP", "MR-full-R1@0.5", "MR-full-R1@0.7"])
+curves = history.frame().rename(columns=lambda name: name.removeprefix("MR-full-"))
+plots.learning_curves(axes[0], curves, ["mAP", "R1@0.5", "R1@0.7"])
 if save_figures:
-    plots.save(fig, "04_training", history.frame().drop(columns=["train_s", "val_s"]))
+    plots.save(fig, "04_training", curves.drop(columns=["train_s", "val_s"]))
 
 # %% [markdown]
 # **Result**, beside what can be had without learning: the whole video; one fixed list of ten windows, chosen on the
@@ -240,8 +243,9 @@ scores.round(1)
 # ## 6. What the network paints
 #
 # **Picture.** For four test videos, on top the similarity map that the network was given, crosses on its three best
-# answers; below, the map that it painted. Rings are true windows. A dark point in a ring is the method at its best;
-# the second and third answers are often other events of the same video, for the network sees every corner.
+# answers; below, the map that it painted. Rings are true windows. Each painted map has its own scale. A dark point in
+# a ring is the method at its best; where the darkest point lies outside the rings, the network took the corner of
+# another event for the one asked for.
 
 # %%
 shown = test.batch(range(4))
@@ -270,13 +274,13 @@ if save_figures:
 # another sample's query, and what does the same detector reach on raw clips, where no query has a say?
 
 # %%
-audit = test.batch(range(16))
-foreign = test.batch(range(16, 32))
+few = min(16, len(test) // 2)
+audit, foreign = test.batch(range(few)), test.batch(range(few, 2 * few))
 swapped = [replace(s, relevant_windows=f.relevant_windows) for s, f in zip(audit.samples, foreign.samples, strict=True)]
 assert retriever.predict(audit.unlabelled()) == retriever.predict(audit)
 assert retriever.predict(replace(audit, labels=foreign.labels, samples=swapped)) == retriever.predict(audit)
 
-together, alone = retriever(audit)[1]["map"], [retriever(test.batch([i]))[1]["map"][0] for i in range(16)]
+together, alone = retriever(audit)[1]["map"], [retriever(test.batch([i]))[1]["map"][0] for i in range(few)]
 for one, many in zip(alone, together, strict=True):
     torch.testing.assert_close(one, many[: len(one), : len(one)], rtol=1e-3, atol=1e-4)
 
@@ -297,10 +301,10 @@ pd.DataFrame(
 # %% [markdown]
 # ## 8. The comparison: components, kernel, and what the paper leaves open
 #
-# One training says little: seeds differ by several points. The table below is a grid of trainings in the small
-# simulated world, three seeds each, every seed a world of its own; within a seed all arms see the same videos. It is
-# in
-# `figures/04_grid.csv`, each row with the command that makes it again; `-p full true` runs what is missing.
+# One training says little: seeds differ by one to three points, and by more where training is fragile. The table
+# below is a grid of trainings in the small simulated world, three seeds each, every seed a world of its own; within a
+# seed all arms see the same videos. It is in `figures/04_grid.csv`, each row with the command that makes it again;
+# `-p full true` runs what is missing.
 
 # %%
 world = {"n_train": 2048}
@@ -326,7 +330,8 @@ arms = {
 seeds = [0, 1, 2]
 file = plots.FIGURES / "04_grid.csv"
 rows = grid.run(file, arms, seeds) if full else grid.read(file, arms, seeds)
-table = grid.summary(rows, ["MR-full-R1@0.5", "MR-full-R1@0.7", "MR-full-mAP"]).round(1)
+rows = rows.rename(columns=lambda name: name.removeprefix("MR-full-"))
+table = grid.summary(rows, ["R1@0.5", "R1@0.7", "mAP"]).round(1)
 assert len(rows) == len(arms) * len(seeds)
 
 # %% tags=["nbval-ignore-output"]
@@ -337,28 +342,30 @@ table
 
 # %%
 fig, axes = plots.figure(11, 4.5, ncols=2, sharey=True)
-for ax, score in zip(axes[0], ["MR-full-R1@0.7", "MR-full-mAP"], strict=True):
+for ax, score in zip(axes[0], ["R1@0.7", "mAP"], strict=True):
     plots.arms(ax, rows, score)
 if save_figures:
     plots.save(fig, "04_grid")
 
 # %% [markdown]
-# What holds in all three worlds, and is asserted: without A²FA every score is far lower, for the map of raw clips is
-# the same whatever is asked and can only guess among the events it sees; the mirrored right edge (notebook 03) is
-# better than the printed one; and three choices that the paper does not mention decide whether the head trains at all
-# in this budget. A linear output, a last layer that starts at zero and similarities standardised per map (a departure
-# from the paper, in the small world only) are worth 4 to 18 points of mAP each in single seeds. How the loss is
-# reduced, and whether cells below the diagonal count, hardly matters to Adam.
+# What holds in all three worlds, and is asserted. Without A²FA both scores are far lower: the map of raw clips is the
+# same whatever is asked, and can only guess among the events it sees. The mirrored right edge (notebook 03) is ahead
+# of the printed one; notebook 03, with half the training queries, finds the same sign in mAP and leaves R1@0.7 open.
+# And three choices that the paper does not mention matter more in this budget than its kernel size: a linear output
+# rather than a sigmoid, a last layer that starts at zero rather than with random (Xavier) weights, and similarities
+# standardised per map (a departure from the paper, in the small world only). Each is worth 4 to 18 points of mAP in
+# single seeds. Raw similarities have the best R1@0.5 of the table all the same: they train later, and less sharply.
+# Whether the loss is summed or averaged over a map, and whether cells below the diagonal count, hardly matters to
+# Adam. Sixteen channels have the best mean mAP; small stays at eight for time.
 #
 # What does not reproduce here: the paper's Table 6 has re-weighting add 7.2 points of R1@0.7 (57.6 to 64.8). Here the
 # two arms are within their spread. Its Table 9 has $C=21$ ahead of 17, 25 and 29 by 0.7 to 1.2 points; here the
 # kernels 9, 13 and 17 differ by less than seeds do, and three seeds cannot order them.
 
 # %%
-names = {"mAP": "MR-full-mAP", "R1@0.7": "MR-full-R1@0.7"}
-paired = {name: rows.pivot(index="seed", columns="arm", values=score) for name, score in names.items()}
+paired = {name: rows.pivot(index="seed", columns="arm", values=name) for name in ("mAP", "R1@0.7")}
 default = {name: scored["re-weight and align"] for name, scored in paired.items()}
-for name in names:
+for name in paired:
     assert (default[name] - paired[name]["no A²FA (raw clips)"] > 5).all()
     assert (paired[name]["mirrored right edge"] > default[name]).all()
     for arm in ("sigmoid", "Xavier last layer", "raw similarities"):
@@ -370,8 +377,8 @@ for name in names:
 # direction of an effect can be compared. R1@0.7 / mAP: query similarity alone 5.2 / 7.7, with F²SGD on raw clips 39.6
 # / 43.3, with alignment 57.6 / 56.4, all of it 64.8 / 63.0 (Table 6); the interval around the anchor 23.8 / 31.4
 # (Table 5); $C$ = 17, 21, 25, 29: 63.9, 64.8, 64.1, 63.6 R1@0.7 (Table 9). Two of these cannot be taken as they
-# stand. One interval per query cannot have an mAP of 31.4 with an R1@0.7 of 23.8, because queries with several
-# windows are at most partly answered. And F²SGD on raw clips has no query in it: whatever it scores is a blind score.
+# stand. An mAP of 31.4 does not go with an R1@0.7 of 23.8 when each query has one answer; notebook 03 works out what
+# it would take. And F²SGD on raw clips has no query in it: whatever it scores is a blind score.
 
 # %% [markdown]
 # ## 9. What the run showed
@@ -380,18 +387,24 @@ for name in names:
 # 41.5 on 500 test queries. The interval around the anchor, which needs no training, has 32.4 and 26.4; the blind list
 # of ten windows 10.0 and 18.4. So most of the first answer is in the anchor already, and the network adds exact
 # borders and the second and third answers. It pays for them in R1@0.5, where the untrained interval is ahead, 52.6 to
-# 43.6: the map is trained to hit one cell, and a near miss counts as a miss.
+# 43.6: the map is trained to hit one cell, and a near miss counts as a miss. The learning curve shows it: R1@0.5 is
+# highest after the first epoch and falls while mAP rises.
 #
-# Asked another sample's query, the model keeps 17.6 and 28.4. Much of a score in ten guesses is knowing where *some*
-# event begins and ends; that is why a blind list, and a blind model, should stand beside every table of this field.
+# Asked another sample's query, the same model keeps 17.6 and 28.4. Much of a score in ten guesses is knowing where
+# *some* event begins and ends; that is why a blind list, and a blind model, should stand beside every table of this
+# field.
 #
 # Limits: one size of model, 32 clips, three seeds, worlds of 12 actions. The paper's own setting (75 clips, $C=21$,
 # QVHighlights with CLIP features) needs the features: `-p dataset qvhighlights -p root FOLDER`.
 
 # %%
-assert history.rows[-1]["loss"] < history.rows[0]["loss"] or epochs == 1
-if simulated:
+assert epochs == 1 or history.rows[-1]["loss"] < history.rows[0]["loss"]
+if simulated and history.rows[-1]["step"] >= 300:
     others = scores.drop(index="A²FA + F²SGD")
-    assert (scores.loc["A²FA + F²SGD", "mAP"] > others["mAP"]).all()
-    assert scores.loc["A²FA + F²SGD", "mAP"] > blind["MR-full-mAP"]
-print("The loss falls, the map beats every label-free baseline in mAP, and it reads the query and not the labels.")
+    assert (scores.loc["A²FA + F²SGD", "mAP"] > others["mAP"]).all(), "a label-free baseline has a better mAP"
+    assert scores.loc["A²FA + F²SGD", "mAP"] > blind["MR-full-mAP"], "the query does not matter"
+    print("The loss falls, the map beats every label-free baseline in mAP, and it reads the query and not the labels.")
+else:
+    print(
+        "Predictions do not depend on labels; how good they are is in the table, for files and short runs unasserted."
+    )
