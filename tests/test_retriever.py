@@ -153,6 +153,12 @@ def test_a_moment_that_begins_before_the_video_begins_with_it(data):
     assert fixed([[-0.25, 0.5]], [0.9]).predict(data.batch([0]))[0]["pred_relevant_windows"][0][:2] == [0.0, 32.0]
 
 
+def test_a_time_on_the_grid_of_clips_is_itself_in_seconds():
+    """41/75 in float32 times 150 s is 82.0000023: a moment would fall short of an IoU on the threshold."""
+    line = fixed([[41 / 75, 1.0]], [0.9]).predict(make_batch([75]))[0]
+    assert line["pred_relevant_windows"][0][:2] == [82.0, 150.0]
+
+
 def test_masked_moments_are_left_out_and_the_list_is_cut(data):
     spans, scores = [[0.0, 0.1 * k] for k in range(1, 5)], [0.4, 0.3, 0.2, 0.0]
     lines = fixed(spans, scores).predict(data.batch([0]))[0]["pred_relevant_windows"]
