@@ -330,9 +330,12 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"unknown device {name!r}; known: auto, cpu, cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("this PyTorch finds no CUDA device; take device auto or cpu")
+    return device
 
 
 def _step_seed(seed: int, stage: str, step: int, rank: int) -> int:
