@@ -19,22 +19,23 @@ ALIGNERS = [
 
 
 def by_hand(aligner, v, q, left, right, scale=1.0):
-    """[A2FA Eq. 6-12] for one video v (n, J), q (J,): weights r, alpha and aligned clips, loops and all matrices."""
+    """[A2FA Eq. 6] to [A2FA Eq. 12] for one video v (n, J), q (J,): weights r, alpha and aligned clips, by loops."""
     n = len(v)
     v, q = v / v.norm(dim=1, keepdim=True), q / q.norm()
     matrix = {name: getattr(aligner, name).weight.detach() for name in ("W_a1", "W_a2")}
-    m = [0.0 if left <= i <= right else -torch.inf for i in range(n)]
+    m = [0.0 if left <= i <= right else -torch.inf for i in range(n)]  # [A2FA Eq. 6]
     r = [torch.tensor(1.0, dtype=v.dtype)] * n
     if aligner.reweight:
         matrix |= {name: getattr(aligner, name).weight.detach() for name in ("W_q", "W_k", "W_v", "W_r1", "W_r2")}
         logits = torch.stack([scale * (matrix["W_q"] @ q) @ (matrix["W_k"] @ v[i]) + m[i] for i in range(n)])
-        a = logits.exp() / logits.exp().sum()
-        g = sum(a[i] * (matrix["W_v"] @ v[i]) for i in range(n))
+        a = logits.exp() / logits.exp().sum()  # [A2FA Eq. 7]
+        g = sum(a[i] * (matrix["W_v"] @ v[i]) for i in range(n))  # [A2FA Eq. 8]
         products = [(matrix["W_r1"] @ v[i]) @ (matrix["W_r2"] @ g) for i in range(n)]
-        r = [torch.tanh(aligner.w.detach() * x + aligner.beta.detach()) for x in products]
-    v_r = [r[i] * v[i] for i in range(n)]
+        r = [torch.tanh(aligner.w.detach() * x + aligner.beta.detach()) for x in products]  # [A2FA Eq. 9]
+    v_r = [r[i] * v[i] for i in range(n)]  # [A2FA Eq. 10]
+    # [A2FA Eq. 11]
     alpha = [torch.sigmoid((matrix["W_a1"] @ v_r[i]) @ (matrix["W_a2"] @ q) + m[i]) for i in range(n)]
-    v_a = [alpha[i] * q + (1 - alpha[i]) * v_r[i] for i in range(n)]
+    v_a = [alpha[i] * q + (1 - alpha[i]) * v_r[i] for i in range(n)]  # [A2FA Eq. 12]
     return torch.stack(r), torch.stack(alpha), torch.stack(v_a)
 
 
@@ -59,7 +60,7 @@ def test_the_aligned_clips_are_those_of_the_equations(reweight, right, scale):
 
 
 def test_clips_outside_the_segment_keep_their_direction():
-    """alpha is 0 there [A2FA Eq. 6, 11-12]; inside, it is the sigmoid's."""
+    """alpha is 0 there, by [A2FA Eq. 6] and [A2FA Eq. 11]; inside, it is the sigmoid's."""
     batch = make_batch([14, 10])
     aligned = AnchorAligner(16)(batch)
     inside, alpha = aligned.cache["inside"], aligned.cache["alpha"]

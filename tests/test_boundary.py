@@ -12,16 +12,16 @@ def cosine(a, b):
 
 
 def by_hand(v, q, right="literal"):
-    """[A2FA Eq. 1-5] for one video v (n, J), q (J,), literally; f_L on 0..A and f_R on A..n-1 as lists."""
+    """[A2FA Eq. 1] to [A2FA Eq. 4] for one video v (n, J), q (J,), literally; f_L on 0..A, f_R on A..n-1 as lists."""
     n = len(v)
     v, q = [x / x.norm() for x in v.double()], q.double() / q.double().norm()
     c = [float(q @ x) for x in v]
-    e = [ci * q + (1 - ci) * x for ci, x in zip(c, v, strict=True)]
-    A = max(range(n), key=lambda i: cosine(e[i], q))
+    e = [ci * q + (1 - ci) * x for ci, x in zip(c, v, strict=True)]  # [A2FA Eq. 1]
+    A = max(range(n), key=lambda i: cosine(e[i], q))  # [A2FA Eq. 2]
     u, w, z = ([cosine(e[k], e[i]) for i in range(n)] for k in (0, A, n - 1))
-    f_left = [sum(u[1 : b + 1]) + sum(w[b + 1 : A + 1]) for b in range(A + 1)]
+    f_left = [sum(u[1 : b + 1]) + sum(w[b + 1 : A + 1]) for b in range(A + 1)]  # [A2FA Eq. 3]
     if right == "literal":
-        f_right = [sum(w[A : b + 1]) + sum(z[b + 1 : n]) for b in range(A, n)]
+        f_right = [sum(w[A : b + 1]) + sum(z[b + 1 : n]) for b in range(A, n)]  # [A2FA Eq. 4]
     else:
         f_right = [sum(w[A:b]) + sum(z[b : n - 1]) for b in range(A, n)]
     return A, f_left, f_right
@@ -40,7 +40,7 @@ def random_video(n, case, generator):
 @pytest.mark.parametrize("right", ["literal", "mirror"])
 @pytest.mark.parametrize("case", ["any", "first", "last"])
 def test_the_ends_maximise_the_papers_sums(right, case):
-    """[A2FA Eq. 3-5] for 60 ragged videos of at most 14 clips, all in one batch, garbage on the padding."""
+    """[A2FA Eq. 3] to [A2FA Eq. 5] for 60 ragged videos of at most 14 clips in one batch, garbage on the padding."""
     generator = torch.Generator().manual_seed(len(right) + len(case))
     lengths = [1 + i % 14 for i in range(60)]
     videos = [random_video(n, case, generator) for n in lengths]
@@ -68,7 +68,7 @@ def test_the_ends_maximise_the_papers_sums(right, case):
 
 
 def test_the_anchor_is_the_most_query_like_query_embedded_clip():
-    """[A2FA Eq. 1-2] as printed."""
+    """[A2FA Eq. 1] and [A2FA Eq. 2] as printed."""
     batch = make_batch([9, 4, 14], dtype=torch.float64)
     embedded = query_embedded(batch.target_joint, batch.query_joint)
     cosines = torch.cosine_similarity(embedded, batch.query_joint[:, None], dim=-1)

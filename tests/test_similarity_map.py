@@ -168,7 +168,7 @@ def test_a_target_of_one_clip_has_one_moment():
 
 @pytest.mark.parametrize("standardise", [False, True])
 def test_gradients_are_those_of_finite_differences(standardise):
-    """Through [F2SGD Eq. 13-14] to the clips and to every parameter."""
+    """Through [F2SGD Eq. 13] and [F2SGD Eq. 14] to the clips and to every parameter."""
     batch = make_batch([4, 2], joint=3, dtype=torch.float64)
     made = detector(kernel=3, channels=2, standardise=standardise).double()
     names = [name for name, _ in made.named_parameters()]

@@ -2,12 +2,13 @@ r"""Anchor-aware feature alignment: gather the clips around the most query-like 
 
 Paper    "Anchor-Aware Similarity Cohesion in Target Frames Enables Predicting Temporal Moment Boundaries in 2D",
          CVPR 2025
-Here     [A2FA Eq. 1-5] are `mrlib.ops.boundary`; `AnchorAligner` is [A2FA Eq. 6-12]; `RawAligner` and
-         `ConcatAligner` are what it is compared with
+Here     [A2FA Eq. 1] to [A2FA Eq. 5] are `mrlib.ops.boundary`; `AnchorAligner` is [A2FA Eq. 6] to [A2FA Eq. 12];
+         `RawAligner` and `ConcatAligner` are what it is compared with
 Ours     all vectors are made unit vectors first. The paper gives no initial values: Xavier-uniform matrices, w = 1 and
          beta = 1, so that r is about 0.76 everywhere and the clips start as they are; with beta = 0 the signs of r
-         would be random, and the similarity map a checkerboard. The printed transposes of [A2FA Eq. 7-9] do not fit
-         together; the shapes here are the only ones that do. No 1/sqrt(d) in [A2FA Eq. 7] unless `scale`
+         would be random, and the similarity map a checkerboard. The printed transposes of [A2FA Eq. 7] to
+         [A2FA Eq. 9] do not fit together; the shapes here are the only ones that do. No 1/sqrt(d) in [A2FA Eq. 7]
+         unless `scale`
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from mrlib.ops.boundary import boundaries
 
 
 class AnchorAligner(nn.Module):
-    """Clips inside the segment around the anchor move towards the query, clips outside stay.  [A2FA Eq. 6-12]
+    """Clips inside the segment around the anchor move towards the query, clips outside stay.
+
+    [A2FA Eq. 6] to [A2FA Eq. 12]
 
     joint     J, width of the joint space; None is refused
     reweight  False: r = 1 [A2FA Table 6, row 3]
@@ -74,7 +77,7 @@ class AnchorAligner(nn.Module):
         return _aligned(v_a, q, batch, cache)
 
     def weights(self, v: Tensor, q: Tensor, inside: Tensor) -> Tensor:
-        r"""$r_i = \tanh(w \langle W^r_1 v_i, W^r_2 g \rangle + \beta)$, g summing up the segment.  [A2FA Eq. 7-9]
+        r"""$r_i = \tanh(w \langle W^r_1 v_i, W^r_2 g \rangle + \beta)$, g summing up the segment.  [A2FA Eq. 9]
 
         v, q     (B, T, J), (B, J)  unit vectors
         inside   bool (B, T)  never empty, it holds the anchor
@@ -83,7 +86,7 @@ class AnchorAligner(nn.Module):
         logits = _products(v, self.W_q(q) @ self.W_k.weight) * self.scale
         a = logits.masked_fill(~inside, torch.finfo(logits.dtype).min).softmax(1)  # [A2FA Eq. 7]
         g = self.W_v((a[:, None] @ v)[:, 0])  # [A2FA Eq. 8], the sum before the matrix
-        return torch.tanh(self.w * _products(v, self.W_r2(g) @ self.W_r1.weight) + self.beta)
+        return torch.tanh(self.w * _products(v, self.W_r2(g) @ self.W_r1.weight) + self.beta)  # [A2FA Eq. 9]
 
     def pull(self, v_r: Tensor, q: Tensor, inside: Tensor) -> Tensor:
         r"""$\alpha_i = \sigma(\langle W^a_1 v^r_i, W^a_2 q \rangle + m_i)$, 0 outside the segment.  [A2FA Eq. 11]
@@ -92,7 +95,7 @@ class AnchorAligner(nn.Module):
         inside   bool (B, T)
         returns  (B, T)  in [0, 1)
         """
-        return torch.sigmoid(_products(v_r, self.W_a2(q) @ self.W_a1.weight)) * inside
+        return torch.sigmoid(_products(v_r, self.W_a2(q) @ self.W_a1.weight)) * inside  # [A2FA Eq. 11]
 
     def losses(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
         """None of its own: the detector's loss trains it through the aligned clips."""

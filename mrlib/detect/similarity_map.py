@@ -2,7 +2,8 @@ r"""Moments as points of a map: cell (i, j) of the clips' similarities answers "
 
 Paper    "Anchor-Aware Similarity Cohesion in Target Frames Enables Predicting Temporal Moment Boundaries in 2D",
          CVPR 2025
-Here     [F2SGD Eq. 13-15]: `similarity` and `SimilarityMapDetector.forward`, `target_map` and `.losses`, `.decode`
+Here     [F2SGD Eq. 13] is `similarity` and `SimilarityMapDetector.forward`, [F2SGD Eq. 14] `target_map` and `.losses`,
+         [F2SGD Eq. 15] `.decode`
 Cells    cell (i, j) means clips i..j, both included: start i / n, end (j + 1) / n, in fractions of the n clips
 Ours     the paper leaves open channels, activation, padding, depth, output and the loss's reduction. Two zero-padded
          convolutions and a pointwise MLP of two layers, ReLU between; the output is linear, with squared error a
@@ -28,7 +29,7 @@ from mrlib.ops.counts import shared_count
 
 
 def similarity(target: Tensor, mask: Tensor) -> Tensor:
-    r"""$S_{ij} = \cos(v_i, v_j)$, 0 on padding.  [F2SGD Eq. 13, its input]
+    r"""$S_{ij} = \cos(v_i, v_j)$, 0 on padding: the input of [F2SGD Eq. 13].
 
     In float32 under autocast too. Padding is filled after the product: were only the vectors zero, gradients of size
     1 / eps would reach them through the norm, for the convolutions mix padded cells into real ones.
@@ -93,7 +94,9 @@ def target_map(batch: Batch) -> Tensor:
 
 
 class SimilarityMapDetector(nn.Module):
-    """Large-kernel convolutions on the similarity map, and the highest points of what comes out.  [F2SGD Eq. 13-15]
+    """Large-kernel convolutions on the similarity map, and the highest points of what comes out.
+
+    [F2SGD Eq. 13] to [F2SGD Eq. 15]
 
     kernel       C, side of the convolutions' kernels, odd
     channels     c, of the hidden maps
@@ -143,7 +146,7 @@ class SimilarityMapDetector(nn.Module):
             nn.init.constant_(self.last.bias, -math.log((1 - 0.01) / 0.01))
 
     def forward(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
-        """`map` P (B, T, T), how much clips i..j are a moment, and `similarity` S (B, T, T), what it was made from."""
+        """`map` P (B, T, T), how much clips i..j are a moment, and `similarity` S, its input.  [F2SGD Eq. 13]"""
         s = similarity(aligned.target, aligned.mask)
         x = (standardised(s, aligned.mask) if self.standardise else s)[:, None]
         valid = pairs(aligned.mask)

@@ -1,6 +1,7 @@
 r"""Where a moment around the most query-like clip begins and ends, found without learning anything.
 
-Paper    [A2FA Eq. 1-5], which calls it dynamic time warping; with two templates a side it is a single split point
+Paper    [A2FA Eq. 1] to [A2FA Eq. 5], which calls it dynamic time warping; with two templates a side it is
+         a single split point
 Here     `boundaries` gives anchor, left and right end for a whole batch by prefix sums: with $u, w, z$ the cosines of
          every clip with the first clip, the anchor and the last clip, and indices from 0,
          $$f_L(b) = \sum_{i=1}^{b} u_i + \sum_{j=b+1}^{A} w_j = \sum_{i=0}^{b} (u_i - w_i) + \text{const}$$
@@ -49,7 +50,7 @@ def anchor(target: Tensor, mask: Tensor, query: Tensor) -> Tensor:
 
 @torch.no_grad()
 def transitions(target: Tensor, mask: Tensor, query: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    r"""The anchor and what is maximised on its left and on its right, up to constants.  [A2FA Eq. 3-4]
+    r"""The anchor and what is maximised on its left and on its right, up to constants.  [A2FA Eq. 3], [A2FA Eq. 4]
 
     target   (B, T, J)
     mask     bool (B, T)  padding at the end
@@ -67,12 +68,12 @@ def transitions(target: Tensor, mask: Tensor, query: Tensor) -> tuple[Tensor, Te
     inner = ci * cj * (3 - ci - cj) + (1 - ci) * (1 - cj) * gram  # <v^e_i, v^e_j>
     norm = (1 - 2 * c + 4 * c**2 - 2 * c**3).sqrt()  # never below 0.83
     u, w, z = (inner / norm[:, None] / norm.gather(1, templates)[..., None]).unbind(1)
-    return a, (u - w).cumsum(1), (w - z).cumsum(1)
+    return a, (u - w).cumsum(1), (w - z).cumsum(1)  # [A2FA Eq. 3] and [A2FA Eq. 4]
 
 
 @torch.no_grad()
 def boundaries(target: Tensor, mask: Tensor, query: Tensor, *, right: str = "literal") -> tuple[Tensor, Tensor, Tensor]:
-    r"""Anchor and both ends of the segment around it, ends included: $b^L \le A \le b^R$.  [A2FA Eq. 2-5]
+    r"""Anchor and both ends of the segment around it, ends included: $b^L \le A \le b^R$.  [A2FA Eq. 5]
 
     target   (B, T, J)
     mask     bool (B, T)  padding at the end

@@ -1,0 +1,27 @@
+"""Every equation of the papers can be found by its tag: in the code, in a test and in a notebook."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = {
+    "mrlib": sorted((ROOT / "mrlib").rglob("*.py")),
+    "tests": [file for file in sorted((ROOT / "tests").glob("test_*.py")) if file != Path(__file__).resolve()],
+    "notebooks": sorted((ROOT / "notebooks").glob("*.py")),
+}
+TAGS = [f"[A2FA Eq. {k}]" for k in range(1, 13)] + [f"[F2SGD Eq. {k}]" for k in range(13, 16)]
+
+
+@pytest.mark.parametrize("place", FILES)
+@pytest.mark.parametrize("tag", TAGS)
+def test_an_equation_is_named_by_its_tag(tag, place):
+    assert [file for file in FILES[place] if tag in file.read_text("utf-8")], f"{tag} is nowhere in {place}"
+
+
+@pytest.mark.parametrize("place", FILES)
+def test_a_tag_names_one_equation(place):
+    """Of a range such as 1 to 5 in one tag, the equations between its ends would not be found."""
+    several = re.compile(r"\[\w+ Eq\. \d+ *[-\u2013,][^]]*\]")
+    assert {f"{f.name}: {tag}" for f in FILES[place] for tag in several.findall(f.read_text("utf-8"))} == set()
