@@ -1,40 +1,83 @@
 """The slider, without a front end."""
 
+import io
+
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 
 from mrlib.widgets import browse
 
 
 @pytest.fixture(autouse=True)
-def shown(monkeypatch):
-    """Counts the pictures shown, which need a front end."""
-    calls = []
-    monkeypatch.setattr(plt, "show", lambda: calls.append(1))
-    return calls
+def no_front_end(monkeypatch):
+    """Figures go nowhere, and none is left over."""
+    plt.switch_backend("agg")
+    plt.close("all")
+    yield
+    plt.close("all")
 
 
-def test_the_first_choice_is_drawn_at_once(shown):
+def recorder():
+    """A list, and a draw that fills it and paints the whole figure in the shade that was chosen."""
     drawn = []
-    box = browse(drawn.append, [0.2, 0.5, 0.9], "noise")
+
+    def draw(choice):
+        drawn.append(choice)
+        plt.figure(figsize=(1, 1), facecolor=str(choice))
+
+    return drawn, draw
+
+
+def shade(box):
+    """The grey of the picture shown, 0 to 1."""
+    return float(np.median(plt.imread(io.BytesIO(box.children[1].value))[..., 0]))
+
+
+def test_the_first_choice_is_drawn_at_once():
+    drawn, draw = recorder()
+    box = browse(draw, [0.2, 0.6, 1.0], "noise")
     assert drawn == [0.2]
-    assert len(shown) == 1
+    assert shade(box) == pytest.approx(0.2, abs=0.01)
     assert box.children[0].description == "noise"
 
 
-def test_moving_the_slider_draws_that_choice(shown):
-    drawn = []
-    slider = browse(drawn.append, range(3, 6), "video").children[0]
-    slider.value = 5
-    slider.index = 1
-    assert drawn == [3, 5, 4]
-    assert len(shown) == 3
+def test_moving_the_slider_draws_that_choice():
+    drawn, draw = recorder()
+    box = browse(draw, [0.2, 0.6, 1.0], "noise")
+    box.children[0].value = 1.0
+    assert shade(box) == pytest.approx(1.0, abs=0.01)
+    box.children[0].index = 1
+    assert shade(box) == pytest.approx(0.6, abs=0.01)
+    assert drawn == [0.2, 1.0, 0.6]
 
 
 def test_a_slider_that_stays_draws_nothing():
-    drawn = []
-    browse(drawn.append, ["a", "b"], "query").children[0].value = "a"
-    assert drawn == ["a"]
+    drawn, draw = recorder()
+    browse(draw, [0.2, 0.6], "noise").children[0].value = 0.2
+    assert drawn == [0.2]
+
+
+def test_its_figures_are_closed_and_those_of_others_stay_open():
+    other = plt.figure()
+    browse(recorder()[1], [0.2, 0.6], "noise").children[0].value = 0.6
+    assert plt.get_fignums() == [other.number]
+
+
+def test_nothing_is_left_open_when_drawing_fails():
+    def draw(choice):
+        plt.figure()
+        raise RuntimeError("no such video")
+
+    with pytest.raises(RuntimeError, match="no such video"):
+        browse(draw, [1], "video")
+    assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_draw_that_does_not_make_one_figure_is_an_error(count):
+    with pytest.raises(ValueError, match=f"must make one figure, it made {count}"):
+        browse(lambda choice: [plt.figure() for _ in range(count)], [1], "video")
 
 
 def test_nothing_to_choose_is_an_error():
