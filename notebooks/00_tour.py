@@ -18,20 +18,20 @@
 #
 # Somebody remembers a scene, "a chef scrubs the chair", and has a long video. When does it happen? That is *video
 # moment retrieval*: from a query, a sentence or another video, to a start and an end in seconds. This notebook walks
-# once through everything the later ones build on: the task, the data, the metrics, the three slots that every paper
-# here fills, and a first retrieval, without training and then with a little of it. It takes about half a minute.
+# once through everything the later ones build on: the task, the data, the metrics, the three slots of a retriever,
+# and a first retrieval, without training and then with a little of it. It takes less than a minute.
 
 # %% tags=["parameters"]
 dataset: str = "sim"  # "sim", or a dataset on disk: qvhighlights, charades_sta, activitynet_captions, tacos
 root: str = ""  # its folder; empty: its folder in $MRLIB_DATA
-size: str = "small"  # of the simulated world and of the model: small, paper
+size: str = "auto"  # of the simulated world and of the model: small, paper; auto: small if simulated, else paper
 epochs: int = 4  # passes over the training set (paper: 10)
-batch_size: int = 32  # samples a step (paper: 128)
+batch_size: int = 0  # samples a step (paper: 128; small: 32); 0: as the size has it
 seed: int = 0  # of the world, the weights and the order
 device: str = "auto"  # auto, cpu, cuda
 out_dir: str = ""  # checkpoints, history and predictions; empty: a fresh temporary folder
 save_figures: bool = False  # write the pictures to figures/
-video: int = 14  # the validation sample that the pictures follow, 0 to 59
+video: int = 14  # the validation sample that the pictures follow, 0 to 59, or to the last of a smaller set
 
 # %%
 import os
@@ -56,11 +56,23 @@ from mrlib.train import predict_all
 plots.setup()
 torch.set_num_threads(1)
 
+usual = papers.usual("f2sgd", dataset) | ({} if size == "auto" else {"size": size})
+paper = papers.get("f2sgd", **usual, epochs=epochs, **({"batch_size": batch_size} if batch_size else {}))
+simulated, size = dataset == "sim", usual["size"]
+
+options = {"seed": seed} if simulated else {}
+train = papers.open_split(paper, dataset, root or None, "train", **options)
+val = papers.open_split(paper, dataset, root or None, papers.validation_split(dataset), **options)
+followed = range(min(60, len(val)))  # what the pictures can follow
+if video not in followed:
+    raise ValueError(f"video must be from 0 to {followed[-1]}, the samples that can be followed here, not {video}")
+
 # %% [markdown]
 # ## 1. The task in one picture
 #
-# **Why.** Watching is slow, and what we look for is short. The datasets of the field hold videos of half a minute to
-# a quarter of an hour, and a query is answered by a few seconds of them, sometimes in several places.
+# **Why.** Watching is slow, and what we look for is short. The datasets of the field hold videos of a few seconds
+# (Charades-STA from 5.5 s, ActivityNet Captions from 2.3 s) to 23 minutes (TACoS), and a query is answered by a part
+# of one, sometimes in several places.
 #
 # **In symbols.** A video is cut into $T$ clips of equal length, each a vector $v_i$ from a frozen encoder. A query is
 # a vector $q$, or several, $q_1 \dots q_N$. Wanted are *moments*, spans with a score, best first:
@@ -133,10 +145,11 @@ print("streams of a clip:", ", ".join(world.streams))
 
 # %% [markdown]
 # **Picture.** Left, every clip of our video with every other one: events are blocks. Middle, the clips against the
-# words of the sentence: bands of words, but no column says "here", for single words are *not* in the joint space, as
-# CLIP's token features are not; only the sentence as a whole is. Right, another video as the query: each row is a
-# clip of the query video, and a brighter column says where the event takes place. Below, the summed saliency scores
-# of three annotators, each 0 to 4, on the relevant clips; highlights are trained on them.
+# words of the sentence: every word has a level of its own, and what rises at the moment says little, for here "the"
+# rises more than "scrubs". Single words are *not* in the joint space, as CLIP's token features are not; only the
+# sentence as a whole is. Right, another video as the query: each row is a clip of the query video, and a brighter
+# column says where the event takes place. Below, the summed saliency scores of three annotators, each 0 to 4, on the
+# relevant clips; highlights are trained on them.
 
 # %%
 fig, axes = plots.figure(9, 4, nrows=2, ncols=3, height_ratios=(2.2, 1))
@@ -220,11 +233,12 @@ def real_annotations():
 
 
 long_world = mrlib.open_dataset("sim", split="val", size="paper", seed=seed, n=512, streams="motion")
-annotated = {"simulated, paper": long_world.samples, "simulated, small": world.samples} | real_annotations()
+real = real_annotations()
+annotated = {f"simulated, {size}": world.samples} | {"simulated, paper": long_world.samples} | real
 figures = (7218, 67, 17, 7, 9, 37, 39, 24, 16, 30, 150, 10.5)
 rows = {name: layout(samples) for name, samples in annotated.items()}
 rows["QVHighlights, as measured"] = dict(zip(rows["simulated, paper"], figures, strict=True))
-print("real annotations:", ", ".join(list(annotated)[2:]) or "none, MRLIB_DATA is not set")
+print("real annotations:", ", ".join(real) or "none, MRLIB_DATA is not set")
 pd.DataFrame(rows).T.round(1)
 
 # %% tags=["nbval-ignore-output"]
@@ -242,10 +256,11 @@ if save_figures:
     plots.save(fig, "00_layout", pd.DataFrame(rows).T.reset_index(names="data"))
 
 # %% [markdown]
-# At its paper size the simulator's layout is that of QVHighlights within about three percentage points. The small
-# one, with videos of 64 s, is what notebooks use by default: its windows are shorter, and no query has more than
-# three. The other datasets differ in kind. They have one window per query, short ones in Charades-STA, and in TACoS
-# windows that cover a tenth of a long video; scores do not carry over from one to another.
+# At its paper size the simulator's layout is that of QVHighlights within about three percentage points. The small one,
+# with videos of 64 s, is what notebooks use by default: its windows are shorter, and no query has more than three. The
+# other datasets differ in kind. They have one window per query (on the right their three curves lie on one another),
+# short ones in Charades-STA, and in TACoS windows that cover a tenth of a long video; scores do not carry over from
+# one to another.
 #
 # ## 3. The metrics, by hand
 #
@@ -279,9 +294,9 @@ assert metrics.moment_scores([answer], [question])["all"]["mIoU"] == round(100 *
 print(pd.DataFrame(overlap.round(3), index=[f"moment {k}" for k in range(1, 6)], columns=["A", "B"]))
 
 # %% [markdown]
-# **R1@t**: the share of queries whose *first* prediction has an IoU of at least $t$ with some window. First means
-# first in the file, not best by score; a model that forgets to sort is judged by whatever it wrote first. Ours always
-# sorts.
+# **mIoU** is the mean over queries of the first prediction's best IoU with a window, asserted above. **R1@t** is the
+# share of queries whose *first* prediction has an IoU of at least $t$ with some window. First means first in the file,
+# not best by score; a model that forgets to sort is judged by whatever it wrote first. Ours always sorts.
 
 # %%
 for threshold in ("0.5", "0.7", "0.9"):
@@ -295,7 +310,8 @@ print("the file's order decides R1@0.7, the scores decide mAP")
 # %% [markdown]
 # **AP**: go down the list by score. A prediction is a hit if its best window *not yet taken* has an IoU of at least
 # $t$, and then it takes that window, so a second, worse guess of the same window is a miss. After $k$ predictions
-# with $h_k$ hits, precision is $h_k / k$ and recall $h_k / W$. With the precision made falling from the right,
+# with $h_k$ hits, precision is $p_k = h_k / k$ and recall $r_k = h_k / W$, with $W$ windows and $r_0 = 0$. With the
+# precision made falling from the right,
 # $$\mathrm{AP}_t = \sum_k \big(r_k - r_{k-1}\big)\, \max_{l \ge k} p_l$$
 # and mAP is the mean over queries and over $t = 0.50, 0.55, \dots, 0.95$. Ten predictions count, no more.
 
@@ -393,7 +409,7 @@ def truth_as_prediction(samples, clip_s=2):
     return lines
 
 
-ceilings = {"simulated, small": world.samples, "simulated, paper": long_world.samples}
+ceilings = {f"simulated, {size}": world.samples} | {"simulated, paper": long_world.samples}
 folder = Path(os.environ.get("MRLIB_DATA", ""), "qvhighlights")
 has_qvhighlights = "MRLIB_DATA" in os.environ and folder.is_dir()
 if has_qvhighlights:
@@ -417,8 +433,8 @@ pd.DataFrame(ceiling_rows).T[columns]
 #
 # ## 4. Three slots
 #
-# **Why.** The four systems of this repository look unlike one another in their papers, and alike in their structure.
-# Each makes a choice in three places, and nothing else differs:
+# **Why.** Systems for this task look unlike one another in their papers, and alike in their structure. Each makes a
+# choice in three places:
 #
 # ```
 #  annotations + features ─▶ AUGMENT ─▶ Batch ─▶ ALIGN ─▶ Aligned ─▶ DETECT ─▶ Moments ─▶ metrics
@@ -426,12 +442,12 @@ pd.DataFrame(ceiling_rows).T[columns]
 #                            model sees          meets video         come out
 # ```
 #
-# | paper | augment | align | detect |
-# |---|---|---|---|
-# | AMR | splice and boost | trilinear, text-to-video fusion, highlights fed back | moment queries, mask and IoU heads |
-# | TD-DETR | synthesis from pairs of similar videos | text-to-video layers with a dynamics branch | moment queries |
-# | MATR | a random clip as the video query | soft-DTW, before and after fusion | boundaries from every clip |
-# | A²FA + F²SGD | – | anchor-aware re-weighting and alignment | one point on a 2-D similarity map |
+# A²FA + F²SGD, the system of this repository, augments nothing, aligns by its anchor (A²FA) and detects a moment as
+# one point on a 2-D similarity map (F²SGD). Three more papers fit the slots and are to come. AMR augments (it makes
+# new videos out of pieces of others), fuses words into clips and finds moments with learned queries, as DETR finds
+# objects. TD-DETR makes training videos from pairs of similar ones, adds a branch for motion to the fusion and detects
+# as AMR. MATR takes a random clip of a video as the query, aligns two videos in time and predicts boundaries from
+# every clip.
 #
 # `Batch`, `Aligned` and `Moments` are contracts: an aligner takes a batch and returns an `Aligned`, a detector goes
 # on from there, and any two of them compose. The labels travel with the batch, but only losses read them.
@@ -514,7 +530,6 @@ if save_figures:
 # and a saliency per clip; `cache` keeps what its pictures and losses need. Notebook 03 derives every step.
 
 # %%
-paper = papers.get("f2sgd", size, epochs=epochs, batch_size=batch_size)
 fresh = papers.build(paper, world, seed=seed).eval()
 with torch.no_grad():
     aligned = fresh.aligner(three.unlabelled())
@@ -583,24 +598,23 @@ if save_figures:
 # **Why.** A score means little until one knows what is had for nothing. Four answers need no label of the query at
 # hand. *Whole video*: always everything. *Fixed list*: ten windows chosen once on the training set; it never looks at
 # query or video. *Query similarity*: runs of clips more alike to the query than the video's mean plus one standard
-# deviation. *Anchor interval*: one interval around the most query-like clip, bounded where the clips begin to
-# resemble the video's first or last clip more than the anchor [A2FA Eq. 2-5].
+# deviation, and the most alike clip. *Anchor interval*: one interval around the most query-like clip, bounded where
+# the clips begin to resemble the video's first or last clip more than the anchor ([A2FA Eq. 2] to [A2FA Eq. 5]).
 #
 # **Code.** Query similarity by hand, for one video; then all of them from `mrlib.baselines`.
 
 # %%
-options = {"seed": seed} if dataset == "sim" else {}
-train = papers.open_split(paper, dataset, root or None, "train", **options)
-val = papers.open_split(paper, dataset, root or None, papers.validation_split(dataset), **options)
-
+one = val.batch([video])
+clip_s, duration_s = float(one.clip_s[0]), val.samples[video].duration
 c = cosines(val, video).astype(np.float64)
 above = c > c.mean() + c.std()
+above[np.argmax(c)] = True
 runs, start = [], None
 for i, high in enumerate([*above, False]):
     if high and start is None:
         start = i
     if not high and start is not None:
-        runs.append((start * val.clip_s, min(i * val.clip_s, val.samples[video].duration), c[start:i].mean()))
+        runs.append((start * clip_s, min(i * clip_s, duration_s), c[start:i].mean()))
         start = None
 by_hand = sorted(runs, key=lambda run: -run[2])[:10]
 answers = {
@@ -611,13 +625,10 @@ answers = {
 }
 np.testing.assert_allclose(answers["query similarity"][video]["pred_relevant_windows"], by_hand, rtol=1e-5)
 
-one = val.batch([video])
 a, left, right = (int(x) for x in boundaries(one.target_joint, one.target_mask, one.query_joint))
 assert a == np.argmax(c) and left <= a <= right
-assert answers["anchor interval"][video]["pred_relevant_windows"][0][:2] == [
-    left * val.clip_s,
-    (right + 1) * val.clip_s,
-]
+interval = [left * clip_s, min((right + 1) * clip_s, duration_s)]
+np.testing.assert_allclose(answers["anchor interval"][video]["pred_relevant_windows"][0][:2], interval, rtol=1e-5)
 print("by hand agrees")
 
 # %% [markdown]
@@ -670,8 +681,9 @@ else:
 # %% [markdown]
 # ## 6. A first retrieval, with training
 #
-# **Why.** What do labels add? Here a few epochs of A²FA + F²SGD, far from a full training (that is notebook 04), on
-# the simulated world.
+# **Why.** What do labels add? Here a few epochs of A²FA + F²SGD. On the simulated world they see 1,024 training
+# queries; notebook 04 takes 2,048 and the ten epochs of the paper. Scores are of `val`, on which the best epoch was
+# chosen too, so they are a little kind to the model; notebook 04 has a `test` that nothing was chosen on.
 #
 # **Equation** [F2SGD Eq. 14]. The map should be 1 at the cells of the windows and 0 elsewhere:
 # $$\mathcal{L} = \lVert P - G \rVert_2^2$$
@@ -688,14 +700,15 @@ scored.round(1)
 
 # %% [markdown]
 # **Picture.** The same video as before. Left, the best prediction of each, and below the model's first three, one
-# over the other. Right, the map that was blank in section 4, with rings at the true windows and crosses at these
-# three.
+# over the other. Right, the map that was blank in section 4, dark where it is high, with rings at the true windows and
+# crosses at these three.
 
 
 # %%
 def show(i):
     """Answers and map for a validation sample."""
     s, one = val.samples[i], val.batch([i])
+    n, clip_s = int(one.lengths[0]), float(one.clip_s[0])
     with torch.no_grad():
         aligned, outputs = retriever.eval()(one.unlabelled())
     windows = retriever.predict(one)[0]["pred_relevant_windows"]
@@ -704,8 +717,8 @@ def show(i):
     plots.timeline(axes[0, 0], {"truth": s.relevant_windows} | rows | {"its first three": windows[:3]}, s.duration)
     axes[0, 0].set_title(f'"{s.query}"', fontsize=10)
     predicted_s = [w[:2] for w in windows[:3]]
-    cells = outputs["map"][0].numpy()
-    plots.time_map(axes[0, 1], cells, val.clip_s, windows_s=s.relevant_windows, predicted_s=predicted_s)
+    cells = outputs["map"][0, :n, :n].numpy()
+    plots.time_map(axes[0, 1], cells, clip_s, windows_s=s.relevant_windows, predicted_s=predicted_s, peaks=True)
     axes[0, 1].set_title("the trained map", fontsize=10)
 
 
@@ -714,17 +727,18 @@ if save_figures:
     plots.save(plt.gcf(), "00_retrieval", scored.reset_index(names="method"))
 
 # %% [markdown]
-# With a running kernel, the slider goes through the first sixty videos.
+# With a running kernel, the slider goes through the first sixty videos, or all of a smaller set.
 
 # %% tags=["nbval-ignore-output"]
-widgets.browse(show, range(60), "video")
+widgets.browse(show, followed, "video")
 
 # %% [markdown]
-# **Conclusion.** Simulated, one seed, four epochs: mAP rises from 28.8 for the anchor interval, the best of the
-# answers without training, to 42.3, and R1@0.7 from 34.6 to 37.8. Part of the step in mAP is ten predictions against
-# one. At the loose end the untrained interval is still ahead, 53.4 against 46.8 in R1@0.5 and 51.7 against 43.9 in
-# mIoU: it is seldom far off and seldom exact, while the model puts its trust in sharp corners, some of them the wrong
-# ones. What a whole training and several seeds say is in notebook 04.
+# **Conclusion.** Simulated, seed 0, four epochs, on the validation queries: mAP rises from 28.8 for the anchor
+# interval, the best of the answers without training, to 42.3, and R1@0.7 from 34.6 to 37.8. Part of the step in mAP is
+# ten predictions against one. At the loose end the untrained interval is still ahead, 53.4 against 46.8 in R1@0.5 and
+# 51.7 against 43.9 in mIoU: it is seldom far off and seldom exact, while the model puts its trust in sharp corners,
+# some of them the wrong ones. What ten epochs, more training queries, a test set and several seeds say is in notebook
+# 04.
 #
 # ## 7. What the knobs do
 #
@@ -864,8 +878,7 @@ widgets.browse(with_noise, [0.0, 0.3, 0.6, 1.0, 1.5, 2.0], "noise")
 # ## 8. Where to go next
 #
 # [03, A²FA](03_a2fa.ipynb) is the aligner of this tour, equation by equation: anchor, segment, re-weighting. [04,
-# F²SGD](04_f2sgd.ipynb) is its detector and the whole system trained, with the comparison of its parts. AMR, MATR and
-# TD-DETR fill the same three slots with the choices of the table in section 4.
+# F²SGD](04_f2sgd.ipynb) is its detector and the whole system trained, with the comparison of its parts.
 #
 # On real data, the same notebooks run with `-p dataset qvhighlights -p root FOLDER`.
 #
@@ -878,10 +891,10 @@ widgets.browse(with_noise, [0.0, 0.3, 0.6, 1.0, 1.5, 2.0], "noise")
 ceiling = metrics.evaluate(truth_as_prediction(val.samples, val.clip_s), val.samples)["brief"]
 for lines in answers.values():
     brief = metrics.evaluate(lines, val.samples)["brief"]
-    assert all(value <= ceiling[key] for key, value in brief.items())
-assert ceiling["MR-full-R1@0.7"] == 100
+    assert all(value <= ceiling[key] for key, value in brief.items() if simulated or key.startswith("MR-full"))
 
-if dataset == "sim":
+if simulated:
+    assert ceiling["MR-full-R1@0.7"] == 100
     for other in range(seed, seed + 3):
         one = {split: papers.open_split(paper, "sim", None, split, seed=other) for split in ("train", "val")}
         free = {
@@ -893,12 +906,13 @@ if dataset == "sim":
         mAP = table(free, one["val"].samples)["mAP"]
         assert mAP["whole"] < mAP["query"] < mAP["anchor"] and mAP["whole"] < mAP["list"] < mAP["anchor"]
         assert 0.8 < baselines.anchor_inside(one["val"]) < 1
-    assert scored["mAP"].idxmax() == "A²FA + F²SGD"
+    assert epochs < 4 or scored["mAP"].idxmax() == "A²FA + F²SGD"
     losses = history.frame()["loss"]
     assert losses.iloc[-1] < losses.iloc[0] or epochs == 1
 
-batch = val.batch(range(16))
+batch = val.batch(range(min(16, len(val))))
 labels = replace(batch.labels, **{f.name: getattr(batch.labels, f.name).flip(0) for f in fields(Labels)[:5]})
 told = retriever.predict(batch)
 assert told == retriever.predict(batch.unlabelled()) == retriever.predict(replace(batch, labels=labels))
-print("the truth is the ceiling, baselines are in order on three seeds, predictions do not look at labels")
+order = "baselines are in order on three seeds, " if simulated else ""
+print(f"the truth is the ceiling, {order}predictions do not look at labels")
