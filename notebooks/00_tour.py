@@ -58,7 +58,8 @@ torch.set_num_threads(1)
 
 usual = papers.usual("f2sgd", dataset) | ({} if size == "auto" else {"size": size})
 paper = papers.get("f2sgd", **usual, epochs=epochs, **({"batch_size": batch_size} if batch_size else {}))
-simulated, size = dataset == "sim", usual["size"]
+simulated = dataset == "sim"
+size = "small" if size == "auto" else size  # of the simulated world, which most pictures show whatever the dataset
 
 options = {"seed": seed} if simulated else {}
 train = papers.open_split(paper, dataset, root or None, "train", **options)
