@@ -46,9 +46,10 @@ class MomentRetriever(nn.Module):
     def predict(self, batch: Batch) -> list[dict[str, Any]]:
         """Lines of a QVHighlights submission, a line per sample; windows in seconds, best first.
 
-        `pred_saliency_scores`, one per clip, is there when the aligner gives saliency.
+        `pred_saliency_scores`, one per clip, is there when the aligner gives saliency. The batch comes to the model's
+        device.
         """
-        batch = batch.unlabelled()
+        batch = batch.unlabelled().to(next(self.parameters(), batch.target).device)
         training = self.training
         self.eval()
         try:

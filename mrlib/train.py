@@ -283,9 +283,8 @@ class _Run:
 def predict_all(retriever: MomentRetriever, dataset: MomentDataset, batch_size: int = 128) -> list[dict[str, Any]]:
     """The predictions of a whole dataset, in its order; shared out over the ranks where there are several."""
     rank, world = parallel.ranks()
-    device = next(retriever.parameters(), torch.empty(0)).device
     batches = list(torch.arange(len(dataset)).split(batch_size))
-    parts = [retriever.predict(dataset.batch(indices).to(device)) for indices in batches[rank::world]]
+    parts = [retriever.predict(dataset.batch(indices)) for indices in batches[rank::world]]
     return [line for part in parallel.dealt(parts) for line in part]
 
 
