@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -43,10 +44,8 @@ class History:
     result: dict[str, Any] = field(default_factory=dict)  # `mrlib.metrics.evaluate` of the kept weights on val
     out_dir: Path | None = None
 
-    def frame(self):
+    def frame(self) -> pd.DataFrame:
         """The rows as a pandas DataFrame, times beside them."""
-        import pandas as pd
-
         rows = pd.DataFrame(self.rows)
         return rows.merge(pd.DataFrame(self.times), on=["stage", "epoch"], how="left") if self.times else rows
 

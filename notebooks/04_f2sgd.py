@@ -162,9 +162,9 @@ torch.testing.assert_close(layer(S[:1, None])[0, :, cell[0], cell[1]], by_hand, 
 #
 # The paper does not say how the sum is reduced, nor whether $P$ is a probability. It matters: a map has hundreds of
 # zeros for each one, so *all zeros* already has a loss of one per window, and that is where training starts and what
-# it has to leave. A sigmoid would start at ½ everywhere and be pushed down by every zero; the default here is a
-# linear output that starts at 0, with the loss summed over the cells $i \le j$ of a sample and averaged over the
-# samples.
+# it has to leave. A plain sigmoid would start at ½ everywhere (the one compared in section 8 starts at 0.01) and be
+# pushed down by every zero; the default here is a linear output that starts at 0, with the loss summed over the cells
+# $i \le j$ of a sample and averaged over the samples.
 
 # %%
 G = target_map(batch)
@@ -354,9 +354,9 @@ if save_figures:
 # And three choices that the paper does not mention matter more in this budget than its kernel size: a linear output
 # rather than a sigmoid, a last layer that starts at zero rather than with random (Xavier) weights, and similarities
 # standardised per map (a departure from the paper, in the small world only). Each is worth 4 to 18 points of mAP in
-# single seeds. Raw similarities have the best R1@0.5 of the table all the same: they train later, and less sharply.
-# Whether the loss is summed or averaged over a map, and whether cells below the diagonal count, hardly matters to
-# Adam. Sixteen channels have the best mean mAP; small stays at eight for time.
+# single seeds. Raw similarities have the best R1@0.5 of the table all the same. Whether the loss is summed or
+# averaged over a map, and whether cells below the diagonal count, hardly matters to Adam. Sixteen channels have the
+# best mean mAP; small stays at eight for time.
 #
 # What does not reproduce here: the paper's Table 6 has re-weighting add 7.2 points of R1@0.7 (57.6 to 64.8). Here the
 # two arms are within their spread. Its Table 9 has $C=21$ ahead of 17, 25 and 29 by 0.7 to 1.2 points; here the
