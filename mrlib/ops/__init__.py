@@ -1,1 +1,29 @@
-"""Functions without state: boundary search, large-kernel convolution, counter-based random numbers, counts."""
+"""Functions without state: alignment, boundary search, large-kernel convolution, counter-based random numbers, counts.
+
+The alignment functions are also names of this package, `mrlib.ops.soft_dtw`, loaded when first used.
+"""
+
+from importlib import import_module
+
+_ALIGNMENT = (
+    "alignment_ends",
+    "drop_alignment",
+    "drop_dtw",
+    "expected_alignment",
+    "hard_alignment",
+    "mean_dtw",
+    "soft_dtw",
+    "span_of",
+    "tcc",
+    "tcc_alignment",
+)
+
+
+def __getattr__(name: str):
+    if name in _ALIGNMENT:
+        return getattr(import_module("mrlib.ops.alignment"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_ALIGNMENT])

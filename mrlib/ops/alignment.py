@@ -1,0 +1,505 @@
+r"""Soft and hard alignment of a target video with a query video: soft-DTW and its relatives, for a whole batch.
+
+Paper    [MATR §3.2] aligns with soft-DTW, whose recursion is [Cuturi & Blondel 2017, Alg. 1]; its ablation compares
+         Drop-DTW [Dvornik et al. 2021] and temporal cycle consistency (TCC) [Dwibedi et al. 2019]
+Here     costs are (B, T, N), target rows and query columns. With smin the soft minimum
+         $\operatorname{smin}_\gamma(a) = -\gamma \log \sum_k e^{-a_k / \gamma}$, `soft_dtw` is
+         $$R_{ij} = C_{ij} + \operatorname{smin}_\gamma(R_{i-1,j-1}, R_{i-1,j}, R_{i,j-1})$$
+         read at the end of the query; its gradient is the expected alignment [Cuturi & Blondel 2017, Alg. 2].
+         This file holds the plain way, one anti-diagonal after another; `soft_dtw` takes faster kernels where it can
+Topology "global": every target clip is matched. "subsequence": the target may be left unmatched before and after,
+         which a contiguous moment needs (MATR's figure shows it, its text does not name it). "otam" [Cao et al. 2020]:
+         the same, and no target clip is matched twice; samples with fewer target clips than query clips take
+         "subsequence"
+Padding  cells depend on smaller indices only, so each sample is read where it ends; what stands beyond is ignored
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+TOPOLOGIES = ("global", "subsequence", "otam")
+_FAR = 1e30  # where a difference of infinities would be NaN under autograd
+
+
+def soft_dtw(
+    cost: Tensor,
+    gamma: float = 0.1,
+    target_lengths: Tensor | None = None,
+    query_lengths: Tensor | None = None,
+    topology: str = "global",
+) -> Tensor:
+    r"""The soft minimum of the cost over all alignments, differentiable once.  [MATR §3.2], [Cuturi & Blondel 2017]
+
+    $\operatorname{smin}_\gamma\{\langle A, C\rangle\}$; it may be negative. +inf forbids a cell; where no alignment is
+    left the value is +inf and the gradient 0. A length of 0 gives value 0 and gradient 0.
+
+    cost            (B, T, N)
+    gamma           > 0, in units of the cost
+    target_lengths  int (B,)  None: all T
+    query_lengths   int (B,)  None: all N
+    topology        "global", "subsequence" or "otam"
+    returns         (B,)  float64 for float64, else float32
+    raises          ValueError; RuntimeError when a second derivative is prepared (`create_graph`)
+    """
+    gamma = _positive(gamma)
+    cost, T_b, N_b = _checked(cost, target_lengths, query_lengths, topology)
+    if 0 in cost.shape:
+        return cost.sum((1, 2))
+    return _by_topology(lambda c, t, n, kind: _SoftDTW.apply(c, gamma, t, n, kind), cost, T_b, N_b, topology)
+
+
+def expected_alignment(
+    cost: Tensor,
+    gamma: float = 0.1,
+    target_lengths: Tensor | None = None,
+    query_lengths: Tensor | None = None,
+    topology: str = "global",
+) -> Tensor:
+    r"""How likely each pair of clips is matched, $E = \partial\,$`soft_dtw`$/\partial C$.  [Cuturi & Blondel 2017, Alg. 2]
+
+    Arguments as for `soft_dtw`.
+    returns  (B, T, N)  in [0, 1], without graph; 0 on padding
+    """
+    gamma = _positive(gamma)
+    cost, T_b, N_b = _checked(cost.detach(), target_lengths, query_lengths, topology)
+    if 0 in cost.shape:
+        return torch.zeros_like(cost)
+
+    def one(c: Tensor, t: Tensor, n: Tensor, kind: str) -> Tensor:
+        value, *table = _plain_forward(c, gamma, t, n, kind)
+        return _plain_backward(*table, n, kind, torch.ones_like(value)).to(c.dtype)
+
+    return _by_topology(one, cost, T_b, N_b, topology)
+
+
+def hard_alignment(
+    cost: Tensor,
+    target_lengths: Tensor | None = None,
+    query_lengths: Tensor | None = None,
+    topology: str = "global",
+) -> Tensor:
+    """The cheapest alignment, gamma = 0.  [MATR §3.2]
+
+    Ties: diagonal, then the previous target clip, then the previous query clip; the earliest end; the latest start.
+
+    returns  bool (B, T, N)  True on the path; all False where no finite alignment exists
+    """
+    cost, T_b, N_b = _checked(cost.detach(), target_lengths, query_lengths, topology)
+    return _by_topology(_hard_path, cost, T_b, N_b, topology)
+
+
+def alignment_ends(
+    cost: Tensor,
+    gamma: float = 0.1,
+    target_lengths: Tensor | None = None,
+    query_lengths: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Where the matched part of the target begins and ends, for the topology "subsequence".
+
+    returns  start, end  (B, T) each, without graph; each sums to 1, to 0 where there is no alignment
+    """
+    gamma = _positive(gamma)
+    cost, T_b, N_b = _checked(cost.detach(), target_lengths, query_lengths, "subsequence")
+    if 0 in cost.shape:
+        return cost.sum(2), cost.sum(2)
+    value, U, joined, ends = _plain_forward(cost, gamma, T_b, N_b, "subsequence")
+    E = _plain_backward(U, joined, ends, N_b, "subsequence", torch.ones_like(value))[:, :, 0]
+    begins = (-joined[: E.shape[1], 0].mT).exp()  # the share of the way in that costs nothing
+    return torch.where(E > 0, E * begins, E).to(cost.dtype), ends.to(cost.dtype)
+
+
+def drop_dtw(
+    cost: Tensor,
+    drop: float | Tensor,
+    gamma: float = 0.1,
+    target_lengths: Tensor | None = None,
+    query_lengths: Tensor | None = None,
+    exclusive: bool = True,
+) -> Tensor:
+    """DTW that may leave out target clips, each at its own price.  [Drop-DTW]
+
+    cost       (B, T, N)
+    drop       number, (B,) or (B, T)  what it costs to leave a target clip out
+    exclusive  True: a target clip is matched with one query clip only
+    returns    (B,)  differentiable by cost and drop; conventions of `soft_dtw`
+    """
+    gamma = _positive(gamma)
+    cost, T_b, N_b = _checked(cost, target_lengths, query_lengths, "global")
+    if 0 in cost.shape:
+        return cost.sum((1, 2))
+    with torch.autocast(cost.device.type, enabled=False):
+        _, A = _drop_tables(cost, drop, gamma, T_b, N_b, exclusive, torch.logaddexp)
+        return (-gamma * _at_end(A[2:, 1:], T_b, N_b)).to(cost.dtype)
+
+
+@torch.no_grad()
+def drop_alignment(
+    cost: Tensor,
+    drop: float | Tensor,
+    target_lengths: Tensor | None = None,
+    query_lengths: Tensor | None = None,
+    exclusive: bool = True,
+) -> Tensor:
+    """The cheapest alignment with drops, gamma = 0.  [Drop-DTW]
+
+    Ties: matched before dropped; then as for `hard_alignment`.
+
+    returns  bool (B, T, N)  True where matched; a dropped target clip has a row of False
+    """
+    cost, T_b, N_b = _checked(cost, target_lengths, query_lengths, "global")
+    path = torch.zeros_like(cost, dtype=torch.bool)
+    if 0 in cost.shape:
+        return path
+    M, A = _drop_tables(cost, drop, 1.0, T_b, N_b, exclusive, torch.maximum)
+    b = torch.arange(len(cost), device=cost.device)
+    i, j = T_b - 1, N_b - 1
+    inside = torch.zeros_like(b, dtype=torch.bool)  # in a run of clips matched with one query clip, hence matched
+    walking = (T_b > 0) & (N_b > 0)
+    walking &= A[(i + j + 2).clamp(min=0), j + 1, b] > -_FAR / 2
+    for _ in range(sum(cost.shape[1:]) - 1):
+        i, j = i.where(walking, -1), j.where(walking, -1)
+        here, back = i + j + 2, (i + j + 1).clamp(min=0)
+        matched = walking & (inside | (M[here, j + 1, b] == A[here, j + 1, b]))
+        path[b[matched], i[matched], j[matched]] = True
+        diagonal = A[(i + j).clamp(min=0), j.clamp(min=0), b]
+        up = M[back, j + 1, b]
+        left = M[back, j.clamp(min=0), b] if not exclusive else torch.full_like(up, -torch.inf)
+        step_up = (diagonal < up) | (diagonal < left)
+        step_left, step_diagonal = matched & step_up & (up < left), matched & ~step_up
+        inside = matched & step_up
+        i, j = i - (~step_left).long(), j - (step_left | step_diagonal).long()
+        walking = walking & (j >= 0) & (i >= 0)
+    return path
+
+
+def mean_dtw(
+    cost: Tensor, gamma: float = 0.1, target_lengths: Tensor | None = None, query_lengths: Tensor | None = None
+) -> Tensor:
+    r"""Global DTW with the mean $\sum_k a_k \operatorname{softmax}(-a / \gamma)_k$ for a minimum, as vl2g/MATR computes it.
+
+    Its gradient may be negative and is no alignment; arguments and returns as for `soft_dtw`.
+    """
+    gamma = _positive(gamma)
+    cost, T_b, N_b = _checked(cost, target_lengths, query_lengths, "global")
+    if 0 in cost.shape:
+        return cost.sum((1, 2))
+    with torch.autocast(cost.device.type, enabled=False):
+        kappa = _skew(_finite(cost, gamma, T_b, N_b), _FAR)
+        U = [*kappa.new_full((2, kappa.shape[1] + 1, len(cost)), -_FAR)]
+        U[0][0] = 0
+        for k in kappa:
+            before = torch.stack([U[-2][:-1], U[-1][1:], U[-1][:-1]])
+            U.append(F.pad((before * before.softmax(0)).sum(0) - k, (0, 0, 1, 0), value=-_FAR))
+        return (-gamma * _at_end(torch.stack(U)[2:, 1:], T_b, N_b)).to(cost.dtype)
+
+
+def tcc(
+    target: Tensor,
+    query: Tensor,
+    target_lengths: Tensor | None = None,
+    query_lengths: Tensor | None = None,
+    temperature: float = 0.1,
+) -> Tensor:
+    r"""How badly a query clip finds back to itself by way of the target.  [TCC]
+
+    The direction query -> target -> query, for target clips of the background have no partner. With
+    $\tilde e_j$ the soft nearest neighbour of query clip j in the target, and $\mu_j, \sigma_j^2$ mean and variance
+    of the place $m / N$ in the query where that one finds its own: the mean of
+    $(j / N - \mu_j)^2 / \sigma_j^2 + 0.001 \log \sigma_j$.
+
+    target   (B, T, d)
+    query    (B, N, d)
+    returns  (B,)  0 for a query of fewer than two clips or an empty target
+    """
+    temperature = _positive(temperature)
+    target, query, T_b, N_b, there, here = _features(target, query, target_lengths, query_lengths)
+    if 0 in target.shape or 0 in query.shape:
+        return target.sum((1, 2)) + query.sum((1, 2))
+    with torch.autocast(target.device.type, enabled=False):
+        alpha = (_cosine(query, target) / temperature).masked_fill(~there[:, None], -_FAR).softmax(2)
+        back = _cosine(alpha @ target, query)
+        beta = (back / temperature).masked_fill(~here[:, None], -_FAR).softmax(2)
+        clips = N_b.clamp(min=1)[:, None]
+        place = torch.arange(1, query.shape[1] + 1, device=query.device) / clips.to(query.dtype)  # (B, N): m / N
+        mu = (beta * place[:, None]).sum(2)
+        variance = (beta * (place[:, None] - mu[:, :, None]) ** 2).sum(2).clamp(min=1e-4)
+        error = (place - mu) ** 2 / variance + 0.0005 * variance.log()
+        loss = error.masked_fill(~here, 0).sum(1) / clips[:, 0]
+        return loss.masked_fill((N_b < 2) | (T_b < 1), 0)
+
+
+@torch.no_grad()
+def tcc_alignment(
+    target: Tensor, query: Tensor, target_lengths: Tensor | None = None, query_lengths: Tensor | None = None
+) -> Tensor:
+    """Each query clip with its nearest target clip, the earliest of equals.  [TCC]  returns bool (B, T, N)"""
+    target, query, _, _, there, here = _features(target, query, target_lengths, query_lengths)
+    if 0 in target.shape or 0 in query.shape:
+        return torch.zeros(*target.shape[:2], query.shape[1], dtype=torch.bool, device=target.device)
+    with torch.autocast(target.device.type, enabled=False):
+        alike = _cosine(target, query).masked_fill(~there[:, :, None], -torch.inf)
+    nearest = (alike == alike.amax(1, keepdim=True)).int().argmax(1, keepdim=True)
+    path = torch.zeros_like(alike, dtype=torch.bool).scatter_(1, nearest, True)
+    return path & there[:, :, None] & here[:, None]
+
+
+def span_of(path: Tensor) -> tuple[Tensor, Tensor]:
+    """First and one past the last target clip that a path matches.  [MATR §3.2]
+
+    path     bool (B, T, N)
+    returns  start, end  int64 (B,)  half-open; (0, 0) for an empty path
+    """
+    T, rows = path.shape[1], path.any(2)
+    if T == 0:
+        return rows.sum(1), rows.sum(1)
+    place = torch.arange(1, T + 1, device=path.device)
+    end = (rows * place).amax(1)
+    start = (T - (rows.flip(1) * place).amax(1)).masked_fill(end == 0, 0)
+    return start, end
+
+
+def _positive(gamma: float) -> float:
+    if not isinstance(gamma, numbers.Real) or isinstance(gamma, bool) or not (math.isfinite(gamma) and gamma > 0):
+        raise ValueError(f"gamma must be a finite number above 0, not {gamma!r}: gamma -> 0 is hard_alignment")
+    return float(gamma)
+
+
+def _checked(
+    cost: Tensor, target_lengths: Tensor | None, query_lengths: Tensor | None, topology: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The cost in float32 or float64, and both lengths on its device."""
+    if topology not in TOPOLOGIES:
+        raise ValueError(f"topology must be one of {', '.join(TOPOLOGIES)}, not {topology!r}")
+    if not isinstance(cost, Tensor) or cost.ndim != 3 or not cost.is_floating_point():
+        what = f"{cost.dtype} of shape {tuple(cost.shape)}" if isinstance(cost, Tensor) else type(cost).__name__
+        raise ValueError(f"cost must be a floating-point tensor (B, T, N), not {what}")
+    T_b = _lengths("target_lengths", target_lengths, cost, 1)
+    N_b = _lengths("query_lengths", query_lengths, cost, 2)
+    return cost.to(torch.promote_types(cost.dtype, torch.float32)), T_b, N_b
+
+
+def _lengths(name: str, lengths: Tensor | None, cost: Tensor, dim: int) -> Tensor:
+    B, most = cost.shape[0], cost.shape[dim]
+    if lengths is None:
+        return torch.full((B,), most, device=cost.device)
+    if not isinstance(lengths, Tensor) or lengths.is_floating_point() or lengths.dtype == torch.bool:
+        raise ValueError(f"{name} must be an integer tensor (B,), not {getattr(lengths, 'dtype', type(lengths))}")
+    if lengths.shape != (B,):
+        raise ValueError(f"{name} must have shape ({B},) for a cost {tuple(cost.shape)}, not {tuple(lengths.shape)}")
+    if B and not bool(((lengths >= 0) & (lengths <= most)).all()):
+        raise ValueError(f"{name} must lie in 0..{most} for a cost {tuple(cost.shape)}, not {lengths.tolist()}")
+    return lengths.to(cost.device, torch.int64)
+
+
+def _by_topology(way, cost: Tensor, T_b: Tensor, N_b: Tensor, topology: str) -> Tensor:
+    """`way` on the whole batch; for "otam", samples with too few target clips apart, as "subsequence"."""
+    short = T_b < N_b
+    if topology != "otam" or not bool(short.any()):
+        return way(cost, T_b, N_b, topology)
+    if bool(short.all()):
+        return way(cost, T_b, N_b, "subsequence")
+    parts = [(~short).nonzero()[:, 0], short.nonzero()[:, 0]]
+    done = [way(cost[b], T_b[b], N_b[b], kind) for b, kind in zip(parts, ("otam", "subsequence"), strict=True)]
+    return torch.cat(done)[torch.cat(parts).argsort()]
+
+
+# --- the plain way: all cells of an anti-diagonal at once ----------------------------------------------------------
+
+
+def _skew(x: Tensor, outside: float) -> Tensor:
+    """(B, T, N) -> (T + N - 1, N, B): x[b, i, j] at [i + j, j, b], so that a slice is an anti-diagonal."""
+    B, T, N = x.shape
+    flat = F.pad(x.permute(2, 1, 0), (0, 0, 0, N), value=outside).flatten(0, 1)  # column j: T entries, N outside
+    return flat[: N * (T + N - 1)].unflatten(0, (N, T + N - 1)).transpose(0, 1).contiguous()
+
+
+def _unskew(x: Tensor, T: int) -> Tensor:
+    """The inverse of `_skew`."""
+    D, N, B = x.shape
+    flat = F.pad(x.transpose(0, 1).flatten(0, 1), (0, 0, 0, N))
+    return flat.unflatten(0, (N, D + 1))[:, :T].permute(2, 1, 0)
+
+
+def _valid(cost: Tensor, T_b: Tensor, N_b: Tensor) -> Tensor:
+    """bool (B, T, N), False on padding."""
+    row, column = (torch.arange(size, device=cost.device) for size in cost.shape[1:])
+    return (row < T_b[:, None])[:, :, None] & (column < N_b[:, None])[:, None]
+
+
+def _recursion(kappa: Tensor, topology: str, join) -> tuple[Tensor, Tensor]:
+    """The table U = -R, diagonal by diagonal: U_ij = join(predecessors) - kappa_ij.
+
+    kappa    (D, N, B)  costs, skewed; D = T + N - 1
+    join     torch.logaddexp (costs in units of gamma) or torch.maximum (gamma = 0)
+    returns  U (D + 2, N + 1, B), two diagonals and one lane of border before the cells; joined (D, N, B)
+    """
+    D, N, B = kappa.shape
+    U = kappa.new_empty(D + 2, N + 1, B)
+    U[:2] = -torch.inf
+    U[:, 0] = -torch.inf if topology == "global" else 0  # a path may begin at any target clip, or ...
+    U[0, 0] = 0  # ... at the first one
+    joined = torch.empty_like(kappa)
+    for two_ago, one_ago, here, before, k in zip(U[:-2], U[1:-1], U[2:], joined, kappa, strict=True):
+        join(two_ago[:-1], one_ago[1:], out=before)  # (i-1, j-1) and (i-1, j)
+        if topology != "otam":
+            join(before[1:], one_ago[1:-1], out=before[1:])  # and (i, j-1)
+        torch.sub(before, k, out=here[1:])
+    return U, joined
+
+
+def _end_column(U: Tensor, T: int, N_b: Tensor) -> Tensor:
+    """U at the last query clip of each sample, (B, T)."""
+    lane = (N_b - 1).clamp(min=0)
+    diagonal = torch.arange(T, device=U.device)[:, None] + lane  # (T, B)
+    return U[diagonal + 2, lane + 1, torch.arange(len(lane), device=U.device)].mT
+
+
+def _ends_allowed(T: int, T_b: Tensor, N_b: Tensor, topology: str) -> Tensor:
+    """bool (B, T): where in the last column a path may end; nowhere in an empty sample."""
+    row, last = torch.arange(T, device=T_b.device), T_b[:, None] - 1
+    return (N_b > 0)[:, None] & (row == last if topology == "global" else row <= last)
+
+
+def _plain_forward(cost: Tensor, gamma: float, T_b: Tensor, N_b: Tensor, topology: str) -> tuple[Tensor, ...]:
+    """The value (B,) and what the backward needs: U, joined and ends (B, T), how likely each end is.
+
+    In float64, for R / gamma has more digits than float32 holds.
+    """
+    T = cost.shape[1]
+    kappa = _skew(cost.double().masked_fill(~_valid(cost, T_b, N_b), 0) / gamma, torch.inf)
+    U, joined = _recursion(kappa, topology, torch.logaddexp)
+    allowed = _ends_allowed(T, T_b, N_b, topology)
+    column = _end_column(U, T, N_b).masked_fill(~allowed, -torch.inf)
+    total = column.logsumexp(1)
+    ends = (column - total[:, None].masked_fill(total[:, None] == -torch.inf, 0)).exp()
+    value = (-gamma * total).masked_fill(~allowed.any(1), 0)
+    return value.to(cost.dtype), U, joined, ends
+
+
+
+
+def _plain_backward(U: Tensor, joined: Tensor, ends: Tensor, N_b: Tensor, topology: str, grad: Tensor) -> Tensor:
+    """grad times the expected alignment, float64 (B, T, N).  [Cuturi & Blondel 2017, Alg. 2]
+
+    Each cell hands its share of the alignments to its predecessors in the ratio exp(U_predecessor - joined).
+    """
+    (B, T), (D, N, _) = ends.shape, joined.shape
+    joined = joined.masked_fill(joined == -torch.inf, torch.inf)  # no way in: nothing to hand on
+    diagonal, up = (U[:-2, :-1] - joined).exp_(), (U[1:-1, 1:] - joined).exp_()
+    E = U.new_zeros(D + 1, N + 1, B)
+    lane, row = (N_b - 1).clamp(min=0), torch.arange(T, device=U.device)[:, None]
+    E[row + lane, lane, torch.arange(B, device=U.device)] = (ends * grad[:, None]).mT
+    if topology != "otam":
+        left = (U[1:-1, 1:-1] - joined[:, 1:]).exp_()
+    for d in range(D - 2, -1, -1):
+        E[d, :-1].addcmul_(E[d + 1, :-1], up[d + 1])
+        if topology != "otam":
+            E[d, :-2].addcmul_(E[d + 1, 1:-1], left[d + 1])
+        if d < D - 2:
+            E[d, :-2].addcmul_(E[d + 2, 1:-1], diagonal[d + 2, 1:])
+    return _unskew(E[:-1, :-1], T)
+
+
+class _SoftDTW(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, cost: Tensor, gamma: float, T_b: Tensor, N_b: Tensor, topology: str) -> Tensor:
+        value, *table = _plain_forward(cost, gamma, T_b, N_b, topology)
+        ctx.topology = topology
+        ctx.save_for_backward(N_b, *table)
+        return value
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        if torch.is_grad_enabled():
+            raise RuntimeError("soft_dtw is differentiated once only: its second derivative is not implemented")
+        N_b, *table = ctx.saved_tensors
+        return _plain_backward(*table, N_b, ctx.topology, grad).to(grad.dtype), None, None, None, None
+
+
+# --- what the variants share, under autograd: numbers stay finite, for a difference of infinities would be NaN -----
+
+
+def _finite(cost: Tensor, gamma: float, T_b: Tensor, N_b: Tensor) -> Tensor:
+    """Costs in units of gamma, float64; 0 on padding, forbidden cells far away and without gradient."""
+    return (cost.double() / gamma).masked_fill(~_valid(cost, T_b, N_b), 0).clamp(max=_FAR)
+
+
+def _at_end(U: Tensor, T_b: Tensor, N_b: Tensor) -> Tensor:
+    """The last cell of each sample; -inf where it cannot be reached, 0 where the sample is empty."""
+    i, j = (T_b - 1).clamp(min=0), (N_b - 1).clamp(min=0)
+    end = U[i + j, j, torch.arange(U.shape[2], device=U.device)]
+    return end.masked_fill(end < -_FAR / 2, -torch.inf).masked_fill((T_b == 0) | (N_b == 0), 0)
+
+
+def _drop_tables(
+    cost: Tensor, drop: float | Tensor, gamma: float, T_b: Tensor, N_b: Tensor, exclusive: bool, join
+) -> tuple[Tensor, Tensor]:
+    """-D^+ (the cell is matched) and -D (matched or its target clip left out), bordered as in `_recursion`."""
+    B, T, N = cost.shape
+    drop = torch.as_tensor(drop, dtype=torch.float64, device=cost.device)
+    if drop.shape not in ((), (B,), (B, T)):
+        raise ValueError(f"drop must be a number, ({B},) or ({B}, {T}), not {tuple(drop.shape)}")
+    drop = (drop[:, None] if drop.ndim == 1 else drop).expand(B, T)[:, :, None]
+    drop = _finite(drop, gamma, T_b, torch.ones_like(T_b))  # (B, T, 1)
+    kappa, delta = _skew(_finite(cost, gamma, T_b, N_b), _FAR), _skew(drop.expand(B, T, N), 0)
+    border = F.pad(-drop[:, :, 0].cumsum(1).mT, (0, 0, 1, N))[:, None]  # (T + N + 1, 1, B): all left out so far
+    far = kappa.new_full((N + 1, B), -_FAR)
+    M, A = [far, far], [torch.cat([border[0], far[1:]]), torch.cat([border[1], far[1:]])]
+    for k, skip, edge in zip(kappa, delta, border[2:], strict=True):
+        before = join(A[-2][:-1], M[-1][1:])
+        if not exclusive:
+            before = join(before, M[-1][:-1])
+        M.append(torch.cat([far[:1], before - k]))
+        A.append(torch.cat([edge, join(M[-1][1:], A[-1][1:] - skip)]))
+    return torch.stack(M), torch.stack(A)
+
+
+# --- the cheapest path ---------------------------------------------------------------------------------------------
+
+
+def _hard_path(cost: Tensor, T_b: Tensor, N_b: Tensor, topology: str) -> Tensor:
+    path = torch.zeros_like(cost, dtype=torch.bool)
+    if 0 in cost.shape:
+        return path
+    kappa = _skew(cost.double().masked_fill(~_valid(cost, T_b, N_b), 0), torch.inf)
+    U, _ = _recursion(kappa, topology, torch.maximum)
+    T, b = cost.shape[1], torch.arange(len(cost), device=cost.device)
+    column = _end_column(U, T, N_b).masked_fill(~_ends_allowed(T, T_b, N_b, topology), -torch.inf)
+    best = column.amax(1)
+    i, j = (column == best[:, None]).int().argmax(1), N_b - 1
+    walking = best > -torch.inf
+    for _ in range(sum(cost.shape[1:]) - 1):
+        path[b[walking], i[walking], j[walking]] = True
+        i, j = i.where(walking, 0), j.where(walking, 0)
+        diagonal, up, left = U[i + j, j, b], U[i + j + 1, j + 1, b], U[i + j + 1, j, b]
+        left = left.masked_fill((j == 0) | (topology == "otam"), -torch.inf)
+        aside = (diagonal < up) | (diagonal < left)
+        step_left = aside & (up < left)
+        i, j = i - (~step_left).long(), j - (~aside | step_left).long()
+        walking = walking & (i >= 0) & (j >= 0)
+    return path
+
+
+def _features(target: Tensor, query: Tensor, target_lengths: Tensor | None, query_lengths: Tensor | None):
+    """Both in one dtype with 0 on padding, their lengths and masks."""
+    for name, x in (("target", target), ("query", query)):
+        if not isinstance(x, Tensor) or x.ndim != 3 or not x.is_floating_point():
+            raise ValueError(f"{name} must be a floating-point tensor of three dimensions (batch, clips, features)")
+    if len(target) != len(query) or target.shape[2] != query.shape[2]:
+        raise ValueError(f"target {tuple(target.shape)} and query {tuple(query.shape)} differ in batch or features")
+    T_b, N_b = _lengths("target_lengths", target_lengths, target, 1), _lengths("query_lengths", query_lengths, query, 1)
+    dtype = torch.promote_types(torch.promote_types(target.dtype, query.dtype), torch.float32)
+    there = torch.arange(target.shape[1], device=target.device) < T_b[:, None]
+    here = torch.arange(query.shape[1], device=query.device) < N_b[:, None]
+    target = target.to(dtype).masked_fill(~there[:, :, None], 0)
+    return target, query.to(dtype).masked_fill(~here[:, :, None], 0), T_b, N_b, there, here
+
+
+def _cosine(a: Tensor, b: Tensor) -> Tensor:
+    return F.normalize(a, dim=-1, eps=1e-8) @ F.normalize(b, dim=-1, eps=1e-8).mT
