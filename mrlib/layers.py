@@ -1,0 +1,160 @@
+"""Transformer layers that aligners and detectors share: projections, positions, attention, encoder, decoder.
+
+Positions are added to queries and keys of every attention, never to values, as in DETR [Carion et al. 2020] and all
+models here that descend from Moment-DETR. A row without a single key attends to what stands on its padding, so that it
+gives numbers, which nobody reads, and no NaN.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu}
+
+
+def sine_positions(mask: Tensor, width: int) -> Tensor:
+    r"""Where a clip is in its own sequence, as sines and cosines.  [MATR §3.2]
+
+    $\hat p_i = 2 \pi p_i / (n + 10^{-6})$ with $p_i$ = 1..n; channels 2m and 2m + 1 are its sine and cosine over
+    $10000^{2m / d}$. What stands on padding is as the last real position.
+
+    mask     bool (B, T)
+    width    d, even
+    returns  (B, T, d)
+    """
+    p = mask.cumsum(1, dtype=torch.float32)
+    p = p * (2 * math.pi) / (p[:, -1:] + 1e-6)
+    channels = torch.arange(0, width, 2, device=mask.device, dtype=torch.float32)
+    angle = p[..., None] / 10000 ** (channels / width)
+    return torch.stack([angle.sin(), angle.cos()], -1).flatten(-2)
+
+
+def endpoints(mask: Tensor) -> Tensor:
+    """Start and end of every clip as fractions of the target, 0 on padding: the temporal endpoint feature, TEF.
+
+    mask     bool (B, T)
+    returns  (B, T, 2)
+    """
+    t = torch.arange(mask.shape[1], device=mask.device)
+    ends = torch.stack([t, t + 1], -1) / mask.sum(1).clamp(min=1)[:, None, None]
+    return ends * mask[..., None]
+
+
+class LearnedPositions(nn.Module):
+    """A vector per place, added to the features, normalised: positions that depend on what stands there."""
+
+    def __init__(self, places: int, width: int, dropout: float):
+        super().__init__()
+        self.position_embeddings = nn.Embedding(places, width)
+        self.norm, self.dropout = nn.LayerNorm(width), nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, N, d) -> (B, N, d); ValueError for more than `places` vectors."""
+        places = self.position_embeddings.num_embeddings
+        if x.shape[1] > places:
+            raise ValueError(f"a query of {x.shape[1]} vectors is longer than the {places} learned positions")
+        return self.dropout(self.norm(x + self.position_embeddings.weight[: x.shape[1]]))
+
+
+class Projection(nn.Sequential):
+    """Layers of LayerNorm, dropout and Linear, ReLU between them."""
+
+    def __init__(self, inputs: int, width: int, layers: int, dropout: float):
+        widths = [inputs] + [width] * layers
+        parts: list[nn.Module] = []
+        for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
+            parts += [nn.ReLU()] if i else []
+            parts += [nn.LayerNorm(a), nn.Dropout(dropout), nn.Linear(a, b)]
+        super().__init__(*parts)
+
+
+class Attention(nn.Module):
+    """Multi-head attention, (B, L, d) to (B, L, d); parameters as in `nn.MultiheadAttention`."""
+
+    def __init__(self, width: int, heads: int, dropout: float = 0.0):
+        """width must be a multiple of heads."""
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"{heads} heads cannot share a width of {width}; the width must be a multiple of heads")
+        self.heads, self.dropout = heads, dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.xavier_uniform_(self.out_proj.weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """q (B, L, d); k, v (B, S, d); key_mask bool (B, S), None: all real."""
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        q, k, v = (
+            F.linear(x, w, b).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for x, w, b in zip((q, k, v), weights, biases, strict=True)
+        )
+        if key_mask is not None:
+            key_mask = (key_mask | ~key_mask.any(1, keepdim=True))[:, None, None]
+        dropout = self.dropout if self.training else 0.0
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask, dropout_p=dropout)
+        return self.out_proj(x.transpose(1, 2).flatten(-2))
+
+
+class FeedForward(nn.Module):
+    """Linear, activation, dropout, Linear."""
+
+    def __init__(self, width: int, hidden: int, dropout: float, activation: str):
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
+        self.linear1, self.linear2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.dropout, self.activation = nn.Dropout(dropout), ACTIVATIONS[activation]
+        for layer in (self.linear1, self.linear2):
+            nn.init.xavier_uniform_(layer.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear2(self.dropout(self.activation(self.linear1(x))))
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and feed-forward, each with residual and norm: after the sum, or before with `pre_norm`."""
+
+    def __init__(
+        self, width: int, heads: int, hidden: int, dropout: float, activation: str = "relu", pre_norm: bool = False
+    ):
+        super().__init__()
+        self.self_attn = Attention(width, heads, dropout)
+        self.feed_forward = FeedForward(width, hidden, dropout, activation)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.dropout, self.pre_norm = nn.Dropout(dropout), pre_norm
+
+    def forward(self, x: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        """x, positions (B, L, d); mask bool (B, L)."""
+        if self.pre_norm:
+            y = self.norm1(x)
+            x = x + self.dropout(self.self_attn(y + positions, y + positions, y, mask))
+            return x + self.dropout(self.feed_forward(self.norm2(x)))
+        x = self.norm1(x + self.dropout(self.self_attn(x + positions, x + positions, x, mask)))
+        return self.norm2(x + self.dropout(self.feed_forward(x)))
+
+
+class DecoderLayer(nn.Module):
+    """DETR's: tokens attend to one another, then to a memory; norms after the sums."""
+
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float):
+        super().__init__()
+        self.self_attn, self.cross_attn = (Attention(width, heads, dropout) for _ in range(2))
+        self.feed_forward = FeedForward(width, hidden, dropout, "relu")
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, x: Tensor, positions: Tensor, memory: Tensor, memory_positions: Tensor, memory_mask: Tensor
+    ) -> Tensor:
+        """x, positions (B, K, d); memory, memory_positions (B, T, d); memory_mask bool (B, T)."""
+        x = self.norm1(x + self.dropout(self.self_attn(x + positions, x + positions, x)))
+        attended = self.cross_attn(x + positions, memory + memory_positions, memory, memory_mask)
+        x = self.norm2(x + self.dropout(attended))
+        return self.norm3(x + self.dropout(self.feed_forward(x)))
