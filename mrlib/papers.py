@@ -15,23 +15,56 @@ import torch
 from torch import nn
 
 from mrlib.align.anchor import AnchorAligner, ConcatAligner, RawAligner
+from mrlib.align.dual_stage import DualStageAligner
+from mrlib.align.joint import JointAligner, JointEncoder
 from mrlib.augment import identity
+from mrlib.augment.clip_query import clip_alone, clip_query, each_video
 from mrlib.data import Batch, MomentDataset, Widths, open_dataset
+from mrlib.detect.boundary import BoundaryDetector
 from mrlib.detect.similarity_map import SimilarityMapDetector
 from mrlib.retriever import MomentRetriever
 from mrlib.settings import is_plain, require, require_like
 
 # name -> (indices, dataset, draw) -> batch
-AUGMENTERS: dict[str, Callable[..., Batch]] = {"identity": identity}
+AUGMENTERS: dict[str, Callable[..., Batch]] = {
+    "identity": identity,
+    "clip_query": clip_query,
+    "clip_alone": clip_alone,
+}
+# name -> dataset -> what a stage trains on
+TRAINING_SETS: dict[str, Callable[[MomentDataset], MomentDataset]] = {
+    "pairs": lambda dataset: dataset,
+    "videos": each_video,
+}
+
+
+def _joint(widths: Widths, *, temperature: float, **encoder: Any) -> JointAligner:
+    return JointAligner(JointEncoder(widths.target, widths.query, **encoder), temperature=temperature)
+
+
+# of the decoder or of the alignments; the rest of the options of "dual_stage" are the joint encoder's
+_DUAL_STAGE = ("moment_queries", "decoder_layers", "gamma", "align", "pre", "post", "cost", "typed", "memory")
+
+
+def _dual_stage(widths: Widths, **options: Any) -> DualStageAligner:
+    own = {name: options.pop(name) for name in _DUAL_STAGE}
+    shared = {name: options[name] for name in ("heads", "hidden", "dropout")}
+    fuse = JointEncoder(widths.target, widths.query, **options)
+    return DualStageAligner(fuse, layers=own.pop("decoder_layers"), **shared, **own)
+
+
 # name -> (widths of the dataset, options) -> aligner
 ALIGNERS: dict[str, Callable[..., nn.Module]] = {
     "anchor": lambda widths, **options: AnchorAligner(widths.joint, **options),
     "raw": lambda widths, **options: RawAligner(widths.joint, **options),
     "concat": lambda widths, **options: ConcatAligner(widths.joint, **options),
+    "joint": _joint,
+    "dual_stage": _dual_stage,
 }
 # name -> (width of the aligner, options) -> detector
 DETECTORS: dict[str, Callable[..., nn.Module]] = {
     "similarity_map": lambda width, **options: SimilarityMapDetector(**options),
+    "boundary": BoundaryDetector,
 }
 
 
@@ -91,11 +124,12 @@ class Stage:
     epochs: int
     batch_size: int
     augment: str = "identity"  # one of `AUGMENTERS`
+    data: str = "pairs"  # one of `TRAINING_SETS`
     start: tuple[str, str] | None = None  # (earlier stage, "last" or "best") to take the weights from; None: go on
     weights: Mapping[str, float] = field(default_factory=dict)  # of loss terms; 1 where nothing stands
     optimiser: Optimiser = Optimiser()
     schedule: Schedule = Schedule()
-    keep: str = "MR-full-mAP"  # the validation score by which the best epoch is chosen
+    keep: str = "MR-full-mAP"  # the validation score, or sum of scores, by which the best epoch is chosen
 
     def __post_init__(self):
         require(self.name.isidentifier(), "name of a stage", self.name, "a plain word: a folder is called so")
@@ -103,6 +137,7 @@ class Stage:
             value = getattr(self, name)
             require(type(value) is int and value >= 1, name, value, "a whole number from 1 on")
         require(self.augment in AUGMENTERS, "augment", self.augment, f"one of {', '.join(AUGMENTERS)}")
+        require(self.data in TRAINING_SETS, "data", self.data, f"one of {', '.join(TRAINING_SETS)}")
 
 
 @dataclass(frozen=True)
@@ -114,6 +149,7 @@ class Paper:
     aligner: Choice
     detector: Choice
     stages: tuple[Stage, ...]
+    query: str = "text"  # what asks: "text" or "video"
     streams: str | tuple[str, ...] | None = None  # what to open a dataset with: "joint", names, or None for all
     round_s: float | None = None  # predicted times are rounded to multiples of this
     max_windows: int = 10
@@ -122,6 +158,7 @@ class Paper:
     def __post_init__(self):
         names = [s.name for s in self.stages]
         require(len(set(names)) == len(names), "stages", names, "of different names")
+        require(self.query in ("text", "video"), "query", self.query, "text or video")
         require(type(self.max_windows) is int and self.max_windows >= 1, "max_windows", self.max_windows, "1 or more")
         require(self.round_s is None or self.round_s > 0, "round_s", self.round_s, "None or seconds above 0")
 
@@ -129,6 +166,11 @@ class Paper:
         """Everything as plain values, for records."""
         return {name: value for name, value in asdict(self).items() if name != "given"}
 
+
+_BOUNDARY = {"heads": 8, "offsets": "bounded", "timestamps": "centre", "length": "clips", "background": 1.0}
+_BOUNDARY |= {"padding": "hidden", "nms": 0.7, "answer": "heads"}
+_MATR = Optimiser("adamw", 1e-4, weight_decay=1e-4, clip=0.1)
+_RETRIEVED = "mIoU + R1@0.5"
 
 PAPERS = {
     "f2sgd": Paper(
@@ -144,6 +186,44 @@ PAPERS = {
         stages=(Stage("train", 10, 128, optimiser=Optimiser("adam", 1e-4), schedule=Schedule("cosine", warmup=0.1)),),
         streams="joint",
     ),
+    "matr": Paper(
+        name="matr",
+        title="Aligning Moments in Time using Video Queries (ICCV 2025)",
+        aligner=Choice(
+            "dual_stage",
+            {"width": 1024, "layers": 4, "heads": 8, "hidden": 1024, "projections": 2, "activation": "relu"}
+            | {"dropout": 0.1, "input_dropout": 0.5, "tef": False, "query_positions": "sine", "places": 75}
+            | {"pre_norm": False, "moment_queries": 10, "decoder_layers": 4, "gamma": 0.1, "align": "subsequence"}
+            | {"pre": True, "post": True, "cost": "cosine", "typed": False, "memory": "part"},
+        ),
+        detector=Choice("boundary", {**_BOUNDARY, "fusion": "sequence"}),
+        stages=(
+            Stage("pretrain", 50, 600, augment="clip_query", data="videos", optimiser=_MATR, keep=_RETRIEVED),
+            Stage("finetune", 200, 1200, start=("pretrain", "last"), optimiser=_MATR, keep=_RETRIEVED),
+        ),
+        query="video",
+        streams="joint",
+    ),
+    "univtg": Paper(
+        name="univtg",
+        title="UniVTG: Towards Unified Video-Language Temporal Grounding (ICCV 2023)",
+        aligner=Choice(
+            "joint",
+            {"width": 1024, "layers": 4, "heads": 8, "hidden": 1024, "projections": 2, "activation": "gelu"}
+            | {"dropout": 0.0, "input_dropout": 0.5, "tef": True, "query_positions": "none", "places": 75}
+            | {"pre_norm": False, "temperature": 0.07},
+        ),
+        detector=Choice("boundary", {**_BOUNDARY, "fusion": "none", "background": 0.1}),
+        stages=(
+            Stage(
+                "train",
+                200,
+                32,
+                weights={"fg": 10.0, "l1": 10.0, "iou": 1.0, "inter": 0.01, "intra": 0.05},
+                optimiser=Optimiser("adamw", 1e-4, weight_decay=1e-4, clip=0.1),
+            ),
+        ),
+    ),
 }
 
 # Settings for a size of the simulator, or for a dataset that the paper treats apart.
@@ -152,6 +232,21 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "small": {"kernel": 9, "channels": 8, "standardise": True, "batch_size": 32, "lr": 1e-3},
         "charades_sta": {"kernel": 27, "candidates": 1},
         "activitynet_captions": {"kernel": 27, "candidates": 1},
+    },
+    "matr": {
+        "small": {"width": 64, "layers": 2, "hidden": 128, "dropout": 0.0, "input_dropout": 0.0, "decoder_layers": 1}
+        | {"heads": 4, "moment_queries": 4, "pretrain.batch_size": 32, "finetune.batch_size": 32}
+        | {"epochs": 16, "lr": 3e-3, "curve": "cosine", "warmup": 0.1},
+        "sportsmoments": {"finetune.epochs": 40, "finetune.batch_size": 40, "pretrain.batch_size": 20},
+        # the released network, for its checkpoints; its heads read nothing of its decoder, which is left out
+        "official_code": {"tef": True, "query_positions": "none", "typed": True, "cost": "contrastive"}
+        | {"align": "mean", "memory": "whole", "moment_queries": 0, "fusion": "none", "offsets": "raw"}
+        | {"timestamps": "edge", "background": 0.1, "dropout": 0.0, "length": "duration", "padding": "seen"},
+    },
+    "univtg": {
+        "small": {"width": 64, "layers": 2, "hidden": 128, "dropout": 0.0, "input_dropout": 0.0}
+        | {"heads": 4, "epochs": 16, "lr": 3e-3, "curve": "cosine", "warmup": 0.1},
+        "official": {"timestamps": "edge", "padding": "seen", "length": "duration"},
     },
 }
 
@@ -162,9 +257,10 @@ def get(name: str, size: str = "paper", preset: str | None = None, **settings: A
     name      one of `PAPERS`
     size      "paper", or "small" for the small simulated world
     preset    a named set of settings of `PRESETS`, over those of the size
-    settings  field=value, or **{"stage.field": value}: a field of the paper, an option of its aligner or detector, or a
-              field of a stage, its optimiser or schedule (without the stage's name: of every stage). `aligner` and
-              `detector` take a name. `epochs` sets the last stage and scales the others.
+    settings  field=value, or **{"stage.field": value}: a field of the paper, an option of its aligner or detector (of
+              both, where both have it), or a field of a stage, its optimiser or schedule (without the stage's name: of
+              every stage). `aligner` and `detector` take a name, `stages` a list of those to keep. `epochs` sets the
+              last stage and scales the others.
     """
     if name not in PAPERS:
         raise ValueError(f"unknown paper {name!r}; known: {', '.join(PAPERS)}")
@@ -179,7 +275,7 @@ def get(name: str, size: str = "paper", preset: str | None = None, **settings: A
     given = {"name": name, "size": size, "preset": preset} | settings
     for table in (presets.get("small", {}) if size == "small" else {}, presets.get(preset, {}), settings):
         # names of slots first: their options are looked up in what then stands there
-        for key in sorted(table, key=lambda k: k not in ("aligner", "detector")):
+        for key in sorted(table, key=lambda k: k not in ("aligner", "detector", "stages")):
             paper = _changed(paper, key, table[key], size)
     return replace(paper, given=given)
 
@@ -198,7 +294,7 @@ def build(paper: Paper, dataset: MomentDataset | Widths, seed: int = 0) -> Momen
 def open_split(paper: Paper, name: str, root: str | None = None, split: str = "train", **options: Any) -> MomentDataset:
     """A dataset with the streams that a paper reads, in its size where it is simulated; see `mrlib.open_dataset`."""
     if name == "sim":
-        options = {"size": paper.given["size"]} | options
+        options = {"size": paper.given["size"], "query": paper.query} | options
     return open_dataset(name, root, split, **({"streams": paper.streams} | options))
 
 
@@ -227,13 +323,17 @@ def _changed(paper: Paper, key: str, value: Any, size: str) -> Paper:
     if not stage_name:
         if name in ("aligner", "detector"):
             return replace(paper, **{name: _choice(name, value, size)})
-        if name in ("streams", "round_s", "max_windows"):
+        if name in ("query", "streams", "round_s", "max_windows"):
             return replace(paper, **{name: value})
-        for slot in ("aligner", "detector"):
-            choice = getattr(paper, slot)
-            if name in choice.options:
-                require_like(choice.options[name], key, value)
-                return replace(paper, **{slot: replace(choice, options={**choice.options, name: value})})
+        if name == "stages":
+            return replace(paper, stages=_some_stages(paper, value))
+        slots = {slot: getattr(paper, slot) for slot in ("aligner", "detector")}
+        having = {slot: choice for slot, choice in slots.items() if name in choice.options}
+        for choice in having.values():
+            require_like(choice.options[name], key, value)
+        if having:
+            changed = {slot: replace(c, options={**c.options, name: value}) for slot, c in having.items()}
+            return replace(paper, **changed)
         if name == "epochs":
             require(type(value) is int, key, value, "a whole number from 1 on")
             share = value / paper.stages[-1].epochs
@@ -248,6 +348,15 @@ def _changed(paper: Paper, key: str, value: Any, size: str) -> Paper:
     return replace(paper, stages=tuple(stages.get(s.name, s) for s in paper.stages))
 
 
+def _some_stages(paper: Paper, names: Any) -> tuple[Stage, ...]:
+    """The stages of these names; one that was to start from the weights of another goes on with what there is."""
+    known = [s.name for s in paper.stages]
+    ok = isinstance(names, list | tuple) and len(names) > 0 and set(names) <= set(known)
+    require(ok, "stages", names, f"a list of some of {', '.join(known)}")
+    kept = [s for s in paper.stages if s.name in names]
+    return tuple(s if s.start is None or s.start[0] in names else replace(s, start=None) for s in kept)
+
+
 def _changed_stage(stage: Stage, key: str, name: str, value: Any) -> Stage:
     own = [f.name for f in fields(Stage) if f.name not in ("name", "optimiser", "schedule")]
     if name in own:
@@ -259,6 +368,6 @@ def _changed_stage(stage: Stage, key: str, name: str, value: Any) -> Stage:
             return replace(stage, **{part: replace(getattr(stage, part), **{name: value})})
     parts = [f.name for f in (*fields(Optimiser), *fields(Schedule))]
     raise ValueError(
-        f"unknown setting {key!r}; a paper has aligner, detector, streams, round_s, max_windows and the options of its "
-        f"aligner and detector, a stage has {', '.join(own + parts)}"
+        f"unknown setting {key!r}; a paper has aligner, detector, stages, query, streams, round_s, max_windows and the "
+        f"options of its aligner and detector, a stage has {', '.join(own + parts)}"
     )

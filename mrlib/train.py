@@ -41,7 +41,7 @@ class History:
 
     rows: list[dict[str, Any]] = field(default_factory=list)  # stage, epoch, step, lr, loss, loss/term..., val scores
     times: list[dict[str, Any]] = field(default_factory=list)  # stage, epoch, train_s, val_s: what differs run by run
-    result: dict[str, Any] = field(default_factory=dict)  # `mrlib.metrics.evaluate` of the kept weights on val
+    result: dict[str, Any] = field(default_factory=dict)  # `scores_of` the the kept weights on val
     out_dir: Path | None = None
 
     def frame(self) -> pd.DataFrame:
@@ -79,11 +79,8 @@ def fit(
     """
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"unknown precision {precision!r}; known: fp32, bf16")
-    for name, data in (("train", train), ("val", val)):
-        if data is not None and (len(data) == 0 or not data.labelled):
-            raise ValueError(
-                f"the {name} data, {data.name} {data.split}, has no annotated samples to learn from or score"
-            )
+    if val is not None and not val.labelled:
+        raise ValueError(f"the val data, {val.name} {val.split}, has no annotated samples to score")
     device = _device(device)
     retriever.to(device)
     if device.type == "cuda":
@@ -96,6 +93,7 @@ def fit(
             )
     parallel.same_everywhere(retriever)
     run = _Run(retriever, train, val, paper, seed, device, precision, compile, out_dir and Path(out_dir))
+    run.try_out()
     run.open(resume)
     steps = sum(s.epochs * run.steps_of(s) for s in paper.stages)
     with tqdm(total=steps, initial=run.done, unit="step", disable=not progress or parallel.ranks()[0] > 0) as bar:
@@ -111,6 +109,7 @@ class _Run:
     def __init__(self, retriever, train, val, paper, seed, device, precision, compile, out):
         self.retriever, self.train, self.val, self.paper = retriever, train, val, paper
         self.seed, self.device, self.precision, self.out = seed, device, precision, out
+        self.sets = {stage.name: papers.TRAINING_SETS[stage.data](train) for stage in paper.stages}
         self.model: nn.Module = torch.compile(retriever) if compile else retriever
         self.stage = self.epoch = self.done = 0  # where to go on: stage, epoch in it; steps done in all
         self.rows: list[dict[str, Any]] = []
@@ -120,7 +119,18 @@ class _Run:
         self.state: dict[str, Tensor] = {}  # of the optimiser, as the run that is resumed left it
 
     def steps_of(self, stage: Stage) -> int:
-        return math.ceil(len(self.train) / stage.batch_size)
+        return math.ceil(len(self.sets[stage.name]) / stage.batch_size)
+
+    def try_out(self) -> None:
+        """What cannot be trained on is found before anything is written: one sample through every stage's augmenter."""
+        for stage in self.paper.stages:
+            data = self.sets[stage.name]
+            first = torch.zeros(1, dtype=torch.long, device=self.device)
+            if papers.AUGMENTERS[stage.augment](first, data, Draw(self.seed)).labels is None:
+                raise ValueError(
+                    f"the train data, {data.name} {data.split}, has no annotated samples for stage {stage.name!r} to "
+                    "learn from"
+                )
 
     # ---- files
 
@@ -209,10 +219,8 @@ class _Run:
             row = {"stage": stage.name, "epoch": epoch + 1, "step": (epoch + 1) * self.steps_of(stage), **means}
             if self.val is not None:
                 row |= self._score()[0]["brief"]
-                if stage.keep not in row:
-                    raise ValueError(f"stage {stage.name!r} keeps by {stage.keep!r}, which is none of {', '.join(row)}")
-            earlier = [r[stage.keep] for r in self.rows if r["stage"] == stage.name and stage.keep in r]
-            better = self.val is None or row[stage.keep] > max(earlier, default=-math.inf)
+            earlier = [_kept_by(stage, r) for r in self.rows if r["stage"] == stage.name] if self.val else []
+            better = self.val is None or _kept_by(stage, row) > max(earlier, default=-math.inf)
             self.rows.append(row)
             seconds = {"train_s": round(trained - started, 3), "val_s": round(time.perf_counter() - trained, 3)}
             self.times.append({"stage": stage.name, "epoch": epoch + 1, **seconds})
@@ -223,7 +231,8 @@ class _Run:
     def _train_epoch(self, stage: Stage, epoch: int, optimiser: torch.optim.Optimizer, bar: tqdm) -> dict[str, float]:
         rank, world = parallel.ranks()
         draw = Draw(self.seed, stage.name, epoch)
-        everything = torch.arange(len(self.train), device=self.device)
+        data = self.sets[stage.name]
+        everything = torch.arange(len(data), device=self.device)
         order = everything[draw("order", everything).argsort()]
         steps, sums = self.steps_of(stage), {}
         self.retriever.train()
@@ -233,7 +242,7 @@ class _Run:
             lr = stage.optimiser.lr * stage.schedule.factor(step, stage.epochs * steps)
             for group in optimiser.param_groups:
                 group["lr"] = lr
-            batch = papers.AUGMENTERS[stage.augment](indices, self.train, draw)
+            batch = papers.AUGMENTERS[stage.augment](indices, data, draw)
             if len(batch) >= world > 1:  # of a batch too small to share every rank takes all
                 batch = batch[rank::world]
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
@@ -263,7 +272,7 @@ class _Run:
 
     def _score(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         lines = predict_all(self.retriever, self.val, self.paper.stages[-1].batch_size)
-        return metrics.evaluate(lines, [s.as_line() for s in self.val.samples]), lines
+        return scores_of(lines, self.val), lines
 
     def finish(self) -> None:
         """Give the retriever the weights that are kept, and write what they predict."""
@@ -287,6 +296,17 @@ def predict_all(retriever: MomentRetriever, dataset: MomentDataset, batch_size: 
     return [line for part in parallel.dealt(parts) for line in part]
 
 
+def scores_of(lines: Sequence[Mapping[str, Any]], dataset: MomentDataset) -> dict[str, Any]:
+    """The scores of predictions for a dataset: `mrlib.metrics.evaluate`, its "brief" with mIoU and R1@0.5 beside it.
+
+    lines  as `predict_all` gives them; the scores beside it are `mrlib.metrics.moment_scores` over all samples
+    """
+    truth = [s.as_line() for s in dataset.samples]
+    scores = metrics.evaluate(lines, truth)
+    more = metrics.moment_scores(lines, truth)["all"]
+    return scores | {"brief": scores["brief"] | {name: more[name] for name in ("mIoU", "R1@0.5")}}
+
+
 def experiment(
     paper: str,
     *,
@@ -308,7 +328,7 @@ def experiment(
     settings  of `papers.get`
     data      options of `open_dataset`; the simulator's seed is `seed` unless it is among them
     options   of `fit`
-    returns   `mrlib.metrics.evaluate` on the split `score`, the history, the retriever
+    returns   the scores (`scores_of`) on the split `score`, the history, the retriever
     """
     asked = {name: value for name, value in (("size", size), ("preset", preset)) if value is not None}
     chosen = papers.get(paper, **papers.usual(paper, dataset) | asked, **(settings or {}))
@@ -321,7 +341,7 @@ def experiment(
     if test is val:
         return history.result, history, retriever
     lines = predict_all(retriever, test, chosen.stages[-1].batch_size)
-    return metrics.evaluate(lines, [s.as_line() for s in test.samples]), history, retriever
+    return scores_of(lines, test), history, retriever
 
 
 def _device(name: str) -> torch.device:
@@ -367,6 +387,14 @@ def _check_finite(values: dict[str, float], stage: Stage, epoch: int, step: int,
 def _describe(dataset: MomentDataset) -> dict[str, Any]:
     about = {"name": dataset.name, "split": dataset.split, "samples": len(dataset), "digest": dataset.digest()}
     return about | dataset.settings
+
+
+def _kept_by(stage: Stage, row: Mapping[str, Any]) -> float:
+    """The score of an epoch by which its stage keeps the best, "mIoU + R1@0.5" being a sum."""
+    names = [name.strip() for name in stage.keep.split("+")]
+    if unknown := [name for name in names if name not in row]:
+        raise ValueError(f"stage {stage.name!r} keeps by {unknown[0]!r}, which is none of {', '.join(row)}")
+    return sum(row[name] for name in names)
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -75,6 +75,7 @@ class Labels(_Tensors):
     pairs: Tensor | None = None  # int64 (B, P, 2) clips of which the first ranks above the second; -1: none
     negative: Tensor | None = None  # int64 (B,) row of the batch whose query is foreign to this video; -1: none
     wrong: Tensor | None = None  # bool (B, T) mined clips that confuse a trained model
+    backwards: Tensor | None = None  # bool (B,) the query is a video that runs backwards
 
     def __getitem__(self, rows: slice) -> Labels:
         """The same for some rows of the batch; a foreign query that is not among them is none."""
@@ -122,8 +123,8 @@ _MEMBERS = {
     "MomentDataset": "dataset",
     "open_dataset": "dataset",
 }
-_SUBMODULES = ("annotations", "arrays", "bank", "check", "dataset", "features", "layouts", "problems", "script")
-_SUBMODULES += ("simulate", "world")
+_SUBMODULES = ("annotations", "arrays", "bank", "check", "dataset", "features", "layouts", "pairs", "problems")
+_SUBMODULES += ("script", "simulate", "sportsmoments", "world")
 
 
 def __getattr__(name: str):

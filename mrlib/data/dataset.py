@@ -52,6 +52,17 @@ class MomentDataset:
     def labelled(self) -> bool:
         return len(self._annotations) > 0
 
+    def subset(self, indices: Sequence[int]) -> MomentDataset:
+        """The samples at these positions as a dataset of their own; the banks are shared."""
+        rows = torch.as_tensor(indices, dtype=torch.long, device=self.video.device)
+        return replace(
+            self,
+            samples=[self.samples[i] for i in rows.tolist()],
+            video=self.video[rows],
+            question=self.question[rows],
+            _annotations=tuple(a[rows] for a in self._annotations),
+        )
+
     def batch(self, indices: Tensor | Sequence[int]) -> Batch:
         """The samples at these positions.
 
