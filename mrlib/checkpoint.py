@@ -1,4 +1,7 @@
-"""Checkpoints: weights as safetensors, beside them a JSON that says how to build the model. Nothing is unpickled."""
+"""Checkpoints: weights as safetensors, beside them a JSON that says how to build the model. Nothing is unpickled.
+
+Those of the official releases are read by `load_official`.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from torch import Tensor
 import mrlib.papers
 from mrlib.data import Widths
 from mrlib.files import write_whole
+from mrlib.official import load_official as load_official
 from mrlib.retriever import MomentRetriever
 
 

@@ -1,0 +1,239 @@
+"""The checkpoints of the official releases, as our models.
+
+Here     `load_official` reads what UniVTG and MATR, whose code descends from it, give to `torch.save`: a dict of model,
+         optimizer, lr_scheduler, epoch and opt. Only tensors, plain values and the `argparse.Namespace` of options are
+         unpickled. The network is what `opt` says, checked against every tensor; `RELEASES` has a row per paper
+Departs  what the official scripts do around the network, weights of losses, rounding, suppression, is not read. The
+         released UniVTG has no forward for `pre_norm`; it is read as MATR's
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mrlib import papers
+from mrlib.data import Widths
+from mrlib.retriever import MomentRetriever
+from mrlib.settings import require
+
+Tensors = dict[str, Tensor]
+SHOWN = 10  # keys of a kind in an error
+
+
+class Release(NamedTuple):
+    """How one official repository stores its network."""
+
+    preset: str  # of `mrlib.papers`: what the released code does
+    settings: Callable[[Options, Tensors], dict[str, Any]]  # what else `mrlib.papers.get` takes
+    names: tuple[tuple[str, str | Callable], ...]  # our names of tensors to theirs, as regular expressions
+    transposed: tuple[str, ...] = ()  # theirs that lie across
+    unread: tuple[str, ...] = ()  # modules that no prediction depends on, unless something of them has a name here
+
+
+class Options(dict[str, Any]):
+    """The `opt` of a checkpoint."""
+
+    def read(self, name: str, kind: type) -> Any:
+        """ValueError if it is not there, or of another kind."""
+        if name not in self:
+            raise ValueError(f"opt has no {name}")
+        value = self[name]
+        fits = type(value) is kind or (kind is float and type(value) is int)
+        require(fits, f"{name} of opt", value, f"of type {kind.__name__}")
+        return value
+
+
+def load_official(path: str | os.PathLike, paper: str, corrected: bool = False) -> MomentRetriever:
+    """The model of a checkpoint that an official release wrote, on the CPU, in evaluation mode.
+
+    path       the file
+    paper      a name of `RELEASES`
+    corrected  False: gives what the official network gives for a padded batch. True: what it gives for each sample
+               alone, whatever the padding
+    raises     ValueError that names the file, and every key and shape that does not fit; FileNotFoundError
+    """
+    if paper not in RELEASES:
+        raise ValueError(f"unknown release {paper!r}; known: {', '.join(RELEASES)}")
+    release = RELEASES[paper]
+    tensors, options = _read(Path(path))
+    try:
+        settings = release.settings(options, tensors) | ({"padding": "hidden"} if corrected else {})
+        with torch.device("meta"):  # no memory before the shapes are known to fit
+            retriever = papers.build(
+                papers.get(paper, preset=release.preset, **settings), _widths(options, tensors), seed=0
+            )
+    except ValueError as error:
+        raise ValueError(f"{path} does not describe a network that can be built: {error}") from error
+    retriever.load_state_dict(_matched(path, release, retriever.state_dict(), tensors), assign=True)
+    return retriever.eval()
+
+
+def _read(path: Path) -> tuple[Tensors, Options]:
+    """The tensors and options of a checkpoint."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing, or no file")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # of many kinds, for the file may hold anything
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        if found:
+            raise ValueError(
+                f"{path} holds {found[1]}; only tensors, plain values and an argparse.Namespace are unpickled"
+            ) from None
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{path} is not a whole checkpoint of PyTorch: {reason}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a dict of model and opt")
+    lacking = [name for name in ("model", "opt") if name not in content]
+    if lacking:
+        raise ValueError(f"{path} has no {' and no '.join(lacking)}; it has {_listed(map(str, content))}")
+    model, opt = content["model"], content["opt"]
+    if not isinstance(opt, argparse.Namespace):
+        raise ValueError(f"opt of {path} is a {type(opt).__name__}, not an argparse.Namespace")
+    if not isinstance(model, dict) or not all(isinstance(tensor, Tensor) for tensor in model.values()):
+        raise ValueError(f"model of {path} is not a dict of tensors")
+    return {name.removeprefix("module."): tensor for name, tensor in model.items()}, Options(vars(opt))
+
+
+def _matched(path: str | os.PathLike, release: Release, own: Tensors, tensors: Tensors) -> Tensors:
+    """Their tensors under our names, all of them."""
+    theirs = {name: _renamed(name, release.names) for name in own}
+    shapes = {theirs[name]: tuple(tensor.shape) for name, tensor in own.items()}
+    shapes |= {name: shapes[name][::-1] for name in release.transposed}
+    unread = tuple(module for module in release.unread if not any(name.startswith(module) for name in shapes))
+    wrong = {
+        "missing": [name for name in shapes if name not in tensors],
+        "unexpected": [name for name in tensors if name not in shapes and not name.startswith(unread)],
+        "of another shape": [
+            f"{name} expected {shape} found {tuple(tensors[name].shape)}"
+            for name, shape in shapes.items()
+            if name in tensors and tensors[name].shape != shape
+        ],
+    }
+    if any(wrong.values()):
+        problems = (f"{len(names)} {what}: {_listed(names)}" for what, names in wrong.items() if names)
+        raise ValueError(f"{path} does not fit the network that its opt describes; {'; '.join(problems)}")
+    return {
+        name: (tensors[key].mT if key in release.transposed else tensors[key]).float().contiguous()
+        for name, key in theirs.items()
+    }
+
+
+def _renamed(name: str, rules: Iterable[tuple[str, str | Callable]]) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def _widths(opt: Options, tensors: Tensors) -> Widths:
+    """D and D'. The official scripts add the two of TEF to `v_feat_dim` before they store it; without is read too."""
+    target = opt.read("v_feat_dim", int)
+    norm = tensors.get("input_vid_proj.0.LayerNorm.weight")
+    ends = 2 if "tef" in opt.read("ctx_mode", str) else 0
+    if norm is None or len(norm) != target + ends:
+        target -= ends
+    require(target >= 1, "v_feat_dim of opt", opt["v_feat_dim"], "the width of the video's features")
+    return Widths(target=target, query=opt.read("t_feat_dim", int), joint=None)
+
+
+def _joint(opt: Options, tensors: Tensors) -> dict[str, Any]:
+    """The settings of the joint encoder and the times of its clips; UniVTG's, and MATR's after it."""
+    context, seconds = opt.read("ctx_mode", str), opt.read("clip_length", float)
+    learned = opt.read("use_txt_pos", bool)
+    for name, known in (("span_loss_type", ("l1",)), ("position_embedding", ("sine", "v2"))):
+        require(opt.read(name, str) in known, f"{name} of opt", opt[name], " or ".join(known))
+    require("video" in context, "ctx_mode of opt", context, "with video, for nothing else shows the target")
+    require(opt.read("n_input_proj", int) >= 1, "n_input_proj of opt", opt["n_input_proj"], "1 or more")
+    # the official time of clip i is (i + seconds / 2) / n
+    times = {1: "centre", 2: "edge"}
+    require(seconds in times, "clip_length of opt", seconds, "1 or 2 seconds")
+    return {
+        "width": opt.read("hidden_dim", int),
+        "layers": opt.read("enc_layers", int),
+        "heads": opt.read("nheads", int),
+        "hidden": opt.read("dim_feedforward", int),
+        "projections": opt["n_input_proj"],
+        "pre_norm": opt.read("pre_norm", bool),
+        "dropout": opt.read("dropout", float),
+        "input_dropout": opt.read("input_dropout", float),
+        "tef": "tef" in context,
+        "query_positions": "learned" if learned else "none",
+        "timestamps": times[seconds],
+    } | ({"places": opt.read("max_q_l", int)} if learned else {})
+
+
+def _matr(opt: Options, tensors: Tensors) -> dict[str, Any]:
+    """As released, heads read the encoder only; where they are twice as wide, also the decoder, beside every clip."""
+    settings = _joint(opt, tensors)
+    first, asked = (tensors.get(name) for name in ("class_embed_c.layers.0.weight", "query_embed.weight"))
+    if first is None or first.ndim != 3 or first.shape[1] != 2 * settings["width"]:
+        return settings
+    require(not settings["pre_norm"], "pre_norm of opt", True, "False where heads read the decoder")
+    # the released builder forgets `num_queries` and makes one
+    count = 1 if asked is not None and len(asked) == 1 else opt.read("num_queries", int)
+    return settings | {"fusion": "channel", "moment_queries": count, "decoder_layers": opt.read("dec_layers", int)}
+
+
+def _projection(match: re.Match) -> str:
+    """Four modules a layer in ours: LayerNorm, dropout, Linear, ReLU; two in theirs, dropout and Linear in one."""
+    layer, part = divmod(int(match[2]), 4)
+    side = {"target": "vid", "query": "txt"}[match[1]]
+    return f"input_{side}_proj.{layer}.{'net.1' if part else 'LayerNorm'}."
+
+
+_JOINT = (
+    (r"^aligner\.(encoder|fuse)\.", ""),
+    (r"^project_(target|query)\.(\d+)\.", _projection),
+    (r"^token_type\.", "token_type_embeddings."),
+    (r"^places\.norm\.", "txt_position_embed.LayerNorm."),
+    (r"^places\.", "txt_position_embed."),
+    (r"^(layers|norm)\.", r"transformer.encoder.\1."),
+    (r"\.feed_forward\.", "."),
+)
+
+# name of a paper -> how its official release stores its network
+RELEASES = {
+    "univtg": Release(
+        preset="official",
+        settings=_joint,
+        names=(
+            *_JOINT,
+            (r"^aligner\.pool\.", "weightedpool."),
+            (r"^detector\.foreground\.", "class_embed."),
+            (r"^detector\.boundary\.", "span_embed."),
+        ),
+        transposed=("weightedpool.weight",),
+        unread=("txt_position_embed.",),
+    ),
+    "matr": Release(
+        preset="official_code",
+        settings=_matr,
+        names=(
+            *_JOINT,
+            (r"^aligner\.moment_queries\.", "query_embed."),
+            (r"^aligner\.decoder\.", "transformer.decoder.layers."),
+            (r"^aligner\.norm\.", "transformer.decoder.norm."),
+            (r"\.cross_attn\.", ".multihead_attn."),
+            (r"^detector\.foreground\.", "class_embed_c."),
+            (r"^detector\.boundary\.", "span_embed_c."),
+        ),
+        unread=("txt_position_embed.", "transformer.decoder.", "query_embed.", "transformer.vid_proj.")
+        + ("span_embed.", "class_embed.", "weightedpool."),
+    ),
+}
