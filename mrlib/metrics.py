@@ -8,7 +8,8 @@ Here     `evaluate` gives what that evaluator prints, to the last digit, for all
          `moment_scores` what other papers report beside it, with the multi-moment scores of [QV-M2], the
          benchmark of `Zhuo-Cao/QV-M2`
 Departs  no or fewer predictions for a query, an empty length range, truth without saliency: scored or left out where
-         the evaluator raises; an id given twice: an error where it mixes the two
+         the evaluator raises; an id given twice: an error where it mixes the two, but where queries are videos and
+         search several: what is scored is a pair of query and video
 
 Letters  Q queries, K predicted moments (ten at most), W annotated windows, T clips of `CLIP_S` seconds
 Order    rows of arrays are queries in the order of the predictions, for the last bit of a sum depends on its order
@@ -22,6 +23,7 @@ import json
 import reprlib
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from numbers import Real
@@ -42,14 +44,16 @@ def evaluate(predictions: Sequence[Mapping], ground_truth: Sequence[Mapping]) ->
 
     predictions   lines {"qid", "pred_relevant_windows": [[start, end, score], ...], "pred_saliency_scores": [...]};
                   times in seconds, a score for each clip; the fields of the first line say what is evaluated
-    ground_truth  lines in the QVHighlights schema, as dicts or as `mrlib.data.Sample`; any order
+    ground_truth  lines in the QVHighlights schema, as dicts or as `mrlib.data.Sample`; any order; a "qid" may come
+                  several times, each with another "vid", and the predictions for it then have their "vid" too
     returns       percentages with two decimals: "brief", then for every length range ("full", "long", "middle",
                   "short") "MR-mAP" and "MR-R1" by IoU, and for every "HL-min-..." "HL-mAP" and "HL-Hit1"
 
     The first ten predictions of a query count; a query without any has AP 0 and R1 0. Two empty windows have the
     IoU 0/0: a hit for AP, a miss for R1. A length range without annotated windows is left out, and so are highlights
     if no truth line has saliency_scores.
-    Raises ValueError for ids that differ or occur twice, and for a malformed line, naming its id and the field.
+    Raises ValueError for ids, or pairs of ids, that differ or occur twice, and for a malformed line, naming its id and
+    the field.
     """
     lines, truth = _matched(predictions, ground_truth)
     scores, brief = {}, {}
@@ -328,34 +332,55 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 
 def _matched(predictions: Iterable, ground_truth: Iterable) -> tuple[list[Mapping], list[Mapping]]:
     """The lines of both, in the order of the predictions."""
-    lines, truth = _by_qid(predictions, "predictions"), _by_qid(ground_truth, "ground truth")
+    lines, truth = _lines(predictions, "predictions"), _lines(ground_truth, "ground truth")
+    several = _several(lines) | _several(truth)
+    lines, truth = _by_id(lines, several, "predictions"), _by_id(truth, several, "ground truth")
+    for name, found in (("predictions", lines), ("ground truth", truth)):
+        if bare := [key for key in found if isinstance(key, tuple) and key[1] is None]:
+            raise ValueError(f"{name}: vid is missing, which tells the lines of one query apart: qid {_few(bare)}")
     if lines.keys() != truth.keys():
-        lone = [_few([qid for qid in one if qid not in other]) for one, other in ((lines, truth), (truth, lines))]
+        lone = [_few([key for key in one if key not in other]) for one, other in ((lines, truth), (truth, lines))]
         raise ValueError(f"query ids differ: only in the predictions {lone[0]}; only in the ground truth {lone[1]}")
-    return list(lines.values()), [truth[qid] for qid in lines]
+    return list(lines.values()), [truth[key] for key in lines]
 
 
-def _by_qid(lines: Iterable, name: str) -> dict[int | str, Mapping]:
-    found, twice = {}, []
+def _lines(lines: Iterable, name: str) -> list[Mapping]:
+    found = []
     for number, line in enumerate(lines, 1):
         line = line.as_line() if hasattr(line, "as_line") else line
-        qid = line.get("qid") if isinstance(line, Mapping) else None
-        if not isinstance(qid, int | str | np.integer):
+        if not isinstance(line.get("qid") if isinstance(line, Mapping) else None, int | str | np.integer):
             raise ValueError(f"{name}, line {number}: qid is missing, or neither a whole number nor text")
-        if qid in found:
-            twice.append(qid)
-        found[qid] = line
-    if twice:
-        raise ValueError(f"{name}: query ids given more than once: {_few(list(dict.fromkeys(twice)))}")
+        found.append(line)
     if not found:
         raise ValueError(f"{name}: no lines")
     return found
 
 
-def _few(qids: list) -> str:
+def _several(lines: list[Mapping]) -> set[int | str]:
+    """The queries that have several lines."""
+    return {qid for qid, n in Counter(line["qid"] for line in lines).items() if n > 1}
+
+
+def _by_id(lines: list[Mapping], several: set[int | str], name: str) -> dict[int | str | tuple, Mapping]:
+    """Lines by qid, those of `several` by (qid, vid)."""
+    found, twice = {}, []
+    for line in lines:
+        key = (line["qid"], line.get("vid")) if line["qid"] in several else line["qid"]
+        if isinstance(key, tuple) and not isinstance(key[1], int | str | np.integer | None):
+            raise ValueError(f"{name}: qid {key[0]!r}: vid is neither a whole number nor text")
+        if key in found:
+            twice.append(key)
+        found[key] = line
+    if twice:
+        raise ValueError(f"{name}: query ids given more than once: {_few(list(dict.fromkeys(twice)))}")
+    return found
+
+
+def _few(keys: list) -> str:
     """At most five of them."""
-    more = f" and {len(qids) - 5} more" if len(qids) > 5 else ""
-    return (", ".join(map(repr, qids[:5])) or "none") + more
+    pairs = [key if isinstance(key, tuple) else (key, None) for key in keys[:5]]
+    names = [repr(qid) if vid is None else f"{qid!r} on {vid!r}" for qid, vid in pairs]
+    return (", ".join(names) or "none") + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
 
 
 def _read(

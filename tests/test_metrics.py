@@ -336,6 +336,95 @@ def test_ids_given_twice_are_an_error_on_either_side():
         evaluate([], [TRUTH])
 
 
+# ---- queries that are videos ----
+
+
+def pair(qid, vid, moment, window):
+    prediction = {"qid": qid, "vid": vid, "pred_relevant_windows": [[*moment, 1.0]]}
+    return prediction, {"qid": qid, "vid": vid, "duration": 100, "relevant_windows": [list(window)]}
+
+
+def scores_of(*pairs):
+    """mIoU and R1@0.5 [MATR §6.3]; the truth comes in another order than the predictions."""
+    lines, truth = zip(*pairs, strict=True)
+    row = moment_scores(lines, truth[::-1])["all"]
+    assert row["R1@0.5"] == evaluate(lines, truth[::-1])["brief"]["MR-full-R1@0.5"]
+    assert row["queries"] == len(pairs)
+    return row["mIoU"], row["R1@0.5"]
+
+
+def test_perfect_moments_score_100_and_disjoint_ones_0():
+    windows = [(i / 3, i / 3 + 7.7) for i in range(50)]
+    assert scores_of(*(pair(f"q{i % 9}", f"v{i}", w, w) for i, w in enumerate(windows))) == (100, 100)
+    assert scores_of(*(pair(f"q{i % 9}", f"v{i}", (80, 90), w) for i, w in enumerate(windows))) == (0, 0)
+
+
+def test_one_query_is_scored_in_each_video_that_it_searches():
+    """Found in one of the two videos, and not what was found in the other one."""
+    found, missed = pair("q", "a", (0, 10), (0, 10)), pair("q", "b", (0, 10), (50, 60))
+    assert scores_of(found, missed) == scores_of(missed, found) == (50, 50)
+    lines, truth = zip(found, missed, strict=True)
+    assert evaluate(lines, truth)["brief"]["MR-full-mAP"] == 50
+
+
+def test_two_queries_for_one_video_are_both_counted():
+    assert scores_of(pair("q", "a", (0, 10), (0, 10)), pair("r", "a", (90, 95), (0, 10))) == (50, 50)
+
+
+def test_a_pair_with_an_iou_of_a_half_is_found():
+    assert scores_of(pair("q", "a", (0, 5), (0, 10)), pair("q", "b", (0, 4.99), (0, 10))) == (49.95, 50)
+
+
+def test_the_mean_iou_is_at_least_half_the_share_of_pairs_that_are_found():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        moments, windows = np.sort(rng.uniform(0, 100, (2, 40, 2)), axis=2).tolist()
+        pairs = (pair(f"q{i % 5}", i, *mw) for i, mw in enumerate(zip(moments, windows, strict=True)))
+        mean, found = scores_of(*pairs)
+        assert 0 < found < 100 and mean >= 0.5 * found - 0.01
+
+
+def test_scores_of_pairs_are_those_of_the_same_pairs_with_names_of_their_own():
+    rng = np.random.default_rng(1)
+    moments, windows = np.sort(rng.uniform(0, 100, (2, 30, 2)), axis=2).tolist()
+    pairs = [pair(i % 4, f"v{i}", *mw) for i, mw in enumerate(zip(moments, windows, strict=True))]
+    lines, truth = zip(*pairs, strict=True)
+    names = [[each | {"qid": i} for i, each in enumerate(side)] for side in (lines, truth)]
+    assert evaluate(lines, truth) == evaluate(*names)
+    assert moment_scores(lines, truth) == moment_scores(*names)
+
+
+def test_a_pair_given_twice_is_an_error_on_either_side():
+    lines, truth = zip(pair("q", "a", (0, 1), (0, 1)), pair("q", "b", (0, 1), (0, 1)), strict=True)
+    for sides, name in ((([*lines, lines[1]], truth), "predictions"), ((lines, [*truth, truth[1]]), "ground truth")):
+        with pytest.raises(ValueError, match=f"{name}: query ids given more than once: 'q' on 'b'"):
+            evaluate(*sides)
+
+
+def test_pairs_that_differ_are_named():
+    lines, truth = zip(pair("q", "a", (0, 1), (0, 1)), pair("q", "b", (0, 1), (0, 1)), strict=True)
+    with pytest.raises(ValueError, match=r"only in the predictions 'q' on 'c'; only in the ground truth 'q' on 'b'"):
+        evaluate([lines[0], lines[1] | {"vid": "c"}], truth)
+    with pytest.raises(ValueError, match=r"only in the predictions none; only in the ground truth 'q' on 'b'"):
+        evaluate(lines[:1], truth)
+
+
+def test_predictions_for_several_videos_of_one_query_need_their_vid():
+    lines, truth = zip(pair("q", "a", (0, 1), (0, 1)), pair("q", "b", (0, 1), (0, 1)), strict=True)
+    without = [{k: v for k, v in each.items() if k != "vid"} for each in lines]
+    message = "predictions: vid is missing, which tells the lines of one query apart: qid 'q'"
+    for bad in (without[:1], [lines[0], without[1]]):
+        with pytest.raises(ValueError, match=message):
+            evaluate(bad, truth)
+    with pytest.raises(ValueError, match="predictions: qid 'q': vid is neither a whole number nor text"):
+        evaluate([lines[0], lines[1] | {"vid": ["b"]}], truth)
+
+
+def test_the_vid_of_a_query_that_comes_once_does_not_matter():
+    (line,), (true,) = zip(pair("q", "a", (0, 1), (0, 1)), strict=True)
+    assert evaluate([line | {"vid": "other"}], [true]) == evaluate([line], [true])
+
+
 def test_truth_may_be_samples():
     samples = [SimpleNamespace(as_line=lambda: TRUTH)]
     assert evaluate([GOOD], samples) == evaluate([GOOD], [TRUTH])
