@@ -4,6 +4,7 @@ Each gives prediction lines in the official format, {"qid", "query", "vid", "pre
 as [start, end, score], best first.
 
     whole_video       the video from start to end
+    centred_window    the middle 60 % of the video: stands beside every model that searches with a video
     FixedList         ten windows chosen once on a training set, whatever the query: blind
     query_similarity  where clips are most like the query; how the published numbers were decoded is not known, ours is
                       named here and with every score: a smoothing over three clips alone lifts them threefold
@@ -29,6 +30,20 @@ BATCH = 64
 def whole_video(dataset: MomentDataset) -> list[dict]:
     """The whole video, for every query."""
     return [_line(s, [[0.0, s.duration, 1.0]]) for s in dataset.samples]
+
+
+def centred_window(dataset: MomentDataset, share: float = 0.6) -> list[dict]:
+    """The middle of the video, for every query.
+
+    share   of the video's length; ValueError if it is not above 0 and 1 at most
+
+    Of the crops of ActivityNet-VRL, val and test, 0.6 has an mIoU of 34.8 and 38.6, an R1@0.5 of 29.8 and 36.7, the
+    whole crop 29.8 and 33.3, 19.4 and 22.1.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share is {share}; above 0, and 1 for the whole video")
+    before = (1 - share) / 2
+    return [_line(s, [[before * s.duration, (1 - before) * s.duration, 1.0]]) for s in dataset.samples]
 
 
 class FixedList:

@@ -11,10 +11,17 @@ import pytest
 import torch
 
 from mrlib import baselines
-from mrlib.baselines import FixedList, anchor_inside, anchor_interval, query_similarity, whole_video
+from mrlib.baselines import (
+    FixedList,
+    anchor_inside,
+    anchor_interval,
+    centred_window,
+    query_similarity,
+    whole_video,
+)
 from mrlib.data import Bank, MomentDataset, Sample, load_annotations
 from mrlib.data.simulate import open_sim
-from mrlib.metrics import evaluate
+from mrlib.metrics import evaluate, moment_scores
 from mrlib.ops.boundary import boundaries
 
 
@@ -53,6 +60,28 @@ def test_the_whole_video_is_one_window_from_start_to_end():
         "pred_relevant_windows": [[0.0, 6.0, 1.0]],
     }
     assert windows(lines)[1] == [[0.0, 2.0, 1.0]]
+
+
+def test_the_centred_window_is_the_middle_of_the_video():
+    lines = centred_window(toy([0.1] * 5, [0.1]))
+    assert windows(lines) == [[[2.0, 8.0, 1.0]], [[pytest.approx(0.4), pytest.approx(1.6), 1.0]]]
+    assert {k: lines[0][k] for k in ("qid", "query", "vid")} == {"qid": 0, "query": "query 0", "vid": "video0"}
+    half = windows(centred_window(toy([0.1] * 5), share=0.5))
+    assert half == [[[2.5, 7.5, 1.0]]]
+    assert centred_window(toy([0.1] * 5), share=1) == whole_video(toy([0.1] * 5))
+
+
+def test_a_centred_window_against_a_moment_in_the_middle_is_as_good_as_their_shares():
+    """60 % of 10 s around its middle: IoU 5 s / 6 s with the middle half, 6 s / 10 s with the whole."""
+    for window, iou in (((2.5, 7.5), 500 / 6), ((0, 10), 60.0)):
+        dataset = toy([0.1] * 5, windows=(window,))
+        assert moment_scores(centred_window(dataset), dataset.samples)["all"]["mIoU"] == pytest.approx(iou, abs=0.01)
+
+
+@pytest.mark.parametrize("share", [0, -0.1, 1.1, math.nan])
+def test_a_share_of_nothing_or_more_than_all_is_refused(share):
+    with pytest.raises(ValueError, match="share is"):
+        centred_window(toy([0.1]), share=share)
 
 
 # --- similarity ------------------------------------------------------------------------------------------------------
