@@ -1,4 +1,7 @@
-"""Annotation files: JSON lines in the QVHighlights schema, one (video, query) pair a line, every line checked."""
+"""Annotation files: JSON lines in the QVHighlights schema, one (video, query) pair a line, every line checked.
+
+A reader of another form, such as `mrlib.data.pairs`, hands its samples and problems on as `read_annotations` does.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import os
 import re
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,8 @@ _PLAIN = re.compile(r"(?!\.)[^/\\\x00-\x1f\ud800-\udfff]{1,200}")
 _LONGEST_S = 1e9  # beyond is no time: infinite, or too large for a float
 _OPTIONAL = ("relevant_windows", "relevant_clip_ids", "saliency_scores")
 _FIELDS = frozenset(("qid", "query", "duration", "vid", *_OPTIONAL))
+
+Line = tuple[int | None, Sample | None, list[Problem]]  # its number, its sample, what is wrong with it
 
 
 def plain_name(name: str) -> bool:
@@ -36,24 +41,30 @@ def load_annotations(path: str | os.PathLike, clip_s: float = 2.0, *, words: boo
 
     FileNotFoundError if there is no such file; ValueError naming file, line and field at the first bad line.
     """
+    return sound(path, clip_s, read_annotations(path, clip_s, words=words))
+
+
+def sound(path: str | os.PathLike, clip_s: float, lines: Iterable[Line]) -> list[Sample]:
+    """The samples that a reader of `path` gives; its first fatal problem is raised, what it bears is warned of."""
     samples, clamped = [], 0
-    for _, sample, problems in read_annotations(path, clip_s, words=words):
+    for number, sample, problems in lines:
         for problem in problems:
             if problem.fatal:
-                raise DataError(problem)
-        clamped += len(problems)
-        samples.append(sample)
+                raise (MissingFile if problem.kind == "missing file" else DataError)(problem)
+            if number is None:
+                warnings.warn(str(problem), stacklevel=3)
+        clamped += len(problems) if number is not None else 0
+        if sample is not None:
+            samples.append(sample)
     if clamped:
         warnings.warn(
             f"{path}: {clamped} windows end after their video by less than a clip of {clip_s:g} s; clamped to its end",
-            stacklevel=2,
+            stacklevel=3,
         )
     return samples
 
 
-def read_annotations(
-    path: str | os.PathLike, clip_s: float = 2.0, *, words: bool = True
-) -> Iterator[tuple[int | None, Sample | None, list[Problem]]]:
+def read_annotations(path: str | os.PathLike, clip_s: float = 2.0, *, words: bool = True) -> Iterator[Line]:
     """Every line: its number, its sample (None where the line has a fatal problem) and what is wrong with it.
 
     A problem of the file as a whole comes last, as (None, None, [problem]).
@@ -91,6 +102,14 @@ def _parse(line: bytes, clip_s: float, words: bool) -> tuple[Sample | None, list
         return None, [("json", f"{error}; every line is one JSON object", True)]
     if not isinstance(fields, dict):
         return None, [("json", f"a {type(fields).__name__} where one JSON object is expected", True)]
+    return sample_of(fields, clip_s, words)
+
+
+def sample_of(fields: dict[str, Any], clip_s: float, words: bool) -> tuple[Sample | None, list[tuple[str, str, bool]]]:
+    """A line's fields as a sample, None where it is too broken to be one, and (field, message, fatal) of what is wrong.
+
+    fields  of the QVHighlights schema; all others go to the sample's `extra`
+    """
     found = _wrong(fields, words)
     if not found:
         found = _wrong_windows(fields, clip_s) + _wrong_saliency(fields, clip_s)
@@ -110,6 +129,18 @@ def _parse(line: bytes, clip_s: float, words: bool) -> tuple[Sample | None, list
         saliency_scores=fields.get("saliency_scores"),
         extra={k: v for k, v in fields.items() if k not in _FIELDS},
     ), found
+
+
+def shared_classes(field: str, classes: Mapping[Path, set[Hashable]]) -> list[Problem]:
+    """What splits have in common that should have no class in common; the classes of each annotation file."""
+    problems = []
+    for file, own in classes.items():
+        for other, others in classes.items():
+            if other != file and (both := sorted(own & others, key=str)):
+                more = f" and {len(both) - 5} more" if len(both) > 5 else ""
+                message = f"{', '.join(map(str, both[:5]))}{more} also in {other.name}; no two splits share a class"
+                problems.append(Problem(str(file), None, field, message))
+    return problems
 
 
 def _wrong(fields: dict[str, Any], words: bool) -> list[tuple[str, str, bool]]:

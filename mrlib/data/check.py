@@ -16,10 +16,19 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mrlib.data import Sample
-from mrlib.data.annotations import read_annotations
+from mrlib.data.annotations import shared_classes
 from mrlib.data.arrays import same_width
 from mrlib.data.features import Source, agreed_length
-from mrlib.data.layouts import DATASETS, LAYOUTS, dataset_root, find_annotations, find_layout, find_query, find_source
+from mrlib.data.layouts import (
+    DATASETS,
+    LAYOUTS,
+    dataset_root,
+    find_annotations,
+    find_layout,
+    find_query,
+    find_source,
+    read_samples,
+)
 from mrlib.data.problems import DataError, Problem
 
 
@@ -70,10 +79,13 @@ def _examine(name: str, root: Path, layout: str | None) -> tuple[list[Part], lis
     if not splits:
         expected = " or ".join(DATASETS[name].annotations)
         problems.append(Problem(str(root), None, "missing file", f"no annotations, {expected}"))
+    field, classes = DATASETS[name].classes, {}
     for split, file in splits.items():
         samples = _annotations(name, split, file, parts, problems)
+        classes[file] = {sample.extra[field] for _, sample in samples if field in sample.extra}
         if layout is not None and samples:
             _features(name, root, layout, split, file, samples, parts, noting)
+    problems += shared_classes(field, classes)
     return parts, list(dict.fromkeys(problems))  # what every split lacks, once
 
 
@@ -81,8 +93,8 @@ def _annotations(
     name: str, split: str, file: Path, parts: list[Part], problems: list[Problem]
 ) -> list[tuple[int, Sample]]:
     """The sound lines of a file with their numbers."""
-    dataset, part, samples = DATASETS[name], Part(split, "annotations"), []
-    for number, sample, found in read_annotations(file, dataset.clip_s, words=dataset.words):
+    part, samples = Part(split, "annotations"), []
+    for number, sample, found in read_samples(name, file):
         part.wanted += number is not None
         problems += found
         if sample is not None:
@@ -104,6 +116,7 @@ def _features(
 ) -> None:
     """Read every feature that the samples of a split need."""
     dataset, row = DATASETS[name], LAYOUTS[layout]
+    unit = "item" if annotations.suffix == ".json" else "line"
     videos, queries = {}, {}
     for number, sample in samples:
         videos.setdefault(sample.vid, (number, sample))
@@ -114,7 +127,7 @@ def _features(
             sources[stream] = find_source(root, row.video[stream], dataset)
     of_stream = {stream: Part(split, stream, len(videos)) for stream in sources}
     for number, sample in _progress(videos.values(), split):
-        needed = f"; needed by line {number} of {annotations.name}"
+        needed = f"; needed by {unit} {number} of {annotations.name}"
         lengths = {}
         for stream, source in sources.items():
             with noting(needed):
@@ -129,7 +142,7 @@ def _features(
     with noting():
         query = find_query(root, layout, dataset, [sample for _, sample in samples])
     for number, sample in _progress(queries.values() if query else (), split):
-        with noting(f"; needed by line {number} of {annotations.name}"):
+        with noting(f"; needed by {unit} {number} of {annotations.name}"):
             file, rows = query.files(sample)[0][0], query.rows(sample)
             of_query.shapes.append(rows.shape)
             of_query.files.append(file)

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,11 +24,13 @@ import torch
 from torch import Tensor
 
 from mrlib.data import Sample
-from mrlib.data.annotations import load_annotations
+from mrlib.data.annotations import Line, read_annotations, sound
 from mrlib.data.bank import Bank, load_bank, save_bank
 from mrlib.data.dataset import MomentDataset
 from mrlib.data.features import Features, Source, WordVectors
+from mrlib.data.pairs import SPLITS, read_pairs
 from mrlib.data.problems import DataError, MissingFile, Problem
+from mrlib.data.sportsmoments import read_csv
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Dataset:
     clip_s: float  # seconds per row of features
     query: str = "qid{qid}"  # what {query} stands for in a layout
     words: bool = True  # queries are sentences
+    classes: str | None = None  # a field of `extra`; no two splits share a value
 
 
 DATASETS: dict[str, Dataset] = {
@@ -47,8 +50,20 @@ DATASETS: dict[str, Dataset] = {
     "activitynet_captions": Dataset(("activitynet_{split}_release.jsonl",), 2.0),
     "tacos": Dataset(("tacos_{split}_release.jsonl",), 2.0, query="{qid}"),
     "tvsum": Dataset(("tvsum_{split}_release.jsonl",), 2.0),
-    "activitynet_vrl": Dataset(("activitynet_vrl_{split}.jsonl",), 2.0, words=False),
-    "sportsmoments": Dataset(("sportsmoments_{split}.jsonl",), 2.0, words=False),
+    "activitynet_vrl": Dataset(
+        ("activitynet_vrl_{split}.jsonl", "{split}.json", "data/{split}.json"), 2.0, words=False, classes="label"
+    ),
+    "sportsmoments": Dataset(
+        ("sportsmoments_{split}.jsonl", "sportsmoments_{split}.csv", "{split}.csv"),
+        2.0,
+        words=False,
+        classes="action_class",
+    ),
+}
+READERS: dict[str, Callable[[Path, Dataset], Iterator[Line]]] = {  # by the ending of an annotation file
+    ".jsonl": lambda file, dataset: read_annotations(file, dataset.clip_s, words=dataset.words),
+    ".json": lambda file, dataset: read_pairs(file),
+    ".csv": lambda file, dataset: read_csv(file, dataset.clip_s),
 }
 
 
@@ -134,14 +149,21 @@ def dataset_root(name: str, root: str | os.PathLike | None) -> Path:
 
 
 def find_annotations(name: str, root: Path) -> dict[str, Path]:
-    """The annotation file of every split under `root`."""
+    """The annotation file of every split under `root`; where a split is all of a file's name, one of `SPLITS`."""
     splits: dict[str, Path] = {}
     for template in DATASETS[name].annotations:
-        for ending in ("", ".gz"):
+        for ending in ("",) if template.endswith(".json") else ("", ".gz"):
             before, after = f"{template}{ending}".split("{split}")
             for file in sorted(root.glob(f"{before}*{after}")):
-                splits.setdefault(file.name[len(before) : -len(after)], file)
+                split = file.relative_to(root).as_posix()[len(before) : -len(after)]
+                if before.rpartition("/")[2] or split in SPLITS:
+                    splits.setdefault(split, file)
     return splits
+
+
+def read_samples(name: str, file: Path) -> Iterator[Line]:
+    """What an annotation file of a dataset says, in whichever form it was published; see `read_annotations`."""
+    return READERS[Path(file.name.removesuffix(".gz")).suffix](file, DATASETS[name])
 
 
 def find_source(root: Path, stream: Stream, dataset: Dataset) -> Source:
@@ -235,7 +257,7 @@ def open_files(
     if split not in splits:
         expected = " or ".join(t.replace("{split}", split) for t in dataset.annotations)
         raise _missing(root, f"no split {split!r} of {name}: {expected} is expected; there are {sorted(splits)}")
-    samples = load_annotations(splits[split], dataset.clip_s, words=dataset.words)[:limit]
+    samples = sound(splits[split], dataset.clip_s, read_samples(name, splits[split]))[:limit]
     layout = layout or find_layout(root, dataset)
     features = open_features(name, root, samples, layout, streams, normalize)
     videos, queries = {}, {}

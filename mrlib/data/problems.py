@@ -10,13 +10,14 @@ class Problem:
     """One thing wrong in one place."""
 
     file: str
-    line: int | None  # of an annotation file, from 1
+    line: int | None  # of an annotation file, from 1; or what `unit` counts
     kind: str  # the field, or what sort of defect: "json", "missing file", "missing key", "shape", "nan", ...
     message: str  # what is wrong and what to do
     fatal: bool = True  # False: the reader can go on, and does
+    unit: str = "line"  # "item": an entry of a JSON list, from 0
 
     def __str__(self) -> str:
-        return f"{self.file}{'' if self.line is None else f', line {self.line}'}: {self.kind}: {self.message}"
+        return f"{self.file}{'' if self.line is None else f', {self.unit} {self.line}'}: {self.kind}: {self.message}"
 
 
 class DataError(ValueError):
