@@ -143,6 +143,31 @@ def test_an_hdf5_file_without_a_video_is_reported_for_it(tmp_path):
     assert "no array 'b'" in problem.message
 
 
+def test_pairs_of_videos_are_examined_by_pair(tmp_path, capsys):
+    """A query in two videos is sound, the same pair again is not; files that both need are read once."""
+    lines = [windows_only(qid, vid=vid) for qid, vid in (("x", "a"), ("x", "b"), ("y", "a"), ("x", "b"))]
+    write_lines(tmp_path / "activitynet_vrl_val.jsonl", lines)
+    for vid in "ab":
+        save_npz(tmp_path / f"vid_clip/{vid}.npz", features=random(0, 10, 4))
+    save_npz(tmp_path / "vid_clip_query/qidx.npz", last_hidden_state=random(1, 3, 4))
+    problems = check("activitynet_vrl", tmp_path)
+    assert found(problems) == [("activitynet_vrl_val.jsonl", 4, "qid"), ("qidy.npz", None, "missing file")]
+    assert "a pair of qid and vid comes once" in str(problems[0])
+    assert "needed by line 3 of activitynet_vrl_val.jsonl" in str(problems[1])
+    assert main(["activitynet_vrl", str(tmp_path)]) == 1
+    assert [" ".join(row.split()) for row in capsys.readouterr().out.splitlines()][:3] == [
+        "val annotations 3 of 4 read",
+        "val clip 2 of 2 read, 10 to 10 rows of 4",
+        "val query 1 of 2 read, 3 to 3 rows of 4",
+    ]
+
+
+def test_no_annotations_of_a_dataset_with_published_files_names_them_all(tmp_path):
+    problems = check("sportsmoments", tmp_path)
+    expected = "no annotations, sportsmoments_{split}.jsonl or sportsmoments_{split}.csv or {split}.csv"
+    assert expected in [problem.message for problem in problems]
+
+
 def test_a_layout_can_be_named_where_several_are(tmp_path):
     root = moment_detr(tmp_path)
     for i, clips in ((1, 10), (2, 10), (3, 10)):

@@ -13,6 +13,7 @@ from files import line, moment_detr, random, save_hdf5, save_npy, save_npz, wind
 
 from mrlib.data import open_dataset
 from mrlib.data.layouts import DATASETS, open_files
+from mrlib.data.simulate import export
 
 
 def unit(x):
@@ -126,6 +127,46 @@ def test_matr_searches_with_videos_and_one_query_searches_many(folders, tmp_path
     same(query(dataset, 1), unit(clips))
     same(dataset.query_joint, unit(unit(clips).mean(0, keepdims=True)))
     assert (len(dataset), len(dataset.query), dataset.question.tolist()) == (2, 1, [0, 0])
+
+
+@pytest.mark.parametrize("folders", [("target_vid_clip", "query_vid_clip"), ("vid_clip", "vid_clip_query")])
+def test_a_query_video_that_is_missing_is_named_with_the_pair_that_needs_it(folders, tmp_path):
+    lines = [windows_only(qid, vid=vid) for qid, vid in (("x_5_1", "a"), ("x_5_1", "b"), ("y_5_2", "a"))]
+    write_lines(tmp_path / "activitynet_vrl_train.jsonl", lines)
+    for vid in "ab":
+        save_npz(tmp_path / folders[0] / f"{vid}.npz", features=random(0, 10, 4))
+    save_npz(tmp_path / folders[1] / "qidx_5_1.npz", last_hidden_state=random(1, 3, 4))
+    with pytest.raises(FileNotFoundError, match=rf"{folders[1]}/qidy_5_2\.npz: missing file: .*query y_5_2 .*video a"):
+        open_files("activitynet_vrl", tmp_path)
+
+
+def test_simulated_query_videos_reopen_as_they_were_written(tmp_path):
+    """A batch of the files is a batch of the simulator, but for the layout's own norm, x / (|x| + 1e-5)."""
+    world = open_dataset("sim", query="video", n=20, streams="joint")
+    export(world, tmp_path)
+    opened = open_dataset("activitynet_vrl", tmp_path, "train")
+    assert opened.samples == world.samples
+    assert opened.widths == world.widths
+    ours, theirs = opened.batch(range(20)), world.batch(range(20))
+    for field in ("target", "query", "query_joint", "target_joint"):
+        torch.testing.assert_close(getattr(ours, field), getattr(theirs, field), rtol=1e-4, atol=1e-5)
+    for field in ("target_mask", "query_mask", "duration_s", "clip_s"):
+        assert torch.equal(getattr(ours, field), getattr(theirs, field))
+    assert torch.equal(ours.labels.relevant, theirs.labels.relevant)
+
+
+def test_an_exported_query_may_search_other_exported_videos(tmp_path):
+    """Pairs of the first query with every video: each batch row has its own video, and the query of the first."""
+    world = open_dataset("sim", query="video", n=4, streams="joint")
+    export(world, tmp_path)
+    file = tmp_path / "activitynet_vrl_train.jsonl"
+    lines = [json.loads(text) for text in file.read_text().splitlines()]
+    write_lines(file, [each | {"qid": lines[0]["qid"]} for each in lines])
+    opened = open_dataset("activitynet_vrl", tmp_path, "train")
+    batch, before = opened.batch(range(4)), world.batch(range(4))
+    assert (len(opened.query), len(opened.target)) == (1, 4)
+    torch.testing.assert_close(batch.target, before.target, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(batch.query[3], world.batch([0]).query[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("folders", [("", ""), ("i3d/", "clip_text/")])
