@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from mrlib import papers
 from mrlib.files import write_whole
-from mrlib.train import experiment
+from mrlib.train import experiment, headline
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def train(arm: Arm, seed: int) -> dict[str, Any]:
         arm.paper, size=arm.size, settings=arm.settings, data=arm.data, score=arm.split, seed=seed, device="cpu"
     )
     cost = {"steps": history.rows[-1]["step"], "train_s": round(sum(t["train_s"] for t in history.times), 1)}
-    return scores["brief"] | cost | {"parameters": sum(p.numel() for p in retriever.parameters())}
+    return headline(scores) | cost | {"parameters": sum(p.numel() for p in retriever.parameters())}
 
 
 def run(path: str | os.PathLike, arms: Mapping[str, Arm], seeds: Iterable[int], processes: int = 2) -> pd.DataFrame:

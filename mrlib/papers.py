@@ -170,7 +170,7 @@ class Paper:
 _BOUNDARY = {"heads": 8, "offsets": "bounded", "timestamps": "centre", "length": "clips", "background": 1.0}
 _BOUNDARY |= {"padding": "hidden", "nms": 0.7, "answer": "heads"}
 _MATR = Optimiser("adamw", 1e-4, weight_decay=1e-4, clip=0.1)
-_RETRIEVED = "mIoU + R1@0.5"
+_RETRIEVED = "mIoU + MR-full-R1@0.5"
 
 PAPERS = {
     "f2sgd": Paper(

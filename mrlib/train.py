@@ -218,7 +218,7 @@ class _Run:
             trained = time.perf_counter()
             row = {"stage": stage.name, "epoch": epoch + 1, "step": (epoch + 1) * self.steps_of(stage), **means}
             if self.val is not None:
-                row |= self._score()[0]["brief"]
+                row |= headline(self._score()[0])
             earlier = [_kept_by(stage, r) for r in self.rows if r["stage"] == stage.name] if self.val else []
             better = self.val is None or _kept_by(stage, row) > max(earlier, default=-math.inf)
             self.rows.append(row)
@@ -297,14 +297,17 @@ def predict_all(retriever: MomentRetriever, dataset: MomentDataset, batch_size: 
 
 
 def scores_of(lines: Sequence[Mapping[str, Any]], dataset: MomentDataset) -> dict[str, Any]:
-    """The scores of predictions for a dataset: `mrlib.metrics.evaluate`, its "brief" with mIoU and R1@0.5 beside it.
+    """The scores of predictions for a dataset: `mrlib.metrics.evaluate`, and as "moments" `mrlib.metrics.moment_scores`.
 
-    lines  as `predict_all` gives them; the scores beside it are `mrlib.metrics.moment_scores` over all samples
+    lines  as `predict_all` gives them
     """
     truth = [s.as_line() for s in dataset.samples]
-    scores = metrics.evaluate(lines, truth)
-    more = metrics.moment_scores(lines, truth)["all"]
-    return scores | {"brief": scores["brief"] | {name: more[name] for name in ("mIoU", "R1@0.5")}}
+    return metrics.evaluate(lines, truth) | {"moments": metrics.moment_scores(lines, truth)["all"]}
+
+
+def headline(scores: Mapping[str, Any]) -> dict[str, float]:
+    """What a row of a history or of a grid has of `scores_of`: its "brief", and the mIoU."""
+    return scores["brief"] | {"mIoU": scores["moments"]["mIoU"]}
 
 
 def experiment(
@@ -390,7 +393,7 @@ def _describe(dataset: MomentDataset) -> dict[str, Any]:
 
 
 def _kept_by(stage: Stage, row: Mapping[str, Any]) -> float:
-    """The score of an epoch by which its stage keeps the best, "mIoU + R1@0.5" being a sum."""
+    """The score of an epoch by which its stage keeps the best, "mIoU + MR-full-R1@0.5" being a sum."""
     names = [name.strip() for name in stage.keep.split("+")]
     if unknown := [name for name in names if name not in row]:
         raise ValueError(f"stage {stage.name!r} keeps by {unknown[0]!r}, which is none of {', '.join(row)}")
@@ -477,7 +480,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             compile=args.compile,
         )
         if parallel.ranks()[0] == 0:
-            print(json.dumps(scores["brief"], indent=1))
+            print(json.dumps(headline(scores), indent=1))
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     finally:

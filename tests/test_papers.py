@@ -33,19 +33,42 @@ def test_any_field_can_be_set_by_name():
     assert papers.get(**paper.given) == paper
 
 
-def test_every_aligner_stands_before_every_detector():
-    for aligner in papers.ALIGNERS:
-        for detector in papers.DETECTORS:
-            model = papers.build(papers.get("f2sgd", "small", aligner=aligner, detector=detector, kernel=3), WIDTHS)
-            assert next(model.detector.parameters()).requires_grad
-
-
 def test_epochs_set_the_last_stage_and_scale_the_others(monkeypatch):
     base = papers.PAPERS["f2sgd"]
     stages = (papers.Stage("first", 40, 8), papers.Stage("second", 10, 8))
     monkeypatch.setitem(papers.PAPERS, "two", papers.replace(base, name="two", stages=stages))
     assert [s.epochs for s in papers.get("two", epochs=5).stages] == [20, 5]
     assert [s.epochs for s in papers.get("two", **{"first.epochs": 3}).stages] == [3, 10]
+
+
+def test_matr_has_the_papers_numbers():
+    """[MATR §4.2]: AdamW 1e-4 with decay 1e-4, 200 epochs of 1,200 pairs, width 1,024, four layers, ten queries."""
+    paper = papers.get("matr")
+    pretrain, finetune = paper.stages
+    assert (finetune.epochs, finetune.batch_size, pretrain.batch_size) == (200, 1200, 600)
+    assert (pretrain.augment, pretrain.data, finetune.start) == ("clip_query", "videos", ("pretrain", "last"))
+    for stage in paper.stages:
+        o = stage.optimiser
+        assert (o.method, o.lr, o.weight_decay, o.clip) == ("adamw", 1e-4, 1e-4, 0.1) and not stage.weights
+    options = paper.aligner.options
+    assert [options[k] for k in ("width", "layers", "decoder_layers", "moment_queries")] == [1024, 4, 4, 10]
+    assert (options["dropout"], options["input_dropout"], paper.query) == (0.1, 0.5, "video")
+    sports = papers.get("matr", preset="sportsmoments").stages[-1]
+    assert (sports.epochs, sports.batch_size) == (40, 40)
+
+
+def test_stages_can_be_left_out():
+    """Without the stage that it was to start from, a stage goes on with the weights there are."""
+    (only,) = papers.get("matr", "small", stages=["finetune"], epochs=3).stages
+    assert (only.name, only.start, only.epochs) == ("finetune", None, 3)
+    (first,) = papers.get("matr", stages=["pretrain"]).stages
+    assert first.name == "pretrain"
+    assert len(papers.get("matr", stages=["pretrain", "finetune"]).stages) == 2
+
+
+def test_a_number_that_both_slots_have_is_set_in_both():
+    paper = papers.get("matr", heads=2)
+    assert paper.aligner.options["heads"] == paper.detector.options["heads"] == 2
 
 
 def test_weights_are_a_function_of_the_seed_and_the_global_generator_is_left_alone():
@@ -81,7 +104,11 @@ def test_weights_are_a_function_of_the_seed_and_the_global_generator_is_left_alo
         (dict(name="f2sgd", max_windows=0), "max_windows must be 1 or more"),
         (dict(name="f2sgd", round_s=0), "round_s must be None or seconds above 0"),
         (dict(name="f2sgd", reweight="yes"), "reweight must be true or false"),
-        (dict(name="f2sgd", augment="splice"), "augment must be one of identity, not 'splice'"),
+        (dict(name="f2sgd", augment="splice"), "augment must be one of identity, clip_query, clip_alone, not 'splice'"),
+        (dict(name="matr", data="clips"), "data must be one of pairs, videos, not 'clips'"),
+        (dict(name="matr", query="song"), "query must be text or video, not 'song'"),
+        (dict(name="matr", stages=["train"]), "stages must be a list of some of pretrain, finetune"),
+        (dict(name="matr", stages=[]), "stages must be a list of some of pretrain, finetune"),
         (dict(name="f2sgd", augment=print), "augment must be a plain value"),
     ],
 )

@@ -66,7 +66,8 @@ def test_a_run_leaves_checkpoints_history_predictions_and_metrics(world, tmp_pat
     assert all(torch.equal(best.state_dict()[k], weights[k]) for k in weights)
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert lines == predict_all(best, world[1], batch_size=16)
-    scores = metrics.evaluate(lines, [s.as_line() for s in world[1].samples])
+    truth = [s.as_line() for s in world[1].samples]
+    scores = metrics.evaluate(lines, truth) | {"moments": metrics.moment_scores(lines, truth)["all"]}
     assert scores == json.loads((tmp_path / "metrics.json").read_text()) == history.result
     assert scores["brief"]["MR-full-mAP"] == max(r["MR-full-mAP"] for r in rows)
     assert set(history.frame().columns) >= {"stage", "epoch", "loss", "train_s", "MR-full-mAP"}
@@ -211,6 +212,7 @@ def test_every_sample_is_seen_once_an_epoch_in_another_order(world, monkeypatch)
 
     monkeypatch.setitem(papers.AUGMENTERS, "watching", watching)
     run(world, small(epochs=2, augment="watching"))
+    assert seen.pop(0) == [0], "what cannot be trained on is found first, on one sample"
     epochs = [sum(seen[:3], []), sum(seen[3:], [])]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(48)) and epochs[0] != epochs[1]
 
