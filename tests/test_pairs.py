@@ -322,9 +322,13 @@ def test_classes_in_two_splits_are_an_error_that_names_them(tmp_path):
 def test_pair_files_that_share_a_class_are_found_by_check(tmp_path):
     line = {"qid": "a", "vid": "b", "duration": 20.0, "relevant_windows": [[2.0, 8.0]], "label": 7}
     for split in ("train", "val"):
-        write_lines(tmp_path / f"activitynet_vrl_{split}.jsonl", [line])
+        others = [line | {"vid": "c", "label": ["no class"]}, {k: line[k] for k in line if k != "label"} | {"vid": "d"}]
+        write_lines(tmp_path / f"activitynet_vrl_{split}.jsonl", [line, *others])
     shared = [str(p) for p in check("activitynet_vrl", tmp_path) if p.kind == "label"]
-    assert any("activitynet_vrl_train.jsonl: label: 7 also in activitynet_vrl_val.jsonl" in text for text in shared)
+    assert [text.removeprefix(f"{tmp_path}/activitynet_vrl_").split(";")[0] for text in shared] == [
+        "train.jsonl: label: 7 also in activitynet_vrl_val.jsonl",
+        "val.jsonl: label: 7 also in activitynet_vrl_train.jsonl",
+    ]
 
 
 def test_an_item_without_any_partner_is_left_out_and_reported(tmp_path):
@@ -334,6 +338,13 @@ def test_an_item_without_any_partner_is_left_out_and_reported(tmp_path):
     notes = [p for p in check("activitynet_vrl", root) if not p.fatal]
     assert [p.message for p in notes] == [message]
     assert [s.qid for s in pairs_of(root, "val")] == ["a_160_0", "b_160_1", "e_161_4"]
+
+
+def test_a_split_without_any_pair_is_refused(tmp_path):
+    publish(tmp_path, val=[item("a"), item("b", 161)])
+    with pytest.raises(ValueError, match=r"val\.json: groundtruth: no target of their class .* 2 items"):
+        open_dataset("activitynet_vrl", tmp_path, "val")
+    assert main(["activitynet_vrl", str(tmp_path)]) == 1 and not list(tmp_path.glob("*.jsonl"))
 
 
 def test_the_classes_of_a_split_are_those_of_the_permutation(tmp_path):

@@ -82,7 +82,8 @@ def _examine(name: str, root: Path, layout: str | None) -> tuple[list[Part], lis
     field, classes = DATASETS[name].classes, {}
     for split, file in splits.items():
         samples = _annotations(name, split, file, parts, problems)
-        classes[file] = {sample.extra[field] for _, sample in samples if field in sample.extra}
+        values = (sample.extra.get(field) for _, sample in samples)
+        classes[file] = {value for value in values if isinstance(value, int | str)}
         if layout is not None and samples:
             _features(name, root, layout, split, file, samples, parts, noting)
     problems += shared_classes(field, classes)

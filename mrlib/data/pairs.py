@@ -278,7 +278,7 @@ def read_pairs(
     if alone := [item.index for item in items if item.name not in searching]:
         some = ", ".join(map(str, alone[:5])) + (", ..." if len(alone) > 5 else "")
         message = f"no target of their class is as long as the moments of {len(alone)} items; no queries: {some}"
-        yield None, None, [Problem(str(file), None, "groundtruth", message, fatal=False)]
+        yield None, None, [Problem(str(file), None, "groundtruth", message, fatal=not samples)]
     of_query = {item.name: item.index for item in items}
     for sample in samples:
         yield of_query[sample.qid], sample, []
@@ -303,7 +303,7 @@ def pair_file(root: Path, split: str) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the pair files of all splits that are there, print how many pairs; 1 if something is wrong, and none is."""
+    """Write the pair files of all splits that are there, print how many pairs; 1 if something is wrong, then none is."""
     parser = argparse.ArgumentParser(prog="python -m mrlib.data.pairs", description="Make the pairs of a dataset.")
     parser.add_argument("name", choices=["activitynet_vrl"])
     parser.add_argument("root", type=Path, help="folder of the published files, {train,val,test}.json and length.json")
