@@ -303,7 +303,7 @@ def pair_file(root: Path, split: str) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the pair files of all splits that are there, print how many pairs; 1 if something is wrong, then none is."""
+    """Write the pair files of the splits that are there and print counts; 1, and none, if something is wrong."""
     parser = argparse.ArgumentParser(prog="python -m mrlib.data.pairs", description="Make the pairs of a dataset.")
     parser.add_argument("name", choices=["activitynet_vrl"])
     parser.add_argument("root", type=Path, help="folder of the published files, {train,val,test}.json and length.json")
