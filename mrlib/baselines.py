@@ -46,6 +46,10 @@ def centred_window(dataset: MomentDataset, share: float = 0.6) -> list[dict]:
     return [_line(s, [[before * s.duration, (1 - before) * s.duration, 1.0]]) for s in dataset.samples]
 
 
+# what knows only how long the video is; stands beside every score that a command prints
+LENGTH_ONLY = {"whole video": whole_video, "centred 60 %": centred_window}
+
+
 class FixedList:
     """Ten windows for every query, chosen on the training samples: what is gained by knowing only where moments lie."""
 

@@ -235,8 +235,10 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "matr": {
         "small": {"width": 64, "layers": 2, "hidden": 128, "dropout": 0.0, "input_dropout": 0.0, "decoder_layers": 1}
-        | {"heads": 4, "moment_queries": 4, "pretrain.batch_size": 32, "finetune.batch_size": 32}
-        | {"epochs": 16, "lr": 3e-3, "curve": "cosine", "warmup": 0.1},
+        | {"heads": 4, "moment_queries": 4, "projections": 1, "epochs": 16, "lr": 3e-3, "curve": "cosine"}
+        | {"warmup": 0.1, "pretrain.batch_size": 32, "finetune.batch_size": 32}
+        # with the printed weight of 1 all features become one direction, which costs nothing to align
+        | {"weights": {"align_pre": 0.01, "align_post": 0.01}},
         "sportsmoments": {"finetune.epochs": 40, "finetune.batch_size": 40, "pretrain.batch_size": 20},
         # the released network, for its checkpoints; its heads read nothing of its decoder, which is left out
         "official_code": {"tef": True, "query_positions": "none", "typed": True, "cost": "contrastive"}

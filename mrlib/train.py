@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from mrlib import checkpoint, metrics, papers, parallel
+from mrlib import baselines, checkpoint, metrics, papers, parallel
 from mrlib.data import Batch, MomentDataset
 from mrlib.files import PARTIAL, write_whole
 from mrlib.ops.draw import Draw
@@ -297,7 +297,7 @@ def predict_all(retriever: MomentRetriever, dataset: MomentDataset, batch_size: 
 
 
 def scores_of(lines: Sequence[Mapping[str, Any]], dataset: MomentDataset) -> dict[str, Any]:
-    """The scores of predictions for a dataset: `mrlib.metrics.evaluate`, and as "moments" `mrlib.metrics.moment_scores`.
+    """Scores of predictions for a dataset: `mrlib.metrics.evaluate`, and as "moments" `mrlib.metrics.moment_scores`.
 
     lines  as `predict_all` gives them
     """
@@ -331,7 +331,8 @@ def experiment(
     settings  of `papers.get`
     data      options of `open_dataset`; the simulator's seed is `seed` unless it is among them
     options   of `fit`
-    returns   the scores (`scores_of`) on the split `score`, the history, the retriever
+    returns   the scores (`scores_of`) on the split `score`, with those of what knows only the video's length "beside"
+              them; the history, the retriever
     """
     asked = {name: value for name, value in (("size", size), ("preset", preset)) if value is not None}
     chosen = papers.get(paper, **papers.usual(paper, dataset) | asked, **(settings or {}))
@@ -341,10 +342,11 @@ def experiment(
     test = val if score in (None, validation) else papers.open_split(chosen, dataset, root, score, **opened)
     retriever = papers.build(chosen, train, seed)
     history = fit(retriever, train, val, chosen, seed=seed, progress=progress, **options)
-    if test is val:
-        return history.result, history, retriever
-    lines = predict_all(retriever, test, chosen.stages[-1].batch_size)
-    return scores_of(lines, test), history, retriever
+    scores = history.result
+    if test is not val:
+        scores = scores_of(predict_all(retriever, test, chosen.stages[-1].batch_size), test)
+    beside = {name: headline(scores_of(guess(test), test)) for name, guess in baselines.LENGTH_ONLY.items()}
+    return scores | {"beside": beside}, history, retriever
 
 
 def _device(name: str) -> torch.device:
@@ -480,7 +482,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             compile=args.compile,
         )
         if parallel.ranks()[0] == 0:
-            print(json.dumps(headline(scores), indent=1))
+            print(json.dumps(headline(scores) | {"beside": scores["beside"]}, indent=1))
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     finally:

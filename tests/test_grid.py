@@ -33,6 +33,7 @@ def test_the_command_of_a_row_gives_its_scores(written, tmp_path, monkeypatch, c
     assert words[:3] == ["python", "-m", "mrlib.train"]
     main([*words[3:], "--device", "cpu"])
     printed = capsys.readouterr().out
+    assert '"whole video"' in printed and '"centred 60 %"' in printed
     assert f'"MR-full-mAP": {row["MR-full-mAP"]}' in printed and f'"MR-full-R1@0.5": {row["MR-full-R1@0.5"]}' in printed
 
 

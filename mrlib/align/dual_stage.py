@@ -179,11 +179,14 @@ class DualStageAligner(nn.Module):
         )
 
     def losses(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
-        """L_align^pre and L_align^post, per query clip; a query that runs backwards is aligned turned round."""
+        """L_align^pre and L_align^post, per query clip, 0 where there is no such alignment.
+
+        A query that runs backwards is aligned turned round.
+        """
         lengths = batch.lengths, batch.query_mask.sum(1)
         count = shared_count((lengths[1] > 0).sum())
         backwards = batch.labels.backwards
-        values = {}
+        values = {f"align_{name}": aligned.target.new_zeros(()) for name in ("pre", "post")}
         for name, stage in aligned.cache.items():
             if backwards is not None:
                 stage = turned(stage, backwards, lengths[1])
