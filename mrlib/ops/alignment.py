@@ -6,7 +6,7 @@ Here     costs are (B, T, N), target rows and query columns. With smin the soft 
          $\operatorname{smin}_\gamma(a) = -\gamma \log \sum_k e^{-a_k / \gamma}$, `soft_dtw` is
          $$R_{ij} = C_{ij} + \operatorname{smin}_\gamma(R_{i-1,j-1}, R_{i-1,j}, R_{i,j-1})$$
          read at the end of the query; its gradient is the expected alignment [Cuturi & Blondel 2017, Alg. 2].
-         This file holds the plain way, one anti-diagonal after another; `soft_dtw` takes faster kernels where it can
+         Three modules compute it: `alignment_gpu` (triton), `alignment_cpu` (numba), `alignment_plain` (torch)
 Topology "global": every target clip is matched. "subsequence": the target may be left unmatched before and after,
          which a contiguous moment needs (MATR's figure shows it, its text does not name it). "otam" [Cao et al. 2020]:
          the same, and no target clip is matched twice; samples with fewer target clips than query clips take
@@ -18,15 +18,22 @@ from __future__ import annotations
 
 import math
 import numbers
+from importlib import import_module
+from types import ModuleType
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from mrlib.ops import alignment_plain
+from mrlib.ops.alignment_plain import skew, valid
 
 TOPOLOGIES = ("global", "subsequence", "otam")
 _FAR = 1e30  # where a difference of infinities would be NaN under autograd
 
 
+@torch.compiler.disable
 def soft_dtw(
     cost: Tensor,
     gamma: float = 0.1,
@@ -51,7 +58,9 @@ def soft_dtw(
     cost, T_b, N_b = _checked(cost, target_lengths, query_lengths, topology)
     if 0 in cost.shape:
         return cost.sum((1, 2))
-    return _by_topology(lambda c, t, n, kind: _SoftDTW.apply(c, gamma, t, n, kind), cost, T_b, N_b, topology)
+    if cost.requires_grad and torch.is_grad_enabled():
+        return _by_topology(lambda c, *way: _SoftDTW.apply(c, gamma, *way), cost, T_b, N_b, topology)
+    return _by_topology(lambda c, *way: _way(c).soft(c, gamma, *way, keep=False)[0], cost, T_b, N_b, topology)
 
 
 def expected_alignment(
@@ -61,7 +70,7 @@ def expected_alignment(
     query_lengths: Tensor | None = None,
     topology: str = "global",
 ) -> Tensor:
-    r"""How likely each pair of clips is matched, $E = \partial\,$`soft_dtw`$/\partial C$.  [Cuturi & Blondel 2017, Alg. 2]
+    r"""How likely each pair of clips is matched, the gradient of `soft_dtw`.  [Cuturi & Blondel 2017, Alg. 2]
 
     Arguments as for `soft_dtw`.
     returns  (B, T, N)  in [0, 1], without graph; 0 on padding
@@ -71,11 +80,7 @@ def expected_alignment(
     if 0 in cost.shape:
         return torch.zeros_like(cost)
 
-    def one(c: Tensor, t: Tensor, n: Tensor, kind: str) -> Tensor:
-        value, *table = _plain_forward(c, gamma, t, n, kind)
-        return _plain_backward(*table, n, kind, torch.ones_like(value)).to(c.dtype)
-
-    return _by_topology(one, cost, T_b, N_b, topology)
+    return _by_topology(lambda c, *way: _way(c).soft(c, gamma, *way, keep=True)[1], cost, T_b, N_b, topology)
 
 
 def hard_alignment(
@@ -91,7 +96,9 @@ def hard_alignment(
     returns  bool (B, T, N)  True on the path; all False where no finite alignment exists
     """
     cost, T_b, N_b = _checked(cost.detach(), target_lengths, query_lengths, topology)
-    return _by_topology(_hard_path, cost, T_b, N_b, topology)
+    if 0 in cost.shape:
+        return torch.zeros_like(cost, dtype=torch.bool)
+    return _by_topology(lambda c, *way: _way(c).hard_path(c, *way), cost, T_b, N_b, topology)
 
 
 def alignment_ends(
@@ -108,8 +115,8 @@ def alignment_ends(
     cost, T_b, N_b = _checked(cost.detach(), target_lengths, query_lengths, "subsequence")
     if 0 in cost.shape:
         return cost.sum(2), cost.sum(2)
-    value, U, joined, ends = _plain_forward(cost, gamma, T_b, N_b, "subsequence")
-    E = _plain_backward(U, joined, ends, N_b, "subsequence", torch.ones_like(value))[:, :, 0]
+    _, U, joined, ends = alignment_plain.tables(cost, gamma, T_b, N_b, "subsequence")
+    E = alignment_plain.expected(U, joined, ends, N_b, "subsequence")[:, :, 0]
     begins = (-joined[: E.shape[1], 0].mT).exp()  # the share of the way in that costs nothing
     return torch.where(E > 0, E * begins, E).to(cost.dtype), ends.to(cost.dtype)
 
@@ -181,7 +188,7 @@ def drop_alignment(
 def mean_dtw(
     cost: Tensor, gamma: float = 0.1, target_lengths: Tensor | None = None, query_lengths: Tensor | None = None
 ) -> Tensor:
-    r"""Global DTW with the mean $\sum_k a_k \operatorname{softmax}(-a / \gamma)_k$ for a minimum, as vl2g/MATR computes it.
+    r"""Global DTW with the mean $\sum_k a_k \operatorname{softmax}(-a / \gamma)_k$ for a minimum, as in vl2g/MATR.
 
     Its gradient may be negative and is no alignment; arguments and returns as for `soft_dtw`.
     """
@@ -190,7 +197,7 @@ def mean_dtw(
     if 0 in cost.shape:
         return cost.sum((1, 2))
     with torch.autocast(cost.device.type, enabled=False):
-        kappa = _skew(_finite(cost, gamma, T_b, N_b), _FAR)
+        kappa = skew(_finite(cost, gamma, T_b, N_b), _FAR)
         U = [*kappa.new_full((2, kappa.shape[1] + 1, len(cost)), -_FAR)]
         U[0][0] = 0
         for k in kappa:
@@ -309,117 +316,31 @@ def _by_topology(way, cost: Tensor, T_b: Tensor, N_b: Tensor, topology: str) -> 
     return torch.cat(done)[torch.cat(parts).argsort()]
 
 
-# --- the plain way: all cells of an anti-diagonal at once ----------------------------------------------------------
-
-
-def _skew(x: Tensor, outside: float) -> Tensor:
-    """(B, T, N) -> (T + N - 1, N, B): x[b, i, j] at [i + j, j, b], so that a slice is an anti-diagonal."""
-    B, T, N = x.shape
-    flat = F.pad(x.permute(2, 1, 0), (0, 0, 0, N), value=outside).flatten(0, 1)  # column j: T entries, N outside
-    return flat[: N * (T + N - 1)].unflatten(0, (N, T + N - 1)).transpose(0, 1).contiguous()
-
-
-def _unskew(x: Tensor, T: int) -> Tensor:
-    """The inverse of `_skew`."""
-    D, N, B = x.shape
-    flat = F.pad(x.transpose(0, 1).flatten(0, 1), (0, 0, 0, N))
-    return flat.unflatten(0, (N, D + 1))[:, :T].permute(2, 1, 0)
-
-
-def _valid(cost: Tensor, T_b: Tensor, N_b: Tensor) -> Tensor:
-    """bool (B, T, N), False on padding."""
-    row, column = (torch.arange(size, device=cost.device) for size in cost.shape[1:])
-    return (row < T_b[:, None])[:, :, None] & (column < N_b[:, None])[:, None]
-
-
-def _recursion(kappa: Tensor, topology: str, join) -> tuple[Tensor, Tensor]:
-    """The table U = -R, diagonal by diagonal: U_ij = join(predecessors) - kappa_ij.
-
-    kappa    (D, N, B)  costs, skewed; D = T + N - 1
-    join     torch.logaddexp (costs in units of gamma) or torch.maximum (gamma = 0)
-    returns  U (D + 2, N + 1, B), two diagonals and one lane of border before the cells; joined (D, N, B)
-    """
-    D, N, B = kappa.shape
-    U = kappa.new_empty(D + 2, N + 1, B)
-    U[:2] = -torch.inf
-    U[:, 0] = -torch.inf if topology == "global" else 0  # a path may begin at any target clip, or ...
-    U[0, 0] = 0  # ... at the first one
-    joined = torch.empty_like(kappa)
-    for two_ago, one_ago, here, before, k in zip(U[:-2], U[1:-1], U[2:], joined, kappa, strict=True):
-        join(two_ago[:-1], one_ago[1:], out=before)  # (i-1, j-1) and (i-1, j)
-        if topology != "otam":
-            join(before[1:], one_ago[1:-1], out=before[1:])  # and (i, j-1)
-        torch.sub(before, k, out=here[1:])
-    return U, joined
-
-
-def _end_column(U: Tensor, T: int, N_b: Tensor) -> Tensor:
-    """U at the last query clip of each sample, (B, T)."""
-    lane = (N_b - 1).clamp(min=0)
-    diagonal = torch.arange(T, device=U.device)[:, None] + lane  # (T, B)
-    return U[diagonal + 2, lane + 1, torch.arange(len(lane), device=U.device)].mT
-
-
-def _ends_allowed(T: int, T_b: Tensor, N_b: Tensor, topology: str) -> Tensor:
-    """bool (B, T): where in the last column a path may end; nowhere in an empty sample."""
-    row, last = torch.arange(T, device=T_b.device), T_b[:, None] - 1
-    return (N_b > 0)[:, None] & (row == last if topology == "global" else row <= last)
-
-
-def _plain_forward(cost: Tensor, gamma: float, T_b: Tensor, N_b: Tensor, topology: str) -> tuple[Tensor, ...]:
-    """The value (B,) and what the backward needs: U, joined and ends (B, T), how likely each end is.
-
-    In float64, for R / gamma has more digits than float32 holds.
-    """
-    T = cost.shape[1]
-    kappa = _skew(cost.double().masked_fill(~_valid(cost, T_b, N_b), 0) / gamma, torch.inf)
-    U, joined = _recursion(kappa, topology, torch.logaddexp)
-    allowed = _ends_allowed(T, T_b, N_b, topology)
-    column = _end_column(U, T, N_b).masked_fill(~allowed, -torch.inf)
-    total = column.logsumexp(1)
-    ends = (column - total[:, None].masked_fill(total[:, None] == -torch.inf, 0)).exp()
-    value = (-gamma * total).masked_fill(~allowed.any(1), 0)
-    return value.to(cost.dtype), U, joined, ends
-
-
-
-
-def _plain_backward(U: Tensor, joined: Tensor, ends: Tensor, N_b: Tensor, topology: str, grad: Tensor) -> Tensor:
-    """grad times the expected alignment, float64 (B, T, N).  [Cuturi & Blondel 2017, Alg. 2]
-
-    Each cell hands its share of the alignments to its predecessors in the ratio exp(U_predecessor - joined).
-    """
-    (B, T), (D, N, _) = ends.shape, joined.shape
-    joined = joined.masked_fill(joined == -torch.inf, torch.inf)  # no way in: nothing to hand on
-    diagonal, up = (U[:-2, :-1] - joined).exp_(), (U[1:-1, 1:] - joined).exp_()
-    E = U.new_zeros(D + 1, N + 1, B)
-    lane, row = (N_b - 1).clamp(min=0), torch.arange(T, device=U.device)[:, None]
-    E[row + lane, lane, torch.arange(B, device=U.device)] = (ends * grad[:, None]).mT
-    if topology != "otam":
-        left = (U[1:-1, 1:-1] - joined[:, 1:]).exp_()
-    for d in range(D - 2, -1, -1):
-        E[d, :-1].addcmul_(E[d + 1, :-1], up[d + 1])
-        if topology != "otam":
-            E[d, :-2].addcmul_(E[d + 1, 1:-1], left[d + 1])
-        if d < D - 2:
-            E[d, :-2].addcmul_(E[d + 2, 1:-1], diagonal[d + 2, 1:])
-    return _unskew(E[:-1, :-1], T)
-
-
 class _SoftDTW(torch.autograd.Function):
     @staticmethod
     def forward(ctx, cost: Tensor, gamma: float, T_b: Tensor, N_b: Tensor, topology: str) -> Tensor:
-        value, *table = _plain_forward(cost, gamma, T_b, N_b, topology)
-        ctx.topology = topology
-        ctx.save_for_backward(N_b, *table)
+        value, E = _way(cost).soft(cost, gamma, T_b, N_b, topology, keep=True)
+        ctx.save_for_backward(E)
         return value
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled():  # create_graph: better refused than second derivatives with this part missing
             raise RuntimeError("soft_dtw is differentiated once only: its second derivative is not implemented")
-        N_b, *table = ctx.saved_tensors
-        return _plain_backward(*table, N_b, ctx.topology, grad).to(grad.dtype), None, None, None, None
+        (E,) = ctx.saved_tensors
+        out = torch.from_numpy(np.empty_like(E.numpy())) if E.device.type == "cpu" else torch.empty_like(E)
+        return torch.mul(grad[:, None, None], E, out=out), None, None, None, None  # numpy's memory comes in large pages
+
+
+def _way(cost: Tensor) -> ModuleType:
+    """The fastest of `alignment_gpu`, `alignment_cpu` and `alignment_plain` that runs here."""
+    fast = {"cuda": "gpu", "cpu": "cpu"}.get(cost.device.type, "plain")
+    try:
+        return import_module(f"mrlib.ops.alignment_{fast}")
+    except ModuleNotFoundError as missing:
+        if missing.name not in ("triton", "numba"):
+            raise
+        return alignment_plain
 
 
 # --- what the variants share, under autograd: numbers stay finite, for a difference of infinities would be NaN -----
@@ -427,7 +348,7 @@ class _SoftDTW(torch.autograd.Function):
 
 def _finite(cost: Tensor, gamma: float, T_b: Tensor, N_b: Tensor) -> Tensor:
     """Costs in units of gamma, float64; 0 on padding, forbidden cells far away and without gradient."""
-    return (cost.double() / gamma).masked_fill(~_valid(cost, T_b, N_b), 0).clamp(max=_FAR)
+    return (cost.double() / gamma).masked_fill(~valid(cost, T_b, N_b), 0).clamp(max=_FAR)
 
 
 def _at_end(U: Tensor, T_b: Tensor, N_b: Tensor) -> Tensor:
@@ -447,7 +368,7 @@ def _drop_tables(
         raise ValueError(f"drop must be a number, ({B},) or ({B}, {T}), not {tuple(drop.shape)}")
     drop = (drop[:, None] if drop.ndim == 1 else drop).expand(B, T)[:, :, None]
     drop = _finite(drop, gamma, T_b, torch.ones_like(T_b))  # (B, T, 1)
-    kappa, delta = _skew(_finite(cost, gamma, T_b, N_b), _FAR), _skew(drop.expand(B, T, N), 0)
+    kappa, delta = skew(_finite(cost, gamma, T_b, N_b), _FAR), skew(drop.expand(B, T, N), 0)
     border = F.pad(-drop[:, :, 0].cumsum(1).mT, (0, 0, 1, N))[:, None]  # (T + N + 1, 1, B): all left out so far
     far = kappa.new_full((N + 1, B), -_FAR)
     M, A = [far, far], [torch.cat([border[0], far[1:]]), torch.cat([border[1], far[1:]])]
@@ -458,32 +379,6 @@ def _drop_tables(
         M.append(torch.cat([far[:1], before - k]))
         A.append(torch.cat([edge, join(M[-1][1:], A[-1][1:] - skip)]))
     return torch.stack(M), torch.stack(A)
-
-
-# --- the cheapest path ---------------------------------------------------------------------------------------------
-
-
-def _hard_path(cost: Tensor, T_b: Tensor, N_b: Tensor, topology: str) -> Tensor:
-    path = torch.zeros_like(cost, dtype=torch.bool)
-    if 0 in cost.shape:
-        return path
-    kappa = _skew(cost.double().masked_fill(~_valid(cost, T_b, N_b), 0), torch.inf)
-    U, _ = _recursion(kappa, topology, torch.maximum)
-    T, b = cost.shape[1], torch.arange(len(cost), device=cost.device)
-    column = _end_column(U, T, N_b).masked_fill(~_ends_allowed(T, T_b, N_b, topology), -torch.inf)
-    best = column.amax(1)
-    i, j = (column == best[:, None]).int().argmax(1), N_b - 1
-    walking = best > -torch.inf
-    for _ in range(sum(cost.shape[1:]) - 1):
-        path[b[walking], i[walking], j[walking]] = True
-        i, j = i.where(walking, 0), j.where(walking, 0)
-        diagonal, up, left = U[i + j, j, b], U[i + j + 1, j + 1, b], U[i + j + 1, j, b]
-        left = left.masked_fill((j == 0) | (topology == "otam"), -torch.inf)
-        aside = (diagonal < up) | (diagonal < left)
-        step_left = aside & (up < left)
-        i, j = i - (~step_left).long(), j - (~aside | step_left).long()
-        walking = walking & (i >= 0) & (j >= 0)
-    return path
 
 
 def _features(target: Tensor, query: Tensor, target_lengths: Tensor | None, query_lengths: Tensor | None):
