@@ -63,6 +63,7 @@ def soft_dtw(
     return _by_topology(lambda c, *way: _way(c).soft(c, gamma, *way, keep=False)[0], cost, T_b, N_b, topology)
 
 
+@torch.no_grad()
 def expected_alignment(
     cost: Tensor,
     gamma: float = 0.1,
@@ -76,13 +77,13 @@ def expected_alignment(
     returns  (B, T, N)  in [0, 1], without graph; 0 on padding
     """
     gamma = _positive(gamma)
-    cost, T_b, N_b = _checked(cost.detach(), target_lengths, query_lengths, topology)
+    cost, T_b, N_b = _checked(cost, target_lengths, query_lengths, topology)
     if 0 in cost.shape:
         return torch.zeros_like(cost)
-
     return _by_topology(lambda c, *way: _way(c).soft(c, gamma, *way, keep=True)[1], cost, T_b, N_b, topology)
 
 
+@torch.no_grad()
 def hard_alignment(
     cost: Tensor,
     target_lengths: Tensor | None = None,
@@ -95,12 +96,13 @@ def hard_alignment(
 
     returns  bool (B, T, N)  True on the path; all False where no finite alignment exists
     """
-    cost, T_b, N_b = _checked(cost.detach(), target_lengths, query_lengths, topology)
+    cost, T_b, N_b = _checked(cost, target_lengths, query_lengths, topology)
     if 0 in cost.shape:
         return torch.zeros_like(cost, dtype=torch.bool)
     return _by_topology(lambda c, *way: _way(c).hard_path(c, *way), cost, T_b, N_b, topology)
 
 
+@torch.no_grad()
 def alignment_ends(
     cost: Tensor,
     gamma: float = 0.1,
@@ -112,7 +114,7 @@ def alignment_ends(
     returns  start, end  (B, T) each, without graph; each sums to 1, to 0 where there is no alignment
     """
     gamma = _positive(gamma)
-    cost, T_b, N_b = _checked(cost.detach(), target_lengths, query_lengths, "subsequence")
+    cost, T_b, N_b = _checked(cost, target_lengths, query_lengths, "subsequence")
     if 0 in cost.shape:
         return cost.sum(2), cost.sum(2)
     _, U, joined, ends = alignment_plain.tables(cost, gamma, T_b, N_b, "subsequence")

@@ -223,8 +223,10 @@ def _hard(samples, cost, T_b, N_b, free, left, path):
                 aside = cost[b, i, j] + best
                 here[j] = aside
                 step[i, j] = choice
-            if here[N - 1] < least and (free or i == T - 1):
+            if (free or i == T - 1) and (here[N - 1] < least or here[N - 1] != here[N - 1]):
                 least, end = here[N - 1], i
+        if least != least:  # some end is NaN: no comparison with that holds, and it stays the last
+            continue
         i, j = end, N - 1
         while i >= 0 and j >= 0:
             path[b, i, j] = True
@@ -238,13 +240,13 @@ def soft(
 ) -> tuple[Tensor, Tensor | None]:
     """The value (B,) and, to `keep`, the expected alignment (B, T, N)."""
     lanes = _lanes(cost.shape[2])
-    E = np.zeros(cost.shape if keep else (0, 0, 0), cost.numpy().dtype)
+    E = np.zeros(cost.shape if keep else (0, 0, 0), cost.detach().numpy().dtype)
     T_b = T_b.where(N_b > 0, 0)  # an empty table has no end
     values = np.where(T_b.numpy() > 0, -np.inf, 0)
     scale, free, left = -1 / (gamma * math.log(2)), topology != "global", topology != "otam"
     _in_threads(
         -(-len(cost) // lanes), cost.numel(), _soft,
-        cost.contiguous().numpy(), T_b.numpy(), N_b.numpy(), scale, free, left, lanes, keep, values, E,
+        cost.detach().contiguous().numpy(), T_b.numpy(), N_b.numpy(), scale, free, left, lanes, keep, values, E,
     )  # fmt: skip
     value = torch.from_numpy(values).mul_(-gamma * math.log(2)).to(cost.dtype)
     return value, torch.from_numpy(E) if keep else None
@@ -255,7 +257,7 @@ def hard_path(cost: Tensor, T_b: Tensor, N_b: Tensor, topology: str) -> Tensor:
     path = torch.zeros(cost.shape, dtype=torch.bool)
     lengths = T_b.numpy(), N_b.numpy()
     free, left = topology != "global", topology != "otam"
-    _in_threads(len(cost), cost.numel(), _hard, cost.contiguous().numpy(), *lengths, free, left, path.numpy())
+    _in_threads(len(cost), cost.numel(), _hard, cost.detach().contiguous().numpy(), *lengths, free, left, path.numpy())
     return path
 
 
