@@ -31,7 +31,7 @@ def times(n, edge=False):
 
 
 def target_by_hand(window_s, n, clip_s, t):
-    """[MATR §4.1] in seconds, one window: foreground and the window as fractions."""
+    """[MATR, targets] in seconds, one window: foreground and the window as fractions."""
     start, end = window_s
     if end - start < clip_s:
         centre = (start + end) / 2
@@ -152,7 +152,7 @@ def reached(fusion, batch):
 
 
 def test_tokens_after_the_clips_reach_the_last_three_only(batch):
-    """[MATR §3.4] three convolutions of 3 see three places away: the printed fusion leaves the decoder almost inert."""
+    """[MATR, pre-training] three convolutions of 3 see three places away: the printed fusion leaves the decoder almost inert."""
     assert reached("sequence", batch) == [9, 10, 11]
     assert reached("channel", batch) == reached("attend", batch) == list(range(12))
     assert reached("none", batch) == []

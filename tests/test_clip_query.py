@@ -1,4 +1,4 @@
-"""Clips that ask where they are from: each against the rows of the video they were cut from."""
+"""Clips that ask where they are from: each against the rows of the video they were cut from.  [MATR, pre-training]"""
 
 from dataclasses import replace
 

@@ -170,7 +170,7 @@ def test_rows_of_nothing_but_padding_spoil_no_one_elses_step(folder):
 
 
 def test_a_small_set_can_be_learned_by_heart():
-    """[MATR §9] Eight pairs: every planted moment is found again."""
+    """Eight pairs: every planted moment is found again."""
     paper = papers.get("matr", "small", stages=["finetune"], epochs=150, batch_size=8, align="none")
     data = papers.open_split(paper, "sim", split="train", n=8)
     retriever = papers.build(paper, data)

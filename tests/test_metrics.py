@@ -345,7 +345,7 @@ def pair(qid, vid, moment, window):
 
 
 def scores_of(*pairs):
-    """mIoU and R1@0.5 [MATR §6.3]; the truth comes in another order than the predictions."""
+    """mIoU and R1@0.5 [MATR, metrics]; the truth comes in another order than the predictions."""
     lines, truth = zip(*pairs, strict=True)
     row = moment_scores(lines, truth[::-1])["all"]
     assert row["R1@0.5"] == evaluate(lines, truth[::-1])["brief"]["MR-full-R1@0.5"]

@@ -12,6 +12,7 @@ FILES = {
     "notebooks": sorted((ROOT / "notebooks").glob("*.py")),
 }
 TAGS = [f"[A2FA Eq. {k}]" for k in range(1, 13)] + [f"[F2SGD Eq. {k}]" for k in range(13, 16)]
+TAGS += ["[MATR §3.2]", "[MATR, losses]", "[MATR, pre-training]"]  # its equations have no numbers
 
 
 @pytest.mark.parametrize("place", FILES)

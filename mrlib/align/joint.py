@@ -1,8 +1,8 @@
 r"""One Transformer over target and query together: the joint encoder of UniVTG, which MATR builds on.
 
 Paper    Lin et al., "UniVTG: Towards Unified Video-Language Temporal Grounding", ICCV 2023 (arXiv 2307.16715)
-Here     `JointEncoder` projects both, marks which is which and lets all attend to all  [UniVTG §3.2]; `JointAligner`
-         adds the saliency, the cosine of a clip with the pooled query, and its two contrasts  [UniVTG §3.3]
+Here     `JointEncoder` projects both, marks which is which and lets all attend to all  [UniVTG]; `JointAligner`
+         adds the saliency, the cosine of a clip with the pooled query, and its two contrasts  [UniVTG]
 Any      query is a sequence of vectors, so words and the clips of a query video go the same way
 Departs  the released network masks nothing but attention's keys; so does this one, for what stands on padding is
          undefined in `Aligned`. Its stochastic depth is left out
@@ -36,7 +36,7 @@ class Joint(NamedTuple):
 
 
 class JointEncoder(nn.Module):
-    """Projections of both, token types, and Transformer layers over [target; query].  [MATR §3.2, UniVTG §3.2]"""
+    """Projections of both, token types, and Transformer layers over [target; query].  [MATR §3.2], [UniVTG]"""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class JointEncoder(nn.Module):
 
 
 class JointAligner(nn.Module):
-    """Target and query through one encoder; saliency is a clip's cosine with the pooled query.  [UniVTG §3.2]"""
+    """Target and query through one encoder; saliency is a clip's cosine with the pooled query.  [UniVTG]"""
 
     def __init__(self, encoder: JointEncoder, *, temperature: float = 0.07):
         """temperature  of both contrasts"""
@@ -119,7 +119,7 @@ class JointAligner(nn.Module):
         )
 
     def losses(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
-        """Contrasts at one relevant clip per sample, drawn at random.  [UniVTG §3.3]
+        """Contrasts at one relevant clip per sample, drawn at random.  [UniVTG]
 
         inter  the clip with the queries of the batch and the query with the clips of the batch, both directions summed
         intra  the clip with those of lower label in its video, and, as released, with what stands at the same time in

@@ -1,7 +1,7 @@
 """A random clip of a video asks where it is from: labels that cost nothing (MATR).
 
 Paper    Kumar et al., "Aligning Moments in Time using Video Queries", ICCV 2025 (arXiv 2508.15439)
-Here     [MATR §3.4] `clip_query` gives every clip twice, as it is and changed in one of `CHANGES`; `clip_alone` gives
+Here     [MATR, pre-training] `clip_query` gives every clip twice, as it is and changed in one of `CHANGES`; `clip_alone` gives
          it as it is only; `each_video` is the set of videos they are drawn from
 Ours     the paper gives no lengths, factors or noise; they are the constants below. Features are changed, not frames
 """
@@ -41,12 +41,12 @@ def each_video(dataset: MomentDataset) -> MomentDataset:
 
 
 def clip_alone(indices: Tensor, dataset: MomentDataset, draw: Draw) -> Batch:
-    """Every sample's video, asked with a random clip of its own.  [MATR §3.4]"""
+    """Every sample's video, asked with a random clip of its own.  [MATR, pre-training]"""
     return _asked(indices, dataset, draw, changed=False)
 
 
 def clip_query(indices: Tensor, dataset: MomentDataset, draw: Draw) -> Batch:
-    """The same twice, 2 B samples: as it is, then backwards, with noise, faster or slower.  [MATR §3.4]
+    """The same twice, 2 B samples: as it is, then backwards, with noise, faster or slower.  [MATR, pre-training]
 
     What was drawn is in each sample's `extra`: "clip", its first clip and how many; "change"; "factor", of the speed
     or of the noise. The moment stays where it is.

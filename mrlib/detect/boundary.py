@@ -2,7 +2,7 @@ r"""Every clip says whether it is inside the moment and how far away the moment'
 
 Paper    Lin et al., "UniVTG", ICCV 2023, and Kumar et al., "Aligning Moments in Time using Video Queries", ICCV 2025
 Here     [MATR §3.2] the two convolutional heads are `BoundaryDetector.forward`, with what they read of an aligner's
-         `context` as `fusion`; foreground, L1 and IoU terms are `.losses` [MATR §3.3, UniVTG §3.3]
+         `context` as `fusion`; foreground, L1 and IoU terms are `.losses` [MATR, losses], [UniVTG]
 Ours     the paper draws the decoder's l tokens behind the T clips; three convolutions of 3 then carry them into the
          last three clips only. `fusion` offers that ("sequence") and ways that reach every clip
 Departs  vl2g/MATR leaves the offsets without sign or bound, times a clip at its right edge, weighs the background with
@@ -144,7 +144,7 @@ class BoundaryDetector(nn.Module):
     def losses(
         self, outputs: dict[str, Tensor], aligned: Aligned, batch: Batch, teacher: dict | None = None
     ) -> dict[str, Tensor]:
-        """Foreground, L1 and IoU.  [MATR §3.3]
+        """Foreground, L1 and IoU.  [MATR, losses]
 
         fg    cross-entropy of being inside, mean over the real clips
         l1    smooth L1 of both offsets, mean over the foreground
@@ -195,7 +195,7 @@ class BoundaryDetector(nn.Module):
 
 
 def targets(windows: Tensor, window_mask: Tensor, mask: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Which clips are inside a window, and in which.  [MATR §3.3]
+    """Which clips are inside a window, and in which.  [MATR, losses]
 
     A window shorter than a clip is widened to one; if then no clip's time is inside, the clip that it starts in is.
     Of several windows around a clip, the one whose centre is nearest counts.
