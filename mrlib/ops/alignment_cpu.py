@@ -59,7 +59,7 @@ def _power_of_two(t):
 
 
 @_compiled
-def _diagonal(size, md, ed, mu, eu, ml, el, left, cost, scale, m, e, keep, share_d, share_u):
+def _diagonal(size, md, ed, mu, eu, ml, el, left, cost, scale, m, e, share_d, share_u):
     """One anti-diagonal: P = (P_diagonal + P_up + P_left) 2^(cost scale), and the shares of the first two."""
     for x in range(size):
         exponent_left = el[x] if left else _LOW
@@ -76,9 +76,8 @@ def _diagonal(size, md, ed, mu, eu, ml, el, left, cost, scale, m, e, keep, share
         power = 1.0 + f * (_E1 + f * (_E2 + f * power))
         forbidden = t < _LOW
         one = 1.0 / total if total != 0.0 else 0.0
-        if keep:
-            share_d[x] = diagonal * one
-            share_u[x] = _FORBIDDEN if forbidden else up * one
+        share_d[x] = diagonal * one
+        share_u[x] = _FORBIDDEN if forbidden else up * one
         weight = total * (0.0 if forbidden else power)
         biased = _bits(weight) >> 52
         m[x] = weight * _with_bits((2 * _BIAS - biased) << 52)
@@ -119,7 +118,7 @@ def _paths(cost, T_b, N_b, T, N, first, count, lanes, scale, free, left, keep, s
         m0, e0 = m[here, x + lanes :], e[here, x + lanes :]
         share_d, share_u = shares[0, at:], shares[1, at:]
         mu, eu = m1[lanes:], e1[lanes:]
-        _diagonal(size, m2, e2, mu, eu, m1, e1, left, row[x:], scale, m0, e0, keep, share_d, share_u)
+        _diagonal(size, m2, e2, mu, eu, m1, e1, left, row[x:], scale, m0, e0, share_d, share_u)
         if keep:
             at += size
         for k in range(count):
@@ -178,11 +177,10 @@ def _expected(T_b, N_b, T, N, first, count, lanes, left, at, shares, ends, E):
 @_compiled
 def _soft(groups, cost, T_b, N_b, scale, free, left, lanes, keep, values, E):
     """Value and expected alignment of some groups of `lanes` samples; free: a path may begin and end anywhere."""
-    size = 0
-    if keep:
-        T, N = cost.shape[1:]
-        for d in range(T + N - 1):
-            size += _blocked(max(0, d - T + 1), min(N - 1, d), lanes)
+    T, N = cost.shape[1:]
+    size = 0 if keep else _blocked(0, N - 1, lanes)  # or one diagonal, written again and again
+    for d in range(T + N - 1 if keep else 0):
+        size += _blocked(max(0, d - T + 1), min(N - 1, d), lanes)
     shares = np.empty((2, size), cost.dtype)
     for g in range(groups[0], groups[1]):
         first = g * lanes

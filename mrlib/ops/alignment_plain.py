@@ -8,23 +8,30 @@ Skewed   cell (i, j) of a table lies at [i + j, j]: diagonals are slices, and th
 
 from __future__ import annotations
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
 def skew(x: Tensor, outside: float) -> Tensor:
     """(B, T, N) -> (T + N - 1, N, B): x[b, i, j] at [i + j, j, b], so that a slice is an anti-diagonal."""
     B, T, N = x.shape
-    flat = F.pad(x.permute(2, 1, 0), (0, 0, 0, N), value=outside).flatten(0, 1)  # column j: T entries, N outside
-    return flat[: N * (T + N - 1)].unflatten(0, (N, T + N - 1)).transpose(0, 1).contiguous()
+    table = empty(T + N - 1, N, B, like=x).fill_(outside)
+    unskew(table, T).copy_(x)
+    return table
 
 
-def unskew(x: Tensor, T: int) -> Tensor:
-    """The inverse of `_skew`."""
-    D, N, B = x.shape
-    flat = F.pad(x.transpose(0, 1).flatten(0, 1), (0, 0, 0, N))
-    return flat.unflatten(0, (N, D + 1))[:, :T].permute(2, 1, 0)
+def unskew(table: Tensor, T: int) -> Tensor:
+    """The cells of a skewed table as (B, T, N), a view."""
+    _, N, B = table.shape
+    return table.as_strided((B, T, N), (1, N * B, (N + 1) * B))
+
+
+def empty(*shape: int, like: Tensor) -> Tensor:
+    """`like.new_empty`; on the CPU from numpy, which asks for large pages: touching small ones takes half the time."""
+    if like.device.type != "cpu":
+        return like.new_empty(shape)
+    return torch.from_numpy(np.empty(shape, np.float64 if like.dtype == torch.float64 else np.float32))
 
 
 def valid(cost: Tensor, T_b: Tensor, N_b: Tensor) -> Tensor:
@@ -41,11 +48,11 @@ def _recursion(kappa: Tensor, topology: str, join) -> tuple[Tensor, Tensor]:
     returns  U (D + 2, N + 1, B), two diagonals and one lane of border before the cells; joined (D, N, B)
     """
     D, N, B = kappa.shape
-    U = kappa.new_empty(D + 2, N + 1, B)
+    U = empty(D + 2, N + 1, B, like=kappa)
     U[:2] = -torch.inf
     U[:, 0] = -torch.inf if topology == "global" else 0  # a path may begin at any target clip, or ...
     U[0, 0] = 0  # ... at the first one
-    joined = torch.empty_like(kappa)
+    joined = empty(D, N, B, like=kappa)
     for two_ago, one_ago, here, before, k in zip(U[:-2], U[1:-1], U[2:], joined, kappa, strict=True):
         join(two_ago[:-1], one_ago[1:], out=before)  # (i-1, j-1) and (i-1, j)
         if topology != "otam":
@@ -81,7 +88,7 @@ def tables(cost: Tensor, gamma: float, T_b: Tensor, N_b: Tensor, topology: str) 
     In float64, for R / gamma has more digits than float32 holds.
     """
     T = cost.shape[1]
-    kappa = skew(cost.double().masked_fill(~valid(cost, T_b, N_b), 0) / gamma, torch.inf)
+    kappa = skew(cost.double().masked_fill(~valid(cost, T_b, N_b), 0).div_(gamma), torch.inf)
     U, joined = _recursion(kappa, topology, torch.logaddexp)
     allowed = _ends_allowed(T, T_b, N_b, topology)
     column = _end_column(U, T, N_b).masked_fill(~allowed, -torch.inf)
@@ -92,26 +99,24 @@ def tables(cost: Tensor, gamma: float, T_b: Tensor, N_b: Tensor, topology: str) 
 
 
 def expected(U: Tensor, joined: Tensor, ends: Tensor, N_b: Tensor, topology: str) -> Tensor:
-    """How likely each cell is on the path, (B, T, N).  [Cuturi & Blondel 2017, Alg. 2]
+    r"""How likely each cell is on the path, (B, T, N).  [Cuturi & Blondel 2017, Alg. 2]
 
-    Each cell hands its share of the paths to its predecessors in the ratio exp(U_predecessor - joined).
+    $E_{ij} = \sum E_{i'j'} \exp(U_{ij} - \mathit{joined}_{i'j'})$ over its successors, and its share of the ends.
     """
     D, N, B = joined.shape
-    T = ends.shape[1]
-    joined = joined.masked_fill(joined == -torch.inf, torch.inf)  # no way in: nothing to hand on
-    diagonal, up = (U[:-2, :-1] - joined).exp_(), (U[1:-1, 1:] - joined).exp_()
-    E = U.new_zeros(D + 1, N + 1, B)
-    lane, row = (N_b - 1).clamp(min=0), torch.arange(T, device=U.device)[:, None]
+    E, weight = empty(D, N, B, like=U).zero_(), empty(N, B, like=U)
+    lane, row = (N_b - 1).clamp(min=0), torch.arange(ends.shape[1], device=U.device)[:, None]
     E[row + lane, lane, torch.arange(B, device=U.device)] = ends.mT
-    if topology != "otam":
-        left = (U[1:-1, 1:-1] - joined[:, 1:]).exp_()
+    joined[joined == -torch.inf] = torch.inf  # out of reach: nothing from there
     for d in range(D - 2, -1, -1):
-        E[d, :-1].addcmul_(E[d + 1, :-1], up[d + 1])
+        here, cell = E[d], U[d + 2, 1:]
+        here.addcmul_(E[d + 1], torch.sub(cell, joined[d + 1], out=weight).exp_())  # from (i+1, j)
+        here, cell, narrow = here[:-1], cell[:-1], weight[1:]
         if topology != "otam":
-            E[d, :-2].addcmul_(E[d + 1, 1:-1], left[d + 1])
+            here.addcmul_(E[d + 1, 1:], torch.sub(cell, joined[d + 1, 1:], out=narrow).exp_())  # from (i, j+1)
         if d < D - 2:
-            E[d, :-2].addcmul_(E[d + 2, 1:-1], diagonal[d + 2, 1:])
-    return unskew(E[:-1, :-1], T)
+            here.addcmul_(E[d + 2, 1:], torch.sub(cell, joined[d + 2, 1:], out=narrow).exp_())  # from (i+1, j+1)
+    return unskew(E, ends.shape[1])
 
 
 def hard_path(cost: Tensor, T_b: Tensor, N_b: Tensor, topology: str) -> Tensor:

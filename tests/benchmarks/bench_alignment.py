@@ -1,0 +1,133 @@
+"""How much faster `mrlib.ops.soft_dtw` is than other ways, value and gradient, and how it compares with its plain way.
+
+python tests/benchmarks/bench_alignment.py [--threads 2] [--repeats 20]
+
+public  pysdtw, a public soft-DTW for torch in numba, installed into a temporary folder with pip; where that fails, the
+        same recursion written here, as plainly as numba allows
+cells   a Python loop over the cells with batched tensors and autograd, as vl2g/MATR does it; above 128 cells a side it
+        is timed on a corner of 64 x 64 and scaled by the number of cells
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+import numba
+import numpy as np
+import torch
+
+from mrlib.ops import alignment, alignment_cpu, alignment_plain
+
+SIZES = [(32, 75, 30), (128, 75, 75), (32, 512, 512)]  # batch, target clips, query clips
+GAMMA = 0.1
+
+
+def milliseconds(step, *arguments) -> float:
+    start = time.perf_counter()
+    step(*arguments)
+    return 1e3 * (time.perf_counter() - start)
+
+
+def ours(way):
+    def step(cost, weight):
+        alignment._way = lambda cost: way
+        value = alignment.soft_dtw(cost, GAMMA)
+        return value.detach(), torch.autograd.grad(value, cost, weight)[0]
+
+    return step
+
+
+def public():
+    """pysdtw's CPU function, or the recursion written down here."""
+    folder = tempfile.mkdtemp()
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, "pysdtw"]
+    if subprocess.run(command, stderr=subprocess.DEVNULL).returncode:
+        return "written here", written_here
+    sys.path.insert(0, folder)
+    from pysdtw.sdtw_cpu import SoftDTWcpu
+
+    def step(cost, weight):
+        lengths = torch.tensor(cost.shape[1:]).expand(len(cost), 2).contiguous()
+        value = SoftDTWcpu.apply(cost, lengths, GAMMA, 0.0)
+        return value.detach(), torch.autograd.grad(value, cost, weight)[0]
+
+    return "pysdtw", step
+
+
+@numba.njit(parallel=True)
+def _recursion(C, gamma, R, E):
+    B, T, N = C.shape
+    for b in numba.prange(B):
+        R[b, 0, 0] = 0
+        for i in range(1, T + 1):
+            for j in range(1, N + 1):
+                x, y, z = R[b, i - 1, j - 1], R[b, i - 1, j], R[b, i, j - 1]
+                least = min(x, y, z)
+                total = np.exp((least - x) / gamma) + np.exp((least - y) / gamma) + np.exp((least - z) / gamma)
+                R[b, i, j] = C[b, i - 1, j - 1] + least - gamma * np.log(total)
+        E[b, T, N] = 1
+        for i in range(T, 0, -1):
+            for j in range(N, 0, -1):
+                before = R[b, i, j] - C[b, i - 1, j - 1]
+                E[b, i - 1, j - 1] += E[b, i, j] * np.exp((before - R[b, i - 1, j - 1]) / gamma)
+                E[b, i - 1, j] += E[b, i, j] * np.exp((before - R[b, i - 1, j]) / gamma)
+                E[b, i, j - 1] += E[b, i, j] * np.exp((before - R[b, i, j - 1]) / gamma)
+
+
+def written_here(cost, weight):
+    B, T, N = cost.shape
+    R, E = np.full((B, T + 1, N + 1), np.inf), np.zeros((B, T + 1, N + 1))
+    _recursion(cost.detach().numpy(), GAMMA, R, E)
+    gradient = weight[:, None, None] * torch.from_numpy(E[:, 1:, 1:]).to(cost.dtype)
+    return torch.from_numpy(R[:, T, N]).to(cost.dtype), gradient
+
+
+def cells(cost, weight):
+    _, T, N = cost.shape
+    far = torch.full_like(cost[:, 0, 0], 1e10)
+    R = {(0, 0): torch.zeros_like(far)}
+    for i in range(1, T + 1):
+        for j in range(1, N + 1):
+            before = torch.stack([R.get(p, far) for p in ((i - 1, j - 1), (i - 1, j), (i, j - 1))])
+            R[i, j] = cost[:, i - 1, j - 1] - GAMMA * torch.logsumexp(-before / GAMMA, 0)
+    value = R[T, N]
+    return value.detach(), torch.autograd.grad(value, cost, weight)[0]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=20, help="of each way, in turn; the fastest counts")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    numba.set_num_threads(min(args.threads, os.cpu_count()))
+    name, other = public()
+    ways = {"ours": ours(alignment_cpu), "plain": ours(alignment_plain), "public": other}
+    print(f"public: {name}; {args.threads} threads, float32, gamma {GAMMA}; value and gradient, ms")
+    print(
+        f"{'B T N':16}"
+        + "".join(f"{way:>10}" for way in [*ways, "cells"])
+        + "  ours is faster than plain, public, cells by"
+    )
+    for B, T, N in SIZES:
+        cost, weight = torch.rand(B, T, N, requires_grad=True), torch.rand(B)
+        corner = cost.detach()[:, : min(T, 64), : min(N, 64)] if max(T, N) > 128 else cost.detach()
+        exact = ways["plain"](cost.detach().double().requires_grad_(), weight.double())
+        for way, step in ways.items():
+            for got, want in zip(step(cost, weight), exact, strict=True):
+                assert (got - want).abs().max() < 1e-3 * want.abs().max(), f"{way} is wrong"
+        best = dict.fromkeys(ways, float("inf"))
+        for _ in range(args.repeats):
+            for way, step in ways.items():
+                best[way] = min(best[way], milliseconds(step, cost, weight))
+        corner.requires_grad_()
+        best["cells"] = min(milliseconds(cells, corner, weight) for _ in range(2)) * T * N / corner[0].numel()
+        ratios = ", ".join(f"{best[way] / best['ours']:.1f}" for way in ("plain", "public", "cells"))
+        print(f"{f'{B} {T} {N}':16}" + "".join(f"{ms:10.2f}" for ms in best.values()) + f"  {ratios}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
