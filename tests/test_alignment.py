@@ -368,8 +368,10 @@ def test_empty_tensors_are_answered(shape, way):
         assert path.shape == shape and path.dtype == torch.bool
         assert [x.tolist() for x in mrlib.ops.span_of(path)] == [[0] * shape[0]] * 2
     assert mrlib.ops.alignment_ends(cost)[0].shape == shape[:2]
-    features = torch.zeros(*shape[:2], 6), torch.zeros(shape[0], shape[2], 6)
-    assert mrlib.ops.tcc(*features).shape == shape[:1] and mrlib.ops.tcc_alignment(*features).shape == shape
+    features = torch.ones(*shape[:2], 6), torch.ones(shape[0], shape[2], 6)
+    value = mrlib.ops.tcc(*features)
+    assert value.shape == shape[:1] and not value.any()
+    assert mrlib.ops.tcc_alignment(*features).shape == shape
 
 
 def test_of_equal_paths_the_diagonal_then_the_target_step_is_taken(way):
@@ -663,6 +665,8 @@ def test_bad_input_is_refused_and_named(arguments, message):
 def test_bad_input_of_the_variants_is_refused_and_named():
     with pytest.raises(ValueError, match=r"drop must be a number, \(1,\) or \(1, 5\), not \(3,\)"):
         mrlib.ops.drop_dtw(GOLDEN, torch.zeros(3))
+    with pytest.raises(ValueError, match="temperature must be a finite number above 0, not 0"):
+        mrlib.ops.tcc(torch.zeros(1, 3, 4), torch.zeros(1, 3, 4), temperature=0)
     with pytest.raises(ValueError, match="differ in batch or features"):
         mrlib.ops.tcc(torch.zeros(1, 3, 4), torch.zeros(1, 3, 5))
     with pytest.raises(ValueError, match="query must be a floating-point tensor of three dimensions"):

@@ -226,10 +226,11 @@ def tcc(
     query    (B, N, d)
     returns  (B,)  0 for a query of fewer than two clips or an empty target
     """
-    temperature = _positive(temperature)
+    if not _is_positive(temperature):
+        raise ValueError(f"temperature must be a finite number above 0, not {temperature!r}")
     target, query, T_b, N_b, there, here = _features(target, query, target_lengths, query_lengths)
     if 0 in target.shape or 0 in query.shape:
-        return target.sum((1, 2)) + query.sum((1, 2))
+        return target[:, :0].sum((1, 2)) + query[:, :0].sum((1, 2))
     with torch.autocast(target.device.type, enabled=False):
         alpha = (_cosine(query, target) / temperature).masked_fill(~there[:, None], -_FAR).softmax(2)
         back = _cosine(alpha @ target, query)
@@ -273,8 +274,12 @@ def span_of(path: Tensor) -> tuple[Tensor, Tensor]:
     return start, end
 
 
+def _is_positive(x: float) -> bool:
+    return isinstance(x, numbers.Real) and not isinstance(x, bool) and math.isfinite(x) and x > 0
+
+
 def _positive(gamma: float) -> float:
-    if not isinstance(gamma, numbers.Real) or isinstance(gamma, bool) or not (math.isfinite(gamma) and gamma > 0):
+    if not _is_positive(gamma):
         raise ValueError(f"gamma must be a finite number above 0, not {gamma!r}: gamma -> 0 is hard_alignment")
     return float(gamma)
 
