@@ -240,6 +240,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         # with the printed weight of 1 all features become one direction, which costs nothing to align
         | {"weights": {"align_pre": 0.01, "align_post": 0.01}},
         "sportsmoments": {"finetune.epochs": 40, "finetune.batch_size": 40, "pretrain.batch_size": 20},
+        "paper": {},  # the row above
         # the released network, for its checkpoints; its heads read nothing of its decoder, which is left out
         "official_code": {"tef": True, "query_positions": "none", "typed": True, "cost": "contrastive"}
         | {"align": "mean", "memory": "whole", "moment_queries": 0, "fusion": "none", "offsets": "raw"}

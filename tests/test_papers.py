@@ -53,6 +53,7 @@ def test_matr_has_the_papers_numbers():
     options = paper.aligner.options
     assert [options[k] for k in ("width", "layers", "decoder_layers", "moment_queries")] == [1024, 4, 4, 10]
     assert (options["dropout"], options["input_dropout"], paper.query) == (0.1, 0.5, "video")
+    assert papers.get("matr", preset="paper").describe() == paper.describe()
     sports = papers.get("matr", preset="sportsmoments").stages[-1]
     assert (sports.epochs, sports.batch_size) == (40, 40)
 
