@@ -79,6 +79,37 @@ def time_map(
     ax.grid(visible=False)
 
 
+def alignment(
+    ax: Axes,
+    cost: np.ndarray,
+    path: np.ndarray | None = None,
+    *,
+    clip_s: float,
+    windows_s: Sequence[Sequence[float]] = (),
+) -> None:
+    """How unlike every two clips are, dark is alike; dots are the clips that a path matches, bars true windows.
+
+    cost (T, N), path bool (T, N); clip_s, seconds per clip, sets both axes
+    """
+    T, N = cost.shape
+    ax.imshow(
+        np.asarray(cost).T,
+        origin="lower",
+        aspect="auto",
+        extent=(0, T * clip_s, 0, N * clip_s),
+        interpolation="nearest",
+        cmap="mako",
+    )
+    if path is not None:
+        i, j = np.nonzero(np.asarray(path))
+        ax.scatter((i + 0.5) * clip_s, (j + 0.5) * clip_s, s=22, color=PREDICTED, edgecolors="white", linewidths=0.8)
+    halo = [patheffects.withStroke(linewidth=5, foreground="white")]
+    for edge in np.ravel(windows_s):
+        ax.axvline(edge, color=TRUTH, lw=3, path_effects=halo)
+    ax.set(xlabel="target video (s)", ylabel="query video (s)", xlim=(0, T * clip_s), ylim=(0, N * clip_s))
+    ax.grid(visible=False)
+
+
 def learning_curves(axes: Sequence[Axes], history: pd.DataFrame, scores: Sequence[str]) -> None:
     """Loss on the first axes, validation scores on the second.  history: `History.frame()`"""
     axes[0].plot(history["step"], history["loss"], color=QUERY, marker=".")
