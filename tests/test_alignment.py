@@ -7,6 +7,7 @@ import subprocess
 import sys
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 
@@ -445,6 +446,23 @@ def test_float32_costs_lose_nothing_at_a_small_gamma(topology, way):
     assert ((value - exact) / exact).abs().max() < 1e-6
     exact, E = (mrlib.ops.expected_alignment(c, 0.01, topology=topology) for c in (cost.double(), cost))
     assert (E - exact).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_float32_costs_of_all_kinds_are_answered_as_in_float64(seed, way):
+    """Forbidden cells, ties and padding too, with nothing reported to a caller who wants to hear of every overflow."""
+    cost, *lengths = random_batches(seed)
+    cost = cost.float()
+    before = cost.clone()
+    for topology, gamma in product(TOPOLOGIES, (0.01, 0.1, 10.0)):
+        with np.errstate(all="raise"):
+            value = mrlib.ops.soft_dtw(cost, gamma, *lengths, topology)
+            E = mrlib.ops.expected_alignment(cost, gamma, *lengths, topology)
+        exact = cost.double(), gamma, *lengths, topology
+        assert value.dtype == E.dtype == torch.float32
+        torch.testing.assert_close(value.double(), mrlib.ops.soft_dtw(*exact), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(E.double(), mrlib.ops.expected_alignment(*exact), rtol=0, atol=1e-5)
+    torch.testing.assert_close(cost, before, rtol=0, atol=0, equal_nan=True)
 
 
 def test_the_value_falls_with_gamma_to_which_the_hard_value_is_the_limit(way):

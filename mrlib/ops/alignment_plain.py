@@ -2,8 +2,14 @@ r"""Soft-DTW as it is defined, all cells of an anti-diagonal at once: to read, t
 
 Paper    [Cuturi & Blondel 2017], Alg. 1 forwards and Alg. 2 backwards
 Here     `soft` and `hard_path` are what `mrlib.ops.alignment` asks of each of its ways; costs (B, T, N)
-         in float32 or float64, lengths int64 (B,). The recursion runs on $U = -R / \gamma$, where smin is logaddexp
-Skewed   cell (i, j) of a table lies at [i + j, j]: diagonals are slices, and the batch is the innermost dimension
+         in float32 or float64, lengths int64 (B,). The recursion runs on $U = -R / \gamma$, where smin is logsumexp
+Departs  Alg. 2 takes exponentials of R; here those of the logsumexp are kept, for divided by their sum they are how a
+         cell's paths divide among its predecessors. They are in the cost's own type, being of differences alone; U is
+         float64, for R / gamma has more digits than float32 holds
+Layout   the batch is the innermost dimension: an anti-diagonal is (n, B), query clips ascending. `soft` holds three of
+         U, and keeps what the ways into each cell weigh. It is in numpy, on the CPU wherever the cost is: most calls
+         are on some hundreds of numbers, which takes numpy half as long as torch. `hard_path`, in torch, follows its
+         table back, which is skewed: cell (i, j) lies at [i + j, j]
 """
 
 from __future__ import annotations
@@ -12,19 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_NEVER = -1e300  # U where no path arrives: as good as -inf, but the difference of two is a number
+
 
 def skew(x: Tensor, outside: float) -> Tensor:
     """(B, T, N) -> (T + N - 1, N, B): x[b, i, j] at [i + j, j, b], so that a slice is an anti-diagonal."""
     B, T, N = x.shape
     table = empty(T + N - 1, N, B, like=x).fill_(outside)
-    unskew(table, T).copy_(x)
+    table.as_strided((B, T, N), (1, N * B, (N + 1) * B)).copy_(x)
     return table
-
-
-def unskew(table: Tensor, T: int) -> Tensor:
-    """The cells of a skewed table as (B, T, N), a view."""
-    _, N, B = table.shape
-    return table.as_strided((B, T, N), (1, N * B, (N + 1) * B))
 
 
 def empty(*shape: int, like: Tensor) -> Tensor:
@@ -40,38 +42,18 @@ def valid(cost: Tensor, T_b: Tensor, N_b: Tensor) -> Tensor:
     return (row < T_b[:, None])[:, :, None] & (column < N_b[:, None])[:, None]
 
 
-def _recursion(kappa: Tensor, topology: str, join) -> tuple[Tensor, Tensor]:
-    """The table U = -R, diagonal by diagonal: U_ij = join(predecessors) - kappa_ij.
-
-    kappa    (D, N, B)  costs, skewed; D = T + N - 1
-    join     torch.logaddexp (costs in units of gamma) or torch.maximum (gamma = 0)
-    returns  U (D + 2, N + 1, B), two diagonals and one lane of border before the cells; joined (D, N, B)
-    """
-    D, N, B = kappa.shape
-    U = empty(D + 2, N + 1, B, like=kappa)
-    U[:2] = -torch.inf
-    U[:, 0] = -torch.inf if topology == "global" else 0  # a path may begin at any target clip, or ...
-    U[0, 0] = 0  # ... at the first one
-    joined = empty(D, N, B, like=kappa)
-    for two_ago, one_ago, here, before, k in zip(U[:-2], U[1:-1], U[2:], joined, kappa, strict=True):
-        join(two_ago[:-1], one_ago[1:], out=before)  # (i-1, j-1) and (i-1, j)
-        if topology != "otam":
-            join(before[1:], one_ago[1:-1], out=before[1:])  # and (i, j-1)
-        torch.sub(before, k, out=here[1:])
-    return U, joined
-
-
-def _end_column(U: Tensor, T: int, N_b: Tensor) -> Tensor:
-    """U at the last query clip of each sample, (B, T)."""
-    lane = (N_b - 1).clamp(min=0)
-    diagonal = torch.arange(T, device=U.device)[:, None] + lane  # (T, B)
-    return U[diagonal + 2, lane + 1, torch.arange(len(lane), device=U.device)].mT
-
-
 def _ends_allowed(T: int, T_b: Tensor, N_b: Tensor, topology: str) -> Tensor:
     """bool (B, T): where in the last column a path may end; nowhere in an empty sample."""
     row, last = torch.arange(T, device=T_b.device), T_b[:, None] - 1
     return (N_b > 0)[:, None] & (row == last if topology == "global" else row <= last)
+
+
+def _end_diagonals(T: int, N_b: Tensor) -> Tensor:
+    """int64 (B, T): the anti-diagonal of each target clip with the last query clip."""
+    return torch.arange(T, device=N_b.device) + (N_b - 1).clamp(min=0)[:, None]
+
+
+# --- soft ---------------------------------------------------------------------------------------------------------
 
 
 def soft(
@@ -79,53 +61,120 @@ def soft(
 ) -> tuple[Tensor, Tensor | None]:
     """The value (B,) and, to `keep`, the expected alignment (B, T, N)."""
     value, *table = tables(cost, gamma, T_b, N_b, topology)
-    return value, expected(*table, N_b, topology).to(cost.dtype) if keep else None
+    return value, expected(*table, N_b, topology) if keep else None
 
 
-def tables(cost: Tensor, gamma: float, T_b: Tensor, N_b: Tensor, topology: str) -> tuple[Tensor, ...]:
-    """The value (B,), U, joined and ends (B, T), how likely each end is.  [Cuturi & Blondel 2017, Alg. 1]
+@np.errstate(all="ignore")
+def tables(
+    cost: Tensor, gamma: float, T_b: Tensor, N_b: Tensor, topology: str
+) -> tuple[Tensor, list[np.ndarray], Tensor, Tensor]:
+    """The value, and how likely each way is.  [Cuturi & Blondel 2017, Alg. 1]
 
-    In float64, for R / gamma has more digits than float32 holds.
+    returns  value   (B,)
+             ways    for each anti-diagonal (4, n, B), for "otam" (3, n, B): what the ways into its cells weigh, the
+                     heaviest 1, in the order of `_predecessors`; then their sum
+             joined  (T, 1, B)  float64  the logsumexp of the ways into the first query clip
+             ends    (B, T)  float64  how likely each end is
     """
-    T = cost.shape[1]
-    kappa = skew(cost.double().masked_fill(~valid(cost, T_b, N_b), 0).div_(gamma), torch.inf)
-    U, joined = _recursion(kappa, topology, torch.logaddexp)
-    allowed = _ends_allowed(T, T_b, N_b, topology)
-    column = _end_column(U, T, N_b).masked_fill(~allowed, -torch.inf)
+    B, T, N = cost.shape
+    costs, rows, last = cost.detach().permute(1, 2, 0).cpu().numpy(), T_b.cpu().numpy(), N_b.cpu().numpy()
+    gain = np.divide(costs, -gamma, out=np.empty((T, N, B)))  # -C / gamma
+    np.maximum(gain, _NEVER, out=gain)
+    gain[(np.arange(T)[:, None] >= rows)[:, None] | (np.arange(N)[:, None] >= last)] = 0
+    allowed, diagonals, sample = _ends_allowed(T, T_b, N_b, topology).cpu(), _end_diagonals(T, N_b).cpu(), np.arange(B)
+    ending = set(diagonals[allowed].tolist())
+    two_ago, one_ago, now = np.full((3, N + 1, B), _NEVER)  # U, with a lane of border before the cells
+    ended, joined = np.full((T + N - 1, B), _NEVER), np.empty((T, 1, B))
+    most, differences = np.empty((min(T, N), B)), np.empty((2 if topology == "otam" else 3, min(T, N), B))
+    ways = []
+    for d in range(T + N - 1):
+        two_ago, one_ago, now = one_ago, now, two_ago
+        one_ago[0] = _NEVER
+        two_ago[0] = 0 if topology != "global" or d == 0 else _NEVER  # a path begins anywhere, or at the first clip
+        lanes = _lanes(d, T, N)
+        before, top = _predecessors(two_ago, one_ago, lanes, topology), most[: lanes.stop - lanes.start]
+        np.maximum(before[0], before[1], out=top)
+        np.maximum(top, before[-1], out=top)
+        difference = differences[:, : len(top)]
+        for u, out in zip(before, difference, strict=True):
+            np.subtract(u, top, out=out)
+        way = np.empty((len(before) + 1, *top.shape), costs.dtype)
+        weights, total = way[:-1], way[-1]
+        weights[:] = difference
+        np.exp(weights, out=weights)
+        np.add(weights[0], weights[1], out=total)
+        if topology != "otam":
+            np.add(total, weights[2], out=total)
+        np.add(top, np.log(total, out=difference[0]), out=top)
+        np.add(top, _antidiagonal(gain, d), out=now[1:][lanes])
+        ways.append(way)
+        if d < T:
+            joined[d] = top[0]
+        if d in ending:
+            ended[d] = now[last, sample]
+    column = torch.from_numpy(ended).mT.gather(1, diagonals)
+    column = column.masked_fill(~allowed | (column < _NEVER / 2), -torch.inf).to(cost.device)
     total = column.logsumexp(1, keepdim=True)
     ends = (column - total.masked_fill(total == -torch.inf, 0)).exp()
-    value = (-gamma * total[:, 0]).masked_fill(~allowed.any(1), 0)
-    return value.to(cost.dtype), U, joined, ends
+    value = (-gamma * total[:, 0]).masked_fill((T_b == 0) | (N_b == 0), 0)
+    return value.to(cost.dtype), ways, torch.from_numpy(joined).to(cost.device), ends
 
 
-def expected(U: Tensor, joined: Tensor, ends: Tensor, N_b: Tensor, topology: str) -> Tensor:
-    r"""How likely each cell is on the path, (B, T, N).  [Cuturi & Blondel 2017, Alg. 2]
+@np.errstate(all="ignore")
+def expected(ways: list[np.ndarray], joined: Tensor, ends: Tensor, N_b: Tensor, topology: str) -> Tensor:
+    r"""How likely each cell is on the path, (B, T, N); uses up `ways`.  [Cuturi & Blondel 2017, Alg. 2]
 
-    $E_{ij} = \sum E_{i'j'} \exp(U_{ij} - \mathit{joined}_{i'j'})$ over its successors, and its share of the ends.
+    What a cell has, its share of the ends and of its successors, it hands on to its predecessors by what they weigh.
     """
-    D, N, B = joined.shape
-    E, weight = empty(D, N, B, like=U).zero_(), empty(N, B, like=U)
-    lane, row = (N_b - 1).clamp(min=0), torch.arange(ends.shape[1], device=U.device)[:, None]
-    E[row + lane, lane, torch.arange(B, device=U.device)] = ends.mT
-    joined[joined == -torch.inf] = torch.inf  # out of reach: nothing from there
-    for d in range(D - 2, -1, -1):
-        here, cell = E[d], U[d + 2, 1:]
-        here.addcmul_(E[d + 1], torch.sub(cell, joined[d + 1], out=weight).exp_())  # from (i+1, j)
-        here, cell, narrow = here[:-1], cell[:-1], weight[1:]
-        if topology != "otam":
-            here.addcmul_(E[d + 1, 1:], torch.sub(cell, joined[d + 1, 1:], out=narrow).exp_())  # from (i, j+1)
-        if d < D - 2:
-            here.addcmul_(E[d + 2, 1:], torch.sub(cell, joined[d + 2, 1:], out=narrow).exp_())  # from (i+1, j+1)
-    return unskew(E, ends.shape[1])
+    (B, T), N, dtype = ends.shape, len(ways) - len(joined) + 1, ways[0].dtype
+    ended, last, sample = np.zeros((T + N - 1, B), dtype), N_b.cpu().numpy(), np.arange(B)
+    np.put_along_axis(ended, _end_diagonals(T, N_b).mT.cpu().numpy(), ends.mT.cpu().numpy(), 0)
+    ending = ended.any(1).tolist()
+    two_ago, one_ago, now = np.zeros((3, N + 1, B), dtype)
+    E = np.empty((T, N, B), dtype)
+    for d in range(T + N - 2, -1, -1):
+        if ending[d]:
+            now[last, sample] += ended[d]
+        lanes = _lanes(d, T, N)
+        here, weights, total = now[1:][lanes], ways[d][:-1], ways[d][-1]
+        _antidiagonal(E, d)[:] = here
+        np.divide(here, total, out=total)
+        np.multiply(weights, total, out=weights)
+        for part, handed_on in zip(_predecessors(two_ago, one_ago, lanes, topology), weights, strict=True):
+            np.add(part, handed_on, out=part)
+        now[:] = 0
+        now, one_ago, two_ago = one_ago, two_ago, now
+    return torch.from_numpy(E).permute(2, 0, 1).contiguous().to(ends.device)
+
+
+def _lanes(d: int, T: int, N: int) -> slice:
+    """The query clips of anti-diagonal d."""
+    return slice(max(0, d - T + 1), min(N, d + 1))
+
+
+def _predecessors(two_ago: np.ndarray, one_ago: np.ndarray, lanes: slice, topology: str) -> tuple[np.ndarray, ...]:
+    """(i-1, j-1), (i-1, j) and (i, j-1) of an anti-diagonal, from the two before it, (N + 1, B), with j at j + 1."""
+    diagonal, up, left = two_ago[lanes], one_ago[1:][lanes], one_ago[lanes]
+    return (diagonal, up) if topology == "otam" else (diagonal, up, left)
+
+
+def _antidiagonal(x: np.ndarray, d: int) -> np.ndarray:
+    """The cells i + j = d of (T, N, B), as (n, B), a view to read and write."""
+    cells = x[::-1].diagonal(d - len(x) + 1).T
+    cells.flags.writeable = True
+    return cells
+
+
+# --- hard ---------------------------------------------------------------------------------------------------------
 
 
 def hard_path(cost: Tensor, T_b: Tensor, N_b: Tensor, topology: str) -> Tensor:
     """bool (B, T, N)."""
     path = torch.zeros_like(cost, dtype=torch.bool)
-    kappa = skew(cost.double().masked_fill(~valid(cost, T_b, N_b), 0), torch.inf)
-    U, _ = _recursion(kappa, topology, torch.maximum)
+    U = _recursion(skew(cost.double().masked_fill(~valid(cost, T_b, N_b), 0), torch.inf), topology)
     T, b = cost.shape[1], torch.arange(len(cost), device=cost.device)
-    column = _end_column(U, T, N_b).masked_fill(~_ends_allowed(T, T_b, N_b, topology), -torch.inf)
+    column = U[_end_diagonals(T, N_b).mT + 2, N_b.clamp(min=1), b].mT
+    column = column.masked_fill(~_ends_allowed(T, T_b, N_b, topology), -torch.inf)
     best = column.amax(1)
     i, j = (column == best[:, None]).int().argmax(1), N_b - 1
     walking = best > -torch.inf
@@ -139,3 +188,22 @@ def hard_path(cost: Tensor, T_b: Tensor, N_b: Tensor, topology: str) -> Tensor:
         i, j = i - (~step_left).long(), j - (~aside | step_left).long()
         walking = walking & (i >= 0) & (j >= 0)
     return path
+
+
+def _recursion(kappa: Tensor, topology: str) -> Tensor:
+    """The table U = -R without gamma, diagonal by diagonal: U_ij = max(predecessors) - kappa_ij.
+
+    kappa    (D, N, B)  costs, skewed; D = T + N - 1
+    returns  (D + 2, N + 1, B)  two diagonals and one lane of border before the cells
+    """
+    D, N, B = kappa.shape
+    U, before = empty(D + 2, N + 1, B, like=kappa), empty(N, B, like=kappa)
+    U[:2] = -torch.inf
+    U[:, 0] = -torch.inf if topology == "global" else 0  # a path may begin at any target clip, or ...
+    U[0, 0] = 0  # ... at the first one
+    for two_ago, one_ago, here, k in zip(U[:-2], U[1:-1], U[2:], kappa, strict=True):
+        torch.maximum(two_ago[:-1], one_ago[1:], out=before)  # (i-1, j-1) and (i-1, j)
+        if topology != "otam":
+            torch.maximum(before[1:], one_ago[1:-1], out=before[1:])  # and (i, j-1)
+        torch.sub(before, k, out=here[1:])
+    return U
