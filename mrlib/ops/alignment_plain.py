@@ -78,9 +78,9 @@ def tables(
     """
     B, T, N = cost.shape
     costs, rows, last = cost.detach().permute(1, 2, 0).cpu().numpy(), T_b.cpu().numpy(), N_b.cpu().numpy()
-    gain = np.divide(costs, -gamma, out=np.empty((T, N, B)))  # -C / gamma
+    gain = np.divide(costs[::-1], -gamma, out=np.empty((T, N, B)))  # -C / gamma, upside down for `_antidiagonal`
     np.maximum(gain, _NEVER, out=gain)
-    gain[(np.arange(T)[:, None] >= rows)[:, None] | (np.arange(N)[:, None] >= last)] = 0
+    gain[(np.arange(T)[::-1, None] >= rows)[:, None] | (np.arange(N)[:, None] >= last)] = 0
     allowed, diagonals, sample = _ends_allowed(T, T_b, N_b, topology).cpu(), _end_diagonals(T, N_b).cpu(), np.arange(B)
     ending = set(diagonals[allowed].tolist())
     two_ago, one_ago, now = np.full((3, N + 1, B), _NEVER)  # U, with a lane of border before the cells
@@ -106,7 +106,7 @@ def tables(
         if topology != "otam":
             np.add(total, weights[2], out=total)
         np.add(top, np.log(total, out=difference[0]), out=top)
-        np.add(top, _antidiagonal(gain, d), out=now[1:][lanes])
+        np.add(top, _antidiagonal(gain, d, lanes), out=now[1:][lanes])
         ways.append(way)
         if d < T:
             joined[d] = top[0]
@@ -137,14 +137,14 @@ def expected(ways: list[np.ndarray], joined: Tensor, ends: Tensor, N_b: Tensor, 
             now[last, sample] += ended[d]
         lanes = _lanes(d, T, N)
         here, weights, total = now[1:][lanes], ways[d][:-1], ways[d][-1]
-        _antidiagonal(E, d)[:] = here
+        _antidiagonal(E, d, lanes)[:] = here
         np.divide(here, total, out=total)
         np.multiply(weights, total, out=weights)
         for part, handed_on in zip(_predecessors(two_ago, one_ago, lanes, topology), weights, strict=True):
             np.add(part, handed_on, out=part)
         now[:] = 0
         now, one_ago, two_ago = one_ago, two_ago, now
-    return torch.from_numpy(E).permute(2, 0, 1).contiguous().to(ends.device)
+    return torch.from_numpy(np.ascontiguousarray(E[::-1].transpose(2, 0, 1))).to(ends.device)
 
 
 def _lanes(d: int, T: int, N: int) -> slice:
@@ -158,11 +158,11 @@ def _predecessors(two_ago: np.ndarray, one_ago: np.ndarray, lanes: slice, topolo
     return (diagonal, up) if topology == "otam" else (diagonal, up, left)
 
 
-def _antidiagonal(x: np.ndarray, d: int) -> np.ndarray:
-    """The cells i + j = d of (T, N, B), as (n, B), a view to read and write."""
-    cells = x[::-1].diagonal(d - len(x) + 1).T
-    cells.flags.writeable = True
-    return cells
+def _antidiagonal(x: np.ndarray, d: int, lanes: slice) -> np.ndarray:
+    """The cells i + j = d of (T, N, B) upside down, as (n, B), a view to read and write."""
+    T, N, B = x.shape
+    first = (T - 1 - d + lanes.start) * N + lanes.start
+    return x.reshape(T * N, B)[first : first + (lanes.stop - lanes.start) * (N + 1) : N + 1]
 
 
 # --- hard ---------------------------------------------------------------------------------------------------------
