@@ -144,7 +144,7 @@ def expected(ways: list[np.ndarray], joined: Tensor, ends: Tensor, N_b: Tensor, 
             np.add(part, handed_on, out=part)
         now[:] = 0
         now, one_ago, two_ago = one_ago, two_ago, now
-    return torch.from_numpy(np.ascontiguousarray(E[::-1].transpose(2, 0, 1))).to(ends.device)
+    return torch.from_numpy(E[::-1].transpose(2, 0, 1).copy()).to(ends.device)
 
 
 def _lanes(d: int, T: int, N: int) -> slice:
