@@ -6,7 +6,7 @@ Here     costs are (B, T, N), target rows and query columns. With smin the soft 
          $\operatorname{smin}_\gamma(a) = -\gamma \log \sum_k e^{-a_k / \gamma}$, `soft_dtw` is
          $$R_{ij} = C_{ij} + \operatorname{smin}_\gamma(R_{i-1,j-1}, R_{i-1,j}, R_{i,j-1})$$
          read at the end of the query; its gradient is the expected alignment [Cuturi & Blondel 2017, Alg. 2].
-         Three modules compute it: `alignment_gpu` (triton), `alignment_cpu` (numba), `alignment_plain` (torch)
+         Three modules compute it: `alignment_gpu` (triton), `alignment_cpu` (numba), `alignment_plain` (numpy)
 Topology "global": every target clip is matched. "subsequence": the target may be left unmatched before and after,
          which a contiguous moment needs (MATR's figure shows it, its text does not name it). "otam" [Cao et al. 2020]:
          the same, and no target clip is matched twice; samples with fewer target clips than query clips take
