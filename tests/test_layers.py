@@ -141,10 +141,8 @@ def test_a_vector_sees_what_it_may_see_and_no_padding():
 def test_a_decoder_layer_that_norms_first_is_torchs():
     ours = random(DecoderLayer(16, 4, 24, 0.0, pre_norm=True))
     theirs = nn.TransformerDecoderLayer(16, 4, 24, 0.0, batch_first=True, norm_first=True).eval()
-    state = ours.state_dict().items()
-    theirs.load_state_dict(
-        {k.replace("feed_forward.", "").replace("cross_attn", "multihead_attn"): v for k, v in state}
-    )
+    state = {k.replace("feed_forward.", ""): v for k, v in ours.state_dict().items()}
+    theirs.load_state_dict({k.replace("cross_attn", "multihead_attn"): v for k, v in state.items()})
     x, memory, mask = torch.randn(3, 5, 16), ROWS["x"], ROWS["mask"]
     expected = theirs(x, memory, memory_key_padding_mask=~mask)
     got = ours(x, torch.zeros_like(x), memory, torch.zeros_like(memory), mask)

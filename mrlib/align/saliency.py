@@ -6,7 +6,8 @@ Here     `margin` orders pairs of clips  [Moment-DETR]; `rank_contrast` sets the
          others and `negative` says no to a foreign query  [QD-DETR]; `ranking_pairs` and `foreign_rows` make the labels
          that these need, where the batch brings none
 Departs  with windows only, the official code pairs clips in and out of the first window and, where all is inside, a
-         clip with itself; we take all windows, and no pair there. Two queries of one video are not foreign to each other
+         clip with itself; we take all windows, and no pair there. To it, two queries of one video are foreign to each
+         other; to us they are not
 """
 
 from __future__ import annotations
