@@ -216,22 +216,6 @@ _DETR = Stage(
 _RETRIEVED = "mIoU + MR-full-R1@0.5"
 
 PAPERS = {
-    "moment_detr": Paper(
-        name="moment_detr",
-        title="QVHighlights: Detecting Moments and Highlights in Videos via Natural Language Queries (NeurIPS 2021)",
-        aligner=Choice("joint_memory", {**_TRANSFORMER, "pre_norm": False}),
-        detector=Choice("detr", {**_MOMENT_QUERIES, "pre_norm": False}),
-        stages=(_DETR,),
-        round_s=2.0,
-    ),
-    "qd_detr": Paper(
-        name="qd_detr",
-        title="Query-Dependent Video Representation for Moment Retrieval and Highlight Detection (CVPR 2023)",
-        aligner=Choice("text_to_video", {**_TRANSFORMER, "activation": "prelu", "masks": "keys"}),
-        detector=Choice("dab", {**_MOMENT_QUERIES, "activation": "prelu"}),
-        stages=(_DETR,),
-        round_s=2.0,
-    ),
     "f2sgd": Paper(
         name="f2sgd",
         title="Anchor-Aware Similarity Cohesion in Target Frames Enables Predicting Temporal Moment Boundaries in 2D "
@@ -283,6 +267,22 @@ PAPERS = {
             ),
         ),
     ),
+    "moment_detr": Paper(
+        name="moment_detr",
+        title="QVHighlights: Detecting Moments and Highlights in Videos via Natural Language Queries (NeurIPS 2021)",
+        aligner=Choice("joint_memory", {**_TRANSFORMER, "pre_norm": False}),
+        detector=Choice("detr", {**_MOMENT_QUERIES, "pre_norm": False}),
+        stages=(_DETR,),
+        round_s=2.0,
+    ),
+    "qd_detr": Paper(
+        name="qd_detr",
+        title="Query-Dependent Video Representation for Moment Retrieval and Highlight Detection (CVPR 2023)",
+        aligner=Choice("text_to_video", {**_TRANSFORMER, "activation": "prelu", "masks": "keys"}),
+        detector=Choice("dab", {**_MOMENT_QUERIES, "activation": "prelu"}),
+        stages=(_DETR,),
+        round_s=2.0,
+    ),
 }
 
 _SMALL_DETR = {"width": 64, "hidden": 128, "heads": 4, "dropout": 0.0, "input_dropout": 0.0, "epochs": 16}
@@ -290,12 +290,6 @@ _SMALL_DETR |= {"lr": 2e-3, "curve": "cosine", "warmup": 0.1}
 
 # Settings for a size of the simulator, or for a dataset that the paper treats apart.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "moment_detr": {"small": _SMALL_DETR, "official": {"length": "duration"}},
-    "qd_detr": {
-        "small": _SMALL_DETR | {"activation": "relu"},
-        # the released network, for its checkpoints
-        "official": {"masks": "released", "length": "duration"},
-    },
     "f2sgd": {
         "small": {"kernel": 9, "channels": 8, "standardise": True, "batch_size": 32, "lr": 1e-3},
         "charades_sta": {"kernel": 27, "candidates": 1},
@@ -317,6 +311,12 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "small": {"width": 64, "layers": 2, "hidden": 128, "dropout": 0.0, "input_dropout": 0.0}
         | {"heads": 4, "epochs": 16, "lr": 3e-3, "curve": "cosine", "warmup": 0.1},
         "official": {"timestamps": "edge", "padding": "seen", "length": "duration"},
+    },
+    "moment_detr": {"small": _SMALL_DETR, "official": {"length": "duration"}},
+    "qd_detr": {
+        "small": _SMALL_DETR | {"activation": "relu"},
+        # the released network, for its checkpoints
+        "official": {"masks": "released", "length": "duration"},
     },
 }
 
