@@ -195,11 +195,8 @@ def _matr(opt: Options, tensors: Tensors) -> dict[str, Any]:
 def _encoder(opt: Options) -> dict[str, Any]:
     """The settings of what stands before the moment queries, and of the queries, in Moment-DETR and QD-DETR."""
     context, learned = opt.read("ctx_mode", str), opt.read("use_txt_pos", bool)
-    require(opt.read("span_loss_type", str) == "l1", "span_loss_type of opt", opt["span_loss_type"], "l1")
-    known = ("sine", "v2")
-    require(
-        opt.read("position_embedding", str) in known, "position_embedding of opt", opt["position_embedding"], "sine"
-    )
+    for name, known in (("span_loss_type", ("l1",)), ("position_embedding", ("sine", "v2"))):
+        require(opt.read(name, str) in known, f"{name} of opt", opt[name], " or ".join(known))
     require("video" in context, "ctx_mode of opt", context, "with video, for nothing else shows the target")
     require(not opt.get("a_feat_dim"), "a_feat_dim of opt", opt.get("a_feat_dim"), "None: sound is not read")
     for name in ("n_input_proj", "num_queries", "dec_layers"):
