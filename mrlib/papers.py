@@ -312,7 +312,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         | {"heads": 4, "epochs": 16, "lr": 3e-3, "curve": "cosine", "warmup": 0.1},
         "official": {"timestamps": "edge", "padding": "seen", "length": "duration"},
     },
-    "moment_detr": {"small": _SMALL_DETR, "official": {"length": "duration"}},
+    # learned queries without a place of their own take longer to find one
+    "moment_detr": {"small": _SMALL_DETR | {"epochs": 40}, "official": {"length": "duration"}},
     "qd_detr": {
         "small": _SMALL_DETR | {"activation": "relu"},
         # the released network, for its checkpoints
