@@ -87,7 +87,13 @@ def test_every_layer_is_matched_for_itself_and_its_losses_are_means_over_the_pai
 @pytest.mark.parametrize("name", DETECTORS)
 def test_more_windows_than_queries_no_windows_and_padding_give_finite_losses_and_gradients(name, batch):
     bare = replace(batch.labels, span_mask=torch.zeros_like(batch.labels.span_mask))
-    for given, queries in ((batch, 2), (batch, 1), (replace(batch, labels=bare), K)):
+    none = replace(bare, spans=batch.labels.spans[:, :0], span_mask=batch.labels.span_mask[:, :0])
+    for given, queries in (
+        (batch, 2),
+        (batch, 1),
+        (replace(batch, labels=bare), K),
+        (replace(batch, labels=none), K),
+    ):
         detector = make(name, moment_queries=queries)
         outputs = detector(aligned_of(given), given)
         truth = detector.truth(given)
