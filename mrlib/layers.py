@@ -13,7 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu}
+ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "prelu": nn.PReLU}
+
+
+def waves(angle: Tensor, width: int) -> Tensor:
+    """Sines and cosines of an angle at falling frequencies: channels 2m and 2m + 1 over 10000^(2m / width).
+
+    angle (...), width even; returns (..., width)
+    """
+    channels = torch.arange(0, width, 2, device=angle.device, dtype=torch.float32)
+    angle = angle[..., None] / 10000 ** (channels / width)
+    return torch.stack([angle.sin(), angle.cos()], -1).flatten(-2)
 
 
 def sine_positions(mask: Tensor, width: int) -> Tensor:
@@ -27,10 +37,7 @@ def sine_positions(mask: Tensor, width: int) -> Tensor:
     returns  (B, T, d)
     """
     p = mask.cumsum(1, dtype=torch.float32)
-    p = p * (2 * math.pi) / (p[:, -1:] + 1e-6)
-    channels = torch.arange(0, width, 2, device=mask.device, dtype=torch.float32)
-    angle = p[..., None] / 10000 ** (channels / width)
-    return torch.stack([angle.sin(), angle.cos()], -1).flatten(-2)
+    return waves(p * (2 * math.pi) / (p[:, -1:] + 1e-6), width)
 
 
 def endpoints(mask: Tensor) -> Tensor:
@@ -72,6 +79,38 @@ class Projection(nn.Sequential):
         super().__init__(*parts)
 
 
+class MLP(nn.Module):
+    """Linear layers, ReLU between them; as wide inside as what comes in."""
+
+    def __init__(self, inputs: int, outputs: int, layers: int):
+        super().__init__()
+        widths = [inputs] * layers + [outputs]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, layer in enumerate(self.layers):
+            x = layer(x.relu() if i else x)
+        return x
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, key_mask: Tensor | None, dropout: float, seen: Tensor | None = None
+) -> Tensor:
+    """What every vector gathers from the others, head by head, weighed by the softmax of the scaled products.
+
+    q (B, L, e), k (B, S, e), v (B, S, f), heads side by side in their channels; e and f may differ
+    key_mask  bool (B, S)  vectors that are there; None: all
+    seen      bool (B, heads, L, S)  which of them each may look at; None: all
+    returns   (B, L, f)
+    """
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    if key_mask is not None:
+        key_mask = (key_mask | ~key_mask.any(1, keepdim=True))[:, None, None]
+        key_mask = key_mask if seen is None else key_mask & seen
+    x = F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask, dropout_p=dropout)
+    return x.transpose(1, 2).flatten(-2)
+
+
 class Attention(nn.Module):
     """Multi-head attention, (B, L, d) to (B, L, d); parameters as in `nn.MultiheadAttention`."""
 
@@ -88,18 +127,14 @@ class Attention(nn.Module):
         nn.init.xavier_uniform_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
-        """q (B, L, d); k, v (B, S, d); key_mask bool (B, S), None: all real."""
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, seen: Tensor | None = None
+    ) -> Tensor:
+        """q (B, L, d); k, v (B, S, d); key_mask bool (B, S), None: all real; seen as in `attend`."""
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        q, k, v = (
-            F.linear(x, w, b).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for x, w, b in zip((q, k, v), weights, biases, strict=True)
-        )
-        if key_mask is not None:
-            key_mask = (key_mask | ~key_mask.any(1, keepdim=True))[:, None, None]
+        q, k, v = (F.linear(x, w, b) for x, w, b in zip((q, k, v), weights, biases, strict=True))
         dropout = self.dropout if self.training else 0.0
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask, dropout_p=dropout)
-        return self.out_proj(x.transpose(1, 2).flatten(-2))
+        return self.out_proj(attend(q, k, v, self.heads, key_mask, dropout, seen))
 
 
 class FeedForward(nn.Module):
@@ -110,7 +145,7 @@ class FeedForward(nn.Module):
         if activation not in ACTIVATIONS:
             raise ValueError(f"unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
         self.linear1, self.linear2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
-        self.dropout, self.activation = nn.Dropout(dropout), ACTIVATIONS[activation]
+        self.dropout, self.activation = nn.Dropout(dropout), ACTIVATIONS[activation]()
         for layer in (self.linear1, self.linear2):
             nn.init.xavier_uniform_(layer.weight)
 
@@ -141,19 +176,25 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """DETR's: tokens attend to one another, then to a memory; norms after the sums."""
+    """DETR's: tokens attend to one another, then to a memory; norms after the sums, or before with `pre_norm`."""
 
-    def __init__(self, width: int, heads: int, hidden: int, dropout: float):
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float, pre_norm: bool = False):
         super().__init__()
         self.self_attn, self.cross_attn = (Attention(width, heads, dropout) for _ in range(2))
         self.feed_forward = FeedForward(width, hidden, dropout, "relu")
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout, self.pre_norm = nn.Dropout(dropout), pre_norm
 
     def forward(
         self, x: Tensor, positions: Tensor, memory: Tensor, memory_positions: Tensor, memory_mask: Tensor
     ) -> Tensor:
         """x, positions (B, K, d); memory, memory_positions (B, T, d); memory_mask bool (B, T)."""
+        if self.pre_norm:
+            y = self.norm1(x)
+            x = x + self.dropout(self.self_attn(y + positions, y + positions, y))
+            asked = self.norm2(x) + positions
+            x = x + self.dropout(self.cross_attn(asked, memory + memory_positions, memory, memory_mask))
+            return x + self.dropout(self.feed_forward(self.norm3(x)))
         x = self.norm1(x + self.dropout(self.self_attn(x + positions, x + positions, x)))
         attended = self.cross_attn(x + positions, memory + memory_positions, memory, memory_mask)
         x = self.norm2(x + self.dropout(attended))

@@ -1,8 +1,9 @@
 """The checkpoints of the official releases, as our models.
 
-Here     `load_official` reads what UniVTG and MATR, whose code descends from it, give to `torch.save`: a dict of model,
-         optimizer, lr_scheduler, epoch and opt. Only tensors, plain values and the `argparse.Namespace` of options are
-         unpickled. The network is what `opt` says, checked against every tensor; `RELEASES` has a row per paper
+Here     `load_official` reads what Moment-DETR and all whose code descends from it give to `torch.save`: a dict of
+         model, optimizer, lr_scheduler, epoch and opt. Only tensors, plain values and the `argparse.Namespace` of
+         options are unpickled. The network is what `opt` says, checked against every tensor; `RELEASES` has a row per
+         paper
 Departs  what the official scripts do around the network, weights of losses, rounding, suppression, is not read. The
          released UniVTG has no forward for `pre_norm`; it is read as MATR's
 """
@@ -36,6 +37,7 @@ class Release(NamedTuple):
     names: tuple[tuple[str, str | Callable], ...]  # our names of tensors to theirs, as regular expressions
     transposed: tuple[str, ...] = ()  # theirs that lie across
     unread: tuple[str, ...] = ()  # modules that no prediction depends on, unless something of them has a name here
+    corrected: tuple[tuple[str, Any], ...] = ()  # settings under which padding is not seen
 
 
 class Options(dict[str, Any]):
@@ -65,7 +67,7 @@ def load_official(path: str | os.PathLike, paper: str, corrected: bool = False) 
     release = RELEASES[paper]
     tensors, options = _read(Path(path))
     try:
-        settings = release.settings(options, tensors) | ({"padding": "hidden"} if corrected else {})
+        settings = release.settings(options, tensors) | dict(release.corrected if corrected else ())
         with torch.device("meta"):  # no memory before the shapes are known to fit
             retriever = papers.build(
                 papers.get(paper, preset=release.preset, **settings), _widths(options, tensors), seed=0
@@ -190,6 +192,40 @@ def _matr(opt: Options, tensors: Tensors) -> dict[str, Any]:
     return settings | {"fusion": "channel", "moment_queries": count, "decoder_layers": opt.read("dec_layers", int)}
 
 
+def _encoder(opt: Options) -> dict[str, Any]:
+    """The settings of what stands before the moment queries, and of the queries, in Moment-DETR and QD-DETR."""
+    context, learned = opt.read("ctx_mode", str), opt.read("use_txt_pos", bool)
+    for name, known in (("span_loss_type", ("l1",)), ("position_embedding", ("sine", "v2"))):
+        require(opt.read(name, str) in known, f"{name} of opt", opt[name], " or ".join(known))
+    require("video" in context, "ctx_mode of opt", context, "with video, for nothing else shows the target")
+    require(not opt.get("a_feat_dim"), "a_feat_dim of opt", opt.get("a_feat_dim"), "None: sound is not read")
+    for name in ("n_input_proj", "num_queries", "dec_layers"):
+        require(opt.read(name, int) >= 1, f"{name} of opt", opt[name], "1 or more")
+    return {
+        "width": opt.read("hidden_dim", int),
+        "layers": opt.read("enc_layers", int),
+        "heads": opt.read("nheads", int),
+        "hidden": opt.read("dim_feedforward", int),
+        "projections": opt["n_input_proj"],
+        "dropout": opt.read("dropout", float),
+        "input_dropout": opt.read("input_dropout", float),
+        "tef": "tef" in context,
+        "query_positions": "learned" if learned else "none",
+        "moment_queries": opt["num_queries"],
+        "decoder_layers": opt["dec_layers"],
+    } | ({"places": opt.read("max_q_l", int)} if learned else {})
+
+
+def _moment_detr(opt: Options, tensors: Tensors) -> dict[str, Any]:
+    return _encoder(opt) | {"pre_norm": opt.read("pre_norm", bool)}
+
+
+def _qd_detr(opt: Options, tensors: Tensors) -> dict[str, Any]:
+    """The official network has no forward for `pre_norm`."""
+    require(not opt.read("pre_norm", bool), "pre_norm of opt", True, "False")
+    return _encoder(opt)
+
+
 def _projection(match: re.Match) -> str:
     """Four modules a layer in ours: LayerNorm, dropout, Linear, ReLU; two in theirs, dropout and Linear in one."""
     layer, part = divmod(int(match[2]), 4)
@@ -207,6 +243,28 @@ _JOINT = (
     (r"\.feed_forward\.", "."),
 )
 
+_HIDDEN = (("padding", "hidden"),)
+_MOMENT_QUERIES = (
+    (r"^aligner\.(project_|places)", r"\1"),
+    (r"^detector\.decoder\.moment_queries\.", "query_embed."),
+    (r"^detector\.heads\.0\.mlp\.", "span_embed."),
+    (r"^detector\.heads\.1\.linear\.", "class_embed."),
+)
+_DAB = (
+    (r"\.self_attn\.([qk])_content\.", r".sa_\1content_proj."),
+    (r"\.self_attn\.([qk])_place\.", r".sa_\1pos_proj."),
+    (r"\.self_attn\.value\.", ".sa_v_proj."),
+    (r"\.cross_attn\.([qk])_content\.", r".ca_\1content_proj."),
+    (r"\.cross_attn\.([qk])_place\.", r".ca_\1pos_proj."),
+    (r"\.cross_attn\.q_sine\.", ".ca_qpos_sine_proj."),
+    (r"\.cross_attn\.value\.", ".ca_v_proj."),
+    (r"^detector\.decoder\.place\.", "detector.decoder.ref_point_head."),
+    (r"^detector\.decoder\.scale\.", "detector.decoder.query_scale."),
+    (r"^detector\.decoder\.anchor\.", "detector.decoder.ref_anchor_head."),
+    (r"^detector\.decoder\.move\.", "detector.decoder.bbox_embed."),
+    (r"^detector\.decoder\.", "transformer.decoder."),
+)
+
 # name of a paper -> how its official release stores its network
 RELEASES = {
     "univtg": Release(
@@ -220,6 +278,7 @@ RELEASES = {
         ),
         transposed=("weightedpool.weight",),
         unread=("txt_position_embed.",),
+        corrected=_HIDDEN,
     ),
     "matr": Release(
         preset="official_code",
@@ -235,5 +294,37 @@ RELEASES = {
         ),
         unread=("txt_position_embed.", "transformer.decoder.", "query_embed.", "transformer.vid_proj.")
         + ("span_embed.", "class_embed.", "weightedpool."),
+        corrected=_HIDDEN,
+    ),
+    "moment_detr": Release(
+        preset="official",
+        settings=_moment_detr,
+        names=(
+            *_MOMENT_QUERIES,
+            (r"^aligner\.saliency\.", "saliency_proj."),
+            (r"^aligner\.", ""),
+            *_JOINT,
+            (r"^detector\.decoder\.(layers|norm)\.", r"transformer.decoder.\1."),
+            (r"\.cross_attn\.", ".multihead_attn."),
+        ),
+        unread=("txt_position_embed.", "contrastive_align_projection_"),
+    ),
+    "qd_detr": Release(
+        preset="official",
+        settings=_qd_detr,
+        names=(
+            *_MOMENT_QUERIES,
+            (r"^aligner\.layers\.(\d+)\.cross_attn\.", r"transformer.t2v_encoder.layers.\1.self_attn."),
+            (r"^aligner\.layers\.", "transformer.t2v_encoder.layers."),
+            (r"^aligner\.encoder\.", "transformer.encoder.layers."),
+            (r"^aligner\.global_token$", "global_rep_token"),
+            (r"^aligner\.global_position$", "global_rep_pos"),
+            (r"^aligner\.clip_side\.", "saliency_proj1."),
+            (r"^aligner\.global_side\.", "saliency_proj2."),
+            *_JOINT,
+            *_DAB,
+        ),
+        unread=("txt_position_embed.", "contrastive_align_projection_"),
+        corrected=(("masks", "keys"),),
     ),
 }

@@ -17,11 +17,16 @@ from torch import nn
 from mrlib.align.anchor import AnchorAligner, ConcatAligner, RawAligner
 from mrlib.align.dual_stage import DualStageAligner
 from mrlib.align.joint import JointAligner, JointEncoder
+from mrlib.align.joint_memory import JointMemoryAligner
+from mrlib.align.text_to_video import T2VLayer, TextToVideoAligner
 from mrlib.augment import identity
 from mrlib.augment.clip_query import clip_alone, clip_query, each_video
 from mrlib.data import Batch, MomentDataset, Widths, open_dataset
 from mrlib.detect.boundary import BoundaryDetector
+from mrlib.detect.dab import DabDecoder, DabDetector
+from mrlib.detect.detr import ClassHead, DetrDecoder, DetrDetector, SpanHead
 from mrlib.detect.similarity_map import SimilarityMapDetector
+from mrlib.layers import EncoderLayer
 from mrlib.retriever import MomentRetriever
 from mrlib.settings import is_plain, require, require_like
 
@@ -53,18 +58,44 @@ def _dual_stage(widths: Widths, **options: Any) -> DualStageAligner:
     return DualStageAligner(fuse, layers=own.pop("decoder_layers"), **shared, **own)
 
 
+def _text_to_video(
+    widths: Widths, *, layers: int, hidden: int, dropout: float, activation: str, **options: Any
+) -> TextToVideoAligner:
+    sizes = (options["width"], options["heads"], hidden, dropout, activation)
+    stacks = ([kind(*sizes) for _ in range(layers)] for kind in (T2VLayer, EncoderLayer))
+    return TextToVideoAligner(widths.target, widths.query, *stacks, **options)
+
+
+def _heads(width: int, options: dict[str, Any]) -> list[nn.Module]:
+    """The heads that all moment queries have; takes their options out of `options`."""
+    where = SpanHead(width, cost_l1=options.pop("cost_l1"), cost_giou=options.pop("cost_giou"))
+    return [where, ClassHead(width, cost_class=options.pop("cost_class"), background=options.pop("background"))]
+
+
+def _moment_queries(detector: type, decoder: type) -> Callable[..., nn.Module]:
+    def make(width: int, *, most_windows: int, length: str, **options: Any) -> nn.Module:
+        heads = _heads(width, options)
+        return detector(decoder(width, **options), heads, most_windows=most_windows, length=length)
+
+    return make
+
+
 # name -> (widths of the dataset, options) -> aligner
 ALIGNERS: dict[str, Callable[..., nn.Module]] = {
     "anchor": lambda widths, **options: AnchorAligner(widths.joint, **options),
     "raw": lambda widths, **options: RawAligner(widths.joint, **options),
     "concat": lambda widths, **options: ConcatAligner(widths.joint, **options),
     "joint": _joint,
+    "joint_memory": lambda widths, **options: JointMemoryAligner(widths.target, widths.query, **options),
+    "text_to_video": _text_to_video,
     "dual_stage": _dual_stage,
 }
 # name -> (width of the aligner, options) -> detector
 DETECTORS: dict[str, Callable[..., nn.Module]] = {
     "similarity_map": lambda width, **options: SimilarityMapDetector(**options),
     "boundary": BoundaryDetector,
+    "detr": _moment_queries(DetrDetector, DetrDecoder),
+    "dab": _moment_queries(DabDetector, DabDecoder),
 }
 
 
@@ -170,6 +201,18 @@ class Paper:
 _BOUNDARY = {"heads": 8, "offsets": "bounded", "timestamps": "centre", "length": "clips", "background": 1.0}
 _BOUNDARY |= {"padding": "hidden", "nms": 0.7, "answer": "heads"}
 _MATR = Optimiser("adamw", 1e-4, weight_decay=1e-4, clip=0.1)
+_TRANSFORMER = {"width": 256, "layers": 2, "heads": 8, "hidden": 1024, "projections": 2, "dropout": 0.1}
+_TRANSFORMER |= {"input_dropout": 0.5, "tef": True, "query_positions": "none", "places": 32}
+_MOMENT_QUERIES = {"moment_queries": 10, "decoder_layers": 2, "heads": 8, "hidden": 1024, "dropout": 0.1}
+_MOMENT_QUERIES |= {"cost_l1": 10.0, "cost_giou": 1.0, "cost_class": 4.0, "background": 0.1}
+_MOMENT_QUERIES |= {"most_windows": 5, "length": "clips"}
+_DETR = Stage(
+    "train",
+    200,
+    32,
+    weights={"l1": 10.0, "giou": 1.0, "class": 4.0},
+    optimiser=Optimiser("adamw", 1e-4, weight_decay=1e-4, clip=0.1),
+)
 _RETRIEVED = "mIoU + MR-full-R1@0.5"
 
 PAPERS = {
@@ -224,7 +267,26 @@ PAPERS = {
             ),
         ),
     ),
+    "moment_detr": Paper(
+        name="moment_detr",
+        title="QVHighlights: Detecting Moments and Highlights in Videos via Natural Language Queries (NeurIPS 2021)",
+        aligner=Choice("joint_memory", {**_TRANSFORMER, "pre_norm": False}),
+        detector=Choice("detr", {**_MOMENT_QUERIES, "pre_norm": False}),
+        stages=(_DETR,),
+        round_s=2.0,
+    ),
+    "qd_detr": Paper(
+        name="qd_detr",
+        title="Query-Dependent Video Representation for Moment Retrieval and Highlight Detection (CVPR 2023)",
+        aligner=Choice("text_to_video", {**_TRANSFORMER, "activation": "prelu", "masks": "keys"}),
+        detector=Choice("dab", {**_MOMENT_QUERIES, "activation": "prelu"}),
+        stages=(_DETR,),
+        round_s=2.0,
+    ),
 }
+
+_SMALL_DETR = {"width": 64, "hidden": 128, "heads": 4, "dropout": 0.0, "input_dropout": 0.0, "epochs": 16}
+_SMALL_DETR |= {"lr": 2e-3, "curve": "cosine", "warmup": 0.1}
 
 # Settings for a size of the simulator, or for a dataset that the paper treats apart.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
@@ -250,6 +312,13 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "small": {"width": 64, "layers": 2, "hidden": 128, "dropout": 0.0, "input_dropout": 0.0}
         | {"heads": 4, "epochs": 16, "lr": 3e-3, "curve": "cosine", "warmup": 0.1},
         "official": {"timestamps": "edge", "padding": "seen", "length": "duration"},
+    },
+    # learned queries without a place of their own take longer to find one
+    "moment_detr": {"small": _SMALL_DETR | {"epochs": 40}, "official": {"length": "duration"}},
+    "qd_detr": {
+        "small": _SMALL_DETR | {"activation": "relu"},
+        # the released network, for its checkpoints
+        "official": {"masks": "released", "length": "duration"},
     },
 }
 

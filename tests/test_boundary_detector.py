@@ -142,6 +142,19 @@ def test_padding_and_batch_mates_change_nothing(batch, fusion):
             torch.testing.assert_close(together[name][b : b + 1, :n], alone[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("fusion", ["sequence", "channel", "attend", "none"])
+def test_tokens_that_are_padding_change_nothing(batch, fusion):
+    """Three tokens, and the same with two behind them that are none."""
+    torch.manual_seed(0)
+    detector, aligned = BoundaryDetector(8, fusion=fusion, heads=2).eval(), aligned_of(batch)
+    junk = torch.cat([aligned.context, torch.full((4, 2, 8), 9.0)], 1)
+    mask = (torch.arange(5) < 3).expand(4, -1)
+    ours, theirs = detector(replace(aligned, context=junk, context_mask=mask), batch), detector(aligned, batch)
+    for name, value in theirs.items():
+        real = batch.target_mask
+        torch.testing.assert_close(ours[name][real], value[real], rtol=1e-5, atol=1e-6)
+
+
 def reached(fusion, batch):
     """Which clips of the last sample change when a token does."""
     detector = BoundaryDetector(8, fusion=fusion, heads=2).eval()

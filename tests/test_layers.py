@@ -7,9 +7,11 @@ import torch
 from torch import nn
 
 from mrlib.layers import (
+    MLP,
     Attention,
     DecoderLayer,
     EncoderLayer,
+    FeedForward,
     LearnedPositions,
     Projection,
     endpoints,
@@ -122,3 +124,43 @@ def test_heads_that_cannot_share_the_width_and_unknown_activations_are_refused()
         Attention(16, 3)
     with pytest.raises(ValueError, match="unknown activation 'swish'; known: relu, gelu"):
         EncoderLayer(16, 4, 24, 0.0, "swish")
+
+
+def test_a_vector_sees_what_it_may_see_and_no_padding():
+    """Head by head, against torch's attention with its own mask of heads."""
+    ours, g = random(Attention(16, 4)), torch.Generator().manual_seed(2)
+    theirs = nn.MultiheadAttention(16, 4, batch_first=True).eval()
+    theirs.load_state_dict(ours.state_dict())
+    x, mask = ROWS["x"], ROWS["mask"]
+    seen = torch.rand(3, 4, 7, 7, generator=g) < 0.6
+    seen[..., 0] = True
+    expected, _ = theirs(x, x, x, key_padding_mask=~mask, attn_mask=~seen.flatten(0, 1))
+    torch.testing.assert_close(ours(x, x, x, mask, seen), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_decoder_layer_that_norms_first_is_torchs():
+    ours = random(DecoderLayer(16, 4, 24, 0.0, pre_norm=True))
+    theirs = nn.TransformerDecoderLayer(16, 4, 24, 0.0, batch_first=True, norm_first=True).eval()
+    state = {k.replace("feed_forward.", ""): v for k, v in ours.state_dict().items()}
+    theirs.load_state_dict({k.replace("cross_attn", "multihead_attn"): v for k, v in state.items()})
+    x, memory, mask = torch.randn(3, 5, 16), ROWS["x"], ROWS["mask"]
+    expected = theirs(x, memory, memory_key_padding_mask=~mask)
+    got = ours(x, torch.zeros_like(x), memory, torch.zeros_like(memory), mask)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_prelu_has_a_slope_that_learns():
+    """[QD-DETR] One number a layer, 0.25 at first."""
+    layer = FeedForward(4, 6, 0.0, "prelu")
+    assert layer.activation.weight.tolist() == [0.25]
+    x = torch.randn(3, 4)
+    inside = layer.linear1(x)
+    torch.testing.assert_close(layer(x), layer.linear2(torch.where(inside > 0, inside, 0.25 * inside)))
+
+
+def test_an_mlp_is_linear_layers_with_relu_between():
+    mlp = random(MLP(4, 2, 3))
+    x = torch.randn(5, 4)
+    a, b, c = mlp.layers
+    torch.testing.assert_close(mlp(x), c(b(a(x).relu()).relu()))
+    assert c.out_features == 2

@@ -58,6 +58,32 @@ def test_matr_has_the_papers_numbers():
     assert (sports.epochs, sports.batch_size) == (40, 40)
 
 
+@pytest.mark.parametrize("name", ["moment_detr", "qd_detr"])
+def test_the_base_models_have_the_papers_numbers(name):
+    """[Moment-DETR], [QD-DETR]: AdamW 1e-4, 200 epochs of 32, ten queries; 10, 1 and 4 for L1, overlap and class."""
+    paper = papers.get(name)
+    (stage,) = paper.stages
+    o = stage.optimiser
+    assert (stage.epochs, stage.batch_size, o.method, o.lr, o.weight_decay, o.clip) == (
+        200,
+        32,
+        "adamw",
+        1e-4,
+        1e-4,
+        0.1,
+    )
+    assert (stage.weights, stage.schedule.curve) == ({"l1": 10, "giou": 1, "class": 4}, "constant")
+    options = paper.detector.options
+    assert [options[f"cost_{k}"] for k in ("l1", "giou", "class")] == [10, 1, 4]
+    assert [options[k] for k in ("moment_queries", "decoder_layers", "background", "most_windows")] == [10, 2, 0.1, 5]
+    for slot in (paper.aligner.options, options):
+        assert [slot[k] for k in ("heads", "hidden", "dropout")] == [8, 1024, 0.1]
+    assert [paper.aligner.options[k] for k in ("width", "layers", "input_dropout", "tef")] == [256, 2, 0.5, True]
+    assert (paper.round_s, paper.max_windows) == (2.0, 10)
+    small = papers.get(name, "small", dropout=0.3)
+    assert small.aligner.options["dropout"] == small.detector.options["dropout"] == 0.3
+
+
 def test_stages_can_be_left_out():
     """Without the stage that it was to start from, a stage goes on with the weights there are."""
     (only,) = papers.get("matr", "small", stages=["finetune"], epochs=3).stages

@@ -177,6 +177,12 @@ def test_masked_moments_are_left_out_and_the_list_is_cut(sim):
 
 
 QUICK = {"f2sgd": {"kernel": 5, "channels": 2}}
+_FIRST = "detector.decoder.layers.0.self_attn."
+# what the papers have and no loss reaches
+IDLE = {
+    "moment_detr": {"aligner.saliency.bias"},  # pairs of clips are compared, and both have it
+    "qd_detr": {f"{_FIRST}{name}.weight" for name in ("q_content", "k_content", "value")},  # content starts at zero
+}
 
 
 @pytest.mark.parametrize("name", papers.PAPERS)
@@ -190,7 +196,8 @@ def test_every_parameter_learns(name):
         optimiser.zero_grad()
         sum(retriever.losses(*retriever(batch), batch).values()).backward()
         optimiser.step()
-    assert not [n for n, p in retriever.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    still = {n for n, p in retriever.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
+    assert still == IDLE.get(name, set())
 
 
 @pytest.mark.parametrize("aligner", papers.ALIGNERS)

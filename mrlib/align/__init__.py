@@ -23,5 +23,7 @@ class Aligned:
     query_global: Tensor  # (B, d) the whole query
     saliency: Tensor | None = None  # (B, T) how relevant each clip is, any scale, higher is more
     context: Tensor | None = None  # (B, M, d) tokens beside the clips, for detectors that have a use for them
+    context_mask: Tensor | None = None  # bool (B, M) True = real token; None: all are
+    context_positions: Tensor | None = None  # (B, M, d) what attention adds to them as keys; None: nothing
     paths: dict[str, Tensor] = field(default_factory=dict)  # bool (B, T, N) which clips show which query vectors
     cache: dict[str, Any] = field(default_factory=dict)  # for this aligner's `losses` and for pictures

@@ -174,18 +174,20 @@ class BoundaryDetector(nn.Module):
         target, mask, tokens = aligned.target, aligned.mask, aligned.context
         if tokens is None:
             tokens = target.new_zeros(len(target), 0, target.shape[2])
-        count = tokens.shape[1]
-        if self.fusion == "channel":
-            beside = tokens.sum(1, keepdim=True) / max(count, 1)
-            return torch.cat([target, beside.expand_as(target)], -1), mask
+        count, there = tokens.shape[1], aligned.context_mask
         if self.fusion == "attend" and count:
-            return target + self.attend(target, tokens, tokens), mask
+            return target + self.attend(target, tokens, tokens, there), mask
+        there = mask.new_ones(tokens.shape[:2]) if there is None else there
+        tokens = tokens * there[..., None]
+        if self.fusion == "channel":
+            beside = tokens.sum(1, keepdim=True) / there.sum(1).clamp(min=1)[:, None, None]
+            return torch.cat([target, beside.expand_as(target)], -1), mask
         if self.fusion == "sequence" and count:
             # directly after the last real clip, so that it does not matter how far a batch is padded
             places = mask.sum(1)[:, None] + torch.arange(count, device=mask.device)
             x = F.pad(target * mask[..., None], (0, 0, 0, count))
             x = x.scatter(1, places[..., None].expand_as(tokens), tokens.to(x.dtype))
-            return x, F.pad(mask, (0, count)).scatter(1, places, True)
+            return x, F.pad(mask, (0, count)).scatter(1, places, there)
         return target, mask
 
     def _times(self, mask: Tensor) -> Tensor:

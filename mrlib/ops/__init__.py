@@ -1,4 +1,5 @@
-"""Functions without state: alignment, boundary search, large-kernel convolution, counter-based random numbers, counts.
+"""Functions without state: alignment, boundary search, large-kernel convolution, counter-based random numbers,
+counts, spans, matching.
 
 The alignment functions are also names of this package, `mrlib.ops.soft_dtw`, loaded when first used.
 """

@@ -1,0 +1,172 @@
+r"""The words go into every clip before the clips look at one another (QD-DETR).
+
+Paper    Moon et al., "Query-Dependent Video Representation for Moment Retrieval and Highlight Detection", CVPR 2023
+         (arXiv 2303.13874)
+Here     `T2VLayer` is its cross-attention from clips to words, `TextToVideoAligner` the stack of them, the encoder with
+         a global token and the saliency [QD-DETR]; negative pairs are a loss of the aligner [QD-DETR]
+Ours     attention masks the padding of its keys and nothing else
+Departs  wjun0830/QD-DETR hides padded words from padded clips too, with a mask of all heads of all samples in the wrong
+         order, so that a sample loses words where others are padded: `masks="released"`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mrlib.align import Aligned, saliency
+from mrlib.data import Batch
+from mrlib.layers import Attention, EncoderLayer, FeedForward, LearnedPositions, Projection, endpoints, sine_positions
+from mrlib.settings import require
+
+
+class Words(NamedTuple):
+    """A query as attention reads it."""
+
+    keys: Tensor  # (B, N, d) with positions, where words have some
+    values: Tensor  # (B, N, d)
+    mask: Tensor  # bool (B, N)
+    seen: Tensor | None = None  # bool (B, heads, T, N) which words each clip may see; None: all that are there
+
+
+class T2VLayer(nn.Module):
+    r"""Clips take up words: $Z = X + A$, $X \leftarrow \mathrm{LN}_2(Z + \mathrm{FFN}(\mathrm{LN}_1 Z))$.  [QD-DETR]
+
+    A is what the clips gather from the words. `mix`, a module `mix(x, positions, words) -> (B, T, d)`, gives what takes
+    the place of X in the sum; None: X itself.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        dropout: float,
+        activation: str = "prelu",
+        mix: nn.Module | None = None,
+    ):
+        super().__init__()
+        self.cross_attn = Attention(width, heads, dropout)
+        self.feed_forward = FeedForward(width, hidden, dropout, activation)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.dropout, self.mix = nn.Dropout(dropout), mix
+
+    def forward(self, x: Tensor, positions: Tensor, words: Words) -> Tensor:
+        """x, positions (B, T, d) -> (B, T, d)."""
+        attended = self.cross_attn(x + positions, words.keys, words.values, words.mask, words.seen)
+        carried = x if self.mix is None else self.mix(x, positions, words)
+        z = carried + self.dropout(attended)
+        return self.norm2(z + self.dropout(self.feed_forward(self.norm1(z))))
+
+
+class TextToVideoAligner(nn.Module):
+    """Words into clips, then clips and a global token among themselves.  [QD-DETR]"""
+
+    def __init__(
+        self,
+        target_width: int,
+        query_width: int,
+        layers: Sequence[T2VLayer],
+        encoder: Sequence[EncoderLayer],
+        *,
+        width: int,
+        heads: int,
+        projections: int = 2,
+        input_dropout: float = 0.5,
+        tef: bool = True,
+        query_positions: str = "none",
+        places: int = 32,
+        masks: str = "keys",
+    ):
+        """Two stacks of layers of a width.
+
+        target_width, query_width  D and D' of the batch
+        projections      layers of each projection
+        tef              append the ends of every clip to its features
+        query_positions  "none", or "learned" (`places` of them), which attention adds to its keys
+        masks            "keys" hides padding; "released" also words of other samples, as the official code does
+        """
+        super().__init__()
+        require(query_positions in ("none", "learned"), "query_positions", query_positions, "none or learned")
+        require(masks in ("keys", "released"), "masks", masks, "keys or released")
+        self.width, self.heads, self.tef, self.masks = width, heads, tef, masks
+        self.project_target = Projection(target_width + 2 * tef, width, projections, input_dropout)
+        self.project_query = Projection(query_width, width, projections, input_dropout)
+        self.places = LearnedPositions(places, width, input_dropout) if query_positions == "learned" else None
+        self.layers, self.encoder = nn.ModuleList(layers), nn.ModuleList(encoder)
+        self.global_token, self.global_position = (nn.Parameter(torch.randn(width)) for _ in range(2))
+        self.clip_side, self.global_side = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, batch: Batch) -> Aligned:
+        target = torch.cat([batch.target, endpoints(batch.target_mask)], -1) if self.tef else batch.target
+        target, query = self.project_target(target), self.project_query(batch.query)
+        clips, relevance = self.fuse(target, batch.target_mask, query, batch.query_mask)
+        weight = batch.query_mask / batch.query_mask.sum(1, keepdim=True).clamp(min=1)
+        return Aligned(
+            clips,
+            batch.target_mask,
+            query,
+            batch.query_mask,
+            query_global=(weight[..., None] * query).sum(1),
+            saliency=relevance,
+            cache={"target": target},
+        )
+
+    def fuse(self, target: Tensor, mask: Tensor, query: Tensor, query_mask: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Clips in the light of a query, and how relevant they are to it.  [QD-DETR]
+
+        $s_t = \langle W_a M_t + b_a, W_b \bar g + b_b \rangle / \sqrt d$ of the clips M and the global token g after
+        the encoder.
+
+        target (B, T, d), query (B, N, d), both projected; returns (B, T, d), (B, T)
+        """
+        positions = sine_positions(mask, self.width)
+        keys = query if self.places is None else query + self.places(query)
+        seen = released_masks(mask, query_mask, self.heads) if self.masks == "released" else None
+        words, x = Words(keys, query, query_mask, seen), target
+        for layer in self.layers:
+            x = layer(x, positions, words)
+        token, place = (v.expand(len(x), 1, -1) for v in (self.global_token, self.global_position))
+        x, positions = torch.cat([token.to(x.dtype), x], 1), torch.cat([place, positions], 1)
+        mask = torch.cat([mask.new_ones(len(mask), 1), mask], 1)
+        for layer in self.encoder:
+            x = layer(x, positions, mask)
+        whole, clips = x[:, :1], x[:, 1:]
+        return clips, (self.clip_side(clips) * self.global_side(whole)).sum(-1) / self.width**0.5
+
+    def losses(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
+        """What makes the saliency.  [QD-DETR]
+
+        margin    two pairs of clips per sample
+        contrast  clips of each rank against all others, those of the same video under a foreign query among them
+        negative  of the foreign query
+        """
+        mask, scores = aligned.mask, saliency.scores_of(batch)
+        rows = saliency.foreign_rows(batch)
+        there, rows = (rows >= 0)[:, None] & mask, rows.clamp(min=0)
+        _, foreign = self.fuse(aligned.cache["target"], mask, aligned.query[rows], aligned.query_mask[rows])
+        both = (
+            torch.cat(pair, 1)
+            for pair in ((aligned.saliency, foreign), (scores, torch.zeros_like(scores)), (mask, there))
+        )
+        return {
+            "margin": saliency.margin(aligned.saliency, saliency.ranking_pairs(batch)),
+            "contrast": saliency.rank_contrast(*both),
+            "negative": saliency.negative(foreign, there, there.any(1).sum()),
+        }
+
+
+def released_masks(target_mask: Tensor, query_mask: Tensor, heads: int) -> Tensor:
+    """Which words the released code lets each clip see.  [QD-DETR]
+
+    Padded words are to be hidden from padded clips, which would do no harm. But of the B x heads masks, counted head by
+    head, attention takes sample b's where b x heads + head says, so that it gets those of other samples.
+
+    target_mask bool (B, T), query_mask bool (B, N); returns bool (B, heads, T, N)
+    """
+    B = len(target_mask)
+    sample = torch.arange(B * heads, device=target_mask.device).reshape(B, heads) % B
+    return (target_mask[:, :, None] | query_mask[:, None])[sample]

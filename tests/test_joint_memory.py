@@ -1,0 +1,77 @@
+"""Moment-DETR's aligner: what goes in, what comes out, and what must not show."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from batches import make_batch
+
+from mrlib import papers
+from mrlib.data import Widths
+from mrlib.layers import endpoints, sine_positions
+
+LENGTHS = [9, 4, 12, 1]
+SETTINGS = {"as printed": {}, "pre-norm": {"pre_norm": True}, "learned": {"query_positions": "learned"}}
+
+
+def aligner(**options):
+    paper = papers.get("moment_detr", width=16, hidden=24, heads=4, dropout=0.0, input_dropout=0.0, **options)
+    return papers.build(paper, Widths(24, 12, 16), seed=3).aligner.eval()
+
+
+def batch_of(**options):
+    return make_batch(LENGTHS, motion=8, words=6, **options)
+
+
+@torch.no_grad()
+def test_clips_and_words_are_encoded_together_and_the_words_go_on_as_context():
+    """[Moment-DETR] Layer by layer from the projections; positions on the clips only."""
+    module, batch = aligner(), batch_of()
+    target = module.project_target(torch.cat([batch.target, endpoints(batch.target_mask)], -1))
+    x = torch.cat([target, module.project_query(batch.query)], 1)
+    positions = torch.cat([sine_positions(batch.target_mask, 16), torch.zeros(4, 6, 16)], 1)
+    for layer in module.layers:
+        x = layer(x, positions, torch.cat([batch.target_mask, batch.query_mask], 1))
+    aligned = module(batch)
+    torch.testing.assert_close(aligned.target, x[:, :12])
+    torch.testing.assert_close(aligned.context, x[:, 12:])
+    assert torch.equal(aligned.context_mask, batch.query_mask) and aligned.context is aligned.query
+    torch.testing.assert_close(aligned.saliency, module.saliency(x[:, :12])[..., 0])
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@torch.no_grad()
+def test_padding_and_batch_mates_change_nothing(name):
+    """[Moment-DETR] Of the clips, the saliency and the text memory."""
+    module, batch = aligner(**SETTINGS[name]), batch_of()
+    together = module(batch_of(pad_to=15))
+    for b, n in enumerate(LENGTHS):
+        words = int(batch.query_mask[b].sum())
+        alone = replace(
+            batch[b : b + 1],
+            target=batch.target[b : b + 1, :n],
+            target_mask=batch.target_mask[b : b + 1, :n],
+            query=batch.query[b : b + 1, :words],
+            query_mask=batch.query_mask[b : b + 1, :words],
+        )
+        alone = module(alone)
+        for ours, theirs in (
+            (together.target[b, :n], alone.target[0]),
+            (together.saliency[b, :n], alone.saliency[0]),
+            (together.context[b, :words], alone.context[0]),
+            (together.context_positions[b, :words], alone.context_positions[0]),
+            (together.query_global[b], alone.query_global[0]),
+        ):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_labels_are_read_by_losses_alone():
+    module, batch = aligner(), batch_of()
+    with_labels, without = module(batch), module(batch.unlabelled())
+    assert torch.equal(with_labels.target, without.target) and torch.equal(with_labels.saliency, without.saliency)
+    assert set(module.losses(without, batch)) == {"margin"}
+
+
+def test_unknown_positions_are_refused():
+    with pytest.raises(ValueError, match="query_positions must be none or learned"):
+        aligner(query_positions="sine")
