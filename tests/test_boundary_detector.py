@@ -97,6 +97,7 @@ def giou_by_hand(a, b):
 
 @pytest.mark.parametrize("options", [{}, {"offsets": "raw", "timestamps": "edge", "background": 0.1}])
 def test_losses_are_the_sums_of_the_definition(batch, options):
+    """[MATR, losses], clip by clip."""
     detector = BoundaryDetector(8, **options).double()
     aligned = aligned_of(batch)
     aligned = replace(aligned, target=aligned.target.double(), context=aligned.context.double())
@@ -165,7 +166,7 @@ def reached(fusion, batch):
 
 
 def test_tokens_after_the_clips_reach_the_last_three_only(batch):
-    """[MATR, pre-training] three convolutions of 3 see three places away: the printed fusion leaves the decoder almost inert."""
+    """[MATR §3.2] Three convolutions of 3 see three places away: the printed fusion leaves the decoder almost inert."""
     assert reached("sequence", batch) == [9, 10, 11]
     assert reached("channel", batch) == reached("attend", batch) == list(range(12))
     assert reached("none", batch) == []

@@ -42,7 +42,7 @@ def test_epochs_set_the_last_stage_and_scale_the_others(monkeypatch):
 
 
 def test_matr_has_the_papers_numbers():
-    """[MATR, settings]: AdamW 1e-4 with decay 1e-4, 200 epochs of 1,200 pairs, width 1,024, four layers, ten queries."""
+    """[MATR, settings]: AdamW 1e-4, decay 1e-4, 200 epochs of 1,200 pairs, width 1,024, four layers, ten queries."""
     paper = papers.get("matr")
     pretrain, finetune = paper.stages
     assert (finetune.epochs, finetune.batch_size, pretrain.batch_size) == (200, 1200, 600)

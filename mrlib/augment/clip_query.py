@@ -1,8 +1,8 @@
 """A random clip of a video asks where it is from: labels that cost nothing (MATR).
 
 Paper    Kumar et al., "Aligning Moments in Time using Video Queries", ICCV 2025 (arXiv 2508.15439)
-Here     [MATR, pre-training] `clip_query` gives every clip twice, as it is and changed in one of `CHANGES`; `clip_alone` gives
-         it as it is only; `each_video` is the set of videos they are drawn from
+Here     [MATR, pre-training] `clip_query` gives every clip twice, as it is and changed in one of `CHANGES`;
+         `clip_alone` gives it as it is only; `each_video` is the set of videos they are drawn from
 Ours     the paper gives no lengths, factors or noise; they are the constants below. Features are changed, not frames
 """
 
