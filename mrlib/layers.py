@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mrlib.settings import require
+
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "prelu": nn.PReLU}
 
 
@@ -71,6 +73,7 @@ class Projection(nn.Sequential):
     """Layers of LayerNorm, dropout and Linear, ReLU between them."""
 
     def __init__(self, inputs: int, width: int, layers: int, dropout: float):
+        require(type(layers) is int and layers >= 1, "projections", layers, "1 or more")
         widths = [inputs] + [width] * layers
         parts: list[nn.Module] = []
         for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
@@ -117,6 +120,8 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float = 0.0):
         """width must be a multiple of heads."""
         super().__init__()
+        require(type(heads) is int and heads >= 1, "heads", heads, "1 or more")
+        require(width >= 1, "width", width, "1 or more")
         if width % heads:
             raise ValueError(f"{heads} heads cannot share a width of {width}; the width must be a multiple of heads")
         self.heads, self.dropout = heads, dropout

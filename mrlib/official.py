@@ -85,16 +85,15 @@ def _read(path: Path) -> tuple[Tensors, Options]:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
     except Exception as error:  # of many kinds, for the file may hold anything
         found = re.search(r"GLOBAL (\S+)", str(error))
         if found:
             raise ValueError(
                 f"{path} holds {found[1]}; only tensors, plain values and an argparse.Namespace are unpickled"
             ) from None
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{path} is not a whole checkpoint of PyTorch: {reason}") from error
+        raise ValueError(
+            f"{path} is not a whole checkpoint of PyTorch ({type(error).__name__}); copy it again"
+        ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a dict of model and opt")
     lacking = [name for name in ("model", "opt") if name not in content]
@@ -103,7 +102,7 @@ def _read(path: Path) -> tuple[Tensors, Options]:
     model, opt = content["model"], content["opt"]
     if not isinstance(opt, argparse.Namespace):
         raise ValueError(f"opt of {path} is a {type(opt).__name__}, not an argparse.Namespace")
-    if not isinstance(model, dict) or not all(isinstance(tensor, Tensor) for tensor in model.values()):
+    if not isinstance(model, dict) or not all(isinstance(k, str) and isinstance(t, Tensor) for k, t in model.items()):
         raise ValueError(f"model of {path} is not a dict of tensors")
     return {name.removeprefix("module."): tensor for name, tensor in model.items()}, Options(vars(opt))
 

@@ -99,6 +99,18 @@ DETECTORS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+def _is_number(x: Any) -> bool:
+    return type(x) in (int, float) and math.isfinite(x)
+
+
+def _above_0(x: Any) -> bool:
+    return _is_number(x) and x > 0
+
+
+def _texts(x: Any) -> bool:
+    return isinstance(x, list | tuple) and all(isinstance(each, str) for each in x)
+
+
 @dataclass(frozen=True)
 class Choice:
     """What stands in a slot: a name of `ALIGNERS` or `DETECTORS` and its options."""
@@ -167,6 +179,12 @@ class Stage:
         for name in ("epochs", "batch_size"):
             value = getattr(self, name)
             require(type(value) is int and value >= 1, name, value, "a whole number from 1 on")
+        start = self.start is None or (
+            _texts(self.start) and len(self.start) == 2 and self.start[1] in ("last", "best")
+        )
+        require(start, "start", self.start, 'None, or the name of a stage and "last" or "best"')
+        weighed = isinstance(self.weights, Mapping) and all(_is_number(w) for w in self.weights.values())
+        require(weighed, "weights", self.weights, "numbers by the names of loss terms")
         require(self.augment in AUGMENTERS, "augment", self.augment, f"one of {', '.join(AUGMENTERS)}")
         require(self.data in TRAINING_SETS, "data", self.data, f"one of {', '.join(TRAINING_SETS)}")
 
@@ -191,7 +209,17 @@ class Paper:
         require(len(set(names)) == len(names), "stages", names, "of different names")
         require(self.query in ("text", "video"), "query", self.query, "text or video")
         require(type(self.max_windows) is int and self.max_windows >= 1, "max_windows", self.max_windows, "1 or more")
-        require(self.round_s is None or self.round_s > 0, "round_s", self.round_s, "None or seconds above 0")
+        require(self.round_s is None or _above_0(self.round_s), "round_s", self.round_s, "None or seconds above 0")
+        named = self.streams is None or isinstance(self.streams, str) or _texts(self.streams)
+        require(named, "streams", self.streams, "None, a name or a list of names")
+
+    @property
+    def weighed(self) -> bool:
+        """Weights of losses were given, and not only the paper's own taken.
+
+        Those may name terms of an aligner or detector that another has taken the place of; they then weigh nothing.
+        """
+        return not self.given or any(key.rpartition(".")[2] == "weights" for key in self.given)
 
     def describe(self) -> dict[str, Any]:
         """Everything as plain values, for records."""
@@ -384,7 +412,7 @@ def validation_split(name: str) -> str:
 def _choice(slot: str, name: str, size: str) -> Choice:
     """A slot's choice by name, with the options that the paper it comes from gives it."""
     known = ALIGNERS if slot == "aligner" else DETECTORS
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise ValueError(f"unknown {slot} {name!r}; known: {', '.join(known)}")
     choices = (getattr(get(paper, size), slot) for paper in PAPERS)
     return next((choice for choice in choices if choice.name == name), Choice(name))
@@ -394,6 +422,8 @@ def _changed(paper: Paper, key: str, value: Any, size: str) -> Paper:
     stage_name, _, name = key.rpartition(".")
     if not stage_name:
         if name in ("aligner", "detector"):
+            if getattr(paper, name).name == value:
+                return paper
             return replace(paper, **{name: _choice(name, value, size)})
         if name in ("query", "streams", "round_s", "max_windows"):
             return replace(paper, **{name: value})
@@ -423,7 +453,7 @@ def _changed(paper: Paper, key: str, value: Any, size: str) -> Paper:
 def _some_stages(paper: Paper, names: Any) -> tuple[Stage, ...]:
     """The stages of these names; one that was to start from the weights of another goes on with what there is."""
     known = [s.name for s in paper.stages]
-    ok = isinstance(names, list | tuple) and len(names) > 0 and set(names) <= set(known)
+    ok = _texts(names) and len(names) > 0 and set(names) <= set(known)
     require(ok, "stages", names, f"a list of some of {', '.join(known)}")
     kept = [s for s in paper.stages if s.name in names]
     return tuple(s if s.start is None or s.start[0] in names else replace(s, start=None) for s in kept)

@@ -248,7 +248,8 @@ class _Run:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 aligned, outputs = self.model(batch)
                 terms = self.retriever.losses(aligned, outputs, batch)
-            if unknown := stage.weights.keys() - terms.keys():
+            unknown = stage.weights.keys() - terms.keys()
+            if unknown and self.paper.weighed:
                 raise ValueError(f"stage {stage.name!r} weighs {sorted(unknown)}; the losses are {', '.join(terms)}")
             loss = sum(stage.weights.get(name, 1.0) * term for name, term in terms.items())
             terms = {"loss": loss} | {f"loss/{name}": term for name, term in terms.items()}
@@ -442,12 +443,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", help="small or paper; default: small for sim, paper for files")
     parser.add_argument("--preset", help="a named set of settings of the paper; default: the dataset's")
     parser.add_argument("--epochs", type=int, help="of the last stage; earlier ones are scaled")
-    parser.add_argument(
-        "--set", type=_setting, nargs="+", default=[], metavar="NAME=VALUE", help="settings of the paper"
-    )
-    parser.add_argument(
-        "--data", type=_setting, nargs="+", default=[], metavar="NAME=VALUE", help="options of the dataset"
-    )
+    for option, of in (("--set", "the paper"), ("--data", "the dataset")):
+        several = {"type": _setting, "nargs": "+", "action": "extend", "default": []}
+        parser.add_argument(option, **several, metavar="NAME=VALUE", help=f"settings of {of}")
     parser.add_argument("--out", required=True, help="folder for checkpoints, history and predictions")
     parser.add_argument("--no-resume", action="store_true", help="refuse a folder that holds a run")
     parser.add_argument("--score", metavar="SPLIT", help="split whose scores are printed; default: validation")

@@ -93,6 +93,28 @@ def test_stages_can_be_left_out():
     assert len(papers.get("matr", stages=["pretrain", "finetune"]).stages) == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("matr", {"heads": 0}, "heads must be 1 or more"),
+        ("matr", {"decoder_layers": 0}, "decoder_layers must be 1 or more"),
+        ("univtg", {"layers": -1}, "layers must be 0 or more"),
+        ("univtg", {"projections": 0}, "projections must be 1 or more"),
+        ("univtg", {"nms": 7.0}, "nms must be from 0 to 1"),
+        ("moment_detr", {"moment_queries": 0}, "moment_queries must be 1 or more"),
+        ("qd_detr", {"decoder_layers": 0}, "decoder_layers must be 1 or more"),
+    ],
+)
+def test_a_network_that_cannot_be_is_refused_when_it_is_built(name, settings, message):
+    with pytest.raises(ValueError, match=message):
+        papers.build(papers.get(name, "small", **settings), WIDTHS)
+
+
+def test_what_already_stands_in_a_slot_stays_as_it_is():
+    """Not as another paper, which has it first, would set it."""
+    assert papers.get("univtg", detector="boundary").describe() == papers.get("univtg").describe()
+
+
 def test_a_number_that_both_slots_have_is_set_in_both():
     paper = papers.get("matr", heads=2)
     assert paper.aligner.options["heads"] == paper.detector.options["heads"] == 2
@@ -136,6 +158,13 @@ def test_weights_are_a_function_of_the_seed_and_the_global_generator_is_left_alo
         (dict(name="matr", query="song"), "query must be text or video, not 'song'"),
         (dict(name="matr", stages=["train"]), "stages must be a list of some of pretrain, finetune"),
         (dict(name="matr", stages=[]), "stages must be a list of some of pretrain, finetune"),
+        (dict(name="matr", weights=3), "weights must be numbers by the names of loss terms, not 3"),
+        (dict(name="matr", weights={"fg": "much"}), "weights must be numbers by the names of loss terms"),
+        (dict(name="matr", start="pretrain"), 'start must be None, or the name of a stage and "last" or "best"'),
+        (dict(name="matr", streams=5), "streams must be None, a name or a list of names, not 5"),
+        (dict(name="matr", round_s="abc"), "round_s must be None or seconds above 0, not 'abc'"),
+        (dict(name="matr", aligner=["anchor"]), "unknown aligner"),
+        (dict(name="matr", stages=[["pretrain"]]), "stages must be a list of some of pretrain, finetune"),
         (dict(name="f2sgd", augment=print), "augment must be a plain value"),
     ],
 )

@@ -209,3 +209,15 @@ def test_every_aligner_works_before_every_detector(aligner, detector):
     sum(retriever.losses(*retriever(batch), batch).values()).backward()
     lines = retriever.predict(batch)
     assert [0 < len(line["pred_relevant_windows"]) <= 10 for line in lines] == [True] * 3
+
+
+@pytest.mark.parametrize("base", papers.PAPERS)
+def test_another_detector_trains_with_the_papers_own_stages(base):
+    """Weights of terms that are no longer there weigh nothing, unless someone asks for them."""
+    settings = {"detector": "similarity_map", "epochs": 1, "kernel": 3, "channels": 2}
+    paper = papers.get(base, "small", **settings)
+    data = papers.open_split(paper, "sim", split="train", n=8, streams="joint")
+    fit(papers.build(paper, data), data, None, paper, device="cpu", progress=False)
+    asked = papers.get(base, "small", **settings, weights={"map": 1.0, "fq": 10.0})
+    with pytest.raises(ValueError, match=r"weighs \['fq'\]; the losses are"):
+        fit(papers.build(asked, data), data, None, asked, device="cpu", progress=False)

@@ -280,6 +280,15 @@ def test_a_compiled_model_trains_what_a_plain_one_does(world, monkeypatch):
     assert compiled[0]["loss"] == pytest.approx(plain[0]["loss"], rel=1e-5)
 
 
+def test_settings_add_up_however_often_the_option_is_given(tmp_path):
+    command = [*COMMAND, "--epochs", "1", "--device", "cpu", "--out", str(tmp_path / "run"), "--data", "seed=5"]
+    main([*command, "--set", "candidates=3"])
+    settings = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (settings["train"]["samples"], settings["train"]["seed"]) == (48, 5)
+    options = settings["paper"]["detector"]["options"]
+    assert (options["kernel"], options["candidates"]) == (5, 3)
+
+
 def test_wrong_arguments_are_refused(world, capsys):
     with pytest.raises(ValueError, match="unknown precision 'fp8'"):
         run(world, small(), precision="fp8")

@@ -13,6 +13,7 @@ Departs  vl2g/MATR takes -log softmax as the cost, a weighted mean as the soft m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -145,11 +146,12 @@ class DualStageAligner(nn.Module):
         require(align in (*METHODS, "none"), "align", align, f"one of {', '.join(METHODS)}, none")
         require(cost in ("cosine", "contrastive"), "cost", cost, "cosine or contrastive")
         require(memory in ("part", "whole"), "memory", memory, "part or whole")
-        require(gamma > 0, "gamma", gamma, "above 0")
+        require(math.isfinite(gamma) and gamma > 0, "gamma", gamma, "above 0")
         require(type(moment_queries) is int and moment_queries >= 0, "moment_queries", moment_queries, "0 or more")
         self.fuse, self.width, self.gamma, self.typed, self.memory = fuse, fuse.width, gamma, typed, memory
         self.align, self.cost = align, cost
         self.stages = [name for name, there in (("pre", pre), ("post", post)) if there and align != "none"]
+        require(type(layers) is int and layers >= 1, "decoder_layers", layers, "1 or more")
         self.decoder = self.moment_queries = self.norm = None
         if moment_queries:
             self.moment_queries = nn.Embedding(moment_queries, fuse.width)

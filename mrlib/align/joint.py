@@ -66,6 +66,7 @@ class JointEncoder(nn.Module):
         super().__init__()
         known = ("sine", "learned", "none")
         require(query_positions in known, "query_positions", query_positions, f"one of {', '.join(known)}")
+        require(type(layers) is int and layers >= 0, "layers", layers, "0 or more")
         self.width, self.tef, self.query_positions = width, tef, query_positions
         self.project_target = Projection(target_width + 2 * tef, width, projections, input_dropout)
         self.project_query = Projection(query_width, width, projections, input_dropout)
@@ -121,7 +122,8 @@ class JointAligner(nn.Module):
     def losses(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
         """Contrasts at one relevant clip per sample, drawn at random.  [UniVTG]
 
-        inter  the clip with the queries of the batch and the query with the clips of the batch, both directions summed
+        inter  the clip with the queries of the batch and the query with the clips of the batch, both directions summed;
+               of several processes each sees the batch that it has
         intra  the clip with those of lower label in its video, and, as released, with what stands at the same time in
                the other videos
         """

@@ -130,7 +130,7 @@ def _lengths(file: Path) -> dict[str, dict[str, int]]:
     """n_feat and n_frames of every video: {id: {"n_feat", "n_frames"}}, {id: [n_feat, n_frames]} or a list of dicts."""
     content = _json(file, dict, list)
     if isinstance(content, list):
-        content = {each.get("id"): each for each in content if isinstance(each, dict)}
+        content = {each["id"]: each for each in content if isinstance(each, dict) and isinstance(each.get("id"), str)}
     names = ("n_feat", "n_frames")
     return {
         video: dict(zip(names, each, strict=False)) if isinstance(each, list) else each

@@ -126,7 +126,7 @@ def _sample(row: dict, clip_s: float) -> tuple[Sample | None, list[tuple[str, st
 
 def _number(text: str) -> int | float | str:
     """The number that a text is; the text where it is none."""
-    for kind in (int, float):
+    for kind in (int, float) if "_" not in text else ():  # Python reads 1_0 as ten
         try:
             return kind(text)
         except ValueError:

@@ -87,6 +87,7 @@ class BoundaryDetector(nn.Module):
         require(padding in ("hidden", "seen"), "padding", padding, "hidden or seen")
         require(answer in ("heads", "pre", "post"), "answer", answer, "heads, pre or post")
         require(type(layers) is int and layers >= 1, "layers", layers, "1 or more")
+        require(0 <= nms <= 1, "nms", nms, "from 0 to 1")
         super().__init__()
         self.fusion, self.offsets, self.timestamps, self.length = fusion, offsets, timestamps, length
         self.background, self.padding, self.threshold, self.answer = background, padding, nms, answer
@@ -101,7 +102,7 @@ class BoundaryDetector(nn.Module):
         logits  (B, T)     of being inside the moment
         offset  (B, T, 2)  to the start and to the end: distances where they are bounded, else signed
         spans   (B, T, 2)  the moment that the clip sees
-        paths   spans (B, 1, 2) of the aligner's path, if that is the answer
+        path    (B, 1, 2)  the span of the aligner's path, if that is the answer
         """
         x, mask = self._fused(aligned)
         if self.padding == "seen":

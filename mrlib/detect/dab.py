@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mrlib.align import Aligned
 from mrlib.detect.detr import Decoded, DetrDetector, logit
 from mrlib.layers import MLP, FeedForward, attend, sine_positions, waves
+from mrlib.settings import require
 
 NARROWEST = 1e-4  # width by which positions are divided
 
@@ -122,6 +123,8 @@ class DabDecoder(nn.Module):
         activation: str = "prelu",
     ):
         super().__init__()
+        for name, count in (("moment_queries", moment_queries), ("decoder_layers", decoder_layers)):
+            require(type(count) is int and count >= 1, name, count, "1 or more")
         self.moment_queries = nn.Embedding(moment_queries, 2)  # logits of centre and width
         self.layers = nn.ModuleList(
             DabLayer(width, heads, hidden, dropout, activation, first=i == 0) for i in range(decoder_layers)

@@ -78,6 +78,8 @@ class DetrDecoder(nn.Module):
         pre_norm: bool = False,
     ):
         super().__init__()
+        for name, count in (("moment_queries", moment_queries), ("decoder_layers", decoder_layers)):
+            require(type(count) is int and count >= 1, name, count, "1 or more")
         self.moment_queries = nn.Embedding(moment_queries, width)
         self.layers = nn.ModuleList(
             DecoderLayer(width, heads, hidden, dropout, pre_norm) for _ in range(decoder_layers)
