@@ -12,7 +12,7 @@ import os
 import shlex
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ class Arm:
 
     def identity(self, seed: int) -> dict[str, str]:
         """By which a row is known to be of this training: its command, and every number of the paper behind it."""
-        described = json.dumps(papers.get(self.paper, self.size, **self.settings).describe(), sort_keys=True)
+        described = json.dumps(_chosen(papers.get(self.paper, self.size, **self.settings)), sort_keys=True)
         fingerprint = hashlib.blake2b(described.encode(), digest_size=4).hexdigest()
         return {"paper": f"{self.paper}-{fingerprint}", "command": self.command(seed)}
 
@@ -97,6 +97,15 @@ def read(path: str | os.PathLike, arms: Mapping[str, Arm], seeds: Iterable[int])
                     f"{path} has no row for arm {name!r}, seed {seed}, with these settings; run with full=True"
                 )
     return pd.DataFrame([rows[name, seed] for name in arms for seed in seeds])
+
+
+def _chosen(x: Any) -> Any:
+    """A paper as plain values without what is as its class has it by default: a field added later changes no row."""
+    if not is_dataclass(x):
+        return [_chosen(each) for each in x] if isinstance(x, tuple) else x
+    own = {f.name: getattr(x, f.name) for f in fields(x) if f.name != "given"}
+    usual = {f.name: f.default_factory() if f.default_factory is not MISSING else f.default for f in fields(x)}
+    return {name: _chosen(value) for name, value in own.items() if value != usual[name]}
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, int]:

@@ -53,6 +53,12 @@ def endpoints(mask: Tensor) -> Tensor:
     return ends * mask[..., None]
 
 
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """The mean of the real vectors of every row, 0 where there is none; (B, N, d), bool (B, N) -> (B, d)."""
+    weight = mask / mask.sum(1, keepdim=True).clamp(min=1)
+    return (weight[..., None] * x).sum(1)
+
+
 class LearnedPositions(nn.Module):
     """A vector per place, added to the features, normalised: positions that depend on what stands there."""
 

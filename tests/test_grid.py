@@ -1,5 +1,6 @@
 """Comparisons: a row per arm and seed."""
 
+import json
 import shlex
 
 import pandas as pd
@@ -67,3 +68,14 @@ def test_a_row_trained_under_another_preset_is_not_taken_for_todays(written, mon
     monkeypatch.setitem(papers.PRESETS["f2sgd"], "small", papers.PRESETS["f2sgd"]["small"] | {"lr": 0.5})
     with pytest.raises(ValueError, match="no row for arm 'full', seed 0"):
         grid.read(path, ARMS, [0, 1])
+
+
+def test_a_row_is_known_by_what_its_paper_chooses_and_not_by_what_every_paper_has(monkeypatch):
+    """A field that papers get one day, with a default, makes no row another; a number that is chosen does."""
+    arm = Arm("f2sgd")
+    before = arm.identity(0)["paper"]
+    assert '"start"' not in json.dumps(grid._chosen(papers.get("f2sgd", "small")))
+    stage = papers.PAPERS["f2sgd"].stages[0]
+    slower = papers.replace(stage, optimiser=papers.replace(stage.optimiser, weight_decay=0.5))
+    monkeypatch.setitem(papers.PAPERS, "f2sgd", papers.replace(papers.PAPERS["f2sgd"], stages=(slower,)))
+    assert arm.identity(0)["paper"] != before

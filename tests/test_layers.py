@@ -15,6 +15,7 @@ from mrlib.layers import (
     LearnedPositions,
     Projection,
     endpoints,
+    masked_mean,
     sine_positions,
 )
 
@@ -43,6 +44,13 @@ def test_positions_are_the_sines_and_cosines_of_the_place_among_the_real_clips()
                 angle = p / 10000 ** (2 * m / 6)
                 assert positions[b, t, 2 * m].item() == pytest.approx(math.sin(angle), abs=1e-6)
                 assert positions[b, t, 2 * m + 1].item() == pytest.approx(math.cos(angle), abs=1e-6)
+
+
+def test_a_masked_mean_is_of_the_real_vectors():
+    mean = masked_mean(ROWS["x"], ROWS["mask"])
+    for b, n in enumerate([7, 4, 1]):
+        torch.testing.assert_close(mean[b], ROWS["x"][b, :n].mean(0))
+    assert not masked_mean(ROWS["x"], torch.zeros_like(ROWS["mask"])).any()
 
 
 def test_endpoints_are_where_a_clip_starts_and_ends_and_nothing_on_padding():

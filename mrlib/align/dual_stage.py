@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from mrlib.align import Aligned
 from mrlib.align.joint import JointEncoder
 from mrlib.data import Batch
-from mrlib.layers import DecoderLayer
+from mrlib.layers import DecoderLayer, masked_mean
 from mrlib.ops import alignment
 from mrlib.ops.counts import shared_count
 from mrlib.settings import require
@@ -168,13 +168,12 @@ class DualStageAligner(nn.Module):
         lengths = batch.lengths, batch.query_mask.sum(1)
         with torch.no_grad():
             paths = {name: METHODS[self.align].path(stage, *lengths) for name, stage in stages.items()}
-        weight = batch.query_mask / batch.query_mask.sum(1, keepdim=True).clamp(min=1)
         return Aligned(
             joint.target,
             batch.target_mask,
             joint.query,
             batch.query_mask,
-            query_global=(weight[..., None] * joint.query).sum(1),
+            query_global=masked_mean(joint.query, batch.query_mask),
             context=self._describe(joint.target, joint.target_positions, batch.target_mask, paths.get("post")),
             paths=paths,
             cache=stages,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mrlib.align import Aligned, saliency
 from mrlib.data import Batch
-from mrlib.layers import EncoderLayer, LearnedPositions, Projection, endpoints, sine_positions
+from mrlib.layers import EncoderLayer, LearnedPositions, Projection, endpoints, masked_mean, sine_positions
 from mrlib.settings import require
 
 
@@ -66,13 +66,12 @@ class JointMemoryAligner(nn.Module):
         for layer in self.layers:
             x = layer(x, positions, mask)
         clips, words = self.norm(x).split([target.shape[1], query.shape[1]], dim=1)
-        weight = batch.query_mask / batch.query_mask.sum(1, keepdim=True).clamp(min=1)
         return Aligned(
             clips,
             batch.target_mask,
             words,
             batch.query_mask,
-            query_global=(weight[..., None] * words).sum(1),
+            query_global=masked_mean(words, batch.query_mask),
             saliency=self.saliency(clips)[..., 0],
             context=words,
             context_mask=batch.query_mask,

@@ -19,7 +19,16 @@ from torch import Tensor, nn
 
 from mrlib.align import Aligned, saliency
 from mrlib.data import Batch
-from mrlib.layers import Attention, EncoderLayer, FeedForward, LearnedPositions, Projection, endpoints, sine_positions
+from mrlib.layers import (
+    Attention,
+    EncoderLayer,
+    FeedForward,
+    LearnedPositions,
+    Projection,
+    endpoints,
+    masked_mean,
+    sine_positions,
+)
 from mrlib.settings import require
 
 
@@ -104,13 +113,12 @@ class TextToVideoAligner(nn.Module):
         target = torch.cat([batch.target, endpoints(batch.target_mask)], -1) if self.tef else batch.target
         target, query = self.project_target(target), self.project_query(batch.query)
         clips, relevance = self.fuse(target, batch.target_mask, query, batch.query_mask)
-        weight = batch.query_mask / batch.query_mask.sum(1, keepdim=True).clamp(min=1)
         return Aligned(
             clips,
             batch.target_mask,
             query,
             batch.query_mask,
-            query_global=(weight[..., None] * query).sum(1),
+            query_global=masked_mean(query, batch.query_mask),
             saliency=relevance,
             cache={"target": target},
         )

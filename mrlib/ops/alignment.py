@@ -44,7 +44,7 @@ def soft_dtw(
     r"""The soft minimum of the cost over all alignments, differentiable once.  [MATR §3.2], [Cuturi & Blondel 2017]
 
     $\operatorname{smin}_\gamma\{\langle A, C\rangle\}$; it may be negative. +inf forbids a cell; where no alignment is
-    left the value is +inf and the gradient 0. A length of 0 gives value 0 and gradient 0.
+    left the value is +inf and the gradient 0. What -inf gives is not defined. A length of 0 gives value 0, gradient 0.
 
     cost            (B, T, N)
     gamma           > 0, in units of the cost
@@ -368,7 +368,7 @@ def _at_end(U: Tensor, T_b: Tensor, N_b: Tensor) -> Tensor:
 def _drop_tables(
     cost: Tensor, drop: float | Tensor, gamma: float, T_b: Tensor, N_b: Tensor, exclusive: bool, join
 ) -> tuple[Tensor, Tensor]:
-    """-D^+ (the cell is matched) and -D (matched or its target clip left out), bordered as in `_recursion`."""
+    """-D^+ (the cell is matched) and -D (that, or its target clip left out), by anti-diagonals after two of border."""
     B, T, N = cost.shape
     drop = torch.as_tensor(drop, dtype=torch.float64, device=cost.device)
     if drop.shape not in ((), (B,), (B, T)):
