@@ -242,7 +242,7 @@ def test_padding_is_seen_by_the_convolutions_only_when_asked(batch):
         ({"offsets": "signed"}, "offsets must be bounded or raw"),
         ({"timestamps": "left"}, "timestamps must be centre or edge"),
         ({"answer": "all"}, "answer must be heads, pre or post"),
-        ({"layers": 0}, "layers must be 1 or more"),
+        ({"nms": 7.0}, "nms must be from 0 to 1"),
     ],
 )
 def test_unknown_choices_are_refused(options, message):

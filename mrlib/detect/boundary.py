@@ -26,14 +26,15 @@ from mrlib.settings import require
 
 CANDIDATES = 1000  # spans that enter the suppression
 KEPT = 10  # moments that leave it
+LAYERS = 3  # of each head
 
 
 class ConvHead(nn.Module):
     """Convolutions of 3 over time, ReLU between."""
 
-    def __init__(self, inputs: int, width: int, outputs: int, layers: int):
+    def __init__(self, inputs: int, width: int, outputs: int):
         super().__init__()
-        widths = [inputs, *[width] * (layers - 1), outputs]
+        widths = [inputs, *[width] * (LAYERS - 1), outputs]
         self.layers = nn.ModuleList(nn.Conv1d(a, b, 3, padding=1) for a, b in zip(widths, widths[1:], strict=False))
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -52,7 +53,6 @@ class BoundaryDetector(nn.Module):
         self,
         width: int,
         *,
-        layers: int = 3,
         fusion: str = "sequence",
         heads: int = 8,
         offsets: str = "bounded",
@@ -86,15 +86,14 @@ class BoundaryDetector(nn.Module):
         require(length in ("clips", "duration"), "length", length, "clips or duration")
         require(padding in ("hidden", "seen"), "padding", padding, "hidden or seen")
         require(answer in ("heads", "pre", "post"), "answer", answer, "heads, pre or post")
-        require(type(layers) is int and layers >= 1, "layers", layers, "1 or more")
         require(0 <= nms <= 1, "nms", nms, "from 0 to 1")
         super().__init__()
         self.fusion, self.offsets, self.timestamps, self.length = fusion, offsets, timestamps, length
         self.background, self.padding, self.threshold, self.answer = background, padding, nms, answer
         inputs = 2 * width if fusion == "channel" else width
         self.attend = Attention(width, heads) if fusion == "attend" else None
-        self.foreground = ConvHead(inputs, width, 1, layers)
-        self.boundary = ConvHead(inputs, width, 2, layers)
+        self.foreground = ConvHead(inputs, width, 1)
+        self.boundary = ConvHead(inputs, width, 2)
 
     def forward(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
         """Of every clip; what stands on padding is undefined.
