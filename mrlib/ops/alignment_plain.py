@@ -85,7 +85,7 @@ def tables(
     ending = set(diagonals[allowed].tolist())
     two_ago, one_ago, now = np.full((3, N + 1, B), _NEVER)  # U, with a lane of border before the cells
     ended, joined = np.full((T + N - 1, B), _NEVER), np.empty((T, 1, B))
-    most, differences = np.empty((min(T, N), B)), np.empty((2 if topology == "otam" else 3, min(T, N), B))
+    most = np.empty((min(T, N), B))
     ways = []
     for d in range(T + N - 1):
         two_ago, one_ago, now = one_ago, now, two_ago
@@ -95,17 +95,15 @@ def tables(
         before, top = _predecessors(two_ago, one_ago, lanes, topology), most[: lanes.stop - lanes.start]
         np.maximum(before[0], before[1], out=top)
         np.maximum(top, before[-1], out=top)
-        difference = differences[:, : len(top)]
-        for u, out in zip(before, difference, strict=True):
-            np.subtract(u, top, out=out)
         way = np.empty((len(before) + 1, *top.shape), costs.dtype)
         weights, total = way[:-1], way[-1]
-        weights[:] = difference
+        for u, out in zip(before, weights, strict=True):
+            np.subtract(u, top, out=out, casting="same_kind")
         np.exp(weights, out=weights)
         np.add(weights[0], weights[1], out=total)
         if topology != "otam":
             np.add(total, weights[2], out=total)
-        np.add(top, np.log(total, out=difference[0]), out=top)
+        np.add(top, np.log(total), out=top)
         np.add(top, _antidiagonal(gain, d, lanes), out=now[1:][lanes])
         ways.append(way)
         if d < T:
