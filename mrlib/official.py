@@ -153,30 +153,33 @@ def _widths(opt: Options, tensors: Tensors) -> Widths:
     return Widths(target=target, query=opt.read("t_feat_dim", int), joint=None)
 
 
-def _joint(opt: Options, tensors: Tensors) -> dict[str, Any]:
-    """The settings of the joint encoder and the times of its clips; UniVTG's, and MATR's after it."""
-    context, seconds = opt.read("ctx_mode", str), opt.read("clip_length", float)
-    learned = opt.read("use_txt_pos", bool)
+def _encoder(opt: Options) -> dict[str, Any]:
+    """The settings of the encoder, of all that descend from Moment-DETR."""
+    context, learned = opt.read("ctx_mode", str), opt.read("use_txt_pos", bool)
     for name, known in (("span_loss_type", ("l1",)), ("position_embedding", ("sine", "v2"))):
         require(opt.read(name, str) in known, f"{name} of opt", opt[name], " or ".join(known))
     require("video" in context, "ctx_mode of opt", context, "with video, for nothing else shows the target")
     require(opt.read("n_input_proj", int) >= 1, "n_input_proj of opt", opt["n_input_proj"], "1 or more")
-    # the official time of clip i is (i + seconds / 2) / n
-    times = {1: "centre", 2: "edge"}
-    require(seconds in times, "clip_length of opt", seconds, "1 or 2 seconds")
     return {
         "width": opt.read("hidden_dim", int),
         "layers": opt.read("enc_layers", int),
         "heads": opt.read("nheads", int),
         "hidden": opt.read("dim_feedforward", int),
         "projections": opt["n_input_proj"],
-        "pre_norm": opt.read("pre_norm", bool),
         "dropout": opt.read("dropout", float),
         "input_dropout": opt.read("input_dropout", float),
         "tef": "tef" in context,
         "query_positions": "learned" if learned else "none",
-        "timestamps": times[seconds],
     } | ({"places": opt.read("max_q_l", int)} if learned else {})
+
+
+def _joint(opt: Options, tensors: Tensors) -> dict[str, Any]:
+    """UniVTG's settings, and MATR's after it: the encoder and the times of its clips."""
+    seconds = opt.read("clip_length", float)
+    # the official time of clip i is (i + seconds / 2) / n
+    times = {1: "centre", 2: "edge"}
+    require(seconds in times, "clip_length of opt", seconds, "1 or 2 seconds")
+    return _encoder(opt) | {"pre_norm": opt.read("pre_norm", bool), "timestamps": times[seconds]}
 
 
 def _matr(opt: Options, tensors: Tensors) -> dict[str, Any]:
@@ -191,38 +194,22 @@ def _matr(opt: Options, tensors: Tensors) -> dict[str, Any]:
     return settings | {"fusion": "channel", "moment_queries": count, "decoder_layers": opt.read("dec_layers", int)}
 
 
-def _encoder(opt: Options) -> dict[str, Any]:
-    """The settings of what stands before the moment queries, and of the queries, in Moment-DETR and QD-DETR."""
-    context, learned = opt.read("ctx_mode", str), opt.read("use_txt_pos", bool)
-    for name, known in (("span_loss_type", ("l1",)), ("position_embedding", ("sine", "v2"))):
-        require(opt.read(name, str) in known, f"{name} of opt", opt[name], " or ".join(known))
-    require("video" in context, "ctx_mode of opt", context, "with video, for nothing else shows the target")
+def _queries(opt: Options) -> dict[str, Any]:
+    """The encoder and the moment queries of Moment-DETR and QD-DETR."""
     require(not opt.get("a_feat_dim"), "a_feat_dim of opt", opt.get("a_feat_dim"), "None: sound is not read")
-    for name in ("n_input_proj", "num_queries", "dec_layers"):
+    for name in ("num_queries", "dec_layers"):
         require(opt.read(name, int) >= 1, f"{name} of opt", opt[name], "1 or more")
-    return {
-        "width": opt.read("hidden_dim", int),
-        "layers": opt.read("enc_layers", int),
-        "heads": opt.read("nheads", int),
-        "hidden": opt.read("dim_feedforward", int),
-        "projections": opt["n_input_proj"],
-        "dropout": opt.read("dropout", float),
-        "input_dropout": opt.read("input_dropout", float),
-        "tef": "tef" in context,
-        "query_positions": "learned" if learned else "none",
-        "moment_queries": opt["num_queries"],
-        "decoder_layers": opt["dec_layers"],
-    } | ({"places": opt.read("max_q_l", int)} if learned else {})
+    return _encoder(opt) | {"moment_queries": opt["num_queries"], "decoder_layers": opt["dec_layers"]}
 
 
 def _moment_detr(opt: Options, tensors: Tensors) -> dict[str, Any]:
-    return _encoder(opt) | {"pre_norm": opt.read("pre_norm", bool)}
+    return _queries(opt) | {"pre_norm": opt.read("pre_norm", bool)}
 
 
 def _qd_detr(opt: Options, tensors: Tensors) -> dict[str, Any]:
     """The official network has no forward for `pre_norm`."""
     require(not opt.read("pre_norm", bool), "pre_norm of opt", True, "False")
-    return _encoder(opt)
+    return _queries(opt)
 
 
 def _projection(match: re.Match) -> str:
