@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mrlib.align import Aligned
+from mrlib.align.saliency import scores_of
 from mrlib.data import Batch
 from mrlib.layers import EncoderLayer, LearnedPositions, Projection, endpoints, sine_positions
 from mrlib.ops.counts import shared_count
@@ -127,9 +128,8 @@ class JointAligner(nn.Module):
         intra  the clip with those of lower label in its video, and, as released, with what stands at the same time in
                the other videos
         """
-        labels = batch.labels
-        score = torch.where(labels.saliency_mask[:, None], labels.saliency, labels.relevant.to(labels.saliency.dtype))
-        relevant = labels.relevant & batch.target_mask
+        score = scores_of(batch)
+        relevant = batch.labels.relevant & batch.target_mask
         rows = relevant.any(1)  # a row of padding teaches nothing
         count = shared_count(rows.sum())
         chosen = torch.multinomial(relevant.float() + ~rows[:, None], 1)  # (B, 1)
