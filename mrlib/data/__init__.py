@@ -60,7 +60,9 @@ class _Tensors:
 
     def _each(self, change: Callable) -> Self:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: change(v) for k, v in values.items() if v is not None})
+        named = {k: {name: change(x) for name, x in v.items()} for k, v in values.items() if isinstance(v, dict)}
+        plain = {k: change(v) for k, v in values.items() if v is not None and k not in named}
+        return replace(self, **named, **plain)
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class Batch(_Tensors):
     clip_s: Tensor  # (B,) length of a clip, seconds
     labels: Labels | None
     samples: list[Sample]  # for metrics and pictures; no model reads it
+    counts: dict[str, Tensor] = field(default_factory=dict)  # (B,) what the augmenter did, for the record of a training
 
     def __len__(self) -> int:
         return len(self.target)

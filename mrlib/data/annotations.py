@@ -112,12 +112,14 @@ def sample_of(fields: dict[str, Any], clip_s: float, words: bool) -> tuple[Sampl
     """
     found = _wrong(fields, words)
     if not found:
-        found = _wrong_windows(fields, clip_s) + _wrong_saliency(fields, clip_s)
+        found = _wrong_windows("relevant_windows", fields, clip_s) + _wrong_saliency(fields, clip_s)
+        if fields.get("wrong_spans") != []:  # of clips that confuse a model there may be none
+            found += [each for each in _wrong_windows("wrong_spans", fields, clip_s) if each[2]]
     if any(fatal for *_, fatal in found):
         return None, found
     duration = float(fields["duration"])
     windows = fields.get("relevant_windows")
-    if found:
+    if found and windows is not None:
         windows = [[start, min(end, duration)] for start, end in windows]
     return Sample(
         qid=fields["qid"],
@@ -166,8 +168,8 @@ def _wrong(fields: dict[str, Any], words: bool) -> list[tuple[str, str, bool]]:
     return found
 
 
-def _wrong_windows(fields: dict[str, Any], clip_s: float) -> list[tuple[str, str, bool]]:
-    name, windows, duration = "relevant_windows", fields.get("relevant_windows"), fields["duration"]
+def _wrong_windows(name: str, fields: dict[str, Any], clip_s: float) -> list[tuple[str, str, bool]]:
+    windows, duration = fields.get(name), fields["duration"]
     if windows is None:
         return []
     if not isinstance(windows, list) or not windows:

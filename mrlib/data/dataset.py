@@ -52,6 +52,11 @@ class MomentDataset:
     def labelled(self) -> bool:
         return len(self._annotations) > 0
 
+    @property
+    def mined(self) -> bool:
+        """Some sample has `wrong_spans`."""
+        return self.labelled and self._annotations[4].shape[1] > 0
+
     def subset(self, indices: Sequence[int]) -> MomentDataset:
         """The samples at these positions as a dataset of their own; the banks are shared."""
         rows = torch.as_tensor(indices, dtype=torch.long, device=self.video.device)
@@ -84,7 +89,7 @@ class MomentDataset:
         target, mask = self.target.gather(rows), rows >= 0
         words = self.query.index(self.question[indices])
         if labels is None and self.labelled:
-            labels = self._labels(indices, mask)
+            labels = self.labels(indices)
         samples = [self.samples[i] for i in indices.tolist()]
         if duration_s is None:
             duration_s = torch.tensor([s.duration for s in samples], dtype=torch.float32, device=rows.device)
@@ -102,6 +107,39 @@ class MomentDataset:
             labels=labels,
             samples=samples,
         )
+
+    def labels(self, indices: Tensor) -> Labels:
+        """What the annotators said of the samples at these positions, int64 (B,), of their videos as they are."""
+        windows, counts, saliency, scored, wrong, wrong_counts = (a[indices] for a in self._annotations)
+        n = self.target.lengths[self.video[indices]]
+        spans = windows[:, : int(counts.max())]
+        span_mask = torch.arange(spans.shape[1], device=n.device) < counts[:, None]
+        relevant = (_inside(spans, n) & span_mask[..., None]).any(1)
+        scores = torch.zeros(relevant.shape, device=n.device)
+        shared = min(relevant.shape[1], saliency.shape[1])
+        scores[:, :shared] = saliency[:, :shared]
+        confusing = None
+        if self.mined:
+            there = torch.arange(wrong.shape[1], device=n.device) < wrong_counts[:, None]
+            confusing = (_inside(wrong, n) & there[..., None]).any(1) & ~relevant
+        return Labels(spans, span_mask, relevant, scores, scored, wrong=confusing)
+
+    def clips(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The clips of every annotated window, then of every mined one, of the samples at these positions.
+
+        indices  int64 (B,)
+        returns  first clip and number of clips, int64 (B, W, 2), in the order of the annotation; bool (B, W), there is
+                 such a window; bool (B, W), it is mined: it confuses a model and answers nothing
+        """
+        windows, counts, _, _, wrong, wrong_counts = (a[indices] for a in self._annotations)
+        n = self.target.lengths[self.video[indices]]
+        inside = _inside(torch.cat([windows, wrong], 1), n)
+        true, mined = (
+            torch.arange(x.shape[1], device=n.device) < c[:, None]
+            for x, c in ((windows, counts), (wrong, wrong_counts))
+        )
+        kind = torch.cat([torch.zeros_like(true), torch.ones_like(mined)], 1)
+        return torch.stack([inside.long().argmax(-1), inside.sum(-1)], -1), torch.cat([true, mined], 1), kind
 
     def digest(self) -> str:
         """Of the samples and some hundred rows of their features: equal for equal data."""
@@ -125,7 +163,8 @@ class MomentDataset:
         )
 
     def _annotated(self) -> tuple[Tensor, ...]:
-        """Windows as fractions (S, W, 2), how many (S,), summed saliency (S, L) and whether there is any (S,)."""
+        """Windows as fractions (S, W, 2), how many (S,), summed saliency (S, L), whether there is any (S,); of
+        `wrong_spans`, mined windows in seconds, fractions (S, V, 2) and how many (S,)."""
         without = [s.qid for s in self.samples if s.relevant_windows is None]
         if len(without) == len(self.samples):
             return ()
@@ -133,37 +172,44 @@ class MomentDataset:
             raise ValueError(
                 f"{self.name} {self.split}: {len(without)} of {len(self)} samples have no windows, {without[:5]}"
             )
-        counts = torch.tensor([len(s.relevant_windows) for s in self.samples])
         clips = self.target.lengths[self.video].cpu()
-        windows = torch.zeros(len(self), int(counts.max()), 2, dtype=torch.float64)
         scored = [s for s in self.samples if s.saliency_scores is not None]
         saliency = torch.zeros(len(self), int(clips.max()) if scored else 0)
         for i, s in enumerate(self.samples):
-            windows[i, : counts[i]] = torch.tensor(s.relevant_windows, dtype=torch.float64)
             if s.saliency_scores is not None and s.relevant_clip_ids:
                 ids, scores = torch.tensor(s.relevant_clip_ids), torch.tensor(s.saliency_scores).sum(1)
                 kept = ids < clips[i]  # a clip without features cannot be ranked
                 saliency[i, ids[kept]] = scores[kept].float()
-        windows = (windows / (clips * self.clip_s)[:, None, None]).clamp(0, 1)
-        # features may end before the video does: a window after them is the last clip
-        last = (1 - 1 / clips.double())[:, None].expand(windows.shape[:2])
-        windows[..., 0] = windows[..., 0].where(windows[..., 0] < 1, last)
         has_saliency = torch.tensor([s.saliency_scores is not None for s in self.samples])
-        annotations = windows.float(), counts, saliency, has_saliency
-        return tuple(a.to(self.video.device) for a in annotations)
+        windows = self._fractions([s.relevant_windows for s in self.samples], clips)
+        wrong = self._fractions([s.extra.get("wrong_spans") or [] for s in self.samples], clips)
+        return tuple(a.to(self.video.device) for a in (*windows, saliency, has_saliency, *wrong))
 
-    def _labels(self, indices: Tensor, mask: Tensor) -> Labels:
-        windows, counts, saliency, has_saliency = (a[indices] for a in self._annotations)
-        spans = windows[:, : int(counts.max())]
-        span_mask = torch.arange(spans.shape[1], device=mask.device) < counts[:, None]
-        n = mask.sum(1)[:, None, None]
-        t = torch.arange(mask.shape[1], device=mask.device)[:, None]
-        inside = ((t + 0.5) / n >= spans[:, None, :, 0]) & ((t + 0.5) / n < spans[:, None, :, 1])
-        inside |= t == (spans.mean(-1)[:, None] * n).floor()  # a window between two clip centres has the clip it is in
-        scores = torch.zeros(mask.shape, device=mask.device)
-        shared = min(mask.shape[1], saliency.shape[1])
-        scores[:, :shared] = saliency[:, :shared]
-        return Labels(spans, span_mask, (inside & span_mask[:, None]).any(-1) & mask, scores, has_saliency)
+    def _fractions(self, windows_s: list[list[list[float]]], clips: Tensor) -> tuple[Tensor, Tensor]:
+        """Windows of every sample as fractions of its clips, (S, W, 2), and how many there are, (S,)."""
+        counts = torch.tensor([len(windows) for windows in windows_s])
+        spans = torch.zeros(len(self), int(counts.max()), 2, dtype=torch.float64)
+        for i, windows in enumerate(windows_s):
+            if windows:
+                spans[i, : counts[i]] = torch.tensor(windows, dtype=torch.float64)
+        spans = (spans / (clips * self.clip_s)[:, None, None]).clamp(0, 1)
+        # features may end before the video does: a window after them is the last clip
+        last = (1 - 1 / clips.double())[:, None].expand(spans.shape[:2])
+        spans[..., 0] = spans[..., 0].where(spans[..., 0] < 1, last)
+        return spans.float(), counts
+
+
+def _inside(spans: Tensor, n: Tensor) -> Tensor:
+    """The clips of every window: those whose middle is in it, and the one that its own middle is in.
+
+    spans    (B, W, 2)  fractions of the real clips
+    n        int64 (B,)  how many these are
+    returns  bool (B, W, T)
+    """
+    t, n = torch.arange(int(n.max()), device=n.device), n[:, None, None]
+    start, end = spans[..., :1], spans[..., 1:]
+    inside = ((t + 0.5) / n >= start) & ((t + 0.5) / n < end)
+    return (inside | (t == (spans.mean(-1, keepdim=True) * n).floor())) & (t < n)
 
 
 def open_dataset(name: str, root: str | os.PathLike | None = None, split: str = "train", **options) -> MomentDataset:
