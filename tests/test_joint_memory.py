@@ -7,16 +7,17 @@ import torch
 from batches import make_batch
 
 from mrlib import papers
-from mrlib.data import Widths
+from mrlib.data import Widths, open_dataset
 from mrlib.layers import endpoints, sine_positions
 
 LENGTHS = [9, 4, 12, 1]
+WIDTHS = Widths(24, 12, 16)
 SETTINGS = {"as printed": {}, "pre-norm": {"pre_norm": True}, "learned": {"query_positions": "learned"}}
 
 
-def aligner(**options):
+def aligner(widths=WIDTHS, **options):
     paper = papers.get("moment_detr", width=16, hidden=24, heads=4, dropout=0.0, input_dropout=0.0, **options)
-    return papers.build(paper, Widths(24, 12, 16), seed=3).aligner.eval()
+    return papers.build(paper, widths, seed=3).aligner.eval()
 
 
 def batch_of(**options):
@@ -63,6 +64,21 @@ def test_padding_and_batch_mates_change_nothing(name):
             (together.query_global[b], alone.query_global[0]),
         ):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_film_is_asked_with_as_a_set_of_clips_unless_their_places_are_learned():
+    """[Moment-DETR] Words have no places, so that a query video says the same backwards."""
+    data = open_dataset("sim", split="val", query="video", streams="joint", n=8)
+    batch = data.batch(range(8))
+    j, m = torch.arange(batch.query.shape[1]), batch.query_mask.sum(1, keepdim=True)
+    order = torch.where(j < m, m - 1 - j, j)[..., None].expand_as(batch.query)
+    backwards = replace(batch, query=batch.query.gather(1, order))
+    assert not torch.equal(backwards.query, batch.query)
+    for positions, same in (("none", True), ("learned", False)):
+        module = aligner(data.widths, query_positions=positions)
+        change = (module(backwards).saliency - module(batch).saliency).abs().amax(1)
+        assert (change < 1e-5).all() if same else (change > 1e-4).all()
 
 
 def test_labels_are_read_by_losses_alone():

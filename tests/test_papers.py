@@ -1,10 +1,13 @@
 """The table of papers, and models built from it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from mrlib import papers
 from mrlib.data import Widths
+from mrlib.train import fit, predict_all
 
 WIDTHS = Widths(target=24, query=12, joint=16)
 
@@ -185,6 +188,33 @@ def test_stages_have_plain_names_of_their_own():
 def test_a_map_that_cannot_be_is_refused_when_it_is_built(settings):
     with pytest.raises(ValueError, match="has no centre|must be at least 1"):
         papers.build(papers.get("f2sgd", **settings), WIDTHS)
+
+
+@pytest.mark.parametrize("scored", [True, False], ids=["with saliency", "windows only"])
+@pytest.mark.parametrize("name", ["moment_detr", "qd_detr"])
+def test_a_paper_of_sentences_learns_from_a_film_and_answers_it(name, scored):
+    """One step teaches what reads the query; every pair is answered inside its video, and another film otherwise."""
+    paper = papers.get(name, "small", query="video", streams="joint", width=16, hidden=16, heads=2, epochs=1)
+    data = papers.open_split(paper, "sim", split="train", n=16)
+    if not scored:
+        bare = [replace(s, relevant_clip_ids=None, saliency_scores=None) for s in data.samples]
+        data = replace(data, samples=bare, _annotations=None)
+    retriever = papers.build(paper, data)
+    weights = [p for p in retriever.aligner.project_query.parameters() if p.ndim == 2]
+    before = [p.detach().clone() for p in weights]
+    history = fit(retriever, data, None, paper, device="cpu", progress=False)
+    (row,) = history.rows
+    assert row["step"] == 1 and all(value > 0 for key, value in row.items() if key.startswith("loss"))
+    for weight, old in zip(weights, before, strict=True):
+        assert (weight - old).abs().max() > paper.stages[0].optimiser.lr / 2  # more than by its decay
+
+    lines = predict_all(retriever, data)
+    for line, sample in zip(lines, data.samples, strict=True):
+        assert line["pred_relevant_windows"]
+        assert all(0 <= start <= end <= sample.duration for start, end, _ in line["pred_relevant_windows"])
+    others = predict_all(retriever, replace(data, question=data.question.roll(1)))
+    scores = [[[w[2] for w in line["pred_relevant_windows"]] for line in found] for found in (lines, others)]
+    assert all(own != other for own, other in zip(*scores, strict=True))
 
 
 def test_files_take_the_papers_numbers_and_the_simulator_small_ones():
