@@ -134,6 +134,10 @@ class SpanLayer(nn.Module):
 
     def forward(self, x, p, u, memory, positions):
         """Of one sample: x, p, u (K, d); memory, positions (n, d)."""
+        x = self.attend(x, p, u, memory, positions)
+        return self.norm3(x + self.linear2(self.activation(self.linear1(x))))
+
+    def attend(self, x, p, u, memory, positions):
         q, k = self.sa_qcontent_proj(x) + self.sa_qpos_proj(p), self.sa_kcontent_proj(x) + self.sa_kpos_proj(p)
         x = self.norm1(
             x + self.self_attn.out_proj(self.gather(self.heads(q), self.heads(k), self.heads(self.sa_v_proj(x))))
@@ -144,8 +148,7 @@ class SpanLayer(nn.Module):
         pairs = zip(self.heads(q), self.heads(self.ca_qpos_sine_proj(u)), strict=True)
         queries = [torch.cat(pair, 1) for pair in pairs]
         keys = [torch.cat(pair, 1) for pair in zip(self.heads(k), self.heads(where), strict=True)]
-        x = self.norm2(x + self.cross_attn.out_proj(self.gather(queries, keys, self.heads(self.ca_v_proj(memory)))))
-        return self.norm3(x + self.linear2(self.activation(self.linear1(x))))
+        return self.norm2(x + self.cross_attn.out_proj(self.gather(queries, keys, self.heads(self.ca_v_proj(memory)))))
 
 
 def logit(x: Tensor) -> Tensor:
