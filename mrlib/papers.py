@@ -21,6 +21,7 @@ from mrlib.align.joint_memory import JointMemoryAligner
 from mrlib.align.text_to_video import T2VLayer, TextToVideoAligner
 from mrlib.augment import identity
 from mrlib.augment.clip_query import clip_alone, clip_query, each_video
+from mrlib.augment.splice import splice, splice_official
 from mrlib.data import Batch, MomentDataset, Widths, open_dataset
 from mrlib.detect.boundary import BoundaryDetector
 from mrlib.detect.dab import DabDecoder, DabDetector
@@ -35,6 +36,8 @@ AUGMENTERS: dict[str, Callable[..., Batch]] = {
     "identity": identity,
     "clip_query": clip_query,
     "clip_alone": clip_alone,
+    "splice": splice,
+    "splice_official": splice_official,
 }
 # name -> dataset -> what a stage trains on
 TRAINING_SETS: dict[str, Callable[[MomentDataset], MomentDataset]] = {
