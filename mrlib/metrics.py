@@ -6,7 +6,8 @@ Paper    Lei et al., "QVHighlights: Detecting Moments and Highlights in Videos v
          NeurIPS 2021 (arXiv 2107.09609); its evaluator is `jayleicn/moment_detr`, standalone_eval
 Here     `evaluate` gives what that evaluator prints, to the last digit, for all queries at once;
          `moment_scores` what other papers report beside it, with the multi-moment scores of [QV-M2], the
-         benchmark of `Zhuo-Cao/QV-M2`
+         benchmark of `Zhuo-Cao/QV-M2`; where every clip has its labels and no query a window, `evaluate` gives the
+         top-5 mAP of [TVSum] as `wjun0830/QD-DETR`, inference.py, computes it
 Departs  no or fewer predictions for a query, an empty length range, truth without saliency: scored or left out where
          the evaluator raises; an id given twice: an error where it mixes the two, but where queries are videos and
          search several: what is scored is a pair of query and video
@@ -37,6 +38,7 @@ RANGES_S = {"short": (0, 10), "middle": (10, 30), "long": (30, 150), "full": (-n
 LEVELS = {"Fair": 2, "Good": 3, "VeryGood": 4}  # lowest saliency score of a positive clip
 CLIP_S = 2
 MOMENTS = 10  # predictions that count, the first in the file
+BEST = 5  # clips that count on TVSum
 
 
 def evaluate(predictions: Sequence[Mapping], ground_truth: Sequence[Mapping]) -> dict[str, Any]:
@@ -45,9 +47,11 @@ def evaluate(predictions: Sequence[Mapping], ground_truth: Sequence[Mapping]) ->
     predictions   lines {"qid", "pred_relevant_windows": [[start, end, score], ...], "pred_saliency_scores": [...]};
                   times in seconds, a score for each clip; the fields of the first line say what is evaluated
     ground_truth  lines in the QVHighlights schema, as dicts or as `mrlib.data.Sample`; any order; a "qid" may come
-                  several times, each with another "vid", and the predictions for it then have their "vid" too
+                  several times, each with another "vid", and the predictions for it then have their "vid" too. Or lines
+                  of TVSum: no windows, and as "label" a list per clip of what each annotator says
     returns       percentages with two decimals: "brief", then for every length range ("full", "long", "middle",
-                  "short") "MR-mAP" and "MR-R1" by IoU, and for every "HL-min-..." "HL-mAP" and "HL-Hit1"
+                  "short") "MR-mAP" and "MR-R1" by IoU, and for every "HL-min-..." "HL-mAP" and "HL-Hit1"; for lines
+                  of TVSum only "brief", and in it only "HL-top5-mAP"
 
     The first ten predictions of a query count; a query without any has AP 0 and R1 0. Two empty windows have the
     IoU 0/0: a hit for AP, a miss for R1. A length range without annotated windows is left out, and so are highlights
@@ -57,6 +61,12 @@ def evaluate(predictions: Sequence[Mapping], ground_truth: Sequence[Mapping]) ->
     """
     lines, truth = _matched(predictions, ground_truth)
     scores, brief = {}, {}
+    if _highlights_only(truth):
+        if "pred_saliency_scores" not in lines[0]:
+            raise ValueError(
+                f"qid {lines[0]['qid']!r}: the truth has no windows; what it can score is pred_saliency_scores"
+            )
+        return {"brief": {"HL-top5-mAP": _percent(_top_scores(lines, truth).mean())}}
     if "pred_relevant_windows" in lines[0]:
         scores = _retrieval_scores(_read_retrieval(lines, truth))
         for name, ofrange in scores.items():
@@ -87,9 +97,13 @@ def moment_scores(predictions: Sequence[Mapping], ground_truth: Sequence[Mapping
                          reach an IoU, mean over 0.3, 0.35, ... 0.95; the mean IoU of the k
 
     Moments count in the order of the file. A missing one is a miss, where the script of [QV-M2] skips the query; and
-    there, unlike here, a moment below the IoU takes no window. `R1@t` is the evaluator's; IoU 0/0 is a miss.
+    there, unlike here, a moment below the IoU takes no window. `R1@t` is the evaluator's; IoU 0/0 is a miss. Of lines
+    of TVSum, without windows, there is no group.
     """
-    data = _read_retrieval(*_matched(predictions, ground_truth))
+    lines, truth = _matched(predictions, ground_truth)
+    if _highlights_only(truth):
+        return {}
+    data = _read_retrieval(lines, truth)
     windows = data.real.sum(1)
     precision = _average_precision(_ranked_iou(data), data.real)
     iou = _hull_iou(
@@ -307,6 +321,48 @@ def _read_saliency(truth: list[Mapping]) -> tuple[np.ndarray, np.ndarray]:
     saliency = np.zeros((len(truth), max(clips.max(), 1), 3))
     saliency[np.nonzero(listed)[0], ids[listed].astype(int)] = scores[listed]
     return clips, saliency
+
+
+def _highlights_only(truth: list[Mapping]) -> bool:
+    """No line has windows, and some have what annotators say of every clip."""
+    return all(line.get("relevant_windows") is None for line in truth) and any(
+        isinstance(line.get("label"), list | tuple) for line in truth
+    )
+
+
+def _top_scores(lines: list[Mapping], truth: list[Mapping]) -> np.ndarray:
+    """The AP (Q,) of the five clips of highest score, mean over the annotators.  [TVSum]
+
+    To each annotator those clips are positive that are labelled above the lower median of all of the video's labels.
+    Recall is of the positives among the five, so a list without any has AP 0; the area is that of trapezia, from
+    precision 1 on. Of clips without a label, or without a score, there is nothing to rank.
+    """
+    listed, counts = _read(lines, "pred_saliency_scores", 1)
+    averages = []
+    for line, scores, n in zip(truth, listed[..., 0], counts, strict=True):
+        labels = _read_labels(line)  # (T, A)
+        positive = labels > np.sort(labels, axis=0)[(len(labels) - 1) // 2]
+        best = np.argsort(-scores[: min(n, len(labels))], kind="stable")[:BEST]
+        hits = positive[best]  # (5, A)
+        found, start = hits.cumsum(0), np.zeros((1, hits.shape[1]))
+        recall = np.concatenate([start, found / np.maximum(hits.sum(0), 1)])
+        precision = np.concatenate([start + 1, found / np.arange(1, len(hits) + 1)[:, None]])
+        averages.append((np.diff(recall, axis=0) * (precision[:-1] + precision[1:]) / 2).sum(0).mean())
+    return np.array(averages)
+
+
+def _read_labels(line: Mapping) -> np.ndarray:
+    """What every annotator says of every clip (T, A)."""
+    rows = line.get("label")
+    if not isinstance(rows, list | tuple) or not rows:
+        problem = f"is {reprlib.repr(rows)}, not a list per clip" if "label" in line else "is missing"
+        raise ValueError(f"qid {line['qid']!r}: label {problem}")
+    width = len(rows[0]) if isinstance(rows[0], list | tuple) else 0
+    for row in rows:
+        if not isinstance(row, list | tuple) or not width or len(row) != width or _array(list(row), 1) is None:
+            wanted = f"{width} finite numbers" if width else "a list of finite numbers"
+            raise ValueError(f"qid {line['qid']!r}: label has {reprlib.repr(row)} where {wanted} should stand")
+    return np.array(rows, np.float64)
 
 
 # ---- lines and arrays ----

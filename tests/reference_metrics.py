@@ -151,6 +151,34 @@ def precision_recall_curve(truth, scores):
     return precision + [1.0], recall + [0.0]
 
 
+# ---- TVSum ----
+
+
+def top_scores(predictions, ground_truth):
+    """Five clips against each annotator's labels, one step of the list at a time."""
+    """A number per line of the predictions, from 0 to 1."""
+    truth = {line["qid"]: line["label"] for line in ground_truth}
+    videos = []
+    for line in predictions:
+        labels, scores = truth[line["qid"]], line["pred_saliency_scores"]
+        clips = range(min(len(labels), len(scores)))
+        ranked = sorted(clips, key=lambda clip: -scores[clip])[:5]
+        videos.append(np.mean([top_precision(ranked, column) for column in zip(*labels, strict=True)]))
+    return videos
+
+
+def top_precision(ranked, labels):
+    median = sorted(labels)[(len(labels) - 1) // 2]
+    hits = [labels[clip] > median for clip in ranked]
+    found, recall, precision, area = 0, 0.0, 1.0, 0.0
+    for place, hit in enumerate(hits, 1):
+        found += hit
+        before = recall, precision
+        recall, precision = found / max(1, sum(hits)), found / place
+        area += (recall - before[0]) * (before[1] + precision) / 2
+    return area
+
+
 # ---- beside the evaluator ----
 
 

@@ -237,6 +237,89 @@ def test_precision_of_many_windows_is_the_reference_to_the_last_bit():
         assert row == [reference.average_precision(moments, windows, iou) for iou in reference.IOUS]
 
 
+# ---- TVSum ----
+
+
+def labelled(scores, annotators, qid=1, **truth):
+    """One video: predicted scores; of each annotator the labels of all clips."""
+    line = {"qid": qid, "label": [list(clip) for clip in zip(*annotators, strict=True)]}
+    return [{"qid": qid, "pred_saliency_scores": scores}], [line | truth]
+
+
+def test_the_five_best_clips_against_the_labels_of_two_annotators():
+    """[TVSum] Clips rank 4, 0, 3, 1, 2, 5.
+
+    The first annotator's lower median is 3, so that clips 3, 4 and 5 are positive: hits at the first and third place of
+    five, areas 1/2 (1 + 1) / 2 and 1/2 (1/2 + 2/3) / 2, together 0.79167. To the second all clips are alike, AP 0.
+    """
+    lines, truth = labelled([0.8, 0.4, 0.3, 0.7, 0.9, 0.1], [[1, 2, 3, 4, 5, 5], [2] * 6])
+    assert evaluate(lines, truth) == {"brief": {"HL-top5-mAP": 39.58}}
+
+
+def test_the_median_is_the_lower_one_and_of_all_labels_of_the_video():
+    """[TVSum] Of 1 2 3 4 it is 2; were it 3, only the second place would be a hit, area (0 + 1/2) / 2.
+
+    Of 1 2 3 5 5 it is 3, so that neither of the first two clips is positive; of these two alone it would be 1.
+    """
+    assert evaluate(*labelled([1, 2, 4, 3], [[1, 2, 3, 4]]))["brief"]["HL-top5-mAP"] == 100
+    assert evaluate(*labelled([2, 1], [[1, 2, 3, 5, 5]]))["brief"]["HL-top5-mAP"] == 0
+    assert evaluate(*labelled([1, 2], [[1, 4, 3, 5, 2]]))["brief"]["HL-top5-mAP"] == 100
+
+
+def test_clips_beyond_the_labels_do_not_rank_and_a_list_without_clips_is_a_miss():
+    assert evaluate(*labelled([1, 2, 9, 9], [[1, 5]])) == evaluate(*labelled([1, 2], [[1, 5]]))
+    assert evaluate(*labelled([], [[1, 5]]))["brief"]["HL-top5-mAP"] == 0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_labels_score_as_one_annotator_at_a_time(seed):
+    """[TVSum] Equal scores and labels are frequent, lists end before or after the labels."""
+    rng = np.random.default_rng(seed)
+    predictions, truth, annotators = [], [], rng.integers(1, 21)
+    for qid in range(rng.integers(1, 8)):
+        labels = rng.integers(1, 6, (annotators, rng.integers(1, 15))).tolist()
+        scores = (rng.integers(0, 9, rng.integers(0, 17)) / 9).tolist()
+        for lines, part in zip((predictions, truth), labelled(scores, labels, qid), strict=True):
+            lines.extend(part)
+    expected = reference.top_scores(predictions, truth)
+    np.testing.assert_allclose(metrics._top_scores(predictions, truth), expected, rtol=1e-12)
+    score = evaluate(predictions, truth[::-1])["brief"]["HL-top5-mAP"]
+    assert score == pytest.approx(100 * np.mean(expected), abs=0.0051)
+
+
+def test_lines_of_labels_have_no_scores_of_retrieval():
+    """[TVSum] Also where moments are predicted, and where the windows stand there as none."""
+    lines, truth = labelled([1, 2], [[1, 5]], relevant_windows=None, relevant_clip_ids=None, domain="BK")
+    both = [line | {"pred_relevant_windows": [[0, 2, 0.5]]} for line in lines]
+    assert evaluate(both, truth) == evaluate(lines, truth) == {"brief": {"HL-top5-mAP": 100}}
+    assert moment_scores(both, truth) == {}
+    with pytest.raises(ValueError, match="qid 1: the truth has no windows; what it can score is pred_saliency_scores"):
+        evaluate([{"qid": 1, "pred_relevant_windows": [[0, 2, 0.5]]}], truth)
+
+
+def test_a_label_beside_windows_is_no_truth_about_clips():
+    """ActivityNet-VRL calls so what its moments show."""
+    assert evaluate([GOOD], [TRUTH | {"label": "Archery"}]) == evaluate([GOOD], [TRUTH])
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (None, "qid 2: label is None, not a list per clip"),
+        ([], "qid 2: label is [], not a list per clip"),
+        ([3, 4], "qid 2: label has 3 where a list of finite numbers"),
+        ([[1, 2], [3]], "qid 2: label has [3] where 2 finite numbers should stand"),
+        ([[1, 2], [3, "4"]], "qid 2: label has [3, '4'] where 2 finite numbers should stand"),
+        ([[], []], "qid 2: label has [] where a list of finite numbers"),
+    ],
+)
+def test_malformed_labels_are_named(label, message):
+    lines, truth = labelled([1, 2], [[1, 5]])
+    with pytest.raises(ValueError) as error:
+        evaluate([*lines, lines[0] | {"qid": 2}], [*truth, {"qid": 2, "label": label}])
+    assert message in str(error.value)
+
+
 # ---- real data ----
 
 
@@ -450,6 +533,12 @@ def test_the_command_prints_every_score(tmp_path):
     assert done.stdout.startswith("brief") and "\nMR-short-mAP           100.00\n" in done.stdout
     for title in ("MR-mAP by IoU", "MR-R1 by IoU", "HL-min-VeryGood", "by number of annotated windows", "mIoU@1"):
         assert title in done.stdout
+
+
+def test_the_command_prints_the_score_of_labels(tmp_path):
+    lines, truth = labelled([1, 2], [[1, 5]])
+    done = run(write(tmp_path / "p.jsonl", lines), write(tmp_path / "t.jsonl", truth))
+    assert (done.returncode, done.stderr, done.stdout.split()) == (0, "", ["brief", "HL-top5-mAP", "100.00"])
 
 
 def test_the_command_ends_with_one_line_for_bad_input(tmp_path):
