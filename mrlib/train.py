@@ -300,15 +300,16 @@ def predict_all(retriever: MomentRetriever, dataset: MomentDataset, batch_size: 
 def scores_of(lines: Sequence[Mapping[str, Any]], dataset: MomentDataset) -> dict[str, Any]:
     """Scores of predictions for a dataset: `mrlib.metrics.evaluate`, and as "moments" `mrlib.metrics.moment_scores`.
 
-    lines  as `predict_all` gives them
+    lines  as `predict_all` gives them; where the dataset is labelled for highlights only, there are no "moments"
     """
     truth = [s.as_line() for s in dataset.samples]
-    return metrics.evaluate(lines, truth) | {"moments": metrics.moment_scores(lines, truth)["all"]}
+    scores, moments = metrics.evaluate(lines, truth), metrics.moment_scores(lines, truth)
+    return scores | ({"moments": moments["all"]} if moments else {})
 
 
 def headline(scores: Mapping[str, Any]) -> dict[str, float]:
-    """What a row of a history or of a grid has of `scores_of`: its "brief", and the mIoU."""
-    return scores["brief"] | {"mIoU": scores["moments"]["mIoU"]}
+    """What a row of a history or of a grid has of `scores_of`: its "brief", and the mIoU where there are moments."""
+    return scores["brief"] | ({"mIoU": scores["moments"]["mIoU"]} if "moments" in scores else {})
 
 
 def experiment(
@@ -346,7 +347,8 @@ def experiment(
     scores = history.result
     if test is not val:
         scores = scores_of(predict_all(retriever, test, chosen.stages[-1].batch_size), test)
-    beside = {name: headline(scores_of(guess(test), test)) for name, guess in baselines.LENGTH_ONLY.items()}
+    guesses = baselines.LENGTH_ONLY if "moments" in scores else {}  # they say nothing about highlights
+    beside = {name: headline(scores_of(guess(test), test)) for name, guess in guesses.items()}
     return scores | {"beside": beside}, history, retriever
 
 
