@@ -26,6 +26,13 @@ def windows_only(qid: int | str = 1, **changes) -> dict:
     return {k: v for k, v in line(qid, **changes).items() if k not in ("relevant_clip_ids", "saliency_scores")}
 
 
+def labelled(qid: int | str = 1, clips: int = 10, annotators: int = 20, **changes) -> dict:
+    """A line of TVSum as it is released: for every clip a label of each annotator, and a duration that counts clips."""
+    labels = np.random.default_rng(0).integers(1, 6, (clips, annotators)).astype(float).tolist()
+    released = {"qid": qid, "query": "A dog runs.", "duration": clips, "vid": "video_a", "relevant_clip_ids": None}
+    return released | {"relevant_windows": None, "label": labels, "domain": "BK"} | changes
+
+
 def write_lines(path: Path, lines: list[dict | str]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join((x if isinstance(x, str) else json.dumps(x)) + "\n" for x in lines))

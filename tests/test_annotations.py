@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 
 import pytest
-from files import line, windows_only, write_lines
+from files import labelled, line, windows_only, write_lines
 
 from mrlib.data import load_annotations
 
@@ -108,6 +108,17 @@ BAD = {
     "two annotators": (line(saliency_scores=[[1, 1], [1, 1]]), "saliency_scores"),
     "a score of five": (line(saliency_scores=[[1, 1, 5], [1, 1, 1]]), "saliency_scores"),
     "a score a float": (line(saliency_scores=[[1, 1, 0.5], [1, 1, 1]]), "saliency_scores"),
+    "labels a number": (labelled(label=3), "label"),
+    "labels a name": (labelled(label="BK"), "label"),
+    "labels empty": (labelled(label=[]), "label"),
+    "labels of a clip a number": (labelled(label=[[1, 2], 3]), "label"),
+    "labels of a clip empty": (labelled(label=[[], []]), "label"),
+    "labels of fewer annotators": (labelled(label=[[1, 2, 3], [1, 2]]), "label"),
+    "a label of zero": (labelled(label=[[1, 2], [0, 2]]), "label"),
+    "a label of six": (labelled(label=[[1, 2], [6, 2]]), "label"),
+    "a label nan": (labelled(label=[[1, float("nan")]]), "label"),
+    "a label a string": (labelled(label=[[1, "2"]]), "label"),
+    "a label a truth value": (labelled(label=[[1, True]]), "label"),
     "a qid again": (line(0), "qid"),
     "a qid again as a string": (line("0"), "qid"),
 }
@@ -152,6 +163,33 @@ def test_windows_less_than_a_clip_past_the_end_are_clamped_with_one_warning(tmp_
     assert [s.relevant_windows for s in samples] == [[[4, 20.0], [1, 2]], [[0, 20.0]], [[0, 20]]]
     with pytest.raises(ValueError, match="line 2: relevant_windows"):
         load_annotations(path, clip_s=1.0)
+
+
+def test_labels_of_clips_are_kept_as_they_are(tmp_path):
+    """[TVSum] Half numbers too, and any number of annotators."""
+    released = labelled("a_1", clips=3, label=[[1.0, 5], [2.5, 3], [4, 4]])
+    (sample,) = load_annotations(write_lines(tmp_path / "a.jsonl", [released]))
+    assert (sample.relevant_windows, sample.relevant_clip_ids) == (None, None)
+    assert sample.extra == {"label": [[1.0, 5], [2.5, 3], [4, 4]], "domain": "BK"}
+
+
+@pytest.mark.parametrize(
+    ("duration", "seconds"), [(66, 132), (65, 130), (67, 132), (132, 132), (131.5, 131.5), (140, 132)]
+)
+def test_the_duration_of_labelled_clips_may_count_them_and_ends_with_them(duration, seconds, tmp_path):
+    """[TVSum] The first released line has 66 labels of 2 s clips and the duration 66."""
+    path = write_lines(tmp_path / "a.jsonl", [labelled(clips=66, duration=duration)])
+    (sample,) = load_annotations(path)
+    assert sample.duration == seconds
+    assert load_annotations(write_lines(path, [sample.as_line()])) == [sample]
+
+
+def test_beside_windows_and_for_video_queries_a_label_is_a_name(tmp_path):
+    (sample,) = load_annotations(write_lines(tmp_path / "a.jsonl", [line(label="Archery", duration=20)]))
+    assert (sample.extra, sample.duration) == ({"label": "Archery"}, 20)
+    bare = windows_only(label="Archery", relevant_windows=None)
+    (sample,) = load_annotations(write_lines(tmp_path / "b.jsonl", [bare]), words=False)
+    assert sample.extra == {"label": "Archery"}
 
 
 def test_a_video_query_needs_no_words_and_may_search_many_videos(tmp_path):

@@ -1,6 +1,7 @@
 """Annotation files: JSON lines in the QVHighlights schema, one (video, query) pair a line, every line checked.
 
 A reader of another form, such as `mrlib.data.pairs`, hands its samples and problems on as `read_annotations` does.
+A line of TVSum has no windows; its `label`, which goes to `extra`, is what the annotators give every clip, 1 to 5.
 """
 
 from __future__ import annotations
@@ -109,15 +110,23 @@ def sample_of(fields: dict[str, Any], clip_s: float, words: bool) -> tuple[Sampl
     """A line's fields as a sample, None where it is too broken to be one, and (field, message, fatal) of what is wrong.
 
     fields  of the QVHighlights schema; all others go to the sample's `extra`
+
+    A video of TVSum ends with its last label, and where its duration is as many as it has labels, that counts clips, as
+    in the released files; the sample has seconds.
     """
     found = _wrong(fields, words)
     if not found:
         found = _wrong_windows("relevant_windows", fields, clip_s) + _wrong_saliency(fields, clip_s)
+        found += _wrong_labels(_labels(fields, words))
         if fields.get("wrong_spans") != []:  # of clips that confuse a model there may be none
             found += [each for each in _wrong_windows("wrong_spans", fields, clip_s) if each[2]]
     if any(fatal for *_, fatal in found):
         return None, found
     duration = float(fields["duration"])
+    labels = _labels(fields, words)
+    if labels is not None:
+        counts_clips = abs(duration - len(labels)) <= len(labels) / 20
+        duration = min(duration * clip_s if counts_clips else duration, len(labels) * clip_s)
     windows = fields.get("relevant_windows")
     if found and windows is not None:
         windows = [[start, min(end, duration)] for start, end in windows]
@@ -217,6 +226,28 @@ def _wrong_saliency(fields: dict[str, Any], clip_s: float) -> list[tuple[str, st
             found.append(("saliency_scores", f"clip {clip} has {_short(score)}, not three scores from 0 to 4", True))
             break
     return found
+
+
+def _labels(fields: dict[str, Any], words: bool) -> Any:
+    """What the annotators of TVSum say of every clip; beside windows, or for a video query, `label` is a name."""
+    return fields.get("label") if words and fields.get("relevant_windows") is None else None
+
+
+def _wrong_labels(labels: Any) -> list[tuple[str, str, bool]]:
+    if labels is None:
+        return []
+    if not isinstance(labels, list) or not labels:
+        expected = "a list per clip of the annotators' labels; leave it out where nothing is annotated"
+        return [("label", f"is {_short(labels)}, not {expected}", True)]
+    for clip, row in enumerate(labels):
+        if not isinstance(row, list) or not row or not all(_is_number(x) and 1 <= x <= 5 for x in row):
+            return [("label", f"clip {clip} has {_short(row)}, not numbers from 1 to 5, one of each annotator", True)]
+        if len(row) != len(labels[0]):
+            message = (
+                f"clip {clip} has {len(row)} labels, clip 0 has {len(labels[0])}; every annotator labels every clip"
+            )
+            return [("label", message, True)]
+    return []
 
 
 def _is_number(x: Any) -> bool:
