@@ -52,6 +52,8 @@ def load(path: str | os.PathLike) -> MomentRetriever:
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{settings} is not the JSON of a checkpoint: {error!r}") from error
     retriever = mrlib.papers.build(paper, widths, seed)
+    for name in recipe.get("prepared", ()):
+        mrlib.papers.prepare(retriever, name)
     tensors, own = load_tensors(weights), retriever.state_dict()
     problems = [f"lacks {k}" for k in own.keys() - tensors.keys()] + [
         f"has an unknown {k}" for k in tensors.keys() - own

@@ -19,6 +19,7 @@ from mrlib.align.dual_stage import DualStageAligner
 from mrlib.align.joint import JointAligner, JointEncoder
 from mrlib.align.joint_memory import JointMemoryAligner
 from mrlib.align.text_to_video import T2VLayer, TextToVideoAligner
+from mrlib.align.trilinear import TrilinearAligner
 from mrlib.augment import identity
 from mrlib.augment.clip_query import clip_alone, clip_query, each_video
 from mrlib.augment.splice import splice, splice_official
@@ -26,6 +27,8 @@ from mrlib.data import Batch, MomentDataset, Widths, open_dataset
 from mrlib.detect.boundary import BoundaryDetector
 from mrlib.detect.dab import DabDecoder, DabDetector
 from mrlib.detect.detr import ClassHead, DetrDecoder, DetrDetector, SpanHead
+from mrlib.detect.dual_query import active_queries, released_queries
+from mrlib.detect.quality import FocalHead, IouHead, MaskHead
 from mrlib.detect.similarity_map import SimilarityMapDetector
 from mrlib.layers import EncoderLayer
 from mrlib.retriever import MomentRetriever
@@ -43,6 +46,13 @@ AUGMENTERS: dict[str, Callable[..., Batch]] = {
 TRAINING_SETS: dict[str, Callable[[MomentDataset], MomentDataset]] = {
     "pairs": lambda dataset: dataset,
     "videos": each_video,
+    "ten_passes": lambda dataset: dataset.subset(list(range(len(dataset))) * 10),
+}
+# name -> what a stage changes in a trained retriever before it goes on, given (retriever, teacher=False); and in its
+# teacher, given (retriever, teacher=True)
+PREPARATIONS: dict[str, Callable[..., None]] = {
+    "active_queries": active_queries,
+    "released_queries": released_queries,
 }
 
 
@@ -61,26 +71,54 @@ def _dual_stage(widths: Widths, **options: Any) -> DualStageAligner:
     return DualStageAligner(fuse, layers=own.pop("decoder_layers"), **shared, **own)
 
 
+def _stacks(
+    width: int, heads: int, layers: int, encoder_layers: int, hidden: int, dropout: float, activation: str
+) -> list[list[nn.Module]]:
+    """Layers from words to clips, and layers among clips."""
+    sizes = (width, heads, hidden, dropout, activation)
+    return [[T2VLayer(*sizes) for _ in range(layers)], [EncoderLayer(*sizes) for _ in range(encoder_layers)]]
+
+
 def _text_to_video(
     widths: Widths, *, layers: int, hidden: int, dropout: float, activation: str, **options: Any
 ) -> TextToVideoAligner:
-    sizes = (options["width"], options["heads"], hidden, dropout, activation)
-    stacks = ([kind(*sizes) for _ in range(layers)] for kind in (T2VLayer, EncoderLayer))
+    stacks = _stacks(options["width"], options["heads"], layers, layers, hidden, dropout, activation)
     return TextToVideoAligner(widths.target, widths.query, *stacks, **options)
 
 
-def _heads(width: int, options: dict[str, Any]) -> list[nn.Module]:
-    """The heads that all moment queries have; takes their options out of `options`."""
-    where = SpanHead(width, cost_l1=options.pop("cost_l1"), cost_giou=options.pop("cost_giou"))
-    return [where, ClassHead(width, cost_class=options.pop("cost_class"), background=options.pop("background"))]
+def _trilinear(
+    widths: Widths, *, layers: int, encoder_layers: int, hidden: int, activation: str, **options: Any
+) -> TrilinearAligner:
+    sizes = (layers, encoder_layers, hidden, options["dropout"], activation)
+    stacks = _stacks(options["width"], options["heads"], *sizes)
+    return TrilinearAligner(widths.target, widths.query, *stacks, **options)
+
+
+def _taken(options: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: options.pop(name) for name in names}
 
 
 def _moment_queries(detector: type, decoder: type) -> Callable[..., nn.Module]:
-    def make(width: int, *, most_windows: int, length: str, **options: Any) -> nn.Module:
-        heads = _heads(width, options)
-        return detector(decoder(width, **options), heads, most_windows=most_windows, length=length)
+    def make(width: int, **options: Any) -> nn.Module:
+        heads = [
+            SpanHead(width, **_taken(options, "cost_l1", "cost_giou")),
+            ClassHead(width, **_taken(options, "cost_class", "background")),
+        ]
+        around = _taken(options, "most_windows", "length")
+        return detector(decoder(width, **options), heads, **around)
 
     return make
+
+
+def _dab_quality(width: int, *, last_mask: str, **options: Any) -> DabDetector:
+    heads = [
+        SpanHead(width, **_taken(options, "cost_l1", "cost_giou")),
+        FocalHead(width, **_taken(options, "cost_class")),
+        MaskHead(width, last=last_mask, **_taken(options, "cost_mask", "padding")),
+        IouHead(width),
+    ]
+    around = _taken(options, "most_windows", "surplus", "length")
+    return DabDetector(DabDecoder(width, **options), heads, **around)
 
 
 # name -> (widths of the dataset, options) -> aligner
@@ -91,6 +129,7 @@ ALIGNERS: dict[str, Callable[..., nn.Module]] = {
     "joint": _joint,
     "joint_memory": lambda widths, **options: JointMemoryAligner(widths.target, widths.query, **options),
     "text_to_video": _text_to_video,
+    "trilinear": _trilinear,
     "dual_stage": _dual_stage,
 }
 # name -> (width of the aligner, options) -> detector
@@ -99,6 +138,7 @@ DETECTORS: dict[str, Callable[..., nn.Module]] = {
     "boundary": BoundaryDetector,
     "detr": _moment_queries(DetrDetector, DetrDecoder),
     "dab": _moment_queries(DabDetector, DabDecoder),
+    "dab_quality": _dab_quality,
 }
 
 
@@ -142,14 +182,15 @@ class Optimiser:
 class Schedule:
     """The learning rate at a share of a stage's steps: linear warm-up, then the curve."""
 
-    curve: str = "constant"  # "constant" | "cosine" down to 0 | "step" down by ten at `drop`
+    curve: str = "constant"  # "constant" | "cosine" down to 0 | "step" down by ten after every `drop`
     warmup: float = 0.0  # share of the steps
-    drop: float = 1.0  # share of the steps after which "step" drops
+    drop: float = 1.0  # share of the steps after which "step" drops, again and again
 
     def __post_init__(self):
         require(self.curve in ("constant", "cosine", "step"), "curve", self.curve, "constant, cosine or step")
         for name in ("warmup", "drop"):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "from 0 to 1")
+        require(self.drop > 0, "drop", self.drop, "above 0")
 
     def factor(self, step: int, steps: int) -> float:
         """What the learning rate is multiplied with at `step`, counted from 0, of `steps`."""
@@ -159,7 +200,8 @@ class Schedule:
         if self.curve == "cosine":
             done = (step - warmup) / max(steps - warmup, 1)
             return 0.5 * (1 + math.cos(math.pi * done))
-        return 0.1 if self.curve == "step" and step >= self.drop * steps else 1.0
+        # the share is exact: 0.4 * 100 steps drop at step 40
+        return 0.1 ** math.floor(step / steps / self.drop + 1e-9) if self.curve == "step" else 1.0
 
 
 @dataclass(frozen=True)
@@ -172,6 +214,11 @@ class Stage:
     augment: str = "identity"  # one of `AUGMENTERS`
     data: str = "pairs"  # one of `TRAINING_SETS`
     start: tuple[str, str] | None = None  # (earlier stage, "last" or "best") to take the weights from; None: go on
+    prepare: str | None = None  # one of `PREPARATIONS`, after the weights are taken
+    teacher: tuple[str, str] | None = None  # (earlier stage, "last" or "best"): frozen, its outputs go to the losses
+    # train on each half of the videos, for the other half's windows that are predicted with a higher score than this
+    # and answer nothing: later stages have them as `wrong_spans`. None: train on all, mine nothing
+    mine: float | None = None
     weights: Mapping[str, float] = field(default_factory=dict)  # of loss terms; 1 where nothing stands
     optimiser: Optimiser = Optimiser()
     schedule: Schedule = Schedule()
@@ -182,10 +229,13 @@ class Stage:
         for name in ("epochs", "batch_size"):
             value = getattr(self, name)
             require(type(value) is int and value >= 1, name, value, "a whole number from 1 on")
-        start = self.start is None or (
-            _texts(self.start) and len(self.start) == 2 and self.start[1] in ("last", "best")
-        )
-        require(start, "start", self.start, 'None, or the name of a stage and "last" or "best"')
+        for name in ("start", "teacher"):
+            value = getattr(self, name)
+            known = value is None or (_texts(value) and len(value) == 2 and value[1] in ("last", "best"))
+            require(known, name, value, 'None, or the name of a stage and "last" or "best"')
+        require(self.mine is None or _is_number(self.mine), "mine", self.mine, "None or a score")
+        known = self.prepare is None or self.prepare in PREPARATIONS
+        require(known, "prepare", self.prepare, f"None or one of {', '.join(PREPARATIONS)}")
         weighed = isinstance(self.weights, Mapping) and all(_is_number(w) for w in self.weights.values())
         require(weighed, "weights", self.weights, "numbers by the names of loss terms")
         require(self.augment in AUGMENTERS, "augment", self.augment, f"one of {', '.join(AUGMENTERS)}")
@@ -210,6 +260,12 @@ class Paper:
     def __post_init__(self):
         names = [s.name for s in self.stages]
         require(len(set(names)) == len(names), "stages", names, "of different names")
+        for i, stage in enumerate(self.stages):
+            for name in ("start", "teacher"):
+                source = getattr(stage, name)
+                known = [s.name for s in self.stages[:i] if s.mine is None]
+                ok = source is None or source[0] in known
+                require(ok, f"{stage.name}.{name}", source, f"None or an earlier stage that trains all: {known}")
         require(self.query in ("text", "video"), "query", self.query, "text or video")
         require(type(self.max_windows) is int and self.max_windows >= 1, "max_windows", self.max_windows, "1 or more")
         require(self.round_s is None or _above_0(self.round_s), "round_s", self.round_s, "None or seconds above 0")
@@ -231,7 +287,7 @@ class Paper:
 
 _BOUNDARY = {"heads": 8, "offsets": "bounded", "timestamps": "centre", "length": "clips", "background": 1.0}
 _BOUNDARY |= {"padding": "hidden", "nms": 0.7, "answer": "heads"}
-_MATR = Optimiser("adamw", 1e-4, weight_decay=1e-4, clip=0.1)
+_ADAMW = Optimiser("adamw", 1e-4, weight_decay=1e-4, clip=0.1)
 _TRANSFORMER = {"width": 256, "layers": 2, "heads": 8, "hidden": 1024, "projections": 2, "dropout": 0.1}
 _TRANSFORMER |= {"input_dropout": 0.5, "tef": True, "query_positions": "none", "places": 32}
 _MOMENT_QUERIES = {"moment_queries": 10, "decoder_layers": 2, "heads": 8, "hidden": 1024, "dropout": 0.1}
@@ -242,9 +298,14 @@ _DETR = Stage(
     200,
     32,
     weights={"l1": 10.0, "giou": 1.0, "class": 4.0},
-    optimiser=Optimiser("adamw", 1e-4, weight_decay=1e-4, clip=0.1),
+    optimiser=_ADAMW,
 )
 _RETRIEVED = "mIoU + MR-full-R1@0.5"
+_QUALITY = {**_MOMENT_QUERIES, "decoder_layers": 4, "most_windows": 10, "activation": "prelu", "padding": "hidden"}
+_QUALITY |= {"cost_mask": 5.0, "last_mask": "own", "surplus": "first", "content": "query"}
+_QUALITY |= {"joint_self_attention": True}
+del _QUALITY["background"]
+_AMR = {"l1": 10.0, "giou": 1.0, "class": 4.0, "mask": 5.0, "quality": 1.0, "vtc": 0.3, "ctc": 0.5}
 
 PAPERS = {
     "f2sgd": Paper(
@@ -272,8 +333,8 @@ PAPERS = {
         ),
         detector=Choice("boundary", {**_BOUNDARY, "fusion": "sequence"}),
         stages=(
-            Stage("pretrain", 50, 600, augment="clip_query", data="videos", optimiser=_MATR, keep=_RETRIEVED),
-            Stage("finetune", 200, 1200, start=("pretrain", "last"), optimiser=_MATR, keep=_RETRIEVED),
+            Stage("pretrain", 50, 600, augment="clip_query", data="videos", optimiser=_ADAMW, keep=_RETRIEVED),
+            Stage("finetune", 200, 1200, start=("pretrain", "last"), optimiser=_ADAMW, keep=_RETRIEVED),
         ),
         query="video",
         streams="joint",
@@ -294,7 +355,7 @@ PAPERS = {
                 200,
                 32,
                 weights={"fg": 10.0, "l1": 10.0, "iou": 1.0, "inter": 0.01, "intra": 0.05},
-                optimiser=Optimiser("adamw", 1e-4, weight_decay=1e-4, clip=0.1),
+                optimiser=_ADAMW,
             ),
         ),
     ),
@@ -313,6 +374,41 @@ PAPERS = {
         detector=Choice("dab", {**_MOMENT_QUERIES, "activation": "prelu"}),
         stages=(_DETR,),
         round_s=2.0,
+    ),
+    "amr": Paper(
+        name="amr",
+        title="Augmented Moment Retrieval: Zero-Dependency Two-Stage Learning (ICCV 2025)",
+        aligner=Choice(
+            "trilinear",
+            {name: value for name, value in _TRANSFORMER.items() if name not in ("query_positions", "places")}
+            | {"encoder_layers": 2, "activation": "prelu", "padding": "hidden", "against": "sentence"},
+        ),
+        detector=Choice("dab_quality", _QUALITY),
+        stages=(
+            Stage("mining", 100, 32, mine=0.5, weights=_AMR, optimiser=_ADAMW),
+            Stage(
+                "coldstart",
+                40,
+                128,
+                augment="splice",
+                data="ten_passes",
+                weights={**_AMR, "discriminate": 0.0},
+                optimiser=_ADAMW,
+            ),
+            Stage(
+                "distill",
+                100,
+                32,
+                start=("coldstart", "last"),
+                prepare="active_queries",
+                teacher=("coldstart", "last"),
+                weights={**_AMR, "discriminate": 0.5, "distill": 0.5},
+                optimiser=_ADAMW,
+                schedule=Schedule("step", drop=0.4),
+            ),
+        ),
+        round_s=2.0,
+        max_windows=20,
     ),
 }
 
@@ -350,6 +446,14 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "small": _SMALL_DETR | {"activation": "relu"},
         # the released network, for its checkpoints
         "official": {"masks": "released", "length": "duration"},
+    },
+    "amr": {
+        "small": _SMALL_DETR | {"activation": "relu", "batch_size": 32, "coldstart.data": "pairs"},
+        "paper": {},  # the row above
+        # the released network and how it is trained on
+        "official": {"padding": "seen", "against": "video", "last_mask": "previous", "length": "duration"}
+        | {"joint_self_attention": False, "coldstart.augment": "splice_official"}
+        | {"distill.prepare": "released_queries"},
     },
 }
 
@@ -392,6 +496,13 @@ def build(paper: Paper, dataset: MomentDataset | Widths, seed: int = 0) -> Momen
         detector = DETECTORS[paper.detector.name](aligner.width, **paper.detector.options)
     recipe = {"paper": dict(paper.given), "widths": asdict(widths), "seed": seed} if paper.given else None
     return MomentRetriever(aligner, detector, round_s=paper.round_s, max_windows=paper.max_windows, recipe=recipe)
+
+
+def prepare(retriever: MomentRetriever, name: str) -> None:
+    """Change a retriever as one of `PREPARATIONS` says; its recipe tells so, and its checkpoints are loaded so."""
+    PREPARATIONS[name](retriever)
+    if retriever.recipe is not None:
+        retriever.recipe = {**retriever.recipe, "prepared": [*retriever.recipe.get("prepared", ()), name]}
 
 
 def open_split(paper: Paper, name: str, root: str | None = None, split: str = "train", **options: Any) -> MomentDataset:
@@ -454,12 +565,13 @@ def _changed(paper: Paper, key: str, value: Any, size: str) -> Paper:
 
 
 def _some_stages(paper: Paper, names: Any) -> tuple[Stage, ...]:
-    """The stages of these names; one that was to start from the weights of another goes on with what there is."""
+    """The stages of these names; one that was to start from another goes on with what there is, without a teacher."""
     known = [s.name for s in paper.stages]
     ok = _texts(names) and len(names) > 0 and set(names) <= set(known)
     require(ok, "stages", names, f"a list of some of {', '.join(known)}")
     kept = [s for s in paper.stages if s.name in names]
-    return tuple(s if s.start is None or s.start[0] in names else replace(s, start=None) for s in kept)
+    gone = {s.name: [of for of in ("start", "teacher") if (x := getattr(s, of)) and x[0] not in names] for s in kept}
+    return tuple(replace(s, **dict.fromkeys(gone[s.name])) for s in kept)
 
 
 def _changed_stage(stage: Stage, key: str, name: str, value: Any) -> Stage:

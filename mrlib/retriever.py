@@ -38,9 +38,15 @@ class MomentRetriever(nn.Module):
         aligned = self.aligner(batch)
         return aligned, self.detector(aligned, batch)
 
-    def losses(self, aligned: Aligned, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Every loss term of both, by name."""
-        return {**self.aligner.losses(aligned, batch), **self.detector.losses(outputs, aligned, batch)}
+    def losses(
+        self, aligned: Aligned, outputs: dict[str, Tensor], batch: Batch, teacher: dict[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Every loss term of both, by name.
+
+        teacher  what another retriever's detector gave for the batch, to learn from; None: there is none
+        """
+        taught = {} if teacher is None else {"teacher": teacher}
+        return {**self.aligner.losses(aligned, batch), **self.detector.losses(outputs, aligned, batch, **taught)}
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[dict[str, Any]]:

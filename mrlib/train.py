@@ -10,6 +10,7 @@ that was killed goes on from its last whole epoch and ends with the weights of o
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import json
 import math
@@ -17,7 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from mrlib import baselines, checkpoint, metrics, papers, parallel
+from mrlib.augment import mining
 from mrlib.data import Batch, MomentDataset
 from mrlib.files import PARTIAL, write_whole
 from mrlib.ops.draw import Draw
@@ -39,7 +41,9 @@ from mrlib.retriever import MomentRetriever
 class History:
     """What a training was like, a row per epoch."""
 
-    rows: list[dict[str, Any]] = field(default_factory=list)  # stage, epoch, step, lr, loss, loss/term..., val scores
+    # stage, epoch, step, lr, loss, loss/term..., augment/count..., val scores. A stage that mines has a row for every
+    # epoch of its two models, as stages STAGE_1 and STAGE_2, and one with mined/queries, a share, and mined/windows
+    rows: list[dict[str, Any]] = field(default_factory=list)
     times: list[dict[str, Any]] = field(default_factory=list)  # stage, epoch, train_s, val_s: what differs run by run
     result: dict[str, Any] = field(default_factory=dict)  # `scores_of` the the kept weights on val
     out_dir: Path | None = None
@@ -91,11 +95,13 @@ def fit(
             raise ValueError(
                 "the retriever was built for another aligner or detector than the paper has; build it anew"
             )
+        if retriever.recipe.get("prepared"):
+            raise ValueError("the retriever was changed by a stage of an earlier training already; build it anew")
     parallel.same_everywhere(retriever)
-    run = _Run(retriever, train, val, paper, seed, device, precision, compile, out_dir and Path(out_dir))
+    run = _Run(retriever, train, val, paper, seed, device, precision, compile, progress, out_dir and Path(out_dir))
     run.try_out()
     run.open(resume)
-    steps = sum(s.epochs * run.steps_of(s) for s in paper.stages)
+    steps = sum(s.epochs * run.steps_of(s) for s in paper.stages if s.mine is None)
     with tqdm(total=steps, initial=run.done, unit="step", disable=not progress or parallel.ranks()[0] > 0) as bar:
         for number in range(run.stage, len(paper.stages)):
             run.train_stage(number, bar)
@@ -106,17 +112,25 @@ def fit(
 class _Run:
     """A training under way: everything that `fit` has to remember between epochs."""
 
-    def __init__(self, retriever, train, val, paper, seed, device, precision, compile, out):
+    def __init__(self, retriever, train, val, paper, seed, device, precision, compile, progress, out):
         self.retriever, self.train, self.val, self.paper = retriever, train, val, paper
         self.seed, self.device, self.precision, self.out = seed, device, precision, out
-        self.sets = {stage.name: papers.TRAINING_SETS[stage.data](train) for stage in paper.stages}
-        self.model: nn.Module = torch.compile(retriever) if compile else retriever
+        self.train_on(train)
+        self.untrained = (
+            copy.deepcopy(retriever) if any(s.teacher or s.mine is not None for s in paper.stages) else None
+        )
+        self.teacher: MomentRetriever | None = None
+        self.compile, self.progress = compile, progress
         self.stage = self.epoch = self.done = 0  # where to go on: stage, epoch in it; steps done in all
         self.rows: list[dict[str, Any]] = []
         self.times: list[dict[str, Any]] = []
         self.kept: dict[tuple[str, str], dict[str, Tensor]] = {}  # (stage, "last" | "best") -> weights
         self.result: dict[str, Any] = {}
         self.state: dict[str, Tensor] = {}  # of the optimiser, as the run that is resumed left it
+
+    def train_on(self, train: MomentDataset) -> None:
+        """Let the stages see this training set."""
+        self.sets = {stage.name: papers.TRAINING_SETS[stage.data](train) for stage in self.paper.stages}
 
     def steps_of(self, stage: Stage) -> int:
         return math.ceil(len(self.sets[stage.name]) / stage.batch_size)
@@ -177,20 +191,28 @@ class _Run:
         note = json.loads(checkpoint.read_note(file))
         self.stage, self.epoch, self.done = note["stage"], note["epoch"], note["done"]
         self.rows, self.times = note["rows"], _read_lines(self.out / "times.jsonl")[: len(note["rows"])]
+        for i, stage in enumerate(self.paper.stages[: self.stage + 1]):
+            if stage.mine is not None and i < self.stage:
+                self._have_mined(mining.read(self._mined(stage)))
+            if stage.prepare is not None and (i < self.stage or self.epoch > 0):
+                papers.prepare(self.retriever, stage.prepare)
         tensors = checkpoint.load_tensors(file)
         self.retriever.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
         self.state = {k[10:]: v for k, v in tensors.items() if k.startswith("optimiser.")}
 
-    def _save(self, stage: Stage, optimiser: torch.optim.Optimizer, better: bool) -> None:
-        """Remember the end of an epoch; `resume.safetensors`, one file, decides what a later run goes on from."""
+    def _save(self, stage: Stage, optimiser: torch.optim.Optimizer | None, kept: Sequence[str]) -> None:
+        """Remember the end of an epoch; `resume.safetensors`, one file, decides what a later run goes on from.
+
+        kept  what of the stage the weights are: "last", "best"
+        """
         weights = {k: v.detach().cpu().clone() for k, v in self.retriever.state_dict().items()}
-        for which in ("last", "best") if better else ("last",):
+        for which in kept:
             self.kept[stage.name, which] = weights
         if self.out is None or parallel.ranks()[0] > 0:
             return
-        for which in ("last", "best") if better else ("last",):
+        for which in kept:
             checkpoint.save(self.retriever, self.out / stage.name / which, self.rows[-1])
-        slots = optimiser.state_dict()["state"]
+        slots = {} if optimiser is None else optimiser.state_dict()["state"]
         state = {f"optimiser.{i}.{k}": torch.as_tensor(v) for i, slot in slots.items() for k, v in slot.items()}
         note = {"stage": self.stage, "epoch": self.epoch, "done": self.done, "rows": self.rows}
         tensors = {f"model.{k}": v for k, v in weights.items()} | state
@@ -207,8 +229,17 @@ class _Run:
 
     def train_stage(self, number: int, bar: tqdm) -> None:
         stage = self.paper.stages[number]
-        if self.epoch == 0 and stage.start is not None:
-            self.retriever.load_state_dict(self._weights(*stage.start))
+        if stage.mine is not None:
+            self._mine(number)
+            return
+        if self.epoch == 0:
+            if stage.start is not None:
+                self.retriever.load_state_dict(self._weights(*stage.start))
+            if stage.prepare is not None:
+                torch.manual_seed(_step_seed(self.seed, f"{stage.name}/prepare", 0, 0))
+                papers.prepare(self.retriever, stage.prepare)
+        self.teacher = self._teacher(stage)
+        self.model: nn.Module = torch.compile(self.retriever) if self.compile else self.retriever
         optimiser = _optimiser(stage, self.retriever)
         if self.epoch > 0:
             _restore(optimiser, self.state)
@@ -225,8 +256,66 @@ class _Run:
             seconds = {"train_s": round(trained - started, 3), "val_s": round(time.perf_counter() - trained, 3)}
             self.times.append({"stage": stage.name, "epoch": epoch + 1, **seconds})
             self.stage, self.epoch = (number, epoch + 1) if epoch + 1 < stage.epochs else (number + 1, 0)
-            self._save(stage, optimiser, better)
+            self._save(stage, optimiser, ("last", "best") if better else ("last",))
             parallel.barrier()
+
+    def _teacher(self, stage: Stage) -> MomentRetriever | None:
+        """What the stage learns from: the model as an earlier stage left it; it learns nothing itself."""
+        if stage.teacher is None:
+            return None
+        teacher = copy.deepcopy(self.untrained)
+        teacher.load_state_dict(self._weights(*stage.teacher))
+        if stage.prepare is not None:
+            torch.manual_seed(_step_seed(self.seed, f"{stage.name}/teacher", 0, 0))
+            papers.PREPARATIONS[stage.prepare](teacher, teacher=True)
+        return teacher.requires_grad_(False).eval()
+
+    def _mine(self, number: int) -> None:
+        """Two models, each trained on one half of the videos, show what is confusing in the other half.
+
+        A training set that has `wrong_spans` already is left as it is.
+        """
+        stage = self.paper.stages[number]
+        if not self.train.mined:
+            wrong: dict[int, list] = {}
+            parts = mining.halves(self.train, Draw(self.seed, stage.name))
+            for i, (own, other) in enumerate((parts, parts[::-1]), 1):
+                alone = replace(stage, name=f"{stage.name}_{i}", mine=None)
+                model = copy.deepcopy(self.untrained)
+                history = fit(
+                    model,
+                    self.train.subset(own),
+                    self.val,
+                    replace(self.paper, stages=(alone,)),
+                    out_dir=self.out and self.out / stage.name / str(i),
+                    seed=self.seed,
+                    device=str(self.device),
+                    precision=self.precision,
+                    compile=self.compile,
+                    progress=self.progress,
+                )
+                self.rows += history.rows
+                self.times += history.times
+                unseen = self.train.subset(other)
+                lines = predict_all(model, unseen, stage.batch_size)
+                wrong |= dict(zip(other.tolist(), mining.confusing(lines, unseen, stage.mine), strict=True))
+            self._have_mined([wrong[i] for i in range(len(self.train))])
+        mined = [s.extra.get("wrong_spans") or [] for s in self.train.samples]
+        row = {"stage": stage.name, "epoch": 1, "step": 0, "mined/windows": sum(map(len, mined))}
+        self.rows.append(row | {"mined/queries": sum(map(bool, mined)) / len(mined)})
+        self.times.append({"stage": stage.name, "epoch": 1, "train_s": 0.0, "val_s": 0.0})
+        self.stage, self.epoch = number + 1, 0
+        if self.out is not None and parallel.ranks()[0] == 0:
+            mining.write(self._mined(stage), self.train, stage)
+        self._save(stage, None, ())
+        parallel.barrier()
+
+    def _mined(self, stage: Stage) -> Path:
+        return self.out / stage.name / "wrong_spans.jsonl"
+
+    def _have_mined(self, wrong: Sequence[list[list[float]]]) -> None:
+        self.train = mining.with_wrong(self.train, wrong)
+        self.train_on(self.train)
 
     def _train_epoch(self, stage: Stage, epoch: int, optimiser: torch.optim.Optimizer, bar: tqdm) -> dict[str, float]:
         rank, world = parallel.ranks()
@@ -234,7 +323,7 @@ class _Run:
         data = self.sets[stage.name]
         everything = torch.arange(len(data), device=self.device)
         order = everything[draw("order", everything).argsort()]
-        steps, sums = self.steps_of(stage), {}
+        steps, sums, counts = self.steps_of(stage), {}, {}
         self.retriever.train()
         for i, indices in enumerate(order.split(stage.batch_size)):
             step = epoch * steps + i
@@ -243,11 +332,17 @@ class _Run:
             for group in optimiser.param_groups:
                 group["lr"] = lr
             batch = papers.AUGMENTERS[stage.augment](indices, data, draw)
+            for name, each in batch.counts.items():
+                counts[name] = counts.get(name, 0) + each.sum()
             if len(batch) >= world > 1:  # of a batch too small to share every rank takes all
                 batch = batch[rank::world]
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 aligned, outputs = self.model(batch)
-                terms = self.retriever.losses(aligned, outputs, batch)
+                taught = None
+                if self.teacher is not None:
+                    with torch.no_grad():
+                        taught = self.teacher(batch)[1]
+                terms = self.retriever.losses(aligned, outputs, batch, taught)
             unknown = stage.weights.keys() - terms.keys()
             if unknown and self.paper.weighed:
                 raise ValueError(f"stage {stage.name!r} weighs {sorted(unknown)}; the losses are {', '.join(terms)}")
@@ -269,7 +364,8 @@ class _Run:
             bar.set_postfix_str(
                 f"{stage.name} epoch {epoch + 1}/{stage.epochs}, loss {values['loss']:.4g}", refresh=False
             )
-        return {"lr": lr} | parallel.average({name: total / steps for name, total in sums.items()}, self.device)
+        means = parallel.average({name: total / steps for name, total in sums.items()}, self.device)
+        return {"lr": lr} | means | {f"augment/{name}": int(total) for name, total in counts.items()}
 
     def _score(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         lines = predict_all(self.retriever, self.val, self.paper.stages[-1].batch_size)

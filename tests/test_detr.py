@@ -203,7 +203,7 @@ def test_a_head_adds_its_outputs_cost_loss_and_factor_of_the_score(batch):
     plain = DetrDetector(decoder, [SpanHead(16), ClassHead(16)])
     detector = DetrDetector(decoder, [*plain.heads, Prior([0.1, 0.7, 0.4])])
     outputs = detector(aligned_of(batch), batch)
-    assert set(outputs) == {"spans_cw", "logits", "liked", "reads"}
+    assert set(outputs) == {"spans_cw", "logits", "liked", "reads", "states"}
     matched = detector.match(outputs, detector.truth(batch))
     assert (matched[:, 2, 0] == 1).all() and set(matched[0, 0, :2].tolist()) == {1, 2}
     assert detector.losses(outputs, aligned_of(batch), batch)["liking"].item() == 2 * 6

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mrlib.data import Batch, Labels, Sample, Widths
 from mrlib.data.bank import Bank
+from mrlib.ops.spans import inside
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,16 +113,17 @@ class MomentDataset:
         """What the annotators said of the samples at these positions, int64 (B,), of their videos as they are."""
         windows, counts, saliency, scored, wrong, wrong_counts = (a[indices] for a in self._annotations)
         n = self.target.lengths[self.video[indices]]
+        T = int(n.max())
         spans = windows[:, : int(counts.max())]
         span_mask = torch.arange(spans.shape[1], device=n.device) < counts[:, None]
-        relevant = (_inside(spans, n) & span_mask[..., None]).any(1)
+        relevant = (inside(spans, n, T) & span_mask[..., None]).any(1)
         scores = torch.zeros(relevant.shape, device=n.device)
         shared = min(relevant.shape[1], saliency.shape[1])
         scores[:, :shared] = saliency[:, :shared]
         confusing = None
         if self.mined:
             there = torch.arange(wrong.shape[1], device=n.device) < wrong_counts[:, None]
-            confusing = (_inside(wrong, n) & there[..., None]).any(1) & ~relevant
+            confusing = (inside(wrong, n, T) & there[..., None]).any(1) & ~relevant
         return Labels(spans, span_mask, relevant, scores, scored, wrong=confusing)
 
     def clips(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -133,13 +135,13 @@ class MomentDataset:
         """
         windows, counts, _, _, wrong, wrong_counts = (a[indices] for a in self._annotations)
         n = self.target.lengths[self.video[indices]]
-        inside = _inside(torch.cat([windows, wrong], 1), n)
+        shown = inside(torch.cat([windows, wrong], 1), n, int(n.max()))
         true, mined = (
             torch.arange(x.shape[1], device=n.device) < c[:, None]
             for x, c in ((windows, counts), (wrong, wrong_counts))
         )
         kind = torch.cat([torch.zeros_like(true), torch.ones_like(mined)], 1)
-        return torch.stack([inside.long().argmax(-1), inside.sum(-1)], -1), torch.cat([true, mined], 1), kind
+        return torch.stack([shown.long().argmax(-1), shown.sum(-1)], -1), torch.cat([true, mined], 1), kind
 
     def digest(self) -> str:
         """Of the samples and some hundred rows of their features: equal for equal data."""
@@ -197,19 +199,6 @@ class MomentDataset:
         last = (1 - 1 / clips.double())[:, None].expand(spans.shape[:2])
         spans[..., 0] = spans[..., 0].where(spans[..., 0] < 1, last)
         return spans.float(), counts
-
-
-def _inside(spans: Tensor, n: Tensor) -> Tensor:
-    """The clips of every window: those whose middle is in it, and the one that its own middle is in.
-
-    spans    (B, W, 2)  fractions of the real clips
-    n        int64 (B,)  how many these are
-    returns  bool (B, W, T)
-    """
-    t, n = torch.arange(int(n.max()), device=n.device), n[:, None, None]
-    start, end = spans[..., :1], spans[..., 1:]
-    inside = ((t + 0.5) / n >= start) & ((t + 0.5) / n < end)
-    return (inside | (t == (spans.mean(-1, keepdim=True) * n).floor())) & (t < n)
 
 
 def open_dataset(name: str, root: str | os.PathLike | None = None, split: str = "train", **options) -> MomentDataset:

@@ -4,8 +4,8 @@ Paper    Moon et al., "Query-Dependent Video Representation for Moment Retrieval
          (arXiv 2303.13874), with the decoder of Liu et al., "DAB-DETR: Dynamic Anchor Boxes are Better Queries for
          DETR", ICLR 2022
 Here     `DabDecoder` is that decoder [QD-DETR], `DabDetector` the detector around it and its heads
-Kept     as released: content starts at zero, so that three matrices of the first layer have nothing to map and never
-         learn; the width divides the positions of centre and width alike
+Kept     as released: QD-DETR's content starts at zero, so that three matrices of the first layer have nothing to map
+         and never learn; the width divides the positions of centre and width alike
 Departs  a width is at least 1e-4 where it divides
 """
 
@@ -45,11 +45,12 @@ class SelfAttention(nn.Module):
         self.heads, self.dropout = heads, dropout
         _linears(self, width, "q_content", "q_place", "k_content", "k_place", "value", "out_proj")
 
-    def forward(self, x: Tensor, places: Tensor) -> Tensor:
-        """x, places (B, K, d) -> (B, K, d)."""
+    def forward(self, x: Tensor, places: Tensor, sets: int) -> Tensor:
+        """x, places (B, K, d) -> (B, K, d); K queries in `sets` that do not see one another."""
         q, k = self.q_content(x) + self.q_place(places), self.k_content(x) + self.k_place(places)
+        q, k, v = (y.unflatten(1, (sets, -1)).flatten(0, 1) for y in (q, k, self.value(x)))
         dropout = self.dropout if self.training else 0.0
-        return self.out_proj(attend(q, k, self.value(x), self.heads, None, dropout))
+        return self.out_proj(attend(q, k, v, self.heads, None, dropout).view_as(x))
 
 
 class CrossAttention(nn.Module):
@@ -91,10 +92,10 @@ class DabLayer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Tensor, places: Tensor, sines: Tensor, memory: Tensor, positions: Tensor, mask: Tensor
+        self, x: Tensor, places: Tensor, sines: Tensor, memory: Tensor, positions: Tensor, mask: Tensor, sets: int
     ) -> Tensor:
-        """As `CrossAttention`."""
-        x = self.norm1(x + self.dropout(self.self_attn(x, places)))
+        """As `CrossAttention`, and as `SelfAttention`."""
+        x = self.norm1(x + self.dropout(self.self_attn(x, places, sets)))
         x = self.norm2(x + self.dropout(self.cross_attn(x, places, sines, memory, positions, mask)))
         return self.norm3(x + self.dropout(self.feed_forward(x)))
 
@@ -121,11 +122,21 @@ class DabDecoder(nn.Module):
         hidden: int,
         dropout: float = 0.1,
         activation: str = "prelu",
+        content: str = "zero",
+        joint_self_attention: bool = True,
     ):
+        """moment_queries a set, of which there is one until `mrlib.detect.dual_query` adds another.
+
+        content               what queries begin with: "zero", or the "query" as a whole  [AMR §3.6]
+        joint_self_attention  the queries of two sets see one another
+        """
         super().__init__()
+        require(content in ("zero", "query"), "content", content, "zero or query")
         for name, count in (("moment_queries", moment_queries), ("decoder_layers", decoder_layers)):
             require(type(count) is int and count >= 1, name, count, "1 or more")
         self.moment_queries = nn.Embedding(moment_queries, 2)  # logits of centre and width
+        self.active_queries: nn.Embedding | None = None  # of a second set; None: it begins where the first does
+        self.content, self.joint_self_attention, self.sets = content, joint_self_attention, 1
         self.layers = nn.ModuleList(
             DabLayer(width, heads, hidden, dropout, activation, first=i == 0) for i in range(decoder_layers)
         )
@@ -143,19 +154,28 @@ class DabDecoder(nn.Module):
     def forward(self, aligned: Aligned) -> Decoded:
         memory, width = aligned.target, aligned.target.shape[-1]
         positions = sine_positions(aligned.mask, width)
-        reference = self.moment_queries.weight.sigmoid().expand(len(memory), -1, -1)
+        reference = self.anchors().sigmoid().expand(len(memory), -1, -1)
         x = memory.new_zeros(*reference.shape[:2], width)
+        x = x if self.content == "zero" else x + aligned.query_global[:, None]
+        sets = 1 if self.joint_self_attention else self.sets
         states, references, moved = [], [], reference
         for i, layer in enumerate(self.layers):
             references.append(moved)
             sines = span_positions(reference, width)
             scale = self.anchor(x).sigmoid() / reference[..., 1:].clamp(min=NARROWEST)
             scale = scale * self.scale(x) if i else scale
-            x = layer(x, self.place(sines), sines * scale, memory, positions, aligned.mask)
+            x = layer(x, self.place(sines), sines * scale, memory, positions, aligned.mask, sets)
             states.append(self.norm(x))
             moved = (self.move(x) + logit(reference)).sigmoid()
             reference = moved.detach()
         return Decoded(torch.stack(states), torch.stack(references))
+
+    def anchors(self) -> Tensor:
+        """The logits of the spans that queries begin with, (K, 2); of two sets one after the other, (2 K, 2)."""
+        first = self.moment_queries.weight
+        if self.sets == 1:
+            return first
+        return torch.cat([first, first if self.active_queries is None else self.active_queries.weight])
 
 
 class DabDetector(DetrDetector):

@@ -168,23 +168,34 @@ class ClassHead(nn.Module):
 class DetrDetector(nn.Module):
     """A decoder and the heads that read it.  [Moment-DETR]"""
 
-    def __init__(self, decoder: nn.Module, heads: Sequence[nn.Module], *, most_windows: int = 5, length: str = "clips"):
+    def __init__(
+        self,
+        decoder: nn.Module,
+        heads: Sequence[nn.Module],
+        *,
+        most_windows: int = 5,
+        surplus: str = "drawn",
+        length: str = "clips",
+    ):
         """decoder(aligned) -> Decoded, and heads as the module says.
 
-        most_windows  of a sample that are matched, drawn anew at every step where there are more
+        most_windows  of a sample that are matched
+        surplus       which these are where there are more: "drawn" anew at every step, or the "first"
         length        what a span is a fraction of when it is decoded: the real "clips", as in training; "duration", as
                       in the official inference
         """
         super().__init__()
         require(length in ("clips", "duration"), "length", length, "clips or duration")
+        require(surplus in ("drawn", "first"), "surplus", surplus, "drawn or first")
         require(type(most_windows) is int and most_windows >= 1, "most_windows", most_windows, "1 or more")
         self.decoder, self.heads = decoder, nn.ModuleList(heads)
-        self.most_windows, self.length = most_windows, length
+        self.most_windows, self.surplus, self.length = most_windows, surplus, length
 
     def forward(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
-        """What the heads say after every decoder layer."""
+        """What the heads say after every decoder layer, and the states (L, B, K, d) that they read."""
         decoded = self.decoder(aligned)
-        return {name: x for head in self.heads for name, x in head(decoded, aligned).items()}
+        said = {name: x for head in self.heads for name, x in head(decoded, aligned).items()}
+        return said | {"states": decoded.states}
 
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> Moments:
         """A moment of every query, after the last layer; no suppression."""
@@ -200,8 +211,18 @@ class DetrDetector(nn.Module):
     def losses(
         self, outputs: dict[str, Tensor], aligned: Aligned, batch: Batch, teacher: dict | None = None
     ) -> dict[str, Tensor]:
-        """The terms of the heads, of all decoder layers together."""
-        return {name: x.sum() for name, x in self.layer_losses(outputs, batch).items()}
+        """The terms of the heads, of all decoder layers together; with a teacher's outputs also "distill".
+
+        distill  how far the directions of the first queries' states are from the teacher's, all layers  [AMR stage 2]
+        """
+        terms = {name: x.sum() for name, x in self.layer_losses(outputs, batch).items()}
+        if teacher is None:
+            return terms
+        base = teacher["states"].float()
+        alike = F.cosine_similarity(outputs["states"][:, :, : base.shape[2]].float(), base, dim=-1)
+        rows = batch.target_mask.any(1)
+        apart = (1 - alike.mean((0, 2))) * rows
+        return terms | {"distill": apart.sum() / shared_count(rows.sum())}
 
     def layer_losses(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """The terms of the heads, (L,), every layer with its own matching."""
@@ -213,7 +234,10 @@ class DetrDetector(nn.Module):
         """The windows of a batch, `most_windows` of a sample."""
         windows, mask = batch.labels.spans.float(), batch.labels.span_mask
         if mask.shape[1] > self.most_windows:
-            drawn = torch.rand(mask.shape, device=mask.device).masked_fill(~mask, 2)
+            first = torch.arange(mask.shape[1], device=mask.device, dtype=torch.float32).expand(mask.shape)
+            drawn = (
+                first if self.surplus == "first" else torch.rand(mask.shape, device=mask.device).masked_fill(~mask, 2)
+            )
             kept = drawn.argsort(1)[:, : self.most_windows]
             windows, mask = windows.gather(1, kept[..., None].expand(-1, -1, 2)), mask.gather(1, kept)
         rows = batch.target_mask.any(1)

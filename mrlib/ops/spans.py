@@ -19,6 +19,18 @@ def giou(a: Tensor, b: Tensor) -> Tensor:
     return shared / union.clamp(min=tiny) - (hull - union) / hull.clamp(min=tiny)
 
 
+def inside(spans: Tensor, lengths: Tensor, T: int) -> Tensor:
+    """The clips of every span: those whose middle is in it, and the one that its own middle is in.
+
+    spans    (B, W, 2)  start and end
+    lengths  int64 (B,)  real clips of each target, of which spans are fractions
+    returns  bool (B, W, T)
+    """
+    t, n = torch.arange(T, device=lengths.device), lengths[:, None, None]
+    middles = ((t + 0.5) / n >= spans[..., :1]) & ((t + 0.5) / n < spans[..., 1:])
+    return (middles | (t == (spans.mean(-1, keepdim=True) * n).floor())) & (t < n)
+
+
 def _parts(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     shared = (torch.minimum(a[..., 1], b[..., 1]) - torch.maximum(a[..., 0], b[..., 0])).clamp(min=0)
     hull = torch.maximum(a[..., 1], b[..., 1]) - torch.minimum(a[..., 0], b[..., 0])
