@@ -250,6 +250,24 @@ def test_unknown_choices_are_refused(options, message):
         BoundaryDetector(8, **options)
 
 
+def test_without_windows_all_is_background_and_the_terms_of_spans_are_zero(batch):
+    """Whether none is there or all are padding, as where only highlights are labelled."""
+    bare = replace(batch.labels, span_mask=torch.zeros_like(batch.labels.span_mask))
+    none = replace(bare, spans=batch.labels.spans[:, :0], span_mask=batch.labels.span_mask[:, :0])
+    torch.manual_seed(0)
+    detector, aligned = BoundaryDetector(8, fusion="none"), aligned_of(batch)
+    found = []
+    for labels in (bare, none):
+        given = replace(batch, labels=labels)
+        terms = detector.losses(detector(aligned, given), aligned, given)
+        assert (terms["l1"], terms["iou"]) == (0, 0)
+        sum(terms.values()).backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in detector.parameters())
+        found.append(terms["fg"].item())
+    background = torch.nn.functional.softplus(detector(aligned, batch)["logits"])[batch.target_mask].mean()
+    assert found == pytest.approx([background.item()] * 2)
+
+
 def test_a_row_of_padding_gives_no_moment_and_no_loss(batch):
     batch = replace(batch, target_mask=batch.target_mask & torch.tensor([[True], [False], [True], [True]]))
     detector = BoundaryDetector(8)

@@ -206,6 +206,8 @@ def targets(windows: Tensor, window_mask: Tensor, mask: Tensor, t: Tensor) -> tu
     mask, t      bool (B, T), (B, T)  the clips and their times
     returns      bool (B, T) and (B, T, 2) the window, 0 outside
     """
+    if windows.shape[1] == 0:
+        return torch.zeros_like(mask), windows.new_zeros(*mask.shape, 2)
     n = mask.sum(1).clamp(min=1)[:, None, None].to(windows.dtype)
     centre, half = windows.mean(-1, keepdim=True), (windows[..., 1:] - windows[..., :1]) / 2
     half = half.clamp(min=0.5 / n)
