@@ -104,6 +104,24 @@ def test_pairs_of_windows_alone_are_clips_in_and_out_drawn_twice(batch):
     assert differ > 25
 
 
+def test_pairs_of_scores_without_windows_are_the_best_and_the_worst_of_all_clips(batch):
+    """[TVSum] Drawn is none, so that the loss is that of one pair per sample; a row of padding has none.
+
+    In the second sample no clip is relevant, for no score is above the median.
+    """
+    scores, relevant = batch.labels.saliency + torch.arange(12).flip(0) / 100, batch.labels.relevant.clone()
+    scores[1], relevant[1] = torch.tensor([4.0, 7, 7, 7, 3, 7] + [0] * 6), False
+    bare = torch.zeros_like(batch.labels.span_mask)
+    labels = replace(batch.labels, saliency=scores, relevant=relevant, span_mask=bare)
+    batch = replace(batch, labels=labels)
+    pairs = saliency.ranking_pairs(batch)
+    expected = [[row[:n].argmax().item(), row[:n].argmin().item()] for row, n in zip(scores, (9, 6, 12), strict=False)]
+    assert pairs.tolist() == [[pair, pair] for pair in [*expected, [-1, -1]]]
+    assert not labels.relevant[0, expected[0][1]]  # the worst clip is none of the relevant ones
+    s = logits_of(batch)
+    torch.testing.assert_close(saliency.margin(s, pairs), saliency.margin(s, pairs[:, :1]))
+
+
 def test_a_sample_without_a_relevant_clip_has_no_pairs(batch):
     none = replace(batch, labels=replace(batch.labels, relevant=torch.zeros_like(batch.labels.relevant)))
     assert (saliency.ranking_pairs(none) == -1).all()

@@ -34,14 +34,17 @@ def ranking_pairs(batch: Batch) -> Tensor:
 
     With saliency scores: the best and the worst relevant clip; a relevant and an irrelevant clip, both drawn. With
     windows only: twice a clip inside and a clip outside, drawn. Where there is no irrelevant clip, the first kind
-    twice. Those of the batch, if it brings some.
+    twice. With scores and no window: twice the best and the worst of all clips  [TVSum]. Those of the batch, if it
+    brings some.
 
     returns  int64 (B, P, 2), -1 where there is no such pair
     """
     labels, real = batch.labels, batch.target_mask
     if labels.pairs is not None:
         return labels.pairs
-    relevant, other = labels.relevant & real, ~labels.relevant & real
+    alone = labels.saliency_mask & labels.saliency.any(1) & ~labels.span_mask.any(1)  # scores of all clips, no window
+    among = labels.relevant | alone[:, None]
+    relevant, other = among & real, ~among & real
     best = labels.saliency.masked_fill(~relevant, -torch.inf).argmax(1)
     worst = labels.saliency.masked_fill(~relevant, torch.inf).argmin(1)
     hard = torch.stack([best, worst], -1).masked_fill(~(labels.saliency_mask & relevant.any(1))[:, None], -1)
