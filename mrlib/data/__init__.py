@@ -71,8 +71,8 @@ class Labels(_Tensors):
 
     spans: Tensor  # (B, W, 2) start and end of every window, fractions of n_b * clip_s_b
     span_mask: Tensor  # bool (B, W)
-    relevant: Tensor  # bool (B, T) clips inside a window
-    saliency: Tensor  # (B, T) summed score of three annotators, 0..12
+    relevant: Tensor  # bool (B, T) clips inside a window; where clips are labelled and no windows set, the better half
+    saliency: Tensor  # (B, T) summed score of three annotators, 0..12; of more or fewer, brought to that range
     saliency_mask: Tensor  # bool (B,) the sample has saliency scores
     pairs: Tensor | None = None  # int64 (B, P, 2) clips of which the first ranks above the second; -1: none
     negative: Tensor | None = None  # int64 (B,) row of the batch whose query is foreign to this video; -1: none
