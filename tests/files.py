@@ -62,6 +62,23 @@ def save_hdf5(path: Path, arrays: dict[str, np.ndarray]) -> None:
             file[key] = array
 
 
+def tvsum(root: Path, lines: list[dict], split: str = "val", rows: int | None = None) -> Path:
+    """TVSum as released: I3D features of widths 4 and 3 that carry how high the labels are, three tokens of 5.
+
+    rows  of features; None: as many as labels
+    """
+    write_lines(root / f"tvsum_{split}_release.jsonl", lines)
+    for i, each in enumerate(lines):
+        label = np.array(each["label"], np.float32)
+        n = rows or len(label)
+        rgb = 0.3 * random(2 * i, n, 4)
+        rgb[: len(label), 0] += label.mean(1)[:n] - 3
+        save_npy(root / "i3d" / f"{each['vid']}_rgb.npy", rgb)
+        save_npy(root / "i3d" / f"{each['vid']}_opt.npy", 0.3 * random(2 * i + 1, n, 3))
+        save_npz(root / "clip_text" / f"{each['qid']}.npz", token=random(100 + i, 3, 5))
+    return root
+
+
 def moment_detr(root: Path, lines: list[dict] | None = None, split: str = "val", clips: int = 10) -> Path:
     """QVHighlights in Moment-DETR's layout: widths 6 and 4, five tokens of 5 and a sentence of 4."""
     lines = lines or [line(1), line(2, vid="video_b"), line(3)]

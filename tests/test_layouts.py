@@ -9,7 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from files import line, moment_detr, random, save_hdf5, save_npy, save_npz, windows_only, write_lines
+from files import (
+    labelled,
+    line,
+    moment_detr,
+    random,
+    save_hdf5,
+    save_npy,
+    save_npz,
+    tvsum,
+    windows_only,
+    write_lines,
+)
 
 from mrlib.data import open_dataset
 from mrlib.data.layouts import DATASETS, open_files
@@ -169,7 +180,7 @@ def test_an_exported_query_may_search_other_exported_videos(tmp_path):
     torch.testing.assert_close(batch.query[3], world.batch([0]).query[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("folders", [("", ""), ("i3d/", "clip_text/")])
+@pytest.mark.parametrize("folders", [("", ""), ("i3d/", "clip_text/"), ("video_features/", "query_features/")])
 def test_tvsum_sets_two_files_side_by_side(folders, tmp_path):
     rgb, opt, words = random(0, 10, 3), random(1, 10, 3), random(2, 5, 5)
     write_lines(tmp_path / "tvsum_val_release.jsonl", [{"qid": 1, "query": "A dog", "duration": 20, "vid": "v"}])
@@ -181,6 +192,64 @@ def test_tvsum_sets_two_files_side_by_side(folders, tmp_path):
     same(target(dataset), unit(np.concatenate([rgb, opt], 1)))
     same(query(dataset), unit(words))
     assert not dataset.labelled
+
+
+def test_tvsum_opens_as_released_and_is_labelled_for_highlights(tmp_path):
+    """[TVSum] Two annotators, by hand: sums 0 5 4 8 of at most eight; above the lower median, 4, are 5 and 8."""
+    label = [[1.0, 1.0], [5.0, 2.0], [3.0, 3.0], [5.0, 5.0]]
+    rows = [labelled("a", vid="a", clips=4, label=label), labelled("b", vid="b", clips=6)]
+    dataset = open_files("tvsum", tvsum(tmp_path, rows), "val")
+    assert dataset.labelled and dataset.target.lengths.tolist() == [4, 6]
+    batch = dataset.batch([0, 1])
+    assert batch.duration_s.tolist() == [8, 12]
+    labels = batch.labels
+    assert labels.spans.shape[1] == 1 and not labels.span_mask.any()
+    assert labels.saliency_mask.all() and labels.wrong is None
+    assert labels.saliency[0].tolist() == [0, 7.5, 6, 12, 0, 0]
+    assert labels.relevant[0].tolist() == [False, True, False, True, False, False]
+    total = np.array(rows[1]["label"]).sum(1) - 20
+    torch.testing.assert_close(labels.saliency[1], torch.tensor(total / 80 * 12).float())
+    assert labels.relevant[1].tolist() == (total > sorted(total)[2]).tolist()
+    assert torch.equal(dataset.subset([1]).batch([0]).labels.saliency, labels.saliency[1:])
+
+
+@pytest.mark.parametrize(("rows", "clips"), [(9, 9), (10, 10), (11, 10), (12, 10)])
+def test_labels_and_features_are_cut_to_the_shorter(rows, clips, tmp_path):
+    line = labelled(duration=20)
+    dataset = open_files("tvsum", tvsum(tmp_path, [line], rows=rows), "val")
+    labels = dataset.batch([0]).labels
+    total = np.array(line["label"]).sum(1)[:clips] - 20
+    torch.testing.assert_close(labels.saliency, torch.tensor(total / 80 * 12).float()[None])
+    assert labels.relevant[0].tolist() == (total > sorted(total)[(clips - 1) // 2]).tolist()
+
+
+def test_windows_and_labels_alone_do_not_mix(tmp_path):
+    bare = {k: v for k, v in labelled("c").items() if k != "label"}
+    tvsum(tmp_path, [labelled("a"), labelled("b"), labelled("c")])
+    write_lines(tmp_path / "tvsum_val_release.jsonl", [labelled("a"), windows_only("b")])
+    with pytest.raises(
+        ValueError, match=r"1 of 2 samples have no windows, \['a'\]; those with labels of clips go into"
+    ):
+        open_files("tvsum", tmp_path, "val")
+    write_lines(tmp_path / "tvsum_val_release.jsonl", [labelled("a"), bare])
+    with pytest.raises(ValueError, match=r"1 of 2 samples have no labels, \['c'\]"):
+        open_files("tvsum", tmp_path, "val")
+
+
+def test_a_domain_is_opened_alone(tmp_path):
+    """[TVSum] The limit counts its samples."""
+    rows = [labelled(f"q{i}", vid=f"v{i}", domain=domain) for i, domain in enumerate(["BK", "VU", "BK", "VU", "VU"])]
+    root = tvsum(tmp_path, rows)
+    vu = open_files("tvsum", root, "val", domain="VU", limit=2)
+    assert [s.qid for s in vu.samples] == ["q1", "q3"]
+    assert vu.settings["domain"] == "VU" and len(vu.target) == 2
+    whole = open_files("tvsum", root, "val")
+    assert len(whole) == 5 and "domain" not in whole.settings
+    assert torch.equal(vu.batch([0, 1]).target, whole.batch([1, 3]).target)
+    with pytest.raises(ValueError, match="tvsum val has no domain 'XX'; there are BK, VU"):
+        open_files("tvsum", root, "val", domain="XX")
+    with pytest.raises(ValueError, match="qvhighlights val has no domain 'BK'; there are none"):
+        open_files("qvhighlights", moment_detr(tmp_path / "qv"), "val", domain="BK")
 
 
 def glove(path, words):

@@ -51,6 +51,7 @@ class MomentDataset:
 
     @property
     def labelled(self) -> bool:
+        """Every sample has windows, or every sample has its annotators' labels of clips."""
         return len(self._annotations) > 0
 
     @property
@@ -110,16 +111,21 @@ class MomentDataset:
         )
 
     def labels(self, indices: Tensor) -> Labels:
-        """What the annotators said of the samples at these positions, int64 (B,), of their videos as they are."""
-        windows, counts, saliency, scored, wrong, wrong_counts = (a[indices] for a in self._annotations)
+        """What the annotators said of the samples at these positions, int64 (B,), of their videos as they are.
+
+        Where they labelled clips and set no window, as on TVSum, the saliency is 0..12 whatever their number, and
+        relevant (ours) are the clips that together they put above the lower median of the video.
+        """
+        windows, counts, saliency, scored, wrong, wrong_counts, high = (a[indices] for a in self._annotations)
         n = self.target.lengths[self.video[indices]]
         T = int(n.max())
-        spans = windows[:, : int(counts.max())]
+        spans = windows[:, : max(1, int(counts.max()))]
         span_mask = torch.arange(spans.shape[1], device=n.device) < counts[:, None]
         relevant = (inside(spans, n, T) & span_mask[..., None]).any(1)
         scores = torch.zeros(relevant.shape, device=n.device)
         shared = min(relevant.shape[1], saliency.shape[1])
         scores[:, :shared] = saliency[:, :shared]
+        relevant[:, : high.shape[1]] |= high[:, :T]
         confusing = None
         if self.mined:
             there = torch.arange(wrong.shape[1], device=n.device) < wrong_counts[:, None]
@@ -133,7 +139,7 @@ class MomentDataset:
         returns  first clip and number of clips, int64 (B, W, 2), in the order of the annotation; bool (B, W), there is
                  such a window; bool (B, W), it is mined: it confuses a model and answers nothing
         """
-        windows, counts, _, _, wrong, wrong_counts = (a[indices] for a in self._annotations)
+        windows, counts, _, _, wrong, wrong_counts, _ = (a[indices] for a in self._annotations)
         n = self.target.lengths[self.video[indices]]
         shown = inside(torch.cat([windows, wrong], 1), n, int(n.max()))
         true, mined = (
@@ -166,31 +172,43 @@ class MomentDataset:
 
     def _annotated(self) -> tuple[Tensor, ...]:
         """Windows as fractions (S, W, 2), how many (S,), summed saliency (S, L), whether there is any (S,); of
-        `wrong_spans`, mined windows in seconds, fractions (S, V, 2) and how many (S,)."""
+        `wrong_spans`, mined windows in seconds, fractions (S, V, 2) and how many (S,); clips that are relevant where no
+        sample has windows, bool (S, L)."""
+        votes = [_votes(s) for s in self.samples]
         without = [s.qid for s in self.samples if s.relevant_windows is None]
-        if len(without) == len(self.samples):
+        silent = [s.qid for s, v in zip(self.samples, votes, strict=True) if s.relevant_windows is None and v is None]
+        if len(silent) == len(self):
             return ()
-        if without:
+        lacking, what = (silent, "labels") if len(without) == len(self) else (without, "windows")
+        if lacking:
+            mixed = "; those with labels of clips go into a file of their own" if len(silent) < len(lacking) else ""
             raise ValueError(
-                f"{self.name} {self.split}: {len(without)} of {len(self)} samples have no windows, {without[:5]}"
+                f"{self.name} {self.split}: {len(lacking)} of {len(self)} samples have no {what}, {lacking[:5]}{mixed}"
             )
         clips = self.target.lengths[self.video].cpu()
-        scored = [s for s in self.samples if s.saliency_scores is not None]
-        saliency = torch.zeros(len(self), int(clips.max()) if scored else 0)
+        has_saliency = torch.tensor([s.saliency_scores is not None or bool(without) for s in self.samples])
+        saliency = torch.zeros(len(self), int(clips.max()) if has_saliency.any() else 0)
+        high = torch.zeros(len(self), int(clips.max()) if without else 0, dtype=torch.bool)
         for i, s in enumerate(self.samples):
-            if s.saliency_scores is not None and s.relevant_clip_ids:
+            if votes[i] is not None:
+                total = votes[i][: clips[i]].sum(1)
+                saliency[i, : len(total)] = total / (4 * votes[i].shape[1]) * 12
+                high[i, : len(total)] = total > total.median()
+            elif s.saliency_scores is not None and s.relevant_clip_ids:
                 ids, scores = torch.tensor(s.relevant_clip_ids), torch.tensor(s.saliency_scores).sum(1)
                 kept = ids < clips[i]  # a clip without features cannot be ranked
                 saliency[i, ids[kept]] = scores[kept].float()
-        has_saliency = torch.tensor([s.saliency_scores is not None for s in self.samples])
-        windows = self._fractions([s.relevant_windows for s in self.samples], clips)
-        wrong = self._fractions([s.extra.get("wrong_spans") or [] for s in self.samples], clips)
-        return tuple(a.to(self.video.device) for a in (*windows, saliency, has_saliency, *wrong))
+        windows = self._fractions([s.relevant_windows or [] for s in self.samples], clips, 1)
+        wrong = self._fractions([s.extra.get("wrong_spans") or [] for s in self.samples], clips, 0)
+        return tuple(a.to(self.video.device) for a in (*windows, saliency, has_saliency, *wrong, high))
 
-    def _fractions(self, windows_s: list[list[list[float]]], clips: Tensor) -> tuple[Tensor, Tensor]:
-        """Windows of every sample as fractions of its clips, (S, W, 2), and how many there are, (S,)."""
+    def _fractions(self, windows_s: list[list[list[float]]], clips: Tensor, least: int) -> tuple[Tensor, Tensor]:
+        """Windows of every sample as fractions of its clips, (S, W, 2), and how many there are, (S,).
+
+        least  W is this or more
+        """
         counts = torch.tensor([len(windows) for windows in windows_s])
-        spans = torch.zeros(len(self), int(counts.max()), 2, dtype=torch.float64)
+        spans = torch.zeros(len(self), max(least, int(counts.max())), 2, dtype=torch.float64)
         for i, windows in enumerate(windows_s):
             if windows:
                 spans[i, : counts[i]] = torch.tensor(windows, dtype=torch.float64)
@@ -199,6 +217,14 @@ class MomentDataset:
         last = (1 - 1 / clips.double())[:, None].expand(spans.shape[:2])
         spans[..., 0] = spans[..., 0].where(spans[..., 0] < 1, last)
         return spans.float(), counts
+
+
+def _votes(sample: Sample) -> Tensor | None:
+    """What each annotator of a sample without windows gives its clips, 0..4, (L, A); None: there are no labels."""
+    labels = sample.extra.get("label")
+    if sample.relevant_windows is not None or not isinstance(labels, list):
+        return None
+    return torch.tensor(labels, dtype=torch.float64) - 1
 
 
 def open_dataset(name: str, root: str | os.PathLike | None = None, split: str = "train", **options) -> MomentDataset:

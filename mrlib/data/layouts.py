@@ -124,8 +124,14 @@ LAYOUTS: dict[str, Layout] = {
     ),
     # lighthouse and QD-DETR on TVSum; they leave the tokens as they are: normalize=["i3d"]
     "tvsum": Layout(
-        {"i3d": Stream(("i3d/{vid}_rgb.npy + i3d/{vid}_opt.npy", "{vid}_rgb.npy + {vid}_opt.npy"))},
-        Stream(("clip_text/{qid}.npz:token", "{qid}.npz:token")),
+        {
+            "i3d": Stream(
+                tuple(
+                    f"{folder}{{vid}}_rgb.npy + {folder}{{vid}}_opt.npy" for folder in ("i3d/", "video_features/", "")
+                )
+            )
+        },
+        Stream(tuple(f"{folder}{{qid}}.npz:token" for folder in ("clip_text/", "query_features/", ""))),
     ),
     # 2D-TAN; a word is its GloVe vector
     "tan_vgg": Layout({"vgg": Stream(("vgg_rgb_features.hdf5:{vid}",), per_clip=False)}, Stream(("glove*.txt",))),
@@ -230,6 +236,7 @@ def open_files(
     dtype: torch.dtype = torch.float32,
     cache: str | os.PathLike | None = None,
     limit: int | None = None,
+    domain: str | None = None,
 ) -> MomentDataset:
     """A dataset from annotation and feature files.
 
@@ -245,6 +252,7 @@ def open_files(
     cache      folder for the memory-mapped features; None: `.mrlib_cache` under root or, where that cannot be written,
                `mrlib` under $XDG_CACHE_HOME
     limit      only the first samples
+    domain     only the samples whose `domain` is this: on TVSum the official recipe trains a model for each
 
     A video with more rows than its duration has clips is cut, streams are cut to the shortest, a query is cut to what
     the official loader reads (32 tokens for Moment-DETR and AMR). ValueError, and FileNotFoundError or KeyError where
@@ -257,7 +265,13 @@ def open_files(
     if split not in splits:
         expected = " or ".join(t.replace("{split}", split) for t in dataset.annotations)
         raise _missing(root, f"no split {split!r} of {name}: {expected} is expected; there are {sorted(splits)}")
-    samples = sound(splits[split], dataset.clip_s, read_samples(name, splits[split]))[:limit]
+    samples = sound(splits[split], dataset.clip_s, read_samples(name, splits[split]))
+    if domain is not None:
+        there = sorted({str(s.extra["domain"]) for s in samples if "domain" in s.extra})
+        if domain not in there:
+            raise ValueError(f"{name} {split} has no domain {domain!r}; there are {', '.join(there) or 'none'}")
+        samples = [s for s in samples if s.extra.get("domain") == domain]
+    samples = samples[:limit]
     layout = layout or find_layout(root, dataset)
     features = open_features(name, root, samples, layout, streams, normalize)
     videos, queries = {}, {}
@@ -270,7 +284,7 @@ def open_files(
         "normalize": sorted(features.normalized),
         "dtype": str(dtype).removeprefix("torch."),
         "limit": limit,
-    }
+    } | ({} if domain is None else {"domain": domain})
     setting = hashlib.sha256(json.dumps([str(root.resolve()), settings]).encode()).hexdigest()[:8]
     file = _cache_folder(root, cache) / f"{name}-{split}-{setting}"
 
