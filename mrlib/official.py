@@ -38,6 +38,8 @@ class Release(NamedTuple):
     transposed: tuple[str, ...] = ()  # theirs that lie across
     unread: tuple[str, ...] = ()  # modules that no prediction depends on, unless something of them has a name here
     corrected: tuple[tuple[str, Any], ...] = ()  # settings under which padding is not seen
+    plain: Callable[[Tensors], Tensors] = dict  # theirs, each once and in our shape
+    prepared: Callable[[Options, Tensors], tuple[str, ...]] = lambda opt, tensors: ()  # of `mrlib.papers.PREPARATIONS`
 
 
 class Options(dict[str, Any]):
@@ -72,6 +74,9 @@ def load_official(path: str | os.PathLike, paper: str, corrected: bool = False) 
             retriever = papers.build(
                 papers.get(paper, preset=release.preset, **settings), _widths(options, tensors), seed=0
             )
+            for name in release.prepared(options, tensors):
+                papers.prepare(retriever, name)
+        tensors = release.plain(tensors)
     except ValueError as error:
         raise ValueError(f"{path} does not describe a network that can be built: {error}") from error
     retriever.load_state_dict(_matched(path, release, retriever.state_dict(), tensors), assign=True)
@@ -212,6 +217,47 @@ def _qd_detr(opt: Options, tensors: Tensors) -> dict[str, Any]:
     return _queries(opt)
 
 
+def _amr(opt: Options, tensors: Tensors) -> dict[str, Any]:
+    """From words to clips there are always two layers, whatever `enc_layers` says of those among clips."""
+    for name in ("pre_norm", "use_txt_pos"):
+        require(not opt.read(name, bool), f"{name} of opt", True, "False")
+    read = _queries(opt)
+    del read["query_positions"]
+    require(read["decoder_layers"] >= 2, "dec_layers of opt", read["decoder_layers"], "2 or more")
+    own = {"layers": 2, "encoder_layers": read["layers"], "most_windows": opt.read("max_windows", int)}
+    return read | own
+
+
+def _amr_stage(opt: Options, tensors: Tensors) -> tuple[str, ...]:
+    stage, second = opt.read("stage", str), "new_query_embed.weight" in tensors
+    require(stage in ("pretrain", "distill"), "stage of opt", stage, "pretrain or distill")
+    require(
+        second == (stage == "distill"),
+        "stage of opt",
+        stage,
+        "distill where there is a new_query_embed, and only there",
+    )
+    return ("released_queries",) if second else ()
+
+
+def _amr_plain(tensors: Tensors) -> Tensors:
+    """Heads that the decoder has too are one; the second stage's queries take the place of the first's."""
+    plain = dict(tensors)
+    for name in tensors:
+        own = name.removeprefix("transformer.decoder.")
+        if own != name and own.startswith(("span_embed.", "class_embed.", "iou_head.")):
+            if own in tensors and not torch.equal(tensors[name], tensors[own]):
+                raise ValueError(f"{name} and {own} differ, which are one head")
+            del plain[name]
+        elif name.startswith("fuser."):
+            tensor = plain[name]
+            vector = tensor.numel() == max(tensor.shape)
+            plain[name] = tensor.flatten() if vector else tensor.squeeze(-1)  # kernels of one clip
+    if "new_query_embed.weight" in plain:
+        plain["query_embed.weight"] = plain.pop("new_query_embed.weight")
+    return plain
+
+
 def _projection(match: re.Match) -> str:
     """Four modules a layer in ours: LayerNorm, dropout, Linear, ReLU; two in theirs, dropout and Linear in one."""
     layer, part = divmod(int(match[2]), 4)
@@ -235,6 +281,11 @@ _MOMENT_QUERIES = (
     (r"^detector\.decoder\.moment_queries\.", "query_embed."),
     (r"^detector\.heads\.0\.mlp\.", "span_embed."),
     (r"^detector\.heads\.1\.linear\.", "class_embed."),
+)
+_TEXT_TO_VIDEO = (
+    (r"^aligner\.layers\.(\d+)\.cross_attn\.", r"transformer.t2v_encoder.layers.\1.self_attn."),
+    (r"^aligner\.layers\.", "transformer.t2v_encoder.layers."),
+    (r"^aligner\.encoder\.", "transformer.encoder.layers."),
 )
 _DAB = (
     (r"\.self_attn\.([qk])_content\.", r".sa_\1content_proj."),
@@ -300,9 +351,7 @@ RELEASES = {
         settings=_qd_detr,
         names=(
             *_MOMENT_QUERIES,
-            (r"^aligner\.layers\.(\d+)\.cross_attn\.", r"transformer.t2v_encoder.layers.\1.self_attn."),
-            (r"^aligner\.layers\.", "transformer.t2v_encoder.layers."),
-            (r"^aligner\.encoder\.", "transformer.encoder.layers."),
+            *_TEXT_TO_VIDEO,
             (r"^aligner\.global_token$", "global_rep_token"),
             (r"^aligner\.global_position$", "global_rep_pos"),
             (r"^aligner\.clip_side\.", "saliency_proj1."),
@@ -312,5 +361,31 @@ RELEASES = {
         ),
         unread=("txt_position_embed.", "contrastive_align_projection_"),
         corrected=(("masks", "keys"),),
+    ),
+    "amr": Release(
+        preset="official",
+        settings=_amr,
+        names=(
+            *_MOMENT_QUERIES,
+            (r"^detector\.heads\.2\.mlp\.", "mask_head."),
+            (r"^detector\.heads\.2\.scale$", "logit_scale"),
+            (r"^detector\.heads\.3\.linear\.", "iou_head."),
+            *_TEXT_TO_VIDEO,
+            (r"^aligner\.saliency\.", "saliency_proj1."),
+            (r"^aligner\.fusion\.clip$", "fuser.cq_attention.w4C"),
+            (r"^aligner\.fusion\.word$", "fuser.cq_attention.w4Q"),
+            (r"^aligner\.fusion\.both$", "fuser.cq_attention.w4mlu"),
+            (r"^aligner\.fusion\.pool$", "fuser.cq_concat.weighted_pool.weight"),
+            (r"^aligner\.fusion\.mix\.", "fuser.cq_attention.cqa_linear.conv1d."),
+            (r"^aligner\.fusion\.out\.", "fuser.cq_concat.conv1d.conv1d."),
+            (r"\.feed_forward\.original\.", "."),
+            (r"\.feed_forward\.active([12])\.", r".linear\1_active."),
+            *_JOINT,
+            *_DAB,
+        ),
+        unread=("txt_position_embed.", "contrastive_align_projection_"),
+        corrected=_HIDDEN,
+        plain=_amr_plain,
+        prepared=_amr_stage,
     ),
 }

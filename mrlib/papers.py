@@ -498,10 +498,15 @@ def build(paper: Paper, dataset: MomentDataset | Widths, seed: int = 0) -> Momen
     return MomentRetriever(aligner, detector, round_s=paper.round_s, max_windows=paper.max_windows, recipe=recipe)
 
 
-def prepare(retriever: MomentRetriever, name: str) -> None:
-    """Change a retriever as one of `PREPARATIONS` says; its recipe tells so, and its checkpoints are loaded so."""
-    PREPARATIONS[name](retriever)
-    if retriever.recipe is not None:
+def prepare(retriever: MomentRetriever, name: str, seed: int = 0, teacher: bool = False) -> None:
+    """Change a retriever as one of `PREPARATIONS` says, what is new a function of `seed`.
+
+    Its recipe tells so, and its checkpoints are loaded so; a teacher has none.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        PREPARATIONS[name](retriever, teacher=teacher)
+    if retriever.recipe is not None and not teacher:
         retriever.recipe = {**retriever.recipe, "prepared": [*retriever.recipe.get("prepared", ()), name]}
 
 

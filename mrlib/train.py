@@ -236,8 +236,7 @@ class _Run:
             if stage.start is not None:
                 self.retriever.load_state_dict(self._weights(*stage.start))
             if stage.prepare is not None:
-                torch.manual_seed(_step_seed(self.seed, f"{stage.name}/prepare", 0, 0))
-                papers.prepare(self.retriever, stage.prepare)
+                papers.prepare(self.retriever, stage.prepare, _step_seed(self.seed, f"{stage.name}/prepare", 0, 0))
         self.teacher = self._teacher(stage)
         self.model: nn.Module = torch.compile(self.retriever) if self.compile else self.retriever
         optimiser = _optimiser(stage, self.retriever)
@@ -266,8 +265,8 @@ class _Run:
         teacher = copy.deepcopy(self.untrained)
         teacher.load_state_dict(self._weights(*stage.teacher))
         if stage.prepare is not None:
-            torch.manual_seed(_step_seed(self.seed, f"{stage.name}/teacher", 0, 0))
-            papers.PREPARATIONS[stage.prepare](teacher, teacher=True)
+            seed = _step_seed(self.seed, f"{stage.name}/teacher", 0, 0)
+            papers.prepare(teacher, stage.prepare, seed, teacher=True)
         return teacher.requires_grad_(False).eval()
 
     def _mine(self, number: int) -> None:

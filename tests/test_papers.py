@@ -157,7 +157,7 @@ def test_weights_are_a_function_of_the_seed_and_the_global_generator_is_left_alo
         (dict(name="f2sgd", round_s=0), "round_s must be None or seconds above 0"),
         (dict(name="f2sgd", reweight="yes"), "reweight must be true or false"),
         (dict(name="f2sgd", augment="mixup"), "augment must be one of identity, clip_query, clip_alone, splice"),
-        (dict(name="matr", data="clips"), "data must be one of pairs, videos, not 'clips'"),
+        (dict(name="matr", data="clips"), "data must be one of pairs, videos, ten_passes, not 'clips'"),
         (dict(name="matr", query="song"), "query must be text or video, not 'song'"),
         (dict(name="matr", stages=["train"]), "stages must be a list of some of pretrain, finetune"),
         (dict(name="matr", stages=[]), "stages must be a list of some of pretrain, finetune"),
