@@ -5,7 +5,18 @@ import sys
 
 import numpy as np
 import pytest
-from files import line, moment_detr, random, save_hdf5, save_npy, save_npz, windows_only, write_lines
+from files import (
+    labelled,
+    line,
+    moment_detr,
+    random,
+    save_hdf5,
+    save_npy,
+    save_npz,
+    tvsum,
+    windows_only,
+    write_lines,
+)
 
 from mrlib.data.check import check, main
 
@@ -92,7 +103,7 @@ def test_an_empty_annotation_file_and_none_at_all(tmp_path):
     assert found(check("qvhighlights", root)) == [("highlight_val_release.jsonl", None, "empty")]
     (root / "highlight_val_release.jsonl").unlink()
     (problem,) = check("qvhighlights", root)
-    assert "no annotations, highlight_{split}_with_gt.jsonl or highlight_{split}_release.jsonl" in str(problem)
+    assert "_with_neg_spans.jsonl or highlight_{split}_with_gt.jsonl or highlight_{split}_release.jsonl" in str(problem)
 
 
 def test_a_missing_stream_is_said_once_and_the_others_are_read(tmp_path):
@@ -132,6 +143,22 @@ def test_other_layouts_are_examined_too(tmp_path):
     save_npy(tmp_path / "clip_b32_txt_k4/1.npy", np.array([{}], object), allow_pickle=True)
     save_npy(tmp_path / "clip_b32_txt_k4/2.npy", random(0, 5, 4, 2))
     assert found(check("qvhighlights", tmp_path)) == [("video_a.npy", None, "shape"), ("1.npy", None, "pickled")]
+
+
+def test_tvsum_is_examined_as_released(tmp_path, capsys):
+    """Rows as many as labels, though the duration is as many; a bad label is named, and rows at another rate."""
+    root = tvsum(tmp_path, [labelled(f"q{i}", vid=f"v{i}", clips=40) for i in range(3)])
+    assert check("tvsum", root) == []
+    assert main(["tvsum", str(root)]) == 0
+    assert "val i3d 3 of 3 read, 40 to 40 rows of 7" in " ".join(capsys.readouterr().out.split())
+    bad = [labelled(f"q{i}", vid=f"v{i}", clips=40) for i in range(3)]
+    bad[1]["label"][7] = [6] * 20
+    write_lines(tmp_path / "tvsum_val_release.jsonl", bad)
+    for part in ("rgb", "opt"):
+        save_npy(root / "i3d" / f"v2_{part}.npy", random(0, 20, 4 if part == "rgb" else 3))
+    problems = check("tvsum", root)
+    assert found(problems) == [("tvsum_val_release.jsonl", 2, "label"), ("v2_rgb.npy", None, "length")]
+    assert "clip 7 has [6, 6" in problems[0].message
 
 
 def test_an_hdf5_file_without_a_video_is_reported_for_it(tmp_path):

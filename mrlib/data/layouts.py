@@ -45,7 +45,14 @@ class Dataset:
 
 
 DATASETS: dict[str, Dataset] = {
-    "qvhighlights": Dataset(("highlight_{split}_with_gt.jsonl", "highlight_{split}_release.jsonl"), 2.0),
+    "qvhighlights": Dataset(
+        (
+            "highlight_{split}_with_neg_spans.jsonl",  # AMR's for training: `wrong_spans` beside the windows
+            "highlight_{split}_with_gt.jsonl",
+            "highlight_{split}_release.jsonl",
+        ),
+        2.0,
+    ),
     "charades_sta": Dataset(("charades_{split}_release.jsonl",), 1.0),
     "activitynet_captions": Dataset(("activitynet_{split}_release.jsonl",), 2.0),
     "tacos": Dataset(("tacos_{split}_release.jsonl",), 2.0, query="{qid}"),
@@ -126,12 +133,14 @@ LAYOUTS: dict[str, Layout] = {
     "tvsum": Layout(
         {
             "i3d": Stream(
-                tuple(
-                    f"{folder}{{vid}}_rgb.npy + {folder}{{vid}}_opt.npy" for folder in ("i3d/", "video_features/", "")
+                (
+                    "i3d/{vid}_rgb.npy + i3d/{vid}_opt.npy",
+                    "video_features/{vid}_rgb.npy + video_features/{vid}_opt.npy",
+                    "{vid}_rgb.npy + {vid}_opt.npy",
                 )
             )
         },
-        Stream(tuple(f"{folder}{{qid}}.npz:token" for folder in ("clip_text/", "query_features/", ""))),
+        Stream(("clip_text/{qid}.npz:token", "query_features/{qid}.npz:token", "{qid}.npz:token")),
     ),
     # 2D-TAN; a word is its GloVe vector
     "tan_vgg": Layout({"vgg": Stream(("vgg_rgb_features.hdf5:{vid}",), per_clip=False)}, Stream(("glove*.txt",))),
@@ -267,7 +276,7 @@ def open_files(
         raise _missing(root, f"no split {split!r} of {name}: {expected} is expected; there are {sorted(splits)}")
     samples = sound(splits[split], dataset.clip_s, read_samples(name, splits[split]))
     if domain is not None:
-        there = sorted({str(s.extra["domain"]) for s in samples if "domain" in s.extra})
+        there = sorted({d for s in samples if isinstance(d := s.extra.get("domain"), str)})
         if domain not in there:
             raise ValueError(f"{name} {split} has no domain {domain!r}; there are {', '.join(there) or 'none'}")
         samples = [s for s in samples if s.extra.get("domain") == domain]
