@@ -49,6 +49,21 @@ def test_what_the_schema_does_not_know_is_kept(tmp_path):
     assert sample.as_line() == line(7, wrong_spans=[[0, 2]], domain="BK")
 
 
+def test_of_mined_windows_there_may_be_none_and_their_order_is_free(tmp_path):
+    windows = [[], None, [[16, 18], [0, 2]]]
+    path = write_lines(tmp_path / "a.jsonl", [line(i, wrong_spans=w) for i, w in enumerate(windows)])
+    assert [s.extra for s in load_annotations(path)] == [{"wrong_spans": w} for w in windows]
+
+
+def test_a_mined_window_a_little_past_the_end_is_borne(tmp_path):
+    """It is no annotator's, so there is nothing to warn of; its clips end with the video's."""
+    path = write_lines(tmp_path / "a.jsonl", [line(wrong_spans=[[16, 21]])])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (sample,) = load_annotations(path)
+    assert sample.extra == {"wrong_spans": [[16, 21]]} and sample.relevant_windows == [[4, 8]]
+
+
 def test_a_gzipped_file_and_blank_lines_read_the_same(tmp_path):
     plain = write_lines(tmp_path / "a.jsonl", [line(1), "", line("two"), "  "])
     packed = tmp_path / "a.jsonl.gz"
@@ -99,6 +114,13 @@ BAD = {
     "window before the video": (line(relevant_windows=[[-1, 4]]), "relevant_windows"),
     "window after the video": (line(relevant_windows=[[20, 21]]), "relevant_windows"),
     "window a clip past the end": (line(relevant_windows=[[4, 22]]), "relevant_windows"),
+    "mined windows not a list": (line(wrong_spans="4-8"), "wrong_spans"),
+    "mined window not a pair": (line(wrong_spans=[4, 8]), "wrong_spans"),
+    "mined window not numbers": (line(wrong_spans=[["10", 14]]), "wrong_spans"),
+    "mined window ends before it starts": (line(wrong_spans=[[10, 14], [18, 16]]), "wrong_spans"),
+    "mined window before the video": (line(wrong_spans=[[-2, 2]]), "wrong_spans"),
+    "mined window a clip past the end": (line(wrong_spans=[[10, 22]]), "wrong_spans"),
+    "mined window after the video": (line(wrong_spans=[[20, 21]]), "wrong_spans"),
     "clips not integers": (line(relevant_clip_ids=[2.0, 3]), "relevant_clip_ids"),
     "clip outside": (line(relevant_clip_ids=[2, 10]), "relevant_clip_ids"),
     "clip negative": (line(relevant_clip_ids=[-1, 3]), "relevant_clip_ids"),

@@ -22,6 +22,15 @@ def test_a_foreign_query_keeps_pointing_at_its_row_or_at_none():
     assert batch.to("cpu").labels.negative.tolist() == [2, 0, 4, -1, 1]
 
 
+def test_what_an_augmenter_counted_stays_with_its_rows():
+    counts = {"pasted": torch.tensor([2, 0, 1]), "dropped": torch.tensor([0, 3, 0])}
+    batch = replace(make_batch([5, 8, 6]), counts=counts)
+    assert {name: x.tolist() for name, x in batch[1:].counts.items()} == {"pasted": [0, 1], "dropped": [3, 0]}
+    assert all(torch.equal(x, counts[name]) for name, x in batch.to("cpu").counts.items())
+    assert all(x.device.type == "meta" for x in batch.to("meta").counts.values())
+    assert make_batch([5, 8])[1:].counts == {}
+
+
 def test_an_unlabelled_batch_has_no_trace_of_the_annotation():
     batch = make_batch([4, 3], windows=[[(0, 1)], [(1, 2)]]).unlabelled()
     assert batch.labels is None and all(s.relevant_windows is None and not s.extra for s in batch.samples)

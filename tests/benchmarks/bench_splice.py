@@ -2,9 +2,9 @@
 
     python tests/benchmarks/bench_splice.py [--step-s SECONDS]
 
-As AMR trains: 75 clips of 5376 numbers and ten times 7,218 samples, here of 300 videos. Processor time of one thread, so
-that neighbours do not count; minima over interleaved repeats. Without --step-s a step is taken to be AMR's for 32 samples
-on two cores, 1.2 s, and to grow with the batch.
+As AMR trains: 75 clips of 5376 numbers and ten times 7,218 samples, here of 300 videos. Processor time of one thread,
+so that neighbours do not count; minima over interleaved repeats. Without --step-s a step is taken to be AMR's for 32
+samples on two cores, 1.2 s, and to grow with the batch.
 """
 
 from __future__ import annotations
