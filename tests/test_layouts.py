@@ -347,6 +347,15 @@ def test_test_labels_are_read_where_they_are_released(tmp_path):
     assert open_files("qvhighlights", root, "test").labelled
 
 
+def test_the_training_file_with_mined_windows_goes_before_the_other(tmp_path):
+    root = moment_detr(tmp_path, [line()], "train")
+    assert not open_files("qvhighlights", root, "train").mined
+    write_lines(root / "highlight_train_with_neg_spans.jsonl", [line(wrong_spans=[[10, 14]])])
+    dataset = open_files("qvhighlights", root, "train")
+    assert dataset.samples[0].extra == {"wrong_spans": [[10, 14]]}
+    assert dataset.batch([0]).labels.wrong[0].nonzero().flatten().tolist() == [5, 6]
+
+
 @pytest.mark.parametrize(("clips", "kept"), [(9, 9), (10, 10), (11, 10), (12, 10)])
 def test_rows_beyond_the_end_are_cut_and_a_few_missing_are_borne(clips, kept, tmp_path):
     dataset = open_files("qvhighlights", moment_detr(tmp_path, clips=clips), "val")
