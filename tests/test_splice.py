@@ -18,7 +18,7 @@ from mrlib.data import Bank, MomentDataset, Sample, load_annotations
 from mrlib.ops.draw import Draw
 
 DRAW = Draw(5, "coldstart", 2)
-TIMES = 8000
+TIMES = 5000
 COUNTS = ("pasted", "dropped", "pasted_mined", "dropped_mined", "kept_no_donor", "kept_no_window")
 
 
@@ -193,7 +193,7 @@ def check_spliced(data: MomentDataset, batch, i: int, row: int, placement: str) 
 def test_every_clip_label_and_record_is_what_the_plain_version_says(placement):
     """Some thousand samples of odd worlds: [AMR, splice]"""
     seen = Counter()
-    for seed in range(120):
+    for seed in range(100):
         data = odd_world(seed)
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
         batch = splice(order, data, DRAW, placement=placement)

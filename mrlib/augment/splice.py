@@ -1,6 +1,6 @@
 """Moments of one video pasted into another, with the query that finds them: Splice and Boost on the device (AMR).
 
-Paper    "Augmented Moment Retrieval" (AMR), ICCV 2025 (arXiv 2510.19622)
+Paper    "Augmented Moment Retrieval: Zero-Dependency Two-Stage Learning", ICCV 2025 (arXiv 2510.19622)
 Here     [AMR, splice] `splice` replaces clips of a sample's video, the background, by clips of another sample's
          windows, the donor's. Mined windows, the donor's `wrong_spans`, are pasted too and answer nothing: Boost
 Departs  SooLab/AMR, utils/augment_data.py, writes ten fixed copies of every video to disk, without a seed. We make a
@@ -14,7 +14,8 @@ Departs  SooLab/AMR, utils/augment_data.py, writes ten fixed copies of every vid
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -50,55 +51,71 @@ def splice(indices: Tensor, dataset: MomentDataset, draw: Draw, *, placement: st
     def numbers(name: str, count: int) -> Tensor:
         return draw(name, indices, count)
 
-    n = dataset.target.lengths[dataset.video[indices]]
+    background = dataset.video[indices]
+    n = dataset.target.lengths[background]
     donors, found = _donors(numbers, indices, dataset, same_video=placement == "official")
     first, m, mined = _windows(donors, dataset)
     m = m * found[:, None]
-    place = _in_turn if placement == "official" else _evenly
-    start, r = place(numbers, m, mined, n)
+    start, r = (_in_turn if placement == "official" else _evenly)(numbers, m, mined, n)
     spliced = ((r > 0) & ~mined).any(1)
     r = r * spliced[:, None]
-    placed, sought = r > 0, m > 0
+    pastes = _pasted(numbers, first, m, start, r, mined, int(n.max()))
     counts = {
-        "pasted": placed & ~mined,
-        "dropped": sought & ~placed & ~mined,
-        "pasted_mined": placed & mined,
-        "dropped_mined": sought & ~placed & mined,
+        "pasted": pastes.true,
+        "dropped": (m > 0) & ~pastes.true & ~mined,
+        "pasted_mined": (r > 0) & mined,
+        "dropped_mined": (m > 0) & (r == 0) & mined,
         "kept_no_donor": ~found[:, None],
         "kept_no_window": (found & ~spliced)[:, None],
     }
-    counts = {name: each.sum(1) for name, each in counts.items()}
     donors = torch.where(spliced, donors, indices)
-
-    background = dataset.target.index(dataset.video[indices])
-    origin, confusing = _pasted(numbers, first, m, start, r, mined, background.shape[1])
     video = dataset.video[donors]
-    rows = torch.where(origin >= 0, dataset.target.offsets[video][:, None] + origin, background)
-    there = placed & ~mined
-    said = dataset.labels(donors)
-    labels = _labels(said, origin, confusing, start, r, there, n, ~spliced)
-    following = torch.arange(len(indices), device=indices.device).roll(-1)
-    asks = video[following]
-    foreign = (asks != video) & (asks != dataset.video[indices])
+    next_row = torch.arange(len(indices), device=indices.device).roll(-1)
+    asked = video[next_row]
+    foreign = (asked != video) & (asked != background)
+    labels = _labels(dataset.labels(donors), pastes, n, ~spliced[:, None])
     duration_s = [dataset.samples[i].duration for i in indices.tolist()]
-    duration_s = torch.tensor(duration_s, dtype=torch.float32, device=indices.device)
     batch = dataset.gather(
-        rows,
+        torch.where(
+            pastes.origin >= 0, dataset.target.offsets[video][:, None] + pastes.origin, dataset.target.index(background)
+        ),
         donors,
-        labels=replace(labels, negative=torch.where(foreign, following, -1)),
-        duration_s=duration_s,
+        labels=replace(labels, negative=torch.where(foreign, next_row, -1)),
+        duration_s=torch.tensor(duration_s, dtype=torch.float32, device=indices.device),
     )
     return replace(
         batch,
-        video=dataset.video[indices],
-        samples=_samples(indices, donors, found, dataset, origin, start, r, mined),
-        counts=counts,
+        video=background,
+        samples=_samples(indices, donors, found, dataset, pastes),
+        counts={name: each.sum(1) for name, each in counts.items()},
     )
 
 
 def splice_official(indices: Tensor, dataset: MomentDataset, draw: Draw) -> Batch:
     """`splice` with the released placement and choice of donors.  [AMR, splice]"""
     return splice(indices, dataset, draw, placement="official")
+
+
+@dataclass(frozen=True)
+class _Pastes:
+    """What stands where in the background."""
+
+    start: Tensor  # int64 (B, W) first clip of every window's paste
+    r: Tensor  # int64 (B, W) clips of it, 0 where nothing is pasted
+    mined: Tensor  # bool (B, W)
+    origin: Tensor  # int64 (B, T) the donor's clip that stands here, -1 for the background's own
+    confusing: Tensor  # bool (B, T) it is of a mined window
+
+    @property
+    def true(self) -> Tensor:
+        """bool (B, W) the pastes that answer the query."""
+        return (self.r > 0) & ~self.mined
+
+
+@lru_cache(maxsize=2)
+def _by_video(video: Tensor) -> tuple[Tensor, Tensor]:
+    """Sorted, and the samples in this order; kept, as ten passes over a training set take longer to sort than the rest."""
+    return video.sort(stable=True)
 
 
 def _donors(numbers: Numbers, indices: Tensor, dataset: MomentDataset, *, same_video: bool) -> tuple[Tensor, Tensor]:
@@ -110,7 +127,7 @@ def _donors(numbers: Numbers, indices: Tensor, dataset: MomentDataset, *, same_v
     if same_video:
         order, first, last = None, indices, indices + 1
     else:
-        video, order = dataset.video.sort(stable=True)
+        video, order = _by_video(dataset.video)
         own = dataset.video[indices]
         first, last = torch.searchsorted(video, own), torch.searchsorted(video, own, right=True)
     others = total - (last - first)
@@ -175,14 +192,8 @@ def _in_turn(numbers: Numbers, m: Tensor, mined: Tensor, n: Tensor) -> tuple[Ten
     return start, r
 
 
-def _pasted(
-    numbers: Numbers, first: Tensor, m: Tensor, start: Tensor, r: Tensor, mined: Tensor, T: int
-) -> tuple[Tensor, Tensor]:
-    """Which r of the m clips of every window are pasted, in order, from `start` on.
-
-    first, m, start, r, mined  (B, W) the window's first clip in the donor and its clips, the paste's in the background
-    returns  int64 (B, T) clip of the donor that stands here, -1 for the background's own; bool (B, T) a mined one does
-    """
+def _pasted(numbers: Numbers, first: Tensor, m: Tensor, start: Tensor, r: Tensor, mined: Tensor, T: int) -> _Pastes:
+    """Of the m clips of every window, from `first` on, any r in order, pasted from `start` on; all (B, W)."""
     # the clips of all windows of a sample one after the other: element e is clip i of window k
     ends = m.cumsum(1)
     total = int(ends[:, -1].max())
@@ -199,75 +210,62 @@ def _pasted(
     t = torch.where(chosen, chosen.cumsum(1) - 1 + shift, T)
     origin = m.new_full((len(m), T + 1), -1).scatter_(1, t, first.gather(1, k) + i)
     confusing = torch.zeros_like(origin, dtype=torch.bool).scatter_(1, t, mined.gather(1, k))
-    return origin[:, :T], confusing[:, :T]
+    return _Pastes(start, r, mined, origin[:, :T], confusing[:, :T])
 
 
-def _labels(
-    said: Labels, origin: Tensor, confusing: Tensor, start: Tensor, r: Tensor, there: Tensor, n: Tensor, kept: Tensor
-) -> Labels:
+def _labels(said: Labels, pastes: _Pastes, n: Tensor, kept: Tensor) -> Labels:
     """The annotation of the donors moved to where their clips are.
 
-    said   of the donors' own videos; of the samples themselves where they are kept, bool (B,)
-    there  bool (B, W) the pastes of true windows; the others as for `_pasted`
+    said  of the donors' own videos; of the samples themselves where they are kept, bool (B, 1)
+    n     (B,) clips of the backgrounds
     """
-    T = origin.shape[1]
-    kept = kept[:, None]
-    own = {name: _fitted(getattr(said, name), T) for name in ("relevant", "saliency", "wrong")}
-    relevant = (origin >= 0) & ~confusing
-    score = said.saliency.gather(1, origin.clamp(min=0)) * relevant
-    spans = torch.stack([start, start + r], -1) / n[:, None, None]
-    front = (~there).long().argsort(dim=1, stable=True)[:, : said.spans.shape[1]]
-    spans = spans.gather(1, front[..., None].expand(-1, -1, 2)).float()
-    span_mask = there.gather(1, front)
+    T = pastes.origin.shape[1]
+    relevant = (pastes.origin >= 0) & ~pastes.confusing
+    saliency = said.saliency.gather(1, pastes.origin.clamp(min=0)) * relevant
+    spans = torch.stack([pastes.start, pastes.start + pastes.r], -1) / n[:, None, None]
+    front = (~pastes.true).long().argsort(dim=1, stable=True)[:, : said.spans.shape[1]]
+    spans = spans.gather(1, front[..., None].expand(-1, -1, 2))
+    span_mask = pastes.true.gather(1, front)
     wider = said.spans.shape[1] - front.shape[1]
     span_mask = F.pad(span_mask, (0, wider))
     spans = F.pad(spans, (0, 0, 0, wider)) * span_mask[..., None]
     return Labels(
         spans=torch.where(kept[..., None], said.spans, spans),
         span_mask=torch.where(kept, said.span_mask, span_mask),
-        relevant=torch.where(kept, own["relevant"], relevant),
-        saliency=torch.where(kept, own["saliency"], score),
+        relevant=torch.where(kept, _fitted(said.relevant, T), relevant),
+        saliency=torch.where(kept, _fitted(said.saliency, T), saliency),
         saliency_mask=said.saliency_mask,
-        wrong=None if said.wrong is None else torch.where(kept, own["wrong"], confusing),
+        wrong=None if said.wrong is None else torch.where(kept, _fitted(said.wrong, T), pastes.confusing),
     )
 
 
-def _fitted(x: Tensor | None, T: int) -> Tensor | None:
+def _fitted(x: Tensor, T: int) -> Tensor:
     """(B, T') with zeros behind, or cut, to (B, T)."""
-    return None if x is None else F.pad(x, (0, T - x.shape[1]))
+    return F.pad(x, (0, T - x.shape[1]))
 
 
-def _samples(
-    indices: Tensor,
-    donors: Tensor,
-    found: Tensor,
-    dataset: MomentDataset,
-    origin: Tensor,
-    start: Tensor,
-    r: Tensor,
-    mined: Tensor,
-) -> list[Sample]:
+def _samples(indices: Tensor, donors: Tensor, found: Tensor, dataset: MomentDataset, pastes: _Pastes) -> list[Sample]:
     """What is asked of every background now, in seconds."""
     made = []
-    told = (x.tolist() for x in (indices, donors, found, origin, start, r, mined))
-    for index, donor, other, clips, starts, lengths, kinds in zip(*told, strict=True):
+    told = (indices, donors, found, pastes.origin, pastes.start, pastes.r, pastes.mined)
+    for index, donor, other, clips, starts, lengths, kinds in zip(*(x.tolist() for x in told), strict=True):
         background, given = dataset.samples[index], dataset.samples[donor]
-        pastes = [(a, a + x, wrong) for a, x, wrong in zip(starts, lengths, kinds, strict=True) if x]
-        if not pastes:
+        parts = [(a, a + x, wrong) for a, x, wrong in zip(starts, lengths, kinds, strict=True) if x]
+        if not parts:
             kept = {"kept": "no window had room" if other else "no donor"}
             made.append(replace(background, extra=background.extra | kept))
             continue
         windows_s, wrong_s = (
-            [[min(x * dataset.clip_s, background.duration) for x in (a, b)] for a, b, wrong in pastes if wrong == kind]
+            [[min(x * dataset.clip_s, background.duration) for x in (a, b)] for a, b, wrong in parts if wrong == kind]
             for kind in (False, True)
         )
-        about = {"donor": given.vid, "pasted": [[a, clips[a:b]] for a, b, _ in pastes]}
+        about = {"donor": given.vid, "pasted": [[a, clips[a:b]] for a, b, _ in parts]}
         about |= {"wrong_spans": wrong_s} if wrong_s else {}
         ids = scores = None
         if given.relevant_clip_ids is not None:
             place = {clip: i for i, clip in enumerate(given.relevant_clip_ids)}
             moved = [
-                (t, place[clips[t]]) for a, b, wrong in pastes if not wrong for t in range(a, b) if clips[t] in place
+                (t, place[clips[t]]) for a, b, wrong in parts if not wrong for t in range(a, b) if clips[t] in place
             ]
             ids = [t for t, _ in moved]
             if given.saliency_scores is not None:
