@@ -111,6 +111,8 @@ def _moment_queries(detector: type, decoder: type) -> Callable[..., nn.Module]:
 
 
 def _dab_quality(width: int, *, last_mask: str, **options: Any) -> DabDetector:
+    layers = options["decoder_layers"]
+    require(last_mask != "previous" or layers != 1, "decoder_layers", layers, "2 or more, or last_mask own")
     heads = [
         SpanHead(width, **_taken(options, "cost_l1", "cost_giou")),
         FocalHead(width, **_taken(options, "cost_class")),
