@@ -76,7 +76,7 @@ def odd_world(seed: int) -> MomentDataset:
     dice = random.Random(seed)
     lengths = [dice.choice([1, 2, 3, 7, 20, 45, 75]) for _ in range(dice.choice([1, 2, 5, 8]))]
     mined, scored, annotated = dice.random() < 0.5, dice.random(), []
-    for _ in range(dice.choice([1, 2, 16, 24])):
+    for _ in range(dice.choice([1, 2, 30, 60])):
         v = dice.randrange(len(lengths))
         wrong = odd_windows(dice, lengths[v], 3) if mined and dice.random() < 0.7 else []
         ids = [t for t in range(lengths[v] + 2) if dice.random() < 0.6]  # not only in the windows, and after the end
@@ -211,7 +211,7 @@ def test_every_clip_label_and_record_is_what_the_plain_version_says(placement):
                 assert +told == +check_spliced(data, batch, i, row, placement)
             seen += told + Counter(samples=1)
         check_foreign(data, batch)
-    assert seen["samples"] > 1000
+    assert seen["samples"] > 1500
     assert all(seen[name] > 0 for name in COUNTS if (placement, name) != ("uniform", "kept_no_window")), seen
     assert placement == "official" or not seen["kept_no_window"]
 
@@ -349,13 +349,13 @@ def test_the_official_choice_is_the_official_placement():
 def test_the_official_placement_has_more_moments_late_and_the_even_one_has_not():
     """Two windows of three clips in forty: how many of their centres lie in the first tenth and in the last."""
     data = world([40, 40], [(i % 2, [(0, 3), (10, 13)], [], None) for i in range(TIMES)])
-    tenths = {}
+    early, late = {}, {}
     for placement in PLACEMENTS:
         labels = splice(torch.arange(TIMES), data, DRAW, placement=placement).labels
-        centres = labels.spans.mean(-1)[labels.span_mask]
-        tenths[placement] = (centres * 10).long().bincount(minlength=10) / len(centres)
-    assert abs(tenths["uniform"][0] - tenths["uniform"][9]) < 0.01
-    assert tenths["official"][9] > 2 * tenths["official"][0]
+        centres = (40 * labels.spans[labels.span_mask]).round().mean(-1)
+        early[placement], late[placement] = (float(x.float().mean()) for x in (centres < 4, centres > 36))
+    assert abs(early["uniform"] - late["uniform"]) < 0.01
+    assert late["official"] > 2 * early["official"]
 
 
 def test_a_set_of_one_video_stays_as_it_is():

@@ -114,7 +114,7 @@ class _Pastes:
 
 @lru_cache(maxsize=2)
 def _by_video(video: Tensor) -> tuple[Tensor, Tensor]:
-    """Sorted, and the samples in this order; kept, as ten passes over a training set take longer to sort than the rest."""
+    """Sorted, and the samples in this order; kept, as sorting ten passes of a training set takes long."""
     return video.sort(stable=True)
 
 
