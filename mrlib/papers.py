@@ -236,6 +236,8 @@ class Stage:
             known = value is None or (_texts(value) and len(value) == 2 and value[1] in ("last", "best"))
             require(known, name, value, 'None, or the name of a stage and "last" or "best"')
         require(self.mine is None or _is_number(self.mine), "mine", self.mine, "None or a score")
+        for name in ("start", "prepare", "teacher") if self.mine is not None else ():
+            require(getattr(self, name) is None, name, getattr(self, name), "None where a stage mines: it begins anew")
         known = self.prepare is None or self.prepare in PREPARATIONS
         require(known, "prepare", self.prepare, f"None or one of {', '.join(PREPARATIONS)}")
         weighed = isinstance(self.weights, Mapping) and all(_is_number(w) for w in self.weights.values())
@@ -262,6 +264,8 @@ class Paper:
     def __post_init__(self):
         names = [s.name for s in self.stages]
         require(len(set(names)) == len(names), "stages", names, "of different names")
+        trained = all(s.mine is None for s in self.stages[-1:])
+        require(trained, "stages", names, "more than stages that mine: the last one trains on what they find")
         for i, stage in enumerate(self.stages):
             for name in ("start", "teacher"):
                 source = getattr(stage, name)
