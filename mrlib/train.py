@@ -139,6 +139,8 @@ class _Run:
         """What cannot be trained on is found before anything is written: one sample through every stage's augmenter."""
         for stage in self.paper.stages:
             data = self.sets[stage.name]
+            if stage.mine is not None and not mining.done(self.train):
+                mining.halves(self.train, Draw(self.seed, stage.name))
             first = torch.zeros(1, dtype=torch.long, device=self.device)
             if papers.AUGMENTERS[stage.augment](first, data, Draw(self.seed)).labels is None:
                 raise ValueError(
@@ -272,10 +274,10 @@ class _Run:
     def _mine(self, number: int) -> None:
         """Two models, each trained on one half of the videos, show what is confusing in the other half.
 
-        A training set that has `wrong_spans` already is left as it is.
+        A training set that brings `wrong_spans` is left as it is.
         """
         stage = self.paper.stages[number]
-        if not self.train.mined:
+        if not mining.done(self.train):
             wrong: dict[int, list] = {}
             parts = mining.halves(self.train, Draw(self.seed, stage.name))
             for i, (own, other) in enumerate((parts, parts[::-1]), 1):

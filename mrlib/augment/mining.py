@@ -25,11 +25,20 @@ from mrlib.papers import Stage
 MOST = 3  # mined windows of a query
 
 
+def done(dataset: MomentDataset) -> bool:
+    """Whether samples bring `wrong_spans`, which may all be empty."""
+    return any("wrong_spans" in s.extra for s in dataset.samples)
+
+
 def halves(dataset: MomentDataset, draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
     """The positions of two halves of the samples, drawn by video: all queries of a video are in one.
 
-    raises  ValueError where there is one video only
+    raises  ValueError where there is one video only, or no window that a mined one could be told from
     """
+    if any(s.relevant_windows is None for s in dataset.samples):
+        raise ValueError(
+            f"{dataset.name} {dataset.split} has no annotated windows beside which to mine; leave mining out"
+        )
     videos, item = dataset.video.unique(return_inverse=True)
     if len(videos) < 2:
         raise ValueError(f"{dataset.name} {dataset.split} has one video; to mine, one half of them is needed per model")
