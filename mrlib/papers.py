@@ -594,14 +594,21 @@ def _some_stages(paper: Paper, names: Any) -> tuple[Stage, ...]:
 def _changed_stage(stage: Stage, key: str, name: str, value: Any) -> Stage:
     own = [f.name for f in fields(Stage) if f.name not in ("name", "optimiser", "schedule")]
     if name in own:
-        require_like(getattr(stage, name), key, value)
-        return replace(stage, **{name: value})
+        return replace(stage, **{name: _checked(stage, key, name, value)})
     for part in ("optimiser", "schedule"):
-        if name in (f.name for f in fields(getattr(stage, part))):
-            require_like(getattr(getattr(stage, part), name), key, value)
-            return replace(stage, **{part: replace(getattr(stage, part), **{name: value})})
+        numbers = getattr(stage, part)
+        if name in (f.name for f in fields(numbers)):
+            return replace(stage, **{part: replace(numbers, **{name: _checked(numbers, key, name, value)})})
     parts = [f.name for f in (*fields(Optimiser), *fields(Schedule))]
     raise ValueError(
         f"unknown setting {key!r}; a paper has aligner, detector, stages, query, streams, round_s, max_windows and the "
         f"options of its aligner and detector, a stage has {', '.join(own + parts)}"
     )
+
+
+def _checked(of: Stage | Optimiser | Schedule, key: str, name: str, value: Any) -> Any:
+    """A value for a field, of the kind that is there; None where that is its default."""
+    usual = {f.name: f.default for f in fields(of)}
+    if value is not None or usual[name] is not None:
+        require_like(getattr(of, name), key, value)
+    return value

@@ -235,3 +235,12 @@ def test_schedules_warm_up_and_fall_as_drawn():
     step = papers.Schedule("step", drop=0.8)
     assert [step.factor(s, 10) for s in (0, 7, 8, 9)] == [1, 1, 0.1, 0.1]
     assert papers.Schedule().factor(3, 5) == 1
+
+
+def test_what_may_be_none_can_be_set_so_by_name():
+    """The clip of a gradient, a teacher, a preparation; and nothing else."""
+    paper = papers.get("amr", **{"clip": None, "distill.teacher": None, "distill.prepare": None})
+    assert [s.optimiser.clip for s in paper.stages] == [None] * 3
+    assert (paper.stages[-1].teacher, paper.stages[-1].prepare) == (None, None)
+    with pytest.raises(ValueError, match=r"distill.augment must be text, not None"):
+        papers.get("amr", **{"distill.augment": None})
