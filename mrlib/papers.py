@@ -458,7 +458,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "tvsum": {**_HIGHLIGHTS, "weights": {"l1": 0.0, "giou": 0.0, "class": 0.0}},
     },
     "amr": {
-        "small": _SMALL_DETR | {"activation": "relu", "batch_size": 32, "coldstart.data": "pairs"},
+        "small": _SMALL_DETR
+        | {"activation": "relu", "decoder_layers": 2, "batch_size": 32, "lr": 1e-3, "coldstart.data": "pairs"}
+        | {"mining.epochs": 16, "coldstart.epochs": 16, "mining.mine": 0.1},
         "paper": {},  # the row above
         # the released network and how it is trained on
         "official": {"padding": "seen", "against": "video", "last_mask": "previous", "length": "duration"}
