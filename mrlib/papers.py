@@ -459,8 +459,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "amr": {
         "small": _SMALL_DETR
-        | {"activation": "relu", "decoder_layers": 2, "batch_size": 32, "lr": 1e-3, "coldstart.data": "pairs"}
-        | {"mining.epochs": 16, "coldstart.epochs": 16, "mining.mine": 0.1},
+        | {"activation": "relu", "layers": 1, "encoder_layers": 1, "decoder_layers": 2, "batch_size": 32, "lr": 1e-3}
+        | {"coldstart.data": "pairs", "mining.epochs": 16, "coldstart.epochs": 16, "mining.mine": 0.1},
         "paper": {},  # the row above
         # the released network and how it is trained on
         "official": {"padding": "seen", "against": "video", "last_mask": "previous", "length": "duration"}
