@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mrlib.align import Aligned, saliency
 from mrlib.align.text_to_video import T2VLayer, Words, released_masks
 from mrlib.data import Batch
-from mrlib.layers import EncoderLayer, Projection, endpoints, masked_mean, sine_positions
+from mrlib.layers import Dropout, EncoderLayer, Projection, endpoints, masked_mean, sine_positions
 from mrlib.ops.counts import shared_count
 from mrlib.settings import require
 
@@ -49,7 +49,7 @@ class TrilinearFusion(nn.Module):
         for weight in (self.clip, self.word, self.pool):
             nn.init.xavier_uniform_(weight[:, None])
         nn.init.xavier_uniform_(self.both[None, None])
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.mix, self.out = nn.Linear(4 * width, width), nn.Linear(2 * width, width)
 
     def forward(self, target: Tensor, mask: Tensor, query: Tensor, query_mask: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mrlib.align import Aligned
 from mrlib.detect.detr import Decoded, DetrDetector, logit
-from mrlib.layers import MLP, FeedForward, attend, sine_positions, waves
+from mrlib.layers import MLP, Dropout, FeedForward, attend, sine_positions, waves
 from mrlib.settings import require
 
 NARROWEST = 1e-4  # width by which positions are divided
@@ -89,7 +89,7 @@ class DabLayer(nn.Module):
         self.cross_attn = CrossAttention(width, heads, dropout, first)
         self.feed_forward = FeedForward(width, hidden, dropout, activation)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, x: Tensor, places: Tensor, sines: Tensor, memory: Tensor, positions: Tensor, mask: Tensor, sets: int
