@@ -21,6 +21,7 @@ from mrlib.align import Aligned, saliency
 from mrlib.data import Batch
 from mrlib.layers import (
     Attention,
+    Dropout,
     EncoderLayer,
     FeedForward,
     LearnedPositions,
@@ -61,7 +62,7 @@ class T2VLayer(nn.Module):
         self.cross_attn = Attention(width, heads, dropout)
         self.feed_forward = FeedForward(width, hidden, dropout, activation)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.dropout, self.mix = nn.Dropout(dropout), mix
+        self.dropout, self.mix = Dropout(dropout), mix
 
     def forward(self, x: Tensor, positions: Tensor, words: Words) -> Tensor:
         """x, positions (B, T, d) -> (B, T, d)."""
