@@ -7,7 +7,7 @@ from official_amr import make_opt
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_straightforward_network_loses_what_ours_does(stage):
-    """[AMR §5] Every term of a batch, with the same weights and without dropout."""
+    """[AMR, losses] Every term of a batch, with the same weights and without dropout."""
     step = Step(make_opt(stage=stage, num_queries=6), training_batch(12, 20, 5, 7, 6))
     assert apart(step) < 1e-4
     assert ("distill" in step.ours()) == (stage == "distill")
@@ -15,7 +15,7 @@ def test_the_straightforward_network_loses_what_ours_does(stage):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_both_learn_by_the_gradients_of_the_same_loss(stage):
-    """[AMR §5] Of what the clips are projected with, which all terms pass."""
+    """[AMR, losses] Of what the clips are projected with, which all terms pass."""
     step = Step(make_opt(stage=stage, dropout=0.0, input_dropout=0.0), training_batch(6, 20, 5, 7, 6))
     step.train(False)
     for way in step.ways.values():

@@ -20,7 +20,7 @@ SMALL |= {"moment_queries": 3, "batch_size": 16, "epochs": 1}
 
 
 def test_halves_are_of_videos_and_every_sample_is_in_one_of_them():
-    """[AMR §2.1] Thirty samples of eleven videos; both queries of a video are together."""
+    """[AMR, mining] Thirty samples of eleven videos; both queries of a video are together."""
     videos = [i * 7 % 11 for i in range(30)]
     data = world([9] * 11, [(v, [(0, 2)], [], None) for v in videos])
     first, second = mining.halves(data, DRAW)
@@ -82,7 +82,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_confusing_is_what_is_sure_and_apart(case):
-    """[AMR §2.1] An overlap of exactly 0 with every window, clips whole, no overlap, three at most, sorted."""
+    """[AMR, mining] An overlap of exactly 0 with every window, clips whole, no overlap, three at most, sorted."""
     predicted, expected = CASES[case]
     data = world([10], [(0, [(2, 4), (6, 7)], [], None)], late=2)
     (found,) = mining.confusing([{"pred_relevant_windows": predicted}], data, 0.5)
@@ -104,7 +104,7 @@ def test_confusing_keeps_to_the_duration_the_clip_length_and_the_sample():
 
 
 def test_mined_windows_become_labels_and_are_in_the_lines_of_the_set():
-    """[AMR §2.1] What is relevant is never confusing."""
+    """[AMR, mining] What is relevant is never confusing."""
     data = world([10, 6], [(0, [(2, 4)], [], None), (1, [(1, 3)], [], None)])
     assert not data.mined and not mining.done(data) and data.batch([0]).labels.wrong is None
     mined = mining.with_wrong(data, [[[8, 12]], []])
@@ -117,7 +117,7 @@ def test_mined_windows_become_labels_and_are_in_the_lines_of_the_set():
 
 
 def test_what_was_mined_is_written_with_its_settings_and_read_back(tmp_path):
-    """[AMR §2.1] As a training file that any reader of annotations takes."""
+    """[AMR, mining] As a training file that any reader of annotations takes."""
     wrong = [[[8, 12], [14, 16]], [], [[3, 5.5]]]
     data = mining.with_wrong(
         world([10, 6, 9], [(v, [(0, 2)], [], {0: [4, 3, 2], 1: [1, 1, 1]}) for v in range(3)]), wrong
@@ -132,7 +132,7 @@ def test_what_was_mined_is_written_with_its_settings_and_read_back(tmp_path):
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0], ids=["some", "none"])
 def test_a_run_on_the_file_that_a_run_left_mines_nothing_anew_and_ends_the_same(threshold, tmp_path):
-    """[AMR §2.1] Also where nothing was found."""
+    """[AMR, mining] Also where nothing was found."""
     paper = papers.get("amr", "small", **SMALL, stages=["mining", "distill"], **{"mining.mine": threshold})
     train = papers.open_split(paper, "sim", split="train", n=24)
     export(train, tmp_path / "first")

@@ -106,7 +106,7 @@ def test_a_sample_alone_is_the_sample_in_a_batch_without_padding(stage):
 
 @torch.no_grad()
 def test_padding_of_words_is_not_seen_and_padding_of_clips_by_its_own_sample_and_both_by_others():
-    """[AMR §8] As released: the softmax over padded clips, and the mask that lands on other samples."""
+    """[AMR, padding] As released: the softmax over padded clips, and the mask that lands on other samples."""
     network = random_network(make_opt())
     for lengths, words, seen in (
         ([7, 7, 7], [5, 2, 4], []),
@@ -126,7 +126,7 @@ def test_padding_of_words_is_not_seen_and_padding_of_clips_by_its_own_sample_and
 
 @torch.no_grad()
 def test_the_fusion_does_not_see_padding():
-    """[AMR §3.2] Of clips or of words, in either softmax; nor in the sum over words."""
+    """[AMR, fusion] Of clips or of words, in either softmax; nor in the sum over words."""
     network = random_network(make_opt())
     video, text = rows_of([7], 16, seed=1)[0], rows_of([5], 16, seed=2)[0]
     torch.testing.assert_close(network._fuse(video, text, 4, 3)[:4], network._fuse(video[:4], text[:3], 4, 3))
@@ -134,7 +134,7 @@ def test_the_fusion_does_not_see_padding():
 
 @torch.no_grad()
 def test_the_mean_of_a_video_is_taken_over_padding_too():
-    """[AMR §3.1] As released."""
+    """[AMR, projections] As released."""
     network, given = random_network(make_opt()), batch_of([7, 4], [5, 5])
     together, each = network(*given), alone(network, *given)
     torch.testing.assert_close(each["mean"][1], together["video"][1, :4].mean(0))
@@ -170,7 +170,7 @@ def test_original_queries_of_stage_2_are_those_of_stage_1_with_other_anchors():
 
 @torch.no_grad()
 def test_the_last_layer_shows_the_masks_of_the_layer_before():
-    """[AMR §3.7] As released; with its own, nothing else changes."""
+    """[AMR, heads] As released; with its own, nothing else changes."""
     network, given = random_network(make_opt()), batch_of([7, 4], [5, 2])
     released = network(*given)
     network.own_masks = True
@@ -182,7 +182,7 @@ def test_the_last_layer_shows_the_masks_of_the_layer_before():
 
 
 def test_the_matching_prefers_the_query_whose_mask_covers_the_window():
-    """[AMR §5] Of two that are otherwise the same; and a nearer span where masks are."""
+    """[AMR, losses] Of two that are otherwise the same; and a nearer span where masks are."""
     logits, spans = torch.zeros(2, 2), torch.tensor([[0.5, 0.5], [0.5, 0.5]])
     masks = torch.tensor([[0.9, 0.9, 0.1, 0.1], [0.1, 0.1, 0.9, 0.9]])
     assert matching(logits, spans, masks, [(0.5, 1.0)], 4) == (1,)
@@ -213,7 +213,7 @@ WINDOWS = [[(0.0, 1 / 3)], [(0.0, 0.5)]]
 
 
 def test_terms_of_queries_are_those_worked_by_hand():
-    """[AMR §5] The second window is met, the first is a third of its span."""
+    """[AMR, losses] The second window is met, the first is a third of its span."""
     terms = layer_losses(outputs(), WINDOWS, 0)
     assert terms["l1"] == pytest.approx((1 / 3 + 2 / 3) / 4)
     assert terms["giou"] == pytest.approx((1 - 1 / 3) / 2)
@@ -223,7 +223,7 @@ def test_terms_of_queries_are_those_worked_by_hand():
 
 
 def test_terms_of_clips_are_those_worked_by_hand():
-    """[AMR §5] Every direction is along an axis, so that every cosine is 0, 1, or of the mean of two words 1/2."""
+    """[AMR, losses] Every direction is along an axis, so that every cosine is 0, 1, or of the mean of two words 1/2."""
     wrong = torch.tensor([[False, True, True], [False, False, False]])
     pairs = torch.tensor([[[0, 1]], [[1, 0]]])
     scores = torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
@@ -335,7 +335,7 @@ def rows_without_padding(batch):
 @pytest.mark.parametrize("corrected", [False, True])
 @torch.no_grad()
 def test_losses_are_those_of_the_official_network(stage, corrected, tmp_path):
-    """[AMR §5] Matching by trying everything, sums by loops; every layer, every term, and what a teacher adds."""
+    """[AMR, losses] Matching by trying everything, sums by loops; every layer, every term, and what a teacher adds."""
     network, path = saved(tmp_path, stage=stage)
     batch, targets, queries = labelled_batch()
     windows = [[(s / n, e / n) for s, e in own] for own, n in zip(MOMENTS, LENGTHS, strict=True)]
@@ -371,7 +371,7 @@ def test_losses_are_those_of_the_official_network(stage, corrected, tmp_path):
 
 @torch.no_grad()
 def test_the_discrimination_of_the_paper_is_against_the_sentence_where_something_was_mined(tmp_path):
-    """[AMR §5] Only over the samples with mined clips."""
+    """[AMR, losses] Only over the samples with mined clips."""
     network, path = saved(tmp_path)
     batch, targets, queries = labelled_batch()
     windows = [[(s / n, e / n) for s, e in own] for own, n in zip(MOMENTS, LENGTHS, strict=True)]
@@ -385,7 +385,7 @@ def test_the_discrimination_of_the_paper_is_against_the_sentence_where_something
 
 @torch.no_grad()
 def test_the_released_network_sees_batch_mates_and_padding_and_ours_does_not(tmp_path):
-    """[AMR §8] So that the two ways of loading are known to differ."""
+    """[AMR, padding] So that the two ways of loading are known to differ."""
     _, path = saved(tmp_path)
     batch, _, _ = labelled_batch()
     pair = [said(load_official(path, "amr", corrected=c), batch)["spans"] for c in (False, True)]

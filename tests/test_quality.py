@@ -54,7 +54,7 @@ def matched_of(batch, layers=2):
 
 
 def test_the_class_is_the_focal_loss_of_both_logits(batch):
-    """[Lin et al. 2017], [AMR §5] With p_t and alpha_t as printed; the mean is over samples with clips."""
+    """[Lin et al. 2017], [AMR, losses] With p_t and alpha_t as printed; the mean is over samples with clips."""
     truth, matched = matched_of(batch)
     logits = 3 * torch.randn(2, 5, K, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     found = FocalHead(16).losses({"logits": logits}, truth, matched)["class"]
@@ -80,7 +80,7 @@ def test_logits_that_are_far_off_give_finite_losses_and_gradients(batch):
 
 
 def test_a_query_expects_the_overlap_with_the_window_that_it_overlaps_most(batch):
-    """[AMR §5] Worked by hand: 1/2, the better of two windows; 0 where it touches none, or where there is none."""
+    """[AMR, losses] Worked by hand: 1/2, the better of two windows; 0 where it touches none, or where there is none."""
     spans_cw = torch.full((1, 5, K, 2), 0.25)
     ends = torch.tensor([[0.0, 4 / 9], [2 / 9, 6 / 9], [5 / 9, 1.0], [0.0, 2 / 9], [7 / 9, 8 / 9]])
     # of windows (2, 6) and (7, 9) of nine clips: 2 of 6 clips; all; 1 of 7 and 2 of 4; none; 1 of 2
@@ -105,7 +105,7 @@ def test_a_query_expects_the_overlap_with_the_window_that_it_overlaps_most(batch
 
 @torch.no_grad()
 def test_a_score_is_the_foreground_probability_times_the_overlap_expected():
-    """[AMR §6] After the last layer; a mask says nothing to it."""
+    """[AMR, recipe] After the last layer; a mask says nothing to it."""
     batch, detector = make_batch([6, 9]), make()
     outputs = detector(aligned_of(batch), batch)
     moments = detector.decode(outputs, batch)
@@ -118,7 +118,7 @@ def test_a_score_is_the_foreground_probability_times_the_overlap_expected():
 
 @torch.no_grad()
 def test_a_mask_is_the_cosine_of_a_query_and_a_clip_scaled_and_squashed(batch):
-    """[AMR §3.7] Number by number; padded clips are in no mask, or are as released."""
+    """[AMR, heads] Number by number; padded clips are in no mask, or are as released."""
     aligned = aligned_of(batch)
     states = torch.randn(2, 5, K, 16, generator=torch.Generator().manual_seed(1))
     for padding in ("hidden", "seen"):
@@ -142,7 +142,7 @@ def said(masks, K=2):
 
 
 def test_a_mask_and_a_window_overlap_by_their_common_share_and_cost_what_is_left_of_it():
-    """[AMR §5] Four clips, of which a window has the middle two; a padded one too, where padding is seen."""
+    """[AMR, losses] Four clips, of which a window has the middle two; a padded one too, where padding is seen."""
     batch = make_batch([4], windows=[[(1, 3), (0, 4)]], pad_to=5)
     truth, head = truth_of(batch), MaskHead(16)
     outputs = said([[0.5, 1.0, 0.5, 0.0, 0.0], [0.0, 0.0, 0.25, 0.75, 1.0]])
@@ -159,7 +159,7 @@ def test_a_mask_and_a_window_overlap_by_their_common_share_and_cost_what_is_left
 
 
 def test_the_last_mask_can_be_that_of_the_layer_before_and_then_trains_nothing(batch):
-    """[AMR §3.7], [AMR §5] As released; all else stays."""
+    """[AMR, heads], [AMR, losses] As released; all else stays."""
     aligned, detectors = aligned_of(batch), [make(last_mask=last) for last in ("own", "previous")]
     own, previous = (detector(aligned, batch) for detector in detectors)
     assert torch.equal(previous["masks"][-1], own["masks"][1]) and not torch.equal(own["masks"][2], own["masks"][1])
@@ -182,7 +182,7 @@ def test_a_mask_of_the_layer_before_needs_a_layer_before():
 
 
 def test_padding_enlarges_a_mask_only_where_it_is_seen(batch):
-    """[AMR §8] So that the union with the same window is larger, and the overlap smaller."""
+    """[AMR, padding] So that the union with the same window is larger, and the overlap smaller."""
     aligned, detectors = aligned_of(batch), [make(padding=padding) for padding in ("hidden", "seen")]
     hidden, seen = (detector(aligned, batch)["masks"] for detector in detectors)
     real = batch.target_mask[None, :, None].expand_as(hidden)
@@ -238,7 +238,7 @@ def test_without_a_window_every_query_is_background_and_expects_nothing():
 
 
 def test_of_twenty_five_windows_ten_are_matched_the_first_or_some_that_are_drawn():
-    """[AMR §1] As released the first; the mask of the rest and their overlaps do not count either."""
+    """[AMR, features] As released the first; the mask of the rest and their overlaps do not count either."""
     many = [(i, i + 1) for i in range(25)]
     batch = make_batch([30, 40], windows=[many, [(3, 9)]])
     first, drawn = (make(surplus=surplus, moment_queries=12) for surplus in ("first", "drawn"))
@@ -261,7 +261,7 @@ def test_of_twenty_five_windows_ten_are_matched_the_first_or_some_that_are_drawn
 
 @torch.no_grad()
 def test_the_matching_adds_up_what_the_heads_say(batch):
-    """[AMR §5] Distance, overlap, the softmax of the class, and the masks."""
+    """[AMR, losses] Distance, overlap, the softmax of the class, and the masks."""
     detector = make()
     outputs, truth = detector(aligned_of(batch), batch), detector.truth(batch)
     span, focal, mask, quality = detector.heads

@@ -62,7 +62,7 @@ def fusion_by_hand(fusion, video, text):
 
 @torch.no_grad()
 def test_fusion_is_its_formula_on_every_sample_whatever_stands_on_padding():
-    """[AMR §3.2] Padding of clips and of words; a query of one word; a video of one clip."""
+    """[AMR, fusion] Padding of clips and of words; a query of one word; a video of one clip."""
     fusion, g = fusion_of(), torch.Generator().manual_seed(1)
     n, m = [5, 3, 1, 4], [4, 1, 3, 2]
     video, text = (torch.randn(4, length, 6, generator=g, dtype=torch.float64) for length in (5, 4))
@@ -75,7 +75,7 @@ def test_fusion_is_its_formula_on_every_sample_whatever_stands_on_padding():
 
 
 def test_fusion_has_the_gradients_of_its_formula():
-    """[AMR §3.2] For clips, words and every parameter."""
+    """[AMR, fusion] For clips, words and every parameter."""
     fusion, g = fusion_of(3), torch.Generator().manual_seed(1)
     video, text = (torch.randn(2, length, 3, generator=g, dtype=torch.float64, requires_grad=True) for length in (3, 2))
     mask = torch.tensor([[True, True, True], [True, True, False]])
@@ -100,7 +100,7 @@ def test_a_query_without_a_word_gives_finite_numbers_and_gradients():
 
 
 def test_dropout_changes_the_scores_of_the_fusion_and_nothing_else():
-    """[AMR §3.2] With scores of zero it is not seen."""
+    """[AMR, fusion] With scores of zero it is not seen."""
     fusion, ones = fusion_of(dropout=0.5), torch.ones(1, 4, dtype=torch.bool)
     video, text = torch.randn(1, 4, 6, dtype=torch.float64), torch.randn(1, 4, 6, dtype=torch.float64)
     assert not torch.allclose(fusion.train()(video, ones, text, ones), fusion.eval()(video, ones, text, ones))
@@ -112,7 +112,7 @@ def test_dropout_changes_the_scores_of_the_fusion_and_nothing_else():
 
 
 def test_vectors_of_the_fusion_start_as_matrices_do():
-    """[AMR §3.8] Xavier-uniform: three as matrices of one column; w_m as the kernel (1, 1, d) of the release."""
+    """[AMR, decoder] Xavier-uniform: three as matrices of one column; w_m as the kernel (1, 1, d) of the release."""
     fusion = TrilinearFusion(256, 0.0)
     for vector, fans in ((fusion.clip, 257), (fusion.word, 257), (fusion.pool, 257), (fusion.both, 512)):
         bound = math.sqrt(6 / fans)
@@ -134,7 +134,7 @@ class Thirds(nn.Module):
 @pytest.mark.parametrize("padding", ["hidden", "seen"])
 @torch.no_grad()
 def test_highlights_are_encoded_anew_with_the_clips_that_the_words_went_into(padding):
-    """[AMR §3.5] An encoder that takes a third: E = Y/3, then Z = (E + w Y)/3."""
+    """[AMR, encoder] An encoder that takes a third: E = Y/3, then Z = (E + w Y)/3."""
     module, batch = aligner(padding=padding).eval(), batch_of()
     module.encoder = nn.ModuleList([Thirds()])
     aligned = module(batch)
@@ -152,7 +152,7 @@ def test_highlights_are_encoded_anew_with_the_clips_that_the_words_went_into(pad
 
 @torch.no_grad()
 def test_the_query_as_a_whole_is_its_last_word_and_words_go_on_as_projected():
-    """[AMR §3.1] Also where it is the only one."""
+    """[AMR, projections] Also where it is the only one."""
     module, batch = aligner().eval(), batch_of()
     aligned, projected = module(batch), module.project_query(batch.query)
     assert torch.equal(aligned.query, projected)
@@ -197,7 +197,7 @@ FIRST, SECOND, SECOND_SEEN = 3 / math.sqrt(10), 1 / math.sqrt(10), 2 / math.sqrt
 
 @pytest.mark.parametrize("padding", ["hidden", "seen"])
 def test_losses_are_those_worked_by_hand(padding):
-    """[AMR §5] Margin, rank contrast and both contrasts of video and text."""
+    """[AMR, losses] Margin, rank contrast and both contrasts of video and text."""
     module, aligned, batch = hand_worked(padding=padding)
     terms = {name: x.item() for name, x in module.losses(aligned, batch).items()}
     assert set(terms) == {"margin", "contrast", "vtc", "ctc", "discriminate"}
@@ -226,14 +226,14 @@ def test_losses_are_those_worked_by_hand(padding):
     ids=["sentence", "sentence, padding seen", "video", "video, padding seen"],
 )
 def test_mined_clips_are_set_apart_from_relevant_ones(options, expected):
-    """[AMR §5] By the sentence where there are some; as released by the mean of the video, and everywhere."""
+    """[AMR, losses] By the sentence where there are some; as released by the mean of the video, and everywhere."""
     module, aligned, batch = hand_worked(**options)
     assert module.losses(aligned, batch)["discriminate"].item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("case", ["no file", "no clip", "all relevant", "none relevant"])
 def test_where_nothing_is_mined_or_relevant_the_discrimination_is_zero_and_teaches_nothing(case):
-    """[AMR §5] In the second sample nothing is mined in any case; each case takes the first away too."""
+    """[AMR, losses] In the second sample nothing is mined in any case; each case takes the first away too."""
     module, aligned, batch = hand_worked()
     labels, nothing = batch.labels, torch.zeros_like(batch.labels.relevant)
     labels = {
@@ -250,7 +250,7 @@ def test_where_nothing_is_mined_or_relevant_the_discrimination_is_zero_and_teach
 
 
 def test_the_contrast_of_a_batch_is_a_loop_over_the_samples_that_are_there():
-    """[AMR §5] Both ways; a row that is not there is no alternative either."""
+    """[AMR, losses] Both ways; a row that is not there is no alternative either."""
     g = torch.Generator().manual_seed(0)
     query, video = (torch.randn(5, 4, generator=g, dtype=torch.float64) for _ in range(2))
     rows, total = torch.tensor([True, False, True, True, False]), 0.0
@@ -287,7 +287,7 @@ def test_rows_of_nothing_but_padding_teach_nothing():
 
 
 def test_every_parameter_learns_but_the_bias_of_the_saliency_that_only_shifts_it():
-    """[AMR §3.5] A constant added to the saliency of all clips changes no rank and no softmax."""
+    """[AMR, encoder] A constant added to the saliency of all clips changes no rank and no softmax."""
     module, batch = aligner(), batch_of()
     aligned = module(batch)
     g = torch.Generator().manual_seed(0)
@@ -299,7 +299,7 @@ def test_every_parameter_learns_but_the_bias_of_the_saliency_that_only_shifts_it
 
 @pytest.mark.parametrize("term", ["margin", "contrast", "vtc", "ctc", "discriminate"])
 def test_each_loss_trains_what_it_is_of(term):
-    """[AMR §5] The saliency's all below it; the contrasts the projections alone."""
+    """[AMR, losses] The saliency's all below it; the contrasts the projections alone."""
     module, batch = aligner(), batch_of()
     module.losses(module(batch), batch)[term].backward()
     touched = {name.split(".")[0] for name, p in module.named_parameters() if p.grad is not None and p.grad.any()}
@@ -353,7 +353,7 @@ def row(aligned, b):
 
 @torch.no_grad()
 def test_padding_and_batch_mates_change_nothing_unless_they_are_seen():
-    """[AMR §8] As released, a sample that has padding, or whose mates have some, is answered otherwise."""
+    """[AMR, padding] As released, a sample that has padding, or whose mates have some, is answered otherwise."""
     hidden, seen = (aligner(padding=padding).eval() for padding in ("hidden", "seen"))
     batch, wide = batch_of(), batch_of(pad_to=15)
     for given in (batch, wide, spoilt(wide)):

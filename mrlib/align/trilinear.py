@@ -2,8 +2,8 @@ r"""Words and clips are fused by trilinear attention, words go into clips, and h
 
 Paper    "Augmented Moment Retrieval: Zero-Dependency Two-Stage Learning", ICCV 2025 (arXiv 2510.19622); the network is
          TR-DETR's (Sun et al., AAAI 2024)
-Here     `TrilinearFusion` [AMR §3.2]; `TrilinearAligner` puts it before the layers of QD-DETR [AMR §3.4] and encodes
-         twice [AMR §3.5]; its losses are the saliency's, two contrasts and the discrimination [AMR §5]
+Here     `TrilinearFusion` [AMR, fusion]; `TrilinearAligner` puts it before the layers of QD-DETR [AMR, encoder] and encodes
+         twice [AMR, encoder]; its losses are the saliency's, two contrasts and the discrimination [AMR, losses]
 Departs  SooLab/AMR sees padding: in the softmax over clips that weighs highlights, in the mean of the video, as clips
          that its words must not be near, and by masks that land on other samples: `padding="seen"`. It sets mined clips
          apart from annotated ones by the mean of the video, which the query has no part in: `against="video"`
@@ -33,7 +33,7 @@ def masked_softmax(x: Tensor, mask: Tensor, dim: int) -> Tensor:
 
 
 class TrilinearFusion(nn.Module):
-    r"""Every clip with the words that fit it, and with the whole query.  [AMR §3.2]
+    r"""Every clip with the words that fit it, and with the whole query.  [AMR, fusion]
 
     $$S_{tn} = V_t^\top w_C + T_n^\top w_Q + V_t^\top (w_m \odot T_n), \quad A = \mathrm{softmax}_n(S), \quad
     \bar A = \mathrm{softmax}_t(S)$$
@@ -66,7 +66,7 @@ class TrilinearFusion(nn.Module):
 
 
 class TrilinearAligner(nn.Module):
-    r"""Fusion, words into clips, clips among themselves twice, the second time with highlights lifted.  [AMR §3]
+    r"""Fusion, words into clips, clips among themselves twice, the second time with highlights lifted.  [AMR, encoder]
 
     $$E = \mathrm{Enc}(Y), \quad \sigma_t = \tfrac{1}{\sqrt d} \mathbf 1^\top (W_s E_t + b_s), \quad
     \omega = \mathrm{softmax}_t(\sigma), \quad Z = \mathrm{Enc}(E + \omega \odot Y)$$
@@ -141,7 +141,7 @@ class TrilinearAligner(nn.Module):
         return x
 
     def losses(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
-        """What trains the saliency and the projected features before the fusion.  [AMR §5]
+        """What trains the saliency and the projected features before the fusion.  [AMR, losses]
 
         margin        two pairs of clips per sample
         contrast      clips of each rank against all others
@@ -183,7 +183,7 @@ class TrilinearAligner(nn.Module):
 
 
 def batch_contrast(query: Tensor, video: Tensor, rows: Tensor) -> Tensor:
-    r"""Symmetric InfoNCE: each query with its video against all videos of the batch, and the other way.  [AMR §5]
+    r"""Symmetric InfoNCE: each query with its video against all videos of the batch, and the other way.  [AMR, losses]
 
     query, video  (B, d)
     rows          bool (B,)  samples that are there

@@ -1,7 +1,7 @@
 """Windows that a model takes for the moment and that are none: each half of the videos shows the other's (AMR, Boost).
 
 Paper    "Augmented Moment Retrieval: Zero-Dependency Two-Stage Learning", ICCV 2025 (arXiv 2510.19622)
-Here     [AMR §2.1] a model trained on one half predicts the other: `halves`, `confusing`; the training itself is
+Here     [AMR, mining] a model trained on one half predicts the other: `halves`, `confusing`; the training itself is
          `mrlib.train`'s, for any paper with a stage that mines
 Ours     the script that mined is not published: the threshold is a setting of the stage, at most `MOST` windows a query
 """
@@ -48,7 +48,7 @@ def halves(dataset: MomentDataset, draw: Draw) -> tuple[torch.Tensor, torch.Tens
 
 
 def confusing(lines: Sequence[Mapping[str, Any]], dataset: MomentDataset, threshold: float) -> list[list[list[float]]]:
-    """What was predicted with confidence and touches no annotated window, in seconds, a list per sample.  [AMR §2.1]
+    """What was predicted with confidence and touches no annotated window, in seconds, a list per sample.  [AMR, mining]
 
     Ends go to the nearest clip's; of moments that overlap the better stays, `MOST` at most, sorted by start.
 

@@ -127,7 +127,7 @@ class DabDecoder(nn.Module):
     ):
         """moment_queries a set, of which there is one until `mrlib.detect.dual_query` adds another.
 
-        content               what queries begin with: "zero", or the "query" as a whole  [AMR §3.6]
+        content               what queries begin with: "zero", or the "query" as a whole  [AMR, decoder]
         joint_self_attention  the queries of two sets see one another
         """
         super().__init__()

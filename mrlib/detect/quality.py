@@ -2,8 +2,8 @@ r"""How good an answer is: a focal class, the overlap it expects, the clips it c
 
 Paper    "Augmented Moment Retrieval: Zero-Dependency Two-Stage Learning", ICCV 2025 (arXiv 2510.19622); IoU and mask
          heads are Sim-DETR's
-Here     `FocalHead`, `IouHead` and `MaskHead` [AMR §3.7] are heads for a detector of `mrlib.detect.detr`, beside its
-         `SpanHead`; their losses and what they cost in the matching [AMR §5]
+Here     `FocalHead`, `IouHead` and `MaskHead` [AMR, heads] are heads for a detector of `mrlib.detect.detr`, beside its
+         `SpanHead`; their losses and what they cost in the matching [AMR, losses]
 Departs  in SooLab/AMR the mask after the last decoder layer is that after the layer before, and trains nothing
          (`last="previous"`); padding enlarges the union of masks (`padding="seen"`)
 """
@@ -27,7 +27,7 @@ ALPHA, GAMMA = 0.25, 2.0
 
 
 class FocalHead(ClassHead):
-    """Two logits, foreground and background, each a question of its own in the loss.  [AMR §5]"""
+    """Two logits, foreground and background, each a question of its own in the loss.  [AMR, losses]"""
 
     def losses(self, outputs: dict[str, Tensor], truth: Truth, matched: Tensor) -> dict[str, Tensor]:
         r"""class, the focal loss [Lin et al. 2017], a mean over both logits of all queries.
@@ -46,7 +46,7 @@ class FocalHead(ClassHead):
 
 
 class IouHead(nn.Module):
-    """How much a query expects its span to overlap a window.  [AMR §3.7]"""
+    """How much a query expects its span to overlap a window.  [AMR, heads]"""
 
     def __init__(self, width: int):
         super().__init__()
@@ -60,7 +60,7 @@ class IouHead(nn.Module):
         return 0.0
 
     def losses(self, outputs: dict[str, Tensor], truth: Truth, matched: Tensor) -> dict[str, Tensor]:
-        """quality, the squared error of what every query expects to what its span overlaps most, a mean.  [AMR §5]"""
+        """quality, the squared error of what every query expects to what its span overlaps most, a mean.  [AMR, losses]"""
         found = to_ends(outputs["spans_cw"].detach().float())[:, :, :, None]
         overlap = spans.iou(found, truth.spans[None, :, None]) * truth.mask[:, None]  # (L, B, K, W)
         most = overlap.amax(-1) if truth.mask.shape[1] else overlap.new_zeros(overlap.shape[:3])
@@ -72,7 +72,7 @@ class IouHead(nn.Module):
 
 
 class MaskHead(nn.Module):
-    r"""Which clips a query means: $\mu = \sigma(e^\gamma \cos(h + \mathrm{MLP}(h), Z_t))$.  [AMR §3.7]"""
+    r"""Which clips a query means: $\mu = \sigma(e^\gamma \cos(h + \mathrm{MLP}(h), Z_t))$.  [AMR, heads]"""
 
     def __init__(self, width: int, *, cost_mask: float = 5.0, last: str = "own", padding: str = "hidden"):
         """Of a width.

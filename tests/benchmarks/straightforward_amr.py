@@ -1,7 +1,7 @@
 """AMR as one writes it who knows DETR: batched, from stock modules, without a thought for speed.
 
 What `bench_amr.py` compares with. The names of parameters are those of official checkpoints, so that `load_official`
-reads them; padding is masked as [AMR §8] asks. Slow are only habits that [AMR §8] reports of the release:
+reads them; padding is masked as [AMR, padding] asks. Slow are only habits that [AMR, padding] reports of the release:
 
 - stage 2 decodes twice, and its teacher too, in training mode and with all its heads
 - the matching has the cost of every query of the batch for every window of the batch, layer by layer
