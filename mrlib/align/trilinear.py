@@ -2,8 +2,8 @@ r"""Words and clips are fused by trilinear attention, words go into clips, and h
 
 Paper    "Augmented Moment Retrieval: Zero-Dependency Two-Stage Learning", ICCV 2025 (arXiv 2510.19622); the network is
          TR-DETR's (Sun et al., AAAI 2024)
-Here     `TrilinearFusion` [AMR, fusion]; `TrilinearAligner` puts it before the layers of QD-DETR [AMR, encoder] and encodes
-         twice [AMR, encoder]; its losses are the saliency's, two contrasts and the discrimination [AMR, losses]
+Here     `TrilinearFusion` [AMR, fusion]; `TrilinearAligner` puts it before the layers of QD-DETR and encodes twice
+         [AMR, encoder]; its losses are the saliency's, two contrasts and the discrimination [AMR, losses]
 Departs  SooLab/AMR sees padding: in the softmax over clips that weighs highlights, in the mean of the video, as clips
          that its words must not be near, and by masks that land on other samples: `padding="seen"`. It sets mined clips
          apart from annotated ones by the mean of the video, which the query has no part in: `against="video"`

@@ -60,7 +60,7 @@ class IouHead(nn.Module):
         return 0.0
 
     def losses(self, outputs: dict[str, Tensor], truth: Truth, matched: Tensor) -> dict[str, Tensor]:
-        """quality, the squared error of what every query expects to what its span overlaps most, a mean.  [AMR, losses]"""
+        """quality, the mean squared error of what a query expects to what its span overlaps most.  [AMR, losses]"""
         found = to_ends(outputs["spans_cw"].detach().float())[:, :, :, None]
         overlap = spans.iou(found, truth.spans[None, :, None]) * truth.mask[:, None]  # (L, B, K, W)
         most = overlap.amax(-1) if truth.mask.shape[1] else overlap.new_zeros(overlap.shape[:3])
