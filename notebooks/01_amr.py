@@ -1262,7 +1262,7 @@ pd.DataFrame(in_batches).T.round(1)
 # seeds, each with a world, an order and weights of its own; the epoch is chosen on `val` and scored on `test`, 500
 # queries. The rows are `figures/01_grid.csv`, each with its command; `-p full true` runs what is missing.
 
-# %%
+# %% tags=["nbval-ignore-output"]
 sizes = {256: ("ten_passes", 5), 1024: ("pairs", 13)}  # passes of a stage: about 400 steps
 plain_weights = {"l1": 10.0, "giou": 1.0, "class": 4.0, "mask": 5.0, "quality": 1.0, "vtc": 0.3, "ctc": 0.5}
 plain_weights |= {"discriminate": 0.0}
