@@ -66,7 +66,7 @@ def digest(module):
 
 
 def test_three_stages_leave_a_history_of_what_each_did(whole):
-    """[AMR stage 2] Two models that mine, the mining, the cold start on spliced videos, the distillation on real ones."""
+    """[AMR stage 2] Two models that mine, the mining, the cold start on spliced videos, the distillation on real."""
     folder, history, _ = whole
     rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     assert rows == history.rows
