@@ -993,6 +993,8 @@ baseline.cpu()
 # **Picture.** Left, what the score on real videos does in the cold start, where the network sees spliced ones, and what
 # it does in stage 2. In the middle, the training loss: within a stage it falls; between the stages it cannot be
 # compared. Right, distillation: how far the original queries move from the teacher.
+# The default run is short: the baseline has had more real steps than both stages left for AMR, and may well be ahead.
+# What longer trainings do, over seeds, is section 9.
 
 
 # %% tags=["nbval-ignore-output"]
