@@ -69,11 +69,13 @@ def test_lines_are_those_of_a_submission(trained, data):
     batch = data.batch(range(4))
     for line, sample in zip(trained.predict(batch), batch.samples, strict=True):
         assert (line["qid"], line["query"], line["vid"]) == (sample.qid, sample.query, sample.vid)
-        assert 0 < len(line["pred_relevant_windows"]) <= 10
+        assert 0 < len(line["pred_relevant_windows"]) <= trained.max_windows
         assert len(line.get("pred_saliency_scores", [0] * 32)) == 32
         scores = [score for _, _, score in line["pred_relevant_windows"]]
         assert scores == sorted(scores, reverse=True)
-        assert all(0 <= start < end <= sample.duration for start, end, _ in line["pred_relevant_windows"])
+        for start, end, _ in line["pred_relevant_windows"]:
+            assert 0 <= start <= end <= sample.duration
+            assert start < end or trained.round_s  # what is rounded may have no length left
 
 
 def test_predicting_leaves_training_mode_as_it_was(trained, data):
