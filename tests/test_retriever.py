@@ -217,6 +217,9 @@ def test_every_aligner_works_before_every_detector(aligner, detector):
 def test_another_detector_trains_with_the_papers_own_stages(base):
     """Weights of terms that are no longer there weigh nothing, unless someone asks for them."""
     settings = {"detector": "similarity_map", "epochs": 1, "kernel": 3, "channels": 2}
+    stages = papers.PAPERS[base].stages
+    # a second set of moment queries is for detectors that have a first
+    settings |= {f"{s.name}.{what}": None for s in stages for what in ("prepare", "teacher") if getattr(s, what)}
     paper = papers.get(base, "small", **settings)
     data = papers.open_split(paper, "sim", split="train", n=8, streams="joint")
     fit(papers.build(paper, data), data, None, paper, device="cpu", progress=False)
