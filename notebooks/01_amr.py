@@ -1390,11 +1390,12 @@ print("For every seed, at both sizes, two stages are ahead of the baseline, with
 #
 # ## 12. What the run showed
 #
-# One seed, a few hundred steps, simulated; the comparison over seeds is section 9. The splice is exact, every layout
-# equally likely, and costs no disk; the released placement loses windows and, on QVHighlights, drifts to the end. Models
-# trained as shortly as here are sure of nothing, so that little or nothing is mined. The second stage begins where the first ended, in both sets of queries, and moves the original ones
-# less than the active ones wherever it is long enough to move any. Predictions do not depend on labels, batch mates or
-# padding; with the released switches they do.
+# One seed, a few hundred steps, simulated; the comparison over seeds is section 9. The splice is exact, every
+# layout equally likely, and costs no disk; the released placement loses windows and, on QVHighlights, drifts to the
+# end. Models trained as shortly as here are sure of nothing, so that little or nothing is mined. The second stage
+# begins where the first ended, in both sets of queries, and moves the original ones less than the active ones
+# wherever it is long enough to move any. Predictions do not depend on labels, batch mates or padding; with the
+# released switches they do.
 
 # %%
 assert plain_curves["loss"].iloc[-1] < plain_curves["loss"].iloc[0]
