@@ -75,7 +75,13 @@ def test_logits_that_are_far_off_give_finite_losses_and_gradients(batch):
     logits = torch.tensor([-200.0, 200.0, 0.0]).repeat(20)[:50].view(1, 5, K, 2).requires_grad_()
     loss = FocalHead(16).losses({"logits": logits}, truth, matched[:1])["class"].sum()
     loss.backward()
-    assert 1 < loss < 200 and logits.grad.isfinite().all()
+    answers = torch.stack([(torch.arange(K) == matched[0, b, :, None]).any(0) for b in range(4)])
+    wanted = torch.stack([answers, ~answers], -1)
+    z = torch.where(wanted, logits[0, :4], -logits[0, :4]).detach().double()
+    # at -200 the logarithm is -200 and nothing is right, at 200 it is 0, at 0 the chance is one half
+    each = torch.where(z < 0, 200.0, torch.where(z > 0, 0.0, 0.25 * math.log(2)))
+    expected = (each * torch.where(wanted, 0.25, 0.75)).sum() / (4 * K * 2)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5) and logits.grad.isfinite().all()
     assert not logits.grad[:, 4].any() and logits.grad[:, :4].any()
 
 
