@@ -6,6 +6,7 @@ To add one, add a line.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -16,6 +17,7 @@ from torch import nn
 
 from mrlib.align.anchor import AnchorAligner, ConcatAligner, RawAligner
 from mrlib.align.dual_stage import DualStageAligner
+from mrlib.align.dynamics import dynamics
 from mrlib.align.joint import JointAligner, JointEncoder
 from mrlib.align.joint_memory import JointMemoryAligner
 from mrlib.align.text_to_video import T2VLayer, TextToVideoAligner
@@ -56,41 +58,77 @@ PREPARATIONS: dict[str, Callable[..., None]] = {
 }
 
 
-def _joint(widths: Widths, *, temperature: float, **encoder: Any) -> JointAligner:
-    return JointAligner(JointEncoder(widths.target, widths.query, **encoder), temperature=temperature)
+# What the functions below take with a default can be set as the options that the papers give. beta is the share of the
+# clips where their dynamics flow in; None: none do.
+
+
+def _mixed_in(beta: float | None, options: Mapping[str, Any]) -> nn.Module | None:
+    """What a joint encoder of these options mixes in."""
+    return dynamics(1, options["width"], options["heads"], options["dropout"], beta)[0]
+
+
+def _joint(widths: Widths, *, temperature: float, beta: float | None = None, **encoder: Any) -> JointAligner:
+    fuse = JointEncoder(widths.target, widths.query, **encoder, mix=_mixed_in(beta, encoder))
+    return JointAligner(fuse, temperature=temperature)
+
+
+def _joint_memory(widths: Widths, *, beta: float | None = None, **options: Any) -> JointMemoryAligner:
+    return JointMemoryAligner(widths.target, widths.query, **options, mix=_mixed_in(beta, options))
 
 
 # of the decoder or of the alignments; the rest of the options of "dual_stage" are the joint encoder's
 _DUAL_STAGE = ("moment_queries", "decoder_layers", "gamma", "align", "pre", "post", "cost", "typed", "memory")
 
 
-def _dual_stage(widths: Widths, **options: Any) -> DualStageAligner:
+def _dual_stage(widths: Widths, *, beta: float | None = None, **options: Any) -> DualStageAligner:
     own = {name: options.pop(name) for name in _DUAL_STAGE}
     shared = {name: options[name] for name in ("heads", "hidden", "dropout")}
-    fuse = JointEncoder(widths.target, widths.query, **options)
+    fuse = JointEncoder(widths.target, widths.query, **options, mix=_mixed_in(beta, options))
     return DualStageAligner(fuse, layers=own.pop("decoder_layers"), **shared, **own)
 
 
 def _stacks(
-    width: int, heads: int, layers: int, encoder_layers: int, hidden: int, dropout: float, activation: str
+    width: int,
+    heads: int,
+    layers: int,
+    encoder_layers: int,
+    hidden: int,
+    dropout: float,
+    activation: str,
+    beta: float | None,
 ) -> list[list[nn.Module]]:
     """Layers from words to clips, and layers among clips."""
     sizes = (width, heads, hidden, dropout, activation)
-    return [[T2VLayer(*sizes) for _ in range(layers)], [EncoderLayer(*sizes) for _ in range(encoder_layers)]]
+    mixes = dynamics(layers, width, heads, dropout, beta)
+    return [[T2VLayer(*sizes, mix) for mix in mixes], [EncoderLayer(*sizes) for _ in range(encoder_layers)]]
 
 
 def _text_to_video(
-    widths: Widths, *, layers: int, hidden: int, dropout: float, activation: str, **options: Any
+    widths: Widths,
+    *,
+    layers: int,
+    hidden: int,
+    dropout: float,
+    activation: str,
+    beta: float | None = None,
+    **options: Any,
 ) -> TextToVideoAligner:
-    stacks = _stacks(options["width"], options["heads"], layers, layers, hidden, dropout, activation)
+    stacks = _stacks(options["width"], options["heads"], layers, layers, hidden, dropout, activation, beta)
     return TextToVideoAligner(widths.target, widths.query, *stacks, **options)
 
 
 def _trilinear(
-    widths: Widths, *, layers: int, encoder_layers: int, hidden: int, activation: str, **options: Any
+    widths: Widths,
+    *,
+    layers: int,
+    encoder_layers: int,
+    hidden: int,
+    activation: str,
+    beta: float | None = None,
+    **options: Any,
 ) -> TrilinearAligner:
     sizes = (layers, encoder_layers, hidden, options["dropout"], activation)
-    stacks = _stacks(options["width"], options["heads"], *sizes)
+    stacks = _stacks(options["width"], options["heads"], *sizes, beta)
     return TrilinearAligner(widths.target, widths.query, *stacks, **options)
 
 
@@ -129,7 +167,7 @@ ALIGNERS: dict[str, Callable[..., nn.Module]] = {
     "raw": lambda widths, **options: RawAligner(widths.joint, **options),
     "concat": lambda widths, **options: ConcatAligner(widths.joint, **options),
     "joint": _joint,
-    "joint_memory": lambda widths, **options: JointMemoryAligner(widths.target, widths.query, **options),
+    "joint_memory": _joint_memory,
     "text_to_video": _text_to_video,
     "trilinear": _trilinear,
     "dual_stage": _dual_stage,
@@ -562,12 +600,15 @@ def _changed(paper: Paper, key: str, value: Any, size: str) -> Paper:
             return replace(paper, **{name: value})
         if name == "stages":
             return replace(paper, stages=_some_stages(paper, value))
-        slots = {slot: getattr(paper, slot) for slot in ("aligner", "detector")}
-        having = {slot: choice for slot, choice in slots.items() if name in choice.options}
-        for choice in having.values():
-            require_like(choice.options[name], key, value)
-        if having:
-            changed = {slot: replace(c, options={**c.options, name: value}) for slot, c in having.items()}
+        changed = {}
+        for slot, makers in (("aligner", ALIGNERS), ("detector", DETECTORS)):
+            choice = getattr(paper, slot)
+            usual = _keyword_defaults(makers[choice.name])
+            if name in usual or name in choice.options:
+                if value is not None or usual.get(name, ...) is not None:
+                    require_like((usual | dict(choice.options))[name], key, value)
+                changed[slot] = replace(choice, options={**choice.options, name: value})
+        if changed:
             return replace(paper, **changed)
         if name == "epochs":
             require(type(value) is int, key, value, "a whole number from 1 on")
@@ -581,6 +622,12 @@ def _changed(paper: Paper, key: str, value: Any, size: str) -> Paper:
     chosen = [s for s in paper.stages if stage_name in ("", s.name)]
     stages = {s.name: _changed_stage(s, key, name, value) for s in chosen}
     return replace(paper, stages=tuple(stages.get(s.name, s) for s in paper.stages))
+
+
+def _keyword_defaults(make: Callable[..., nn.Module]) -> dict[str, Any]:
+    """What a function takes that may be left out."""
+    taken = inspect.signature(make).parameters.values()
+    return {p.name: p.default for p in taken if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
 
 
 def _some_stages(paper: Paper, names: Any) -> tuple[Stage, ...]:

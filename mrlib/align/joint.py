@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mrlib.align import Aligned
 from mrlib.align.saliency import scores_of
+from mrlib.align.text_to_video import Words
 from mrlib.data import Batch
 from mrlib.layers import EncoderLayer, LearnedPositions, Projection, endpoints, sine_positions
 from mrlib.ops.counts import shared_count
@@ -29,7 +30,7 @@ class Joint(NamedTuple):
 
     target_projected: Tensor  # (B, T, d) before the token type
     query_projected: Tensor  # (B, N, d)
-    target_typed: Tensor  # (B, T, d) with the token type, as the encoder gets them
+    target_typed: Tensor  # (B, T, d) with the token type
     query_typed: Tensor  # (B, N, d)
     target: Tensor  # (B, T, d) after the encoder
     query: Tensor  # (B, N, d)
@@ -56,6 +57,7 @@ class JointEncoder(nn.Module):
         tef: bool = False,
         query_positions: str = "sine",
         places: int = 75,
+        mix: nn.Module | None = None,
     ):
         """A joint encoder of a width.
 
@@ -63,6 +65,8 @@ class JointEncoder(nn.Module):
         projections      layers of each projection
         tef              append the ends of every clip to its features
         query_positions  "sine", "learned" (`places` of them) or "none"
+        mix              a module `mix(x, positions, words) -> (B, T, d)`: the clips as the first layer gets them, from
+                         those with the token type; None: themselves
         """
         super().__init__()
         known = ("sine", "learned", "none")
@@ -77,7 +81,7 @@ class JointEncoder(nn.Module):
         self.layers = nn.ModuleList(
             EncoderLayer(width, heads, hidden, dropout, activation, pre_norm) for _ in range(layers)
         )
-        self.norm = nn.LayerNorm(width) if pre_norm else nn.Identity()
+        self.norm, self.mix = nn.LayerNorm(width) if pre_norm else nn.Identity(), mix
 
     def forward(self, batch: Batch) -> Joint:
         target = torch.cat([batch.target, endpoints(batch.target_mask)], -1) if self.tef else batch.target
@@ -88,7 +92,11 @@ class JointEncoder(nn.Module):
             query_positions = sine_positions(batch.query_mask, self.width)
         else:
             query_positions = self.places(query_typed) if self.places is not None else torch.zeros_like(query_typed)
-        x, positions = torch.cat([target_typed, query_typed], 1), torch.cat([target_positions, query_positions], 1)
+        clips = target_typed
+        if self.mix is not None:
+            words = Words(query_typed + query_positions, query_typed, batch.query_mask)
+            clips = self.mix(target_typed, target_positions, words)
+        x, positions = torch.cat([clips, query_typed], 1), torch.cat([target_positions, query_positions], 1)
         mask = torch.cat([batch.target_mask, batch.query_mask], 1)
         for layer in self.layers:
             x = layer(x, positions, mask)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mrlib.align import Aligned, saliency
+from mrlib.align.text_to_video import Words
 from mrlib.data import Batch
 from mrlib.layers import EncoderLayer, LearnedPositions, Projection, endpoints, masked_mean, sine_positions
 from mrlib.settings import require
@@ -36,6 +37,7 @@ class JointMemoryAligner(nn.Module):
         tef: bool = True,
         query_positions: str = "none",
         places: int = 32,
+        mix: nn.Module | None = None,
     ):
         """An encoder of a width.
 
@@ -43,6 +45,8 @@ class JointMemoryAligner(nn.Module):
         projections      layers of each projection
         tef              append the ends of every clip to its features
         query_positions  "none", or "learned" (`places` of them)
+        mix              a module `mix(x, positions, words) -> (B, T, d)`: the clips as the first layer gets them; None:
+                         as they are projected
         """
         super().__init__()
         require(query_positions in ("none", "learned"), "query_positions", query_positions, "none or learned")
@@ -53,15 +57,17 @@ class JointMemoryAligner(nn.Module):
         self.layers = nn.ModuleList(
             EncoderLayer(width, heads, hidden, dropout, pre_norm=pre_norm) for _ in range(layers)
         )
-        self.norm = nn.LayerNorm(width) if pre_norm else nn.Identity()
+        self.norm, self.mix = nn.LayerNorm(width) if pre_norm else nn.Identity(), mix
         self.saliency = nn.Linear(width, 1)
 
     def forward(self, batch: Batch) -> Aligned:
         target = torch.cat([batch.target, endpoints(batch.target_mask)], -1) if self.tef else batch.target
         target, query = self.project_target(target), self.project_query(batch.query)
         places = torch.zeros_like(query) if self.places is None else self.places(query)
-        x = torch.cat([target, query], 1)
-        positions = torch.cat([sine_positions(batch.target_mask, self.width), places], 1)
+        positions = sine_positions(batch.target_mask, self.width)
+        if self.mix is not None:
+            target = self.mix(target, positions, Words(query + places, query, batch.query_mask))
+        x, positions = torch.cat([target, query], 1), torch.cat([positions, places], 1)
         mask = torch.cat([batch.target_mask, batch.query_mask], 1)
         for layer in self.layers:
             x = layer(x, positions, mask)
