@@ -44,6 +44,15 @@ def test_index_lists_the_rows_of_every_item():
     assert (len(bank), bank.width) == (3, 5)
 
 
+def test_items_may_share_rows_and_take_them_in_any_order():
+    rows = Bank.from_arrays(ARRAYS).rows
+    bank = Bank(rows, torch.tensor([0, 2, 5]), torch.tensor([7, 0, 3, 3, 7])).to("cpu")
+    assert bank.index(torch.tensor([0, 1])).tolist() == [[7, 0, -1], [3, 3, 7]]
+    assert bank.at(torch.tensor([1, 0]), torch.tensor([[2, 0], [1, 1]])).tolist() == [[7, 3], [0, 0]]
+    assert bank.lengths.tolist() == [2, 3] and len(bank) == 2
+    assert torch.equal(bank.gather(bank.index(torch.tensor([1])))[0], rows[[3, 3, 7]])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_bank_comes_back_from_its_file(dtype, tmp_path):
     vectors = [random(10 + i, 3) for i in range(3)]

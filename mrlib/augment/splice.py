@@ -77,7 +77,7 @@ def splice(indices: Tensor, dataset: MomentDataset, draw: Draw, *, placement: st
     duration_s = [dataset.samples[i].duration for i in indices.tolist()]
     batch = dataset.gather(
         torch.where(
-            pastes.origin >= 0, dataset.target.offsets[video][:, None] + pastes.origin, dataset.target.index(background)
+            pastes.origin >= 0, dataset.target.at(video, pastes.origin.clamp(min=0)), dataset.target.index(background)
         ),
         donors,
         labels=replace(labels, negative=torch.where(foreign, next_row, -1)),

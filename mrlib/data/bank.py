@@ -28,6 +28,7 @@ class Bank:
 
     rows: Tensor  # (R, D) float32 or float16; memory-mapped or resident
     offsets: Tensor  # int64 (V + 1,) item v owns rows[offsets[v] : offsets[v + 1]]
+    places: Tensor | None = None  # int64 (P,) item v owns rows[places[offsets[v] : offsets[v + 1]]]: items share rows
 
     @classmethod
     def from_arrays(cls, arrays: Sequence[np.ndarray], dtype: torch.dtype = torch.float32) -> Bank:
@@ -55,7 +56,18 @@ class Bank:
         """
         lengths = self.lengths[items]
         t = torch.arange(int(lengths.max()), device=items.device)
-        return torch.where(t < lengths[:, None], self.offsets[items][:, None] + t, -1)
+        there = t < lengths[:, None]
+        return torch.where(there, self.at(items, torch.where(there, t, 0)), -1)
+
+    def at(self, items: Tensor, clips: Tensor) -> Tensor:
+        """Where some rows of some items are.
+
+        items    int64 (B,)
+        clips    int64 (B, T)  which of its rows, from 0
+        returns  int64 (B, T)  rows of the bank
+        """
+        place = self.offsets[items][:, None] + clips
+        return place if self.places is None else self.places[place]
 
     def gather(self, rows: Tensor) -> Tensor:
         """The features of some rows.
@@ -70,7 +82,8 @@ class Bank:
         return features.view(*rows.shape, -1)
 
     def to(self, device: torch.device | str) -> Bank:
-        return replace(self, rows=self.rows.to(device), offsets=self.offsets.to(device))
+        places = None if self.places is None else self.places.to(device)
+        return replace(self, rows=self.rows.to(device), offsets=self.offsets.to(device), places=places)
 
 
 def load_bank(file: Path) -> tuple[Bank, Tensor | None] | None:

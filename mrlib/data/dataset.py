@@ -154,7 +154,8 @@ class MomentDataset:
         lines = json.dumps([s.as_line() for s in self.samples])
         digest = hashlib.blake2b(lines.encode(), digest_size=8)
         for items, bank in ((self.video, self.target), (self.question, self.query)):
-            first = bank.offsets[items[:: max(1, len(items) // 100)]]
+            some = items[:: max(1, len(items) // 100)]
+            first = bank.at(some, some.new_zeros(len(some), 1))[:, 0]
             digest.update(bank.rows[first].float().cpu().numpy().tobytes())
         return digest.hexdigest()
 
