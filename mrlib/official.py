@@ -217,6 +217,10 @@ def _qd_detr(opt: Options, tensors: Tensors) -> dict[str, Any]:
     return _queries(opt)
 
 
+def _td_detr(opt: Options, tensors: Tensors) -> dict[str, Any]:
+    return _qd_detr(opt, tensors) | {"beta": opt.read("beta", float)}
+
+
 def _amr(opt: Options, tensors: Tensors) -> dict[str, Any]:
     """From words to clips there are always two layers, whatever `enc_layers` says of those among clips."""
     for name in ("pre_norm", "use_txt_pos"):
@@ -261,8 +265,8 @@ def _amr_plain(tensors: Tensors) -> Tensors:
 def _projection(match: re.Match) -> str:
     """Four modules a layer in ours: LayerNorm, dropout, Linear, ReLU; two in theirs, dropout and Linear in one."""
     layer, part = divmod(int(match[2]), 4)
-    side = {"target": "vid", "query": "txt"}[match[1]]
-    return f"input_{side}_proj.{layer}.{'net.1' if part else 'LayerNorm'}."
+    whose = {"target": "input_vid_proj", "query": "input_txt_proj"}.get(match[1], f"{match[1]}.flow_proj")
+    return f"{whose}.{layer}.{'net.1' if part else 'LayerNorm'}."
 
 
 _JOINT = (
@@ -300,6 +304,21 @@ _DAB = (
     (r"^detector\.decoder\.anchor\.", "detector.decoder.ref_anchor_head."),
     (r"^detector\.decoder\.move\.", "detector.decoder.bbox_embed."),
     (r"^detector\.decoder\.", "transformer.decoder."),
+)
+_QD_DETR = (
+    *_MOMENT_QUERIES,
+    *_TEXT_TO_VIDEO,
+    (r"^aligner\.global_token$", "global_rep_token"),
+    (r"^aligner\.global_position$", "global_rep_pos"),
+    (r"^aligner\.clip_side\.", "saliency_proj1."),
+    (r"^aligner\.global_side\.", "saliency_proj2."),
+    *_JOINT,
+    *_DAB,
+)
+_DYNAMICS = (
+    (r"^aligner\.layers\.0\.mix\.start\.", "video_embed."),
+    (r"^(aligner\.layers\.\d+)\.mix\.attend\.", r"\1.self_attn_flow."),
+    (r"^(aligner\.layers\.\d+)\.mix\.project\.(\d+)\.", _projection),
 )
 
 # name of a paper -> how its official release stores its network
@@ -349,16 +368,14 @@ RELEASES = {
     "qd_detr": Release(
         preset="official",
         settings=_qd_detr,
-        names=(
-            *_MOMENT_QUERIES,
-            *_TEXT_TO_VIDEO,
-            (r"^aligner\.global_token$", "global_rep_token"),
-            (r"^aligner\.global_position$", "global_rep_pos"),
-            (r"^aligner\.clip_side\.", "saliency_proj1."),
-            (r"^aligner\.global_side\.", "saliency_proj2."),
-            *_JOINT,
-            *_DAB,
-        ),
+        names=_QD_DETR,
+        unread=("txt_position_embed.", "contrastive_align_projection_"),
+        corrected=(("masks", "keys"),),
+    ),
+    "td_detr": Release(
+        preset="official",
+        settings=_td_detr,
+        names=(*_DYNAMICS, *_QD_DETR),
         unread=("txt_position_embed.", "contrastive_align_projection_"),
         corrected=(("masks", "keys"),),
     ),

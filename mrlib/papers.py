@@ -419,6 +419,29 @@ PAPERS = {
         stages=(_DETR,),
         round_s=2.0,
     ),
+    "td_detr": Paper(
+        name="td_detr",
+        title="The Devil is in the Spurious Correlations: Boosting Moment Retrieval with Dynamic Learning (ICCV 2025)",
+        aligner=Choice(
+            "text_to_video", {**_TRANSFORMER, "layers": 4, "activation": "prelu", "masks": "keys", "beta": 0.7}
+        ),
+        detector=Choice(
+            "dab",
+            {**_MOMENT_QUERIES, "decoder_layers": 4, "activation": "prelu", "cost_l1": 1.0, "cost_giou": 10.0},
+        ),
+        stages=(
+            Stage(
+                "train",
+                200,
+                16,
+                augment="identity",
+                weights={"l1": 1.0, "giou": 10.0, "class": 4.0},
+                optimiser=_ADAMW,
+                schedule=Schedule("step", drop=0.4),
+            ),
+        ),
+        round_s=2.0,
+    ),
     "amr": Paper(
         name="amr",
         title="Augmented Moment Retrieval: Zero-Dependency Two-Stage Learning (ICCV 2025)",
@@ -459,6 +482,11 @@ PAPERS = {
 _SMALL_DETR = {"width": 64, "hidden": 128, "heads": 4, "dropout": 0.0, "input_dropout": 0.0, "epochs": 16}
 _SMALL_DETR |= {"lr": 2e-3, "curve": "cosine", "warmup": 0.1}
 
+# TD-DETR where there are windows and no saliency scores: QD-DETR's weights, the saliency's fourfold
+_TD_WINDOWS = {"layers": 3, "decoder_layers": 3, "cost_l1": 10.0, "cost_giou": 1.0, "epochs": 100, "lr": 2e-4}
+_TD_WINDOWS |= {"weights": {**_DETR.weights, "margin": 4.0, "contrast": 4.0, "negative": 4.0}, "curve": "constant"}
+_TD_WINDOWS |= {"keep": "MR-full-R1@0.7"}
+
 # without windows nothing trains the detector; a model per domain
 _HIGHLIGHTS = {"epochs": 2000, "batch_size": 4, "lr": 1e-3, "keep": "HL-top5-mAP"}
 
@@ -494,6 +522,13 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         # the released network, for its checkpoints
         "official": {"masks": "released", "length": "duration"},
         "tvsum": {**_HIGHLIGHTS, "weights": {"l1": 0.0, "giou": 0.0, "class": 0.0}},
+    },
+    "td_detr": {
+        "small": _SMALL_DETR | {"activation": "relu", "layers": 2, "decoder_layers": 2, "batch_size": 11},
+        "charades_sta": _TD_WINDOWS | {"round_s": 1.0},
+        "tacos": _TD_WINDOWS,
+        # the released network, for its checkpoints
+        "official": {"masks": "released", "length": "duration"},
     },
     "amr": {
         "small": _SMALL_DETR
