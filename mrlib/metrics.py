@@ -6,7 +6,8 @@ Paper    Lei et al., "QVHighlights: Detecting Moments and Highlights in Videos v
          NeurIPS 2021 (arXiv 2107.09609); its evaluator is `jayleicn/moment_detr`, standalone_eval
 Here     `evaluate` gives what that evaluator prints, to the last digit, for all queries at once;
          `moment_scores` what other papers report beside it, with the multi-moment scores of [QV-M2], the
-         benchmark of `Zhuo-Cao/QV-M2`; where every clip has its labels and no query a window, `evaluate` gives the
+         benchmark of `Zhuo-Cao/QV-M2`; `spurious` what is found of moments that were taken out of their videos
+         [TD-DETR Fig. 1]; where every clip has its labels and no query a window, `evaluate` gives the
          top-5 mAP of [TVSum] as `wjun0830/QD-DETR`, inference.py, computes it
 Departs  no or fewer predictions for a query, an empty length range, truth without saliency: scored or left out where
          the evaluator raises; an id given twice: an error where it mixes the two, but where queries are videos and
@@ -127,6 +128,44 @@ def moment_scores(predictions: Sequence[Mapping], ground_truth: Sequence[Mapping
     return {name: row(group) for name, group in groups.items() if group.any()}
 
 
+def spurious(
+    predictions: Sequence[Mapping], ground_truth: Sequence[Mapping], standard: Sequence[Mapping] | None = None
+) -> dict[str, float | int | None]:
+    """How much of a moment is found that is not there any more: the lower, the less a model guesses.  [TD-DETR Fig. 1]
+
+    predictions, ground_truth, errors   as in `evaluate`; the predictions are for videos of which each query's windows
+              were masked, as by `mrlib.data.probes.mask_moments`, and the truth is the old one
+    standard  predictions of the same model for the videos as they are
+    returns   percentages as in `evaluate`
+      "spurious-R1@0.5", "spurious-R1@0.7", "spurious-mAP"   of all queries
+      "spurious-part-..."   the same three of the queries whose windows leave a clip or more of the video; left out
+                            where there are none
+      "queries", "whole"    how many there are, and how many the windows of which leave less
+      "mAP", "ratio"        with `standard`: its mAP, and how many times the spurious mAP that is, of the two as they
+                            are given here; None where the spurious mAP is 0
+
+    Where the windows are the whole video there is no context to guess from, but its length answers.
+    """
+    lines, truth = _matched(predictions, ground_truth)
+    data = _read_retrieval(lines, truth)
+    durations_s = _checked(truth, "duration", [[line.get("duration")] for line in truth], 1)[:, 0]
+    part = durations_s - _covered_s(data) >= CLIP_S
+    scores: dict[str, float | int | None] = {}
+    for name, group in (("spurious", np.ones_like(part)), ("spurious-part", part)):
+        if group.any():
+            full = _retrieval_scores(_Retrieval(*(field[group] for field in data)))["full"]
+            scores |= {f"{name}-R1@{iou}": full["MR-R1"][iou] for iou in ("0.5", "0.7")}
+            scores[f"{name}-mAP"] = full["MR-mAP"]["average"]
+    scores |= {"queries": len(part), "whole": int((~part).sum())}
+    if standard is not None:
+        scores["mAP"] = _retrieval_scores(_read_retrieval(*_matched(standard, ground_truth)))["full"]["MR-mAP"][
+            "average"
+        ]
+        left = scores["spurious-mAP"]
+        scores["ratio"] = round(scores["mAP"] / left, 2) if left else None
+    return scores
+
+
 # ---- moment retrieval ----
 
 
@@ -164,6 +203,15 @@ def _retrieval_scores(data: _Retrieval) -> dict[str, dict[str, dict[str, float]]
             "MR-R1": dict(zip(names, map(_percent, recall), strict=True)),
         }
     return scores
+
+
+def _covered_s(data: _Retrieval) -> np.ndarray:
+    """Seconds (Q,) that the windows of a query cover together."""
+    start, end = data.windows_s.swapaxes(0, 2)  # each (W, Q); padding is from 0 to 0
+    order = start.argsort(0)
+    start, end = np.take_along_axis(start, order, 0), np.take_along_axis(end, order, 0)
+    reached = np.maximum.accumulate(np.concatenate([np.zeros_like(end[:1]), end[:-1]]), 0)
+    return (end - np.minimum(np.maximum(start, reached), end)).sum(0)
 
 
 def _length_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
