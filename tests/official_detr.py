@@ -1,4 +1,4 @@
-"""The networks of Moment-DETR and QD-DETR as released, written down plainly under the names of their checkpoints.
+"""The networks of Moment-DETR, QD-DETR and TD-DETR as released, written plainly under the names of their checkpoints.
 
 Nothing of mrlib is used, so that `load_official` has something to agree with: attention by `nn.MultiheadAttention`, the
 decoder of spans query by query and head by head, losses by loops, matching by trying everything.
@@ -33,6 +33,7 @@ OPT = {
     "max_q_l": 12,
     "max_v_l": 75,
     "span_loss_type": "l1",
+    "beta": 0.7,  # of TD-DETR
     "position_embedding": "sine",
     "aux_loss": True,
     "contrastive_align_loss": False,
@@ -63,13 +64,16 @@ def run(module: nn.Module, x: Tensor) -> Tensor:
 class Layer(nn.Module):
     """An encoder layer, a layer from text to video, or a decoder layer of Moment-DETR: the same parts."""
 
-    def __init__(self, opt, *, prelu: bool, cross: bool = False):
+    def __init__(self, opt, *, prelu: bool, cross: bool = False, flow: bool = False):
         super().__init__()
         d, self.opt = opt.hidden_dim, opt
         self.self_attn = nn.MultiheadAttention(d, opt.nheads, batch_first=True)
         if cross:
             self.multihead_attn = nn.MultiheadAttention(d, opt.nheads, batch_first=True)
             self.norm3 = nn.LayerNorm(d)
+        if flow:
+            self.self_attn_flow = nn.MultiheadAttention(d, opt.nheads, batch_first=True)
+            self.flow_proj = nn.Sequential(ProjectionLayer(d, d), ProjectionLayer(d, d))
         self.linear1, self.linear2 = nn.Linear(d, opt.dim_feedforward), nn.Linear(opt.dim_feedforward, d)
         self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
         self.activation = nn.PReLU() if prelu else nn.ReLU()
@@ -86,14 +90,32 @@ class Layer(nn.Module):
         x = self.norm1(x)
         return self.norm2(x + self.grow(x))
 
-    def take_up(self, x, positions, text, text_positions, mask, text_mask):
-        """From text to video, with the mask that lands on other samples."""
+    def take_up(self, x, positions, text, text_positions, mask, text_mask, start=None):
+        """From text to video, with the mask that lands on other samples; with a start, changes take part."""
         both = (~mask)[:, :, None] & (~text_mask)[:, None]  # (B, T, N), padded clips times padded words
         hidden = both.repeat(self.opt.nheads, 1, 1)
         keys = text + text_positions
         a = self.self_attn(x + positions, keys, text, attn_mask=hidden, key_padding_mask=~text_mask)[0]
         z = x + a
+        if start is not None:
+            z = (
+                self.opt.beta * x
+                + (1 - self.opt.beta) * self.flow(x + positions, start, keys, text, mask, text_mask)
+                + a
+            )
         return self.norm2(z + self.grow(self.norm1(z)))
+
+    def flow(self, x, start, keys, text, mask, text_mask):
+        """What the change of every clip finds in the text; padded clips are told by a mask that spares the first."""
+        changes = torch.zeros_like(x)
+        for t in range(x.shape[1]):
+            changes[:, t] = x[:, t] - (x[:, t - 1] if t else start)
+        for block in self.flow_proj:
+            changes = block(changes).relu()
+        padded = ~mask
+        padded[:, 0] = False
+        hidden = (padded[:, :, None] & (~text_mask)[:, None]).repeat(self.opt.nheads, 1, 1)
+        return self.self_attn_flow(changes, keys, text, attn_mask=hidden, key_padding_mask=~text_mask)[0]
 
     def decode(self, x, asked, memory, positions, mask):
         if self.opt.pre_norm:
@@ -166,11 +188,12 @@ def span_sines(span: Tensor, width: int) -> Tensor:
 
 
 class Official(nn.Module):
-    """Either release; `paper` is "moment_detr" or "qd_detr"."""
+    """Any of the releases; `paper` is "moment_detr", "qd_detr" or "td_detr"."""
 
     def __init__(self, opt: argparse.Namespace, paper: str):
         super().__init__()
-        d, self.opt, self.paper, qd = opt.hidden_dim, opt, paper, paper == "qd_detr"
+        d, self.opt, self.paper = opt.hidden_dim, opt, paper
+        qd, td = paper != "moment_detr", paper == "td_detr"
         self.input_vid_proj, self.input_txt_proj = (
             nn.Sequential(*(ProjectionLayer(d if i else inputs, d) for i in range(opt.n_input_proj)))
             for inputs in (opt.v_feat_dim, opt.t_feat_dim)
@@ -181,7 +204,7 @@ class Official(nn.Module):
             encoder.norm = nn.LayerNorm(d)
         self.transformer = _holder(encoder=encoder)
         if qd:
-            layers = nn.ModuleList(Layer(opt, prelu=True) for _ in range(opt.enc_layers))
+            layers = nn.ModuleList(Layer(opt, prelu=True, flow=td) for _ in range(opt.enc_layers))
             self.transformer.t2v_encoder = _holder(layers=layers)
             layers = nn.ModuleList(SpanLayer(opt, i == 0) for i in range(opt.dec_layers))
             self.transformer.decoder = _holder(
@@ -193,6 +216,8 @@ class Official(nn.Module):
                 bbox_embed=mlp(d, 2, 3),
             )
             self.query_embed = nn.Embedding(opt.num_queries, 2)
+            if td:
+                self.video_embed = nn.Embedding(1, d)
             self.saliency_proj1, self.saliency_proj2 = nn.Linear(d, d), nn.Linear(d, d)
             self.global_rep_token, self.global_rep_pos = nn.Parameter(torch.randn(d)), nn.Parameter(torch.randn(d))
         else:
@@ -207,8 +232,8 @@ class Official(nn.Module):
     def forward(self, targets: list[Tensor], queries: list[Tensor]) -> dict[str, Tensor]:
         """targets (n_b, D) without TEF, queries (m_b, D') of a batch, padded to the longest.
 
-        logits, spans (L, B, K, 2) after every decoder layer, saliency (B, T), with QD-DETR `foreign` (B, T) for the
-        next sample's query, mask bool (B, T)
+        logits, spans (L, B, K, 2) after every decoder layer, saliency (B, T), mask bool (B, T), and, but for
+        Moment-DETR, `foreign` (B, T) for the next sample's query
         """
         opt, n = self.opt, [len(target) for target in targets]
         if "tef" in opt.ctx_mode:
@@ -254,8 +279,9 @@ class Official(nn.Module):
         return x, self.saliency_proj(x[:, : video.shape[1]])[..., 0]
 
     def _text_to_video(self, x, positions, mask, text, places, text_mask):
+        start = self.video_embed.weight[0] if self.paper == "td_detr" else None
         for layer in self.transformer.t2v_encoder.layers:
-            x = layer.take_up(x, positions, text, places, mask, text_mask)
+            x = layer.take_up(x, positions, text, places, mask, text_mask, start)
         B = len(x)
         x = torch.cat([self.global_rep_token.repeat(B, 1, 1), x], 1)
         where = torch.cat([self.global_rep_pos.repeat(B, 1, 1), positions], 1)
@@ -290,28 +316,37 @@ def overlap(a: list[float], b: list[float]) -> float:
     return common / union - (hull - union) / hull
 
 
-def matching(logits: Tensor, spans: Tensor, windows: list[tuple[float, float]]) -> tuple[int, ...]:
+# of the L1 distance, the overlap and the class, in matching
+COSTS = {"moment_detr": (10, 1, 4), "qd_detr": (10, 1, 4), "td_detr": (1, 10, 4)}
+
+
+def matching(logits: Tensor, spans: Tensor, windows: list[tuple[float, float]], paper: str) -> tuple[int, ...]:
     """The query of each window, of one sample and layer: logits, spans (K, 2), centre and width."""
-    cost = []
+    cost, (l1, giou, foreground) = [], COSTS[paper]
     for z, (c, w) in zip(logits.tolist(), spans.tolist(), strict=True):
         p, row = 1 / (1 + math.exp(z[1] - z[0])), []
         for s, e in windows:
             distance = abs(c - (s + e) / 2) + abs(w - (e - s))
-            row.append(10 * distance - overlap([c - w / 2, c + w / 2], [s, e]) - 4 * p)
+            row.append(l1 * distance - giou * overlap([c - w / 2, c + w / 2], [s, e]) - foreground * p)
         cost.append(row)
     choices = permutations(range(len(cost)), len(windows))
     return min(choices, key=lambda queries: sum(cost[q][w] for w, q in enumerate(queries)))
 
 
 def losses(
-    out: dict[str, Tensor], windows: list[list[tuple[float, float]]], pairs: Tensor, scores: Tensor, layer: int
+    out: dict[str, Tensor],
+    windows: list[list[tuple[float, float]]],
+    pairs: Tensor,
+    scores: Tensor,
+    layer: int,
+    paper: str,
 ) -> dict[str, float]:
     """The terms without their weights: those of the moment queries after one decoder layer, and of the saliency."""
     logits, spans, saliency, mask = out["logits"][layer], out["spans"][layer], out["saliency"], out["mask"]
     B, K = logits.shape[:2]
     l1 = apart = classes = matched = 0.0
     for b in range(B):
-        found = matching(logits[b], spans[b], windows[b])
+        found = matching(logits[b], spans[b], windows[b], paper)
         for q, (s, e) in zip(found, windows[b], strict=True):
             c, w = spans[b, q].tolist()
             l1 += abs(c - (s + e) / 2) + abs(w - (e - s))

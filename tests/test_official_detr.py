@@ -1,6 +1,7 @@
-"""Checkpoints of Moment-DETR and QD-DETR."""
+"""Checkpoints of Moment-DETR, QD-DETR and TD-DETR."""
 
 from dataclasses import replace
+from itertools import permutations
 
 import pytest
 import torch
@@ -26,10 +27,13 @@ OPTIONS = {
     "learned positions": {"use_txt_pos": True},
     "contrastive heads that no prediction reads": {"contrastive_align_loss": True},
 }
-NETWORKS = {f"{paper}: {name}": (paper, o) for paper in ("moment_detr", "qd_detr") for name, o in OPTIONS.items()}
+PAPERS = ["moment_detr", "qd_detr", "td_detr"]
+NETWORKS = {f"{paper}: {name}": (paper, o) for paper in PAPERS for name, o in OPTIONS.items()}
 NETWORKS |= {
     "moment_detr: pre-norm": ("moment_detr", {"pre_norm": True}),
     "moment_detr: pre-norm, learned positions": ("moment_detr", {"pre_norm": True, "use_txt_pos": True}),
+    "td_detr: clips only": ("td_detr", {"beta": 1.0}),
+    "td_detr: changes only": ("td_detr", {"beta": 0}),
 }
 
 
@@ -66,7 +70,7 @@ def compare(ours, theirs, mask, rows=slice(None)):
 @pytest.mark.parametrize("name", NETWORKS)
 @torch.no_grad()
 def test_outputs_are_those_of_the_official_network(name, tmp_path):
-    """[Moment-DETR], [QD-DETR] A padded batch as released; corrected, each sample as if it were alone."""
+    """[Moment-DETR], [QD-DETR], [TD-DETR Eq. 6] A padded batch as released; corrected, each sample as if alone."""
     paper, options = NETWORKS[name]
     network, path = saved(tmp_path, paper, **options)
     released, corrected = load_official(path, paper), load_official(path, paper, corrected=True)
@@ -83,14 +87,14 @@ def test_outputs_are_those_of_the_official_network(name, tmp_path):
 @torch.no_grad()
 def test_the_released_masks_mix_samples_up_and_the_corrected_ones_do_not(tmp_path):
     """[QD-DETR] So that the two ways of loading are known to differ; Moment-DETR has one way only."""
-    for paper, apart in (("qd_detr", True), ("moment_detr", False)):
+    for paper, apart in (("qd_detr", True), ("td_detr", True), ("moment_detr", False)):
         _, path = saved(tmp_path, paper)
         batch, _, _ = batch_of()
         pair = [outputs_of(load_official(path, paper, corrected=c), batch)["spans"] for c in (False, True)]
         assert ((pair[0] - pair[1]).abs().amax((0, 2, 3)) > 1e-5).any().item() == apart
 
 
-@pytest.mark.parametrize("paper", ["moment_detr", "qd_detr"])
+@pytest.mark.parametrize("paper", PAPERS)
 @pytest.mark.parametrize("layer", [0, 1])
 def test_losses_are_those_of_the_official_network(paper, layer, tmp_path):
     """[Moment-DETR], [QD-DETR] Matching by trying everything, sums by loops."""
@@ -110,15 +114,15 @@ def test_losses_are_those_of_the_official_network(paper, layer, tmp_path):
         terms |= retriever.aligner.losses(aligned, batch)
         matched = retriever.detector.match(outputs, retriever.detector.truth(batch))[layer]
     for b, own in enumerate(windows):
-        found = matching(out["logits"][layer, b], out["spans"][layer, b], own)
+        found = matching(out["logits"][layer, b], out["spans"][layer, b], own, paper)
         assert matched[b].tolist() == [*found, *[-1] * (3 - len(own))]
-    expected = losses(out, windows, pairs, scores, layer)
+    expected = losses(out, windows, pairs, scores, layer, paper)
     assert terms.keys() == expected.keys()
     for name, value in expected.items():
         assert terms[name].item() == pytest.approx(value, rel=1e-4, abs=1e-6), name
 
 
-@pytest.mark.parametrize("name", ["moment_detr: learned positions", "qd_detr: as released"])
+@pytest.mark.parametrize("name", ["moment_detr: learned positions", "qd_detr: as released", "td_detr: deep"])
 @torch.no_grad()
 def test_a_loaded_model_is_saved_and_loaded_as_one_of_ours(name, tmp_path):
     paper, options = NETWORKS[name]
@@ -130,7 +134,7 @@ def test_a_loaded_model_is_saved_and_loaded_as_one_of_ours(name, tmp_path):
         assert checkpoint.load(tmp_path / "ours").predict(batch) == retriever.predict(batch)
 
 
-@pytest.mark.parametrize("paper", ["moment_detr", "qd_detr"])
+@pytest.mark.parametrize("paper", PAPERS)
 def test_an_option_that_is_missing_or_does_not_agree_with_the_tensors_is_refused(paper, tmp_path):
     network, path = saved(tmp_path, paper)
     sizes = ("hidden_dim", "dim_feedforward", "enc_layers", "dec_layers", "nheads", "n_input_proj", "num_queries")
@@ -139,7 +143,7 @@ def test_an_option_that_is_missing_or_does_not_agree_with_the_tensors_is_refused
         with pytest.raises(ValueError, match=r"model.ckpt does not (fit|describe)"):
             load_official(save(network, path), paper)
     flags = ("ctx_mode", "use_txt_pos", "pre_norm", "input_dropout", "dropout", "span_loss_type", "position_embedding")
-    for name in (*sizes, "v_feat_dim", "t_feat_dim", *flags):
+    for name in (*sizes, "v_feat_dim", "t_feat_dim", *flags, *(["beta"] if paper == "td_detr" else [])):
         network.opt = make_opt()
         delattr(network.opt, name)
         with pytest.raises(ValueError, match=f"model.ckpt does not describe .*: opt has no {name}$"):
@@ -154,28 +158,35 @@ def test_an_option_that_is_missing_or_does_not_agree_with_the_tensors_is_refused
         ({"a_feat_dim": 50}, "a_feat_dim of opt must be None: sound is not read, not 50"),
         ({"pre_norm": True}, "pre_norm of opt must be False"),
         ({"num_queries": 0}, "num_queries of opt must be 1 or more"),
+        ({"beta": "0.7"}, "beta of opt must be of type float, not '0.7'"),
+        ({"beta": 1.5}, "beta must be None or a number from 0 to 1, not 1.5"),
     ],
 )
 def test_an_option_that_is_not_supported_is_refused(changes, message, tmp_path):
-    network, path = saved(tmp_path, "qd_detr")
+    paper = "td_detr" if "beta" in changes else "qd_detr"
+    network, path = saved(tmp_path, paper)
     network.opt = make_opt(**changes)
     with pytest.raises(ValueError, match=f"model.ckpt does not describe .*: {message}"):
-        load_official(save(network, path), "qd_detr")
+        load_official(save(network, path), paper)
 
 
 def test_a_checkpoint_of_the_other_paper_is_refused(tmp_path):
-    for paper, other in (("moment_detr", "qd_detr"), ("qd_detr", "moment_detr")):
+    for paper, other in permutations(PAPERS, 2):
         _, path = saved(tmp_path, paper)
-        with pytest.raises(ValueError, match="missing"):
+        more = (paper, other) == ("td_detr", "qd_detr")
+        what = "25 unexpected: .*self_attn_flow.* and 15 more$" if more else "missing"
+        with pytest.raises(ValueError, match=what):
             load_official(path, other)
 
 
 def test_numbers_of_parameters_are_those_of_the_released_networks():
-    """[Moment-DETR], [QD-DETR] At SlowFast and CLIP; released with positions of 32 words that nothing reads."""
+    """[Moment-DETR], [QD-DETR], [TD-DETR Eq. 4] At SlowFast and CLIP; released with unread positions of 32 words."""
     unread = 32 * 256 + 2 * 256
     opt = make_opt(hidden_dim=256, dim_feedforward=1024, nheads=8, num_queries=10, max_q_l=32)
     opt.v_feat_dim, opt.t_feat_dim = 2818, 512
-    for paper, tensors, parameters in (("moment_detr", 92, 4_823_305), ("qd_detr", 178, 7_585_573)):
+    networks = (("moment_detr", 2, 92, 4_823_305), ("qd_detr", 2, 178, 7_585_573), ("td_detr", 4, 349, 14_961_195))
+    for paper, layers, tensors, parameters in networks:
+        opt.enc_layers = opt.dec_layers = layers
         with torch.device("meta"):
             released = Official(opt, paper)
             ours = papers.build(papers.get(paper), Widths(2816, 512, 512))
@@ -183,5 +194,6 @@ def test_numbers_of_parameters_are_those_of_the_released_networks():
         assert count(ours) + unread == parameters
     with torch.device("meta"):
         deep = papers.build(papers.get("qd_detr", layers=4, decoder_layers=4), Widths(2816, 512, 512))
+        still = papers.build(papers.get("td_detr", beta=None), Widths(2816, 512, 512))
         narrow = papers.build(papers.get("qd_detr"), Widths(512, 512, 512))
-    assert (count(deep) + unread, count(narrow) + unread) == (13_377_835, 6_991_141)
+    assert [count(network) + unread for network in (deep, still, narrow)] == [13_377_835, 13_377_835, 6_991_141]
