@@ -185,6 +185,7 @@ IDLE = {
     "moment_detr": {"aligner.saliency.bias"},  # pairs of clips are compared, and both have it
     "qd_detr": {f"{_FIRST}{name}.weight" for name in ("q_content", "k_content", "value")},  # content starts at zero
 }
+IDLE["td_detr"] = IDLE["qd_detr"]
 
 
 @pytest.mark.parametrize("name", papers.PAPERS)
