@@ -7,7 +7,7 @@ Paper    Lei et al., "QVHighlights: Detecting Moments and Highlights in Videos v
 Here     `evaluate` gives what that evaluator prints, to the last digit, for all queries at once;
          `moment_scores` what other papers report beside it, with the multi-moment scores of [QV-M2], the
          benchmark of `Zhuo-Cao/QV-M2`; `spurious` what is found of moments that were taken out of their videos
-         [TD-DETR Fig. 1]; where every clip has its labels and no query a window, `evaluate` gives the
+         [TD-DETR, spurious]; where every clip has its labels and no query a window, `evaluate` gives the
          top-5 mAP of [TVSum] as `wjun0830/QD-DETR`, inference.py, computes it
 Departs  no or fewer predictions for a query, an empty length range, truth without saliency: scored or left out where
          the evaluator raises; an id given twice: an error where it mixes the two, but where queries are videos and
@@ -131,7 +131,7 @@ def moment_scores(predictions: Sequence[Mapping], ground_truth: Sequence[Mapping
 def spurious(
     predictions: Sequence[Mapping], ground_truth: Sequence[Mapping], standard: Sequence[Mapping] | None = None
 ) -> dict[str, float | int | None]:
-    """How much of a moment is found that is not there any more: the lower, the less a model guesses.  [TD-DETR Fig. 1]
+    """How much of a moment is found that is not there any more: the lower, the less a model guesses.  [TD-DETR, spurious]
 
     predictions, ground_truth, errors   as in `evaluate`; the predictions are for videos of which each query's windows
               were masked, as by `mrlib.data.probes.mask_moments`, and the truth is the old one

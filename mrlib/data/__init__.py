@@ -126,8 +126,8 @@ _MEMBERS = {
     "MomentDataset": "dataset",
     "open_dataset": "dataset",
 }
-_SUBMODULES = ("annotations", "arrays", "bank", "check", "dataset", "features", "layouts", "pairs", "problems")
-_SUBMODULES += ("script", "simulate", "sportsmoments", "world")
+_SUBMODULES = ("annotations", "arrays", "bank", "check", "dataset", "features", "layouts", "pairs", "probes")
+_SUBMODULES += ("problems", "script", "simulate", "sportsmoments", "world")
 
 
 def __getattr__(name: str):

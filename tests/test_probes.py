@@ -1,0 +1,306 @@
+"""Videos without their moments, and moments without their videos, against loops over clips."""
+
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+from files import labelled, line, moment_detr, random, save_npy, save_npz, tvsum, windows_only, write_lines
+
+from mrlib import baselines
+from mrlib.data import Sample, open_dataset
+from mrlib.data.layouts import open_files
+from mrlib.data.probes import PROBES, contexts, dynamic_context, mask_moments, read, show, write
+
+WINDOWS = {  # windows and, with a margin of two clips before and one after, what is replaced of ten clips of 2 s
+    1: ([[4, 8]], range(0, 5)),
+    2: ([[12.6, 15.5]], range(4, 9)),  # the middles of clips 6 and 7 are inside
+    3: ([[0, 2], [17.2, 20]], [0, 1, 7, 8, 9]),  # the middle of clip 9 is inside, that of clip 8 is not
+    4: ([[0, 20]], range(10)),
+    5: ([[9.2, 9.6]], range(2, 6)),  # no middle inside: clip 4, in which it lies
+}
+MASKED = torch.tensor([[t in clips for t in range(10)] for _, clips in WINDOWS.values()])
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Five queries on three videos: 1 and 4 share one, 2 and 5 another."""
+    lines = [
+        windows_only(qid, vid=f"video_{'abc'[(qid - 1) % 3]}", relevant_windows=windows)
+        for qid, (windows, _) in WINDOWS.items()
+    ]
+    return moment_detr(tmp_path_factory.mktemp("probes"), lines)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["normalised", "raw"])
+def dataset(root, request):
+    return open_files("qvhighlights", root, "val", normalize=request.param)
+
+
+def clips(dataset):
+    """The features of every sample, its clips only."""
+    batch = dataset.batch(range(len(dataset)))
+    return [x[mask] for x, mask in zip(batch.target, batch.target_mask, strict=True)]
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(clips(one), clips(other), strict=True))
+
+
+@pytest.mark.parametrize("mode", ["noise", "zero", "mean"])
+def test_clips_of_windows_and_margins_are_replaced_and_no_others(dataset, mode):
+    """[TD-DETR, spurious] The others are the same to the last bit."""
+    for own, masked, gone in zip(clips(dataset), clips(mask_moments(dataset, mode)), MASKED, strict=True):
+        assert torch.equal((own != masked).any(1), gone)
+
+
+def test_the_mask_is_the_one_of_the_authors():
+    """For windows anywhere, but none that ends just in the middle of a clip."""
+    start, length = np.random.default_rng(0).uniform((0, 2.1), (40, 24), (60, 2)).T
+    sim = open_dataset("sim", split="val", n=60)
+    windows = np.stack([start, start + length], 1).tolist()
+    samples = [replace(s, relevant_windows=[w]) for s, w in zip(sim.samples, windows, strict=True)]
+    zeros = torch.stack(clips(mask_moments(replace(sim, samples=samples, _annotations=None), "zero"))).eq(0).all(2)
+    for (s, e), gone in zip(windows, zeros, strict=True):
+        assert gone.nonzero().flatten().tolist() == list(range(int(max(0, s - 3) // 2), min(32, int((e + 3) // 2))))
+
+
+def test_a_margin_is_in_clips_before_and_after():
+    sim = open_dataset("sim", split="val", n=20)
+    none, more = (torch.stack(clips(mask_moments(sim, "zero", margin=m))).eq(0).all(2) for m in ((0, 0), (1, 3)))
+    relevant = sim.batch(range(20)).labels.relevant
+    assert torch.equal(none, relevant)
+    wider = [(relevant[:, max(0, t - 3) : t + 2]).any(1) for t in range(32)]
+    assert torch.equal(more, torch.stack(wider, 1))
+
+
+def test_zero_is_zero_and_mean_is_that_of_the_clips_that_are_left(dataset):
+    normalised = dataset.settings["normalize"] != []
+    zero, mean = clips(mask_moments(dataset, "zero")), clips(mask_moments(dataset, "mean"))
+    for own, zeros, means, gone in zip(clips(dataset), zero, mean, MASKED, strict=True):
+        assert not zeros[gone].any()
+        left = own if gone.all() else own[~gone]
+        for columns in dataset.streams.values():
+            expected = left[:, columns].mean(0)
+            expected = expected / expected.norm() if normalised else expected
+            torch.testing.assert_close(means[gone][:, columns], expected.expand(int(gone.sum()), -1), rtol=1e-4, atol=0)
+
+
+def test_noise_lies_between_the_least_and_the_greatest_number_of_its_stream_in_the_video(root):
+    raw = open_files("qvhighlights", root, "val", normalize=False)
+    drawn = {name: [] for name in raw.streams}
+    for own, noise, gone in zip(clips(raw), clips(mask_moments(raw)), MASKED, strict=True):
+        for name, columns in raw.streams.items():
+            low, high = own[:, columns].min(), own[:, columns].max()
+            drawn[name].append(((noise[gone][:, columns] - low) / (high - low)).flatten())
+    for shares in map(torch.cat, drawn.values()):
+        assert 0 <= shares.min() < 0.05 and 0.95 < shares.max() <= 1 and len(shares.unique()) > 0.99 * len(shares)
+        assert shares.mean().item() == pytest.approx(0.5, abs=4 * (1 / 12 / len(shares)) ** 0.5)
+
+
+def test_noise_is_normalised_as_its_stream_is(root):
+    """Streams by themselves, and only those that are."""
+    for named in (["slowfast"], ["clip", "slowfast"]):
+        dataset = open_files("qvhighlights", root, "val", normalize=named)
+        for noise, gone in zip(clips(mask_moments(dataset)), MASKED, strict=True):
+            for name, columns in dataset.streams.items():
+                norms = noise[gone][:, columns].norm(dim=1)
+                assert torch.allclose(norms, torch.ones_like(norms), atol=1e-4) == (name in named)
+
+
+def test_vectors_that_were_normalised_by_themselves_are_so_again(tmp_path):
+    """Four in a row of AMR's features; none of its streams is joint."""
+    write_lines(tmp_path / "highlight_val_release.jsonl", [line()])
+    save_npz(tmp_path / "slowfast_features" / "video_a.npz", features=random(0, 10, 6))
+    save_npy(tmp_path / "clip_b32_vid_k4" / "video_a.npy", random(1, 10, 4, 3))
+    save_npy(tmp_path / "clip_b32_txt_k4" / "1.npy", random(2, 5, 4, 3))
+    dataset = open_files("qvhighlights", tmp_path, "val")
+    for mode in ("noise", "mean"):
+        noise = clips(mask_moments(dataset, mode))[0][MASKED[0]][:, dataset.streams["clip_k4"]]
+        norms = noise.unflatten(1, (4, -1)).norm(dim=2)
+        torch.testing.assert_close(norms, torch.ones_like(norms), rtol=0, atol=1e-3)
+
+
+def test_noise_is_the_same_whatever_streams_are_opened(root):
+    both, joint = (mask_moments(open_files("qvhighlights", root, "val", streams=s)) for s in (None, "joint"))
+    for one, other in zip(clips(both), clips(joint), strict=True):
+        assert torch.equal(one[:, both.streams["clip"]], other)
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_what_is_not_replaced_stays(dataset, name):
+    probe = PROBES[name](dataset)
+    own, other = dataset.batch(range(5)), probe.batch(range(5))
+    for field in ("target_mask", "query", "query_mask", "query_joint", "duration_s", "clip_s"):
+        assert torch.equal(getattr(own, field), getattr(other, field))
+    for a, b in zip(asdict(own.labels).values(), asdict(other.labels).values(), strict=True):
+        assert a is b is None or torch.equal(a, b)
+    assert probe.samples == dataset.samples and probe.streams == dataset.streams and probe.joint == dataset.joint
+    assert torch.equal(other.target_joint, other.target[..., dataset.streams["clip"]])
+    assert other.video.unique().numel() == 5 and probe.to("cpu").digest() == probe.digest() != dataset.digest()
+    assert probe.settings != dataset.settings
+
+
+@pytest.mark.parametrize("name", [name for name in PROBES if "30" in name or "noise" in name])
+def test_a_seed_gives_the_same_clips_and_another_does_not(name):
+    sim = open_dataset("sim", split="val", n=12)
+    assert same(PROBES[name](sim), PROBES[name](sim)) and same(PROBES[name](sim), PROBES[name](sim, seed=0))
+    for one, other in zip(clips(PROBES[name](sim)), clips(PROBES[name](sim, seed=1)), strict=True):
+        assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_the_order_and_the_number_of_samples_change_no_clip(name):
+    """But for the videos to choose from, which a subset of ours leaves in."""
+    sim = open_dataset("sim", split="val", n=12)
+    order = [7, 3, 11, 0, 8, 2, 10, 5, 1, 9, 4, 6]
+    assert same(PROBES[name](sim.subset(order)), PROBES[name](sim).subset(order))
+    if name.startswith("masked"):
+        assert same(PROBES[name](sim.subset([5, 2])), PROBES[name](sim).subset([5, 2]))
+    chosen = contexts(sim)
+    assert same(show(sim, chosen), show(sim, chosen[::-1]))
+
+
+def test_two_queries_of_one_video_have_masks_of_their_own(dataset):
+    """1 and 4 share a video; the rows that both leave are there once."""
+    probe = mask_moments(dataset, "zero")
+    shown = clips(probe)
+    assert torch.equal(shown[0][5:], clips(dataset)[0][5:]) and not shown[3].any()
+    assert len(probe.target.rows) < sum(map(len, shown))
+
+
+def test_clips_of_one_second_and_features_that_end_early(tmp_path):
+    """Charades-STA: a window after the last row is the last clip."""
+    lines = [
+        windows_only(1, vid="a", duration=9.4, relevant_windows=[[3.4, 5.8]]),
+        windows_only(2, vid="a", duration=9.4, relevant_windows=[[9.1, 9.4]]),
+    ]
+    moment_detr(tmp_path, lines, clips=9)
+    write_lines(tmp_path / "charades_test_release.jsonl", lines)
+    dataset = open_files("charades_sta", tmp_path, "test", dtype=torch.float16)
+    probe = mask_moments(dataset, "mean")
+    gone = [(a != b).any(1).nonzero().flatten().tolist() for a, b in zip(clips(dataset), clips(probe), strict=True)]
+    assert gone == [[1, 2, 3, 4, 5, 6], [6, 7, 8]] and probe.target.rows.dtype == torch.float16
+
+
+def test_a_masked_moment_is_where_nobody_looks():
+    """The clip that is most like the query was in the moment, and cannot be."""
+    sim = open_dataset("sim", split="val", n=100, streams="joint")
+    assert baselines.anchor_inside(sim) > 0.75 and baselines.anchor_inside(mask_moments(sim, "zero")) < 0.15
+
+
+# ---- another context
+
+
+def similar_by_loops(own):
+    """The other video of the greatest mean cosine over all pairs of clips."""
+    best = []
+    for i, a in enumerate(own):
+        mean = [torch.nn.functional.cosine_similarity(a[:, None], b[None], dim=2).mean().item() for b in own]
+        best.append(max((j for j in range(len(own)) if j != i), key=mean.__getitem__))
+    return best
+
+
+def test_the_context_is_that_of_the_most_similar_other_video():
+    """[TD-DETR, context] Clip by clip; the windows are the video's own."""
+    sim = open_dataset("sim", split="val", n=12)
+    own, relevant = clips(sim), sim.batch(range(12)).labels.relevant
+    partner = similar_by_loops(own)
+    for s, shown in enumerate(clips(dynamic_context(sim))):
+        for t in range(32):
+            assert torch.equal(shown[t], own[s][t] if relevant[s, t] else own[partner[s]][t])
+
+
+def ragged(tmp_path):
+    """Videos of 5, 8 and 8 clips, two queries on the first; the third is the second once more."""
+    lines = [
+        windows_only(1, vid="a", duration=10, relevant_windows=[[2, 4]]),
+        windows_only(2, vid="b", duration=16, relevant_windows=[[0, 4], [12, 16]]),
+        windows_only(3, vid="c", duration=16, relevant_windows=[[0, 16]]),
+        windows_only(4, vid="a", duration=10, relevant_windows=[[0, 5]]),
+    ]
+    moment_detr(tmp_path, lines)
+    for folder, width in (("slowfast_features", 6), ("clip_features", 4)):
+        save_npz(tmp_path / folder / "a.npz", features=random(width, 5, width))
+        for vid in "bc":
+            save_npz(tmp_path / folder / f"{vid}.npz", features=random(width + 1, 8, width))
+    return open_files("qvhighlights", tmp_path, "val")
+
+
+def test_clips_of_a_partner_of_another_length_are_spread_evenly_by_hand(tmp_path):
+    """Clip t of 5 is clip floor((t + 1/2) 8 / 5) of the partner; two equals: the first; never the same video."""
+    dataset = ragged(tmp_path)
+    assert [asdict(c) for c in contexts(dataset)] == [
+        {"qid": 1, "vid": "a", "partner": "b", "clips": [0, -1, 4, 5, 7]},
+        {"qid": 2, "vid": "b", "partner": "c", "clips": [-1, -1, 2, 3, 4, 5, -1, -1]},
+        {"qid": 3, "vid": "c", "partner": "b", "clips": [-1] * 8},
+        {"qid": 4, "vid": "a", "partner": "b", "clips": [-1, -1, 4, 5, 7]},
+    ]
+
+
+def test_a_share_of_the_context_is_replaced_the_greater_share_the_smaller_with_it():
+    sim = open_dataset("sim", split="val", n=200)
+    whole, third = (torch.tensor([c.clips for c in contexts(sim, share)]) >= 0 for share in (1.0, 0.3))
+    relevant = sim.batch(range(200)).labels.relevant
+    assert torch.equal(whole, ~relevant) and not (third & ~whole).any()
+    n = int(whole.sum())
+    assert third.sum().item() / n == pytest.approx(0.3, abs=4 * (0.21 / n) ** 0.5)
+    assert same(dynamic_context(sim, share=0), sim)
+
+
+def test_a_split_comes_back_from_its_file_and_needs_no_features_to_choose_by(root, tmp_path):
+    """The file was made with all streams; shown are the partner's clips in one."""
+    both, joint = (open_files("qvhighlights", root, "val", streams=s) for s in (None, "joint"))
+    chosen = contexts(both, share=0.5, seed=3)
+    write(tmp_path / "split.jsonl", chosen)
+    assert read(tmp_path / "split.jsonl") == chosen
+    shown = show(joint, read(tmp_path / "split.jsonl"))
+    for one, other in zip(clips(dynamic_context(both, 0.5, 3)), clips(shown), strict=True):
+        assert torch.equal(one[:, both.streams["clip"]], other)
+    assert shown.settings["probes"] == dynamic_context(both, 0.5, 3).settings["probes"]
+
+
+def test_a_split_of_other_data_is_refused(tmp_path):
+    dataset = ragged(tmp_path)
+    chosen = contexts(dataset)
+    with pytest.raises(ValueError, match="qid 2 on 'b' has no context"):
+        show(dataset, chosen[:1])
+    with pytest.raises(ValueError, match="qid 1 on 'a': no video 'z'"):
+        show(dataset, [replace(chosen[0], partner="z"), *chosen[1:]])
+    for wrong in ([-1] * 4, [-1, -1, -1, -1, 8]):
+        with pytest.raises(ValueError, match="another length of one of the videos, which have 5 and 8"):
+            show(dataset, [replace(chosen[0], clips=wrong), *chosen[1:]])
+    (tmp_path / "bad.jsonl").write_text('{"qid": 1, "vid": "a"}\n')
+    with pytest.raises(ValueError, match="bad.jsonl: a line has not the fields qid, vid, partner and clips"):
+        read(tmp_path / "bad.jsonl")
+
+
+# ---- all
+
+
+def test_what_cannot_be_probed_is_refused(tmp_path):
+    sim = open_dataset("sim", split="val", n=4)
+    bare = replace(sim, samples=[Sample(s.qid, s.query, s.duration, s.vid) for s in sim.samples], _annotations=None)
+    for probe in PROBES.values():
+        with pytest.raises(ValueError, match=r"sim val: 4 of 4 samples have no windows, \[1000000, "):
+            probe(bare)
+    videos = open_files("tvsum", tvsum(tmp_path, [labelled(1)]), "val")
+    with pytest.raises(ValueError, match="tvsum val: 1 of 1 samples have no windows"):
+        mask_moments(videos)
+    with pytest.raises(ValueError, match="unknown mode 'black'; known: noise, zero, mean"):
+        mask_moments(sim, "black")
+    with pytest.raises(ValueError, match="margin is"):
+        mask_moments(sim, margin=(-1, 0))
+    with pytest.raises(ValueError, match=r"share is 1.5; from 0 to 1"):
+        dynamic_context(sim, 1.5)
+    with pytest.raises(ValueError, match="one video only"):
+        dynamic_context(sim.subset([0]))
+
+
+def test_one_query_video_that_searches_in_several_videos_is_told_apart():
+    """Pairs of query and video are drawn for one by one."""
+    sim = open_dataset("sim", split="val", n=4, query="video")
+    one = replace(sim, samples=[replace(s, qid=1) for s in sim.samples], _annotations=None)
+    noise = clips(mask_moments(one, margin=(32, 32)))
+    assert not any(torch.equal(noise[0], other) for other in noise[1:])
+    assert len({tuple(c.clips) for c in contexts(one, 0.5)}) == 4
