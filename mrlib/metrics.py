@@ -131,7 +131,7 @@ def moment_scores(predictions: Sequence[Mapping], ground_truth: Sequence[Mapping
 def spurious(
     predictions: Sequence[Mapping], ground_truth: Sequence[Mapping], standard: Sequence[Mapping] | None = None
 ) -> dict[str, float | int | None]:
-    """How much of a moment is found that is not there any more: the lower, the less a model guesses.  [TD-DETR, spurious]
+    """What is found of moments that are not there any more: the lower, the less a model guesses.  [TD-DETR, spurious]
 
     predictions, ground_truth, errors   as in `evaluate`; the predictions are for videos of which each query's windows
               were masked, as by `mrlib.data.probes.mask_moments`, and the truth is the old one
