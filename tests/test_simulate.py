@@ -242,6 +242,21 @@ def test_in_the_preset_a_place_is_seen_four_clips_beyond_its_moment_on_both_side
             assert e["end"] == s.duration or e["end"] - e["windows"][-1][1] >= 8
 
 
+def test_in_close_ups_a_place_is_seen_around_a_moment_and_not_in_it():
+    world = {"preset": "context", "spurious": 1.0, "streams": "joint"}
+    before, after = val(**world), open_sim("val_shift", **world)
+    moved = (before.target.rows - after.target.rows).norm(dim=-1).unflatten(0, (len(before), -1))
+    inside = torch.zeros_like(moved, dtype=torch.bool)
+    for b, s in enumerate(before.samples):
+        for e in s.extra["script"]:
+            for start, end in e["windows"]:
+                inside[b, int(start) // 2 : int(end) // 2] = True
+    near = F.max_pool1d(inside[:, None].float(), 7, 1, 3)[:, 0] > 0  # three clips on, a blurred edge is not seen
+    far = F.max_pool1d((~inside)[:, None].float(), 7, 1, 3)[:, 0] > 0
+    assert inside[~far].all() and (~far).sum() > 100 and moved[~far].max() < 1e-3
+    assert moved[~near].min() > 0.2
+
+
 # --- video queries ---------------------------------------------------------------------------------------------------
 
 

@@ -58,7 +58,8 @@ def open_sim(
     query    "text", or "video": another rendition of the event; then no two splits share an action
     streams  some of "motion" and "appearance", the joint one, in this order; "joint" for only the joint one, None for
              both
-    preset   name of a knob: what that knob needs beside it to show its effect
+    preset   name of a knob: what that knob needs beside it to show its effect; or "context", for `spurious`: the place
+             is seen around an event, not in it
     knobs    blur        sd of the transition between events, clips
              family      how alike the actions of a family look, 0 to 1
              n_train     training samples
@@ -181,7 +182,7 @@ def _render(
     if "appearance" in chosen:
         scene = unit(dice.normal("scene", videos, 1, p.joint))
         shot = unit(dice.normal("shot", videos, clips, p.joint))
-        around = np.float32(p.place) * world.places[timeline.place]
+        around = np.float32(p.place) * np.where(on, np.float32(p.place_inside), 1) * world.places[timeline.place]
         around += np.float32(p.shot) * shot[np.arange(videos)[:, None], shots(p, dice, timeline)]
         x = kernel @ around
         event = world.event(timeline.actor, timeline.action, timeline.object)

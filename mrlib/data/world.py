@@ -102,6 +102,7 @@ class Parameters:
     spurious: float = 0.0  # knob: chance that an action happens in its home place
     speed: float = 2.0  # knob: a query video runs up to so many times faster or slower
     context_least: int = 0
+    place_inside: float = 1.0  # share of p inside a window: 0, an event hides where it happens
     length: float = 1.0  # factor of the lengths of windows
     siblings: float = 0.5  # share of resembling events that differ by an action of the same family
 
@@ -124,11 +125,16 @@ SIZES = {
     ),
 }  # fmt: skip
 
-# What a knob needs beside it where the defaults do not show its effect.
+# What a knob needs beside it where the defaults do not show its effect; "context" is for `spurious` too: close-ups that
+# show little of the event and nothing of its place, which is seen before and after it.
 PRESETS: dict[str, dict] = {knob: {} for knob in KNOBS} | {
     "family": {"irrelevant": 0.4, "siblings": 1.0, "weights": (0.5, 0.8, 0.7), "family_motion": None},
     "spurious": {
         "place": 0.8, "weights": (0.25, 0.25, 0.5), "content": 0.6, "context": 5.0, "context_least": 4, "length": 0.4,
+    },
+    "context": {
+        "place": 1.0, "weights": (0.25, 0.25, 0.5), "content": 0.5, "context": 5.0, "context_least": 4, "length": 0.4,
+        "place_inside": 0.0, "action_motion": 0.4,
     },
 }  # fmt: skip
 
