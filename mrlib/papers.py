@@ -25,6 +25,7 @@ from mrlib.align.trilinear import TrilinearAligner
 from mrlib.augment import identity
 from mrlib.augment.clip_query import clip_alone, clip_query, each_video
 from mrlib.augment.splice import splice, splice_official
+from mrlib.augment.synthesize import synthesize, synthesize_official
 from mrlib.data import Batch, MomentDataset, Widths, open_dataset
 from mrlib.detect.boundary import BoundaryDetector
 from mrlib.detect.dab import DabDecoder, DabDetector
@@ -36,13 +37,15 @@ from mrlib.layers import EncoderLayer
 from mrlib.retriever import MomentRetriever
 from mrlib.settings import is_plain, require, require_like
 
-# name -> (indices, dataset, draw) -> batch
+# name -> (indices, dataset, draw, *, options) -> batch
 AUGMENTERS: dict[str, Callable[..., Batch]] = {
     "identity": identity,
     "clip_query": clip_query,
     "clip_alone": clip_alone,
     "splice": splice,
     "splice_official": splice_official,
+    "synthesize": synthesize,
+    "synthesize_official": synthesize_official,
 }
 # name -> dataset -> what a stage trains on
 TRAINING_SETS: dict[str, Callable[[MomentDataset], MomentDataset]] = {
@@ -194,6 +197,12 @@ def _texts(x: Any) -> bool:
     return isinstance(x, list | tuple) and all(isinstance(each, str) for each in x)
 
 
+def _keyword_defaults(make: Callable[..., Any]) -> dict[str, Any]:
+    """What a function takes that may be left out."""
+    taken = inspect.signature(make).parameters.values()
+    return {p.name: p.default for p in taken if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
+
+
 @dataclass(frozen=True)
 class Choice:
     """What stands in a slot: a name of `ALIGNERS` or `DETECTORS` and its options."""
@@ -263,6 +272,7 @@ class Stage:
     optimiser: Optimiser = Optimiser()
     schedule: Schedule = Schedule()
     keep: str = "MR-full-mAP"  # the validation score, or sum of scores, by which the best epoch is chosen
+    augment_options: Mapping[str, Any] = field(default_factory=dict)  # of the augmenter; its defaults, where not here
 
     def __post_init__(self):
         require(self.name.isidentifier(), "name of a stage", self.name, "a plain word: a folder is called so")
@@ -281,6 +291,12 @@ class Stage:
         weighed = isinstance(self.weights, Mapping) and all(_is_number(w) for w in self.weights.values())
         require(weighed, "weights", self.weights, "numbers by the names of loss terms")
         require(self.augment in AUGMENTERS, "augment", self.augment, f"one of {', '.join(AUGMENTERS)}")
+        usual = _keyword_defaults(AUGMENTERS[self.augment])
+        known = isinstance(self.augment_options, Mapping) and self.augment_options.keys() <= usual.keys()
+        wanted = f"a table of options of {self.augment}: {', '.join(usual) or 'it has none'}"
+        require(known, "augment_options", self.augment_options, wanted)
+        for name, value in self.augment_options.items():
+            require_like(usual[name], name, value)
         require(self.data in TRAINING_SETS, "data", self.data, f"one of {', '.join(TRAINING_SETS)}")
 
 
@@ -553,8 +569,9 @@ def get(name: str, size: str = "paper", preset: str | None = None, **settings: A
     preset    a named set of settings of `PRESETS`, over those of the size
     settings  field=value, or **{"stage.field": value}: a field of the paper, an option of its aligner or detector (of
               both, where both have it), or a field of a stage, its optimiser or schedule (without the stage's name: of
-              every stage). `aligner` and `detector` take a name, `stages` a list of those to keep. `epochs` sets the
-              last stage and scales the others.
+              every stage), or an option of its augmenter (of every stage whose augmenter has it). `aligner` and
+              `detector` take a name, `stages` a list of those to keep. `epochs` sets the last stage and scales the
+              others.
     """
     if name not in PAPERS:
         raise ValueError(f"unknown paper {name!r}; known: {', '.join(PAPERS)}")
@@ -567,9 +584,10 @@ def get(name: str, size: str = "paper", preset: str | None = None, **settings: A
     for key, value in settings.items():
         require(is_plain(value), key, value, "a plain value: a number, text, or lists and dicts of them")
     given = {"name": name, "size": size, "preset": preset} | settings
+    slots = ("aligner", "detector", "stages")
     for table in (presets.get("small", {}) if size == "small" else {}, presets.get(preset, {}), settings):
-        # names of slots first: their options are looked up in what then stands there
-        for key in sorted(table, key=lambda k: k not in ("aligner", "detector", "stages")):
+        # names of slots first, then of augmenters: options are looked up in what then stands there
+        for key in sorted(table, key=lambda k: (k not in slots, k.rpartition(".")[2] != "augment")):
             paper = _changed(paper, key, table[key], size)
     return replace(paper, given=given)
 
@@ -655,14 +673,9 @@ def _changed(paper: Paper, key: str, value: Any, size: str) -> Paper:
             f"{key!r}: {paper.name} has no stage {stage_name!r}; it has {', '.join(s.name for s in paper.stages)}"
         )
     chosen = [s for s in paper.stages if stage_name in ("", s.name)]
+    chosen = [s for s in chosen if name in _keyword_defaults(AUGMENTERS[s.augment])] or chosen
     stages = {s.name: _changed_stage(s, key, name, value) for s in chosen}
     return replace(paper, stages=tuple(stages.get(s.name, s) for s in paper.stages))
-
-
-def _keyword_defaults(make: Callable[..., nn.Module]) -> dict[str, Any]:
-    """What a function takes that may be left out."""
-    taken = inspect.signature(make).parameters.values()
-    return {p.name: p.default for p in taken if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
 
 
 def _some_stages(paper: Paper, names: Any) -> tuple[Stage, ...]:
@@ -677,16 +690,22 @@ def _some_stages(paper: Paper, names: Any) -> tuple[Stage, ...]:
 
 def _changed_stage(stage: Stage, key: str, name: str, value: Any) -> Stage:
     own = [f.name for f in fields(Stage) if f.name not in ("name", "optimiser", "schedule")]
+    if name == "augment" and value != stage.augment:  # which knows no options of another
+        stage = replace(stage, augment_options={})
     if name in own:
         return replace(stage, **{name: _checked(stage, key, name, value)})
     for part in ("optimiser", "schedule"):
         numbers = getattr(stage, part)
         if name in (f.name for f in fields(numbers)):
             return replace(stage, **{part: replace(numbers, **{name: _checked(numbers, key, name, value)})})
+    options = _keyword_defaults(AUGMENTERS[stage.augment])
+    if name in options:
+        require_like(options[name], key, value)
+        return replace(stage, augment_options={**stage.augment_options, name: value})
     parts = [f.name for f in (*fields(Optimiser), *fields(Schedule))]
     raise ValueError(
         f"unknown setting {key!r}; a paper has aligner, detector, stages, query, streams, round_s, max_windows and the "
-        f"options of its aligner and detector, a stage has {', '.join(own + parts)}"
+        f"options of its aligner and detector, a stage has {', '.join([*own, *parts, *options])}"
     )
 
 

@@ -31,6 +31,7 @@ from tqdm.auto import tqdm
 from mrlib import baselines, checkpoint, metrics, papers, parallel
 from mrlib.augment import mining
 from mrlib.data import Batch, MomentDataset
+from mrlib.data.probes import PROBES
 from mrlib.files import PARTIAL, write_whole
 from mrlib.ops.draw import Draw
 from mrlib.papers import Paper, Stage
@@ -41,11 +42,12 @@ from mrlib.retriever import MomentRetriever
 class History:
     """What a training was like, a row per epoch."""
 
-    # stage, epoch, step, lr, loss, loss/term..., augment/count..., val scores. A stage that mines has a row for every
-    # epoch of its two models, as stages STAGE_1 and STAGE_2, and one with mined/queries, a share, and mined/windows
+    # stage, epoch, step, lr, loss, loss/term..., augment/count..., val scores, probe/score... A stage that mines has a
+    # row for every epoch of its two models, as stages STAGE_1 and STAGE_2, which are not probed, and one with
+    # mined/queries, a share, and mined/windows
     rows: list[dict[str, Any]] = field(default_factory=list)
     times: list[dict[str, Any]] = field(default_factory=list)  # stage, epoch, train_s, val_s: what differs run by run
-    result: dict[str, Any] = field(default_factory=dict)  # `scores_of` the the kept weights on val
+    result: dict[str, Any] = field(default_factory=dict)  # `scores_of` the kept weights on val; on "probes" by name
     out_dir: Path | None = None
 
     def frame(self) -> pd.DataFrame:
@@ -66,10 +68,12 @@ def fit(
     precision: str = "fp32",
     compile: bool = False,
     progress: bool = True,
+    probes: Mapping[str, MomentDataset] | None = None,
 ) -> History:
     """Train through a paper's stages; afterwards the retriever has the weights that the last stage keeps.
 
     train, val  val: None leaves validation out, and the last epoch is kept
+    probes      further datasets, scored after every epoch as val is; they never decide which epoch is kept
     out_dir     folder for checkpoints (STAGE/best, STAGE/last), history.jsonl, predictions.jsonl and metrics.json;
                 None: nothing is written
     resume      True: go on where a run of the same settings stopped; False: refuse a folder that holds a run
@@ -83,12 +87,15 @@ def fit(
     """
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"unknown precision {precision!r}; known: fp32, bf16")
-    if val is not None and not val.labelled:
-        raise ValueError(f"the val data, {val.name} {val.split}, has no annotated samples to score")
+    probes = dict(probes or {})
+    for name, scored in {"val": val, **{f"probe {name!r}": probe for name, probe in probes.items()}}.items():
+        if scored is not None and not scored.labelled:
+            raise ValueError(f"the {name} data, {scored.name} {scored.split}, has no annotated samples to score")
     device = _device(device)
     retriever.to(device)
     if device.type == "cuda":
         train, val = train.to(device), val and val.to(device)
+        probes = {name: probe.to(device) for name, probe in probes.items()}
     if retriever.recipe is not None:
         built = papers.get(**retriever.recipe["paper"])
         if (built.aligner, built.detector) != (paper.aligner, paper.detector):
@@ -98,7 +105,8 @@ def fit(
         if retriever.recipe.get("prepared"):
             raise ValueError("the retriever was changed by a stage of an earlier training already; build it anew")
     parallel.same_everywhere(retriever)
-    run = _Run(retriever, train, val, paper, seed, device, precision, compile, progress, out_dir and Path(out_dir))
+    out = out_dir and Path(out_dir)
+    run = _Run(retriever, train, val, probes, paper, seed, device, precision, compile, progress, out)
     run.try_out()
     run.open(resume)
     steps = sum(s.epochs * run.steps_of(s) for s in paper.stages if s.mine is None)
@@ -112,8 +120,8 @@ def fit(
 class _Run:
     """A training under way: everything that `fit` has to remember between epochs."""
 
-    def __init__(self, retriever, train, val, paper, seed, device, precision, compile, progress, out):
-        self.retriever, self.train, self.val, self.paper = retriever, train, val, paper
+    def __init__(self, retriever, train, val, probes, paper, seed, device, precision, compile, progress, out):
+        self.retriever, self.train, self.val, self.probes, self.paper = retriever, train, val, probes, paper
         self.seed, self.device, self.precision, self.out = seed, device, precision, out
         self.train_on(train)
         self.untrained = (
@@ -142,7 +150,8 @@ class _Run:
             if stage.mine is not None and not mining.done(self.train):
                 mining.halves(self.train, Draw(self.seed, stage.name))
             first = torch.zeros(1, dtype=torch.long, device=self.device)
-            if papers.AUGMENTERS[stage.augment](first, data, Draw(self.seed)).labels is None:
+            augment = papers.AUGMENTERS[stage.augment]
+            if augment(first, data, Draw(self.seed), **stage.augment_options).labels is None:
                 raise ValueError(
                     f"the train data, {data.name} {data.split}, has no annotated samples for stage {stage.name!r} to "
                     "learn from"
@@ -166,6 +175,8 @@ class _Run:
             "seed": self.seed,
             "precision": self.precision,
         }
+        if self.probes:
+            settings["probes"] = {name: _describe(probe) for name, probe in self.probes.items()}
         settings = json.loads(json.dumps(settings))
         file = self.out / "run.json"
         if file.is_file():
@@ -250,9 +261,11 @@ class _Run:
             trained = time.perf_counter()
             row = {"stage": stage.name, "epoch": epoch + 1, "step": (epoch + 1) * self.steps_of(stage), **means}
             if self.val is not None:
-                row |= headline(self._score()[0])
+                row |= headline(self._score(self.val)[0])
             earlier = [_kept_by(stage, r) for r in self.rows if r["stage"] == stage.name] if self.val else []
             better = self.val is None or _kept_by(stage, row) > max(earlier, default=-math.inf)
+            for name, scores in self._probed().items():
+                row |= {f"{name}/{score}": value for score, value in headline(scores).items()}
             self.rows.append(row)
             seconds = {"train_s": round(trained - started, 3), "val_s": round(time.perf_counter() - trained, 3)}
             self.times.append({"stage": stage.name, "epoch": epoch + 1, **seconds})
@@ -332,7 +345,7 @@ class _Run:
             lr = stage.optimiser.lr * stage.schedule.factor(step, stage.epochs * steps)
             for group in optimiser.param_groups:
                 group["lr"] = lr
-            batch = papers.AUGMENTERS[stage.augment](indices, data, draw)
+            batch = papers.AUGMENTERS[stage.augment](indices, data, draw, **stage.augment_options)
             for name, each in batch.counts.items():
                 counts[name] = counts.get(name, 0) + each.sum()
             if len(batch) >= world > 1:  # of a batch too small to share every rank takes all
@@ -368,9 +381,12 @@ class _Run:
         means = parallel.average({name: total / steps for name, total in sums.items()}, self.device)
         return {"lr": lr} | means | {f"augment/{name}": int(total) for name, total in counts.items()}
 
-    def _score(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        lines = predict_all(self.retriever, self.val, self.paper.stages[-1].batch_size)
-        return scores_of(lines, self.val), lines
+    def _score(self, dataset: MomentDataset) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        lines = predict_all(self.retriever, dataset, self.paper.stages[-1].batch_size)
+        return scores_of(lines, dataset), lines
+
+    def _probed(self) -> dict[str, dict[str, Any]]:
+        return {name: self._score(probe)[0] for name, probe in self.probes.items()}
 
     def finish(self) -> None:
         """Give the retriever the weights that are kept, and write what they predict."""
@@ -378,11 +394,14 @@ class _Run:
         self.retriever.load_state_dict(self._weights(last, "best"))
         self.retriever.eval()
         if self.val is not None:
-            self.result, lines = self._score()
-            if self.out is not None and parallel.ranks()[0] == 0:
-                _write_lines(self.out / "history.jsonl", self.rows)
+            self.result, lines = self._score(self.val)
+        if self.probes:
+            self.result = self.result | {"probes": self._probed()}
+        if self.result and self.out is not None and parallel.ranks()[0] == 0:
+            _write_lines(self.out / "history.jsonl", self.rows)
+            if self.val is not None:
                 _write_lines(self.out / "predictions.jsonl", lines)
-                write_whole(self.out / "metrics.json", json.dumps(self.result, indent=1) + "\n")
+            write_whole(self.out / "metrics.json", json.dumps(self.result, indent=1) + "\n")
         parallel.barrier()
 
 
@@ -419,6 +438,7 @@ def experiment(
     root: str | None = None,
     data: Mapping[str, Any] | None = None,
     score: str | None = None,
+    probes: Sequence[str] = (),
     seed: int = 0,
     progress: bool = False,
     **options: Any,
@@ -427,11 +447,15 @@ def experiment(
 
     size, preset  of `papers.get`; None: as is usual for the dataset
     score     None: the validation split
+    probes    what the kept weights are scored on beside it: names of `mrlib.data.probes.PROBES`, which are made of the
+              split `score`, and other splits of the dataset
     settings  of `papers.get`
     data      options of `open_dataset`; the simulator's seed is `seed` unless it is among them
     options   of `fit`
     returns   the scores (`scores_of`) on the split `score`, with those of what knows only the video's length "beside"
-              them; the history, the retriever
+              them, and those of each probe as "probes", beside them the ones of a fixed list of windows chosen on the
+              training set; the history, the retriever
+    raises    ValueError, before anything is trained, for a probe that is neither
     """
     asked = {name: value for name, value in (("size", size), ("preset", preset)) if value is not None}
     chosen = papers.get(paper, **papers.usual(paper, dataset) | asked, **(settings or {}))
@@ -439,6 +463,7 @@ def experiment(
     validation = papers.validation_split(dataset)
     train, val = (papers.open_split(chosen, dataset, root, split, **opened) for split in ("train", validation))
     test = val if score in (None, validation) else papers.open_split(chosen, dataset, root, score, **opened)
+    probed = {name: _probe(name, test, chosen, dataset, root, opened) for name in probes}
     retriever = papers.build(chosen, train, seed)
     history = fit(retriever, train, val, chosen, seed=seed, progress=progress, **options)
     scores = history.result
@@ -446,7 +471,26 @@ def experiment(
         scores = scores_of(predict_all(retriever, test, chosen.stages[-1].batch_size), test)
     guesses = baselines.LENGTH_ONLY if "moments" in scores else {}  # they say nothing about highlights
     beside = {name: headline(scores_of(guess(test), test)) for name, guess in guesses.items()}
-    return scores | {"beside": beside}, history, retriever
+    scores = scores | {"beside": beside}
+    if probed:
+        blind = {"fixed list": baselines.FixedList(train)} if guesses else {}
+        scores["probes"] = {
+            name: scores_of(predict_all(retriever, probe, chosen.stages[-1].batch_size), probe)
+            | {"beside": {known: headline(scores_of(guess(probe), probe)) for known, guess in blind.items()}}
+            for name, probe in probed.items()
+        }
+    return scores, history, retriever
+
+
+def _probe(
+    name: str, scored: MomentDataset, paper: Paper, dataset: str, root: str | None, options: Mapping[str, Any]
+) -> MomentDataset:
+    if name in PROBES:
+        return PROBES[name](scored)
+    try:
+        return papers.open_split(paper, dataset, root, name, **options)
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(f"probe {name!r} is none of {', '.join(PROBES)}, and no split: {error}") from error
 
 
 def _device(name: str) -> torch.device:
@@ -548,6 +592,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", required=True, help="folder for checkpoints, history and predictions")
     parser.add_argument("--no-resume", action="store_true", help="refuse a folder that holds a run")
     parser.add_argument("--score", metavar="SPLIT", help="split whose scores are printed; default: validation")
+    parser.add_argument(
+        "--probe",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME",
+        help=f"what is scored beside: other splits, or of the scored one {', '.join(PROBES)}",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
     parser.add_argument(
@@ -570,6 +622,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             root=args.root,
             data=dict(args.data),
             score=args.score,
+            probes=args.probe,
             seed=args.seed,
             progress=sys.stderr.isatty(),
             out_dir=args.out,
@@ -579,7 +632,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             compile=args.compile,
         )
         if parallel.ranks()[0] == 0:
-            print(json.dumps(headline(scores) | {"beside": scores["beside"]}, indent=1))
+            printed = headline(scores) | {"beside": scores["beside"]}
+            if args.probe:
+                each = scores["probes"].items()
+                printed["probes"] = {name: headline(of) | {"beside": of["beside"]} for name, of in each}
+            print(json.dumps(printed, indent=1))
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     finally:

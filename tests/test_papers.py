@@ -244,3 +244,56 @@ def test_what_may_be_none_can_be_set_so_by_name():
     assert (paper.stages[-1].teacher, paper.stages[-1].prepare) == (None, None)
     with pytest.raises(ValueError, match=r"distill.augment must be text, not None"):
         papers.get("amr", **{"distill.augment": None})
+
+
+def test_an_option_of_an_augmenter_is_set_by_name_in_every_stage_that_has_it():
+    paper = papers.get("td_detr", augment="synthesize", alpha=0.5, partners="random")
+    (stage,) = paper.stages
+    assert stage.augment_options == {"alpha": 0.5, "partners": "random"}
+    assert paper.describe()["stages"][0]["augment_options"] == stage.augment_options
+    assert papers.get(**paper.given) == paper
+    assert papers.get("td_detr").stages[0].augment_options == {}  # its own defaults, and nothing to record
+    spliced = papers.get("amr", placement="official")
+    assert [s.augment_options for s in spliced.stages] == [{}, {"placement": "official"}, {}]
+    one = papers.get("amr", **{"distill.alpha": 1, "distill.augment": "synthesize"})  # in whatever order
+    assert [s.augment_options for s in one.stages] == [{}, {}, {"alpha": 1}]
+
+
+def test_another_augmenter_knows_nothing_of_the_options_before(monkeypatch):
+    base = papers.PAPERS["td_detr"]
+    mixed = papers.replace(base.stages[0], augment="synthesize", augment_options={"alpha": 0.5})
+    monkeypatch.setitem(papers.PAPERS, "mixed", papers.replace(base, name="mixed", stages=(mixed,)))
+    assert papers.get("mixed", augment="splice").stages[0].augment_options == {}
+    assert papers.get("mixed", augment="synthesize").stages[0].augment_options == {"alpha": 0.5}
+    assert papers.get("mixed", jitter=0).stages[0].augment_options == {"alpha": 0.5, "jitter": 0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"partner": "random"}, "unknown setting 'partner'.* alpha, partners, jitter, originals"),
+        ({"alpha": "half"}, "alpha must be a number, not 'half'"),
+        ({"train.originals": 1}, "train.originals must be true or false, not 1"),
+        ({"placement": "even"}, "unknown setting 'placement'"),
+        ({"augment_options": {"placement": "even"}}, "augment_options must be a table of options of synthesize: alpha"),
+        ({"augment_options": {"jitter": "much"}}, "jitter must be a number, not 'much'"),
+        ({"augment_options": 3}, "augment_options must be a table of options of synthesize"),
+    ],
+)
+def test_a_wrong_option_of_an_augmenter_is_refused_and_the_right_ones_listed(settings, message):
+    with pytest.raises(ValueError, match=message):
+        papers.get("td_detr", augment="synthesize", **settings)
+
+
+def test_a_training_gives_the_augmenter_its_options(monkeypatch):
+    seen = []
+
+    def watching(indices, dataset, draw, *, alpha=0.7):
+        seen.append(alpha)
+        return papers.identity(indices, dataset, draw)
+
+    monkeypatch.setitem(papers.AUGMENTERS, "watching", watching)
+    paper = papers.get("f2sgd", "small", augment="watching", alpha=0.25, epochs=1)
+    data = papers.open_split(paper, "sim", split="train", n=8)
+    fit(papers.build(paper, data), data, None, paper, device="cpu", progress=False)
+    assert len(seen) > 1 and set(seen) == {0.25}
