@@ -25,6 +25,8 @@ from mrlib import papers
 from mrlib.files import write_whole
 from mrlib.train import experiment, headline
 
+PROBED = ("MR-full-mAP", "MR-full-R1@0.5", "MR-full-R1@0.7", "mIoU")  # what a row has of a probe
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -35,6 +37,7 @@ class Arm:
     data: Mapping[str, Any] = field(default_factory=dict)  # options of the simulator
     size: str = "small"
     split: str = "test"
+    probes: tuple[str, ...] = ()  # of `mrlib.train.experiment`: scored beside, in columns PROBE/SCORE
 
     def command(self, seed: int) -> str:
         """The command line that trains the same."""
@@ -42,6 +45,7 @@ class Arm:
         for option, values in (("--set", self.settings), ("--data", self.data)):
             if values:
                 words += [option, *(f"{k}={json.dumps(v) if not isinstance(v, str) else v}" for k, v in values.items())]
+        words += ["--probe", *self.probes] if self.probes else []
         words += ["--score", self.split]
         folder = hashlib.blake2b(shlex.join(words).encode(), digest_size=4).hexdigest()
         return shlex.join([*words, "--out", f"runs/{folder}"])
@@ -57,10 +61,18 @@ def train(arm: Arm, seed: int) -> dict[str, Any]:
     """One row's training, on one thread; returns its scores and what it cost."""
     torch.set_num_threads(1)
     scores, history, retriever = experiment(
-        arm.paper, size=arm.size, settings=arm.settings, data=arm.data, score=arm.split, seed=seed, device="cpu"
+        arm.paper,
+        size=arm.size,
+        settings=arm.settings,
+        data=arm.data,
+        score=arm.split,
+        probes=arm.probes,
+        seed=seed,
+        device="cpu",
     )
+    probed = {f"{name}/{score}": headline(scores["probes"][name])[score] for name in arm.probes for score in PROBED}
     cost = {"steps": history.rows[-1]["step"], "train_s": round(sum(t["train_s"] for t in history.times), 1)}
-    return headline(scores) | cost | {"parameters": sum(p.numel() for p in retriever.parameters())}
+    return headline(scores) | probed | cost | {"parameters": sum(p.numel() for p in retriever.parameters())}
 
 
 def run(path: str | os.PathLike, arms: Mapping[str, Arm], seeds: Iterable[int], processes: int = 2) -> pd.DataFrame:

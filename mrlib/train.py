@@ -490,7 +490,7 @@ def _probe(
     try:
         return papers.open_split(paper, dataset, root, name, **options)
     except (ValueError, FileNotFoundError) as error:
-        raise ValueError(f"probe {name!r} is none of {', '.join(PROBES)}, and no split: {error}") from error
+        raise ValueError(f"probe {name!r}, none of {', '.join(PROBES)}, is no split either: {error}") from error
 
 
 def _device(name: str) -> torch.device:

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -36,6 +37,21 @@ def test_the_command_of_a_row_gives_its_scores(written, tmp_path, monkeypatch, c
     printed = capsys.readouterr().out
     assert '"whole video"' in printed and '"centred 60 %"' in printed
     assert f'"MR-full-mAP": {row["MR-full-mAP"]}' in printed and f'"MR-full-R1@0.5": {row["MR-full-R1@0.5"]}' in printed
+
+
+def test_a_row_has_the_scores_of_its_probes_and_its_command_asks_for_them(written, tmp_path):
+    plain = ARMS["full"]
+    arm = replace(plain, probes=("val_shift", "masked_mean"))
+    assert "--probe" not in plain.command(0) and "--probe val_shift masked_mean --score test" in arm.command(0)
+    assert arm.identity(0)["paper"] == plain.identity(0)["paper"]
+    row = grid.run(tmp_path / "probed.csv", {"full": arm}, [0]).iloc[0]
+    scores = written[1].iloc[0]
+    assert row["MR-full-mAP"] == scores["MR-full-mAP"]
+    columns = [f"{name}/{score}" for name in arm.probes for score in grid.PROBED]
+    assert row[columns].between(0, 100).all() and not set(columns) & set(scores.index)
+    assert grid.read(tmp_path / "probed.csv", {"full": arm}, [0]).iloc[0]["command"] == arm.command(0)
+    with pytest.raises(ValueError, match="no row for arm 'full', seed 0"):
+        grid.read(tmp_path / "probed.csv", {"full": plain}, [0])
 
 
 def test_a_row_that_is_there_is_not_trained_again(written, monkeypatch):

@@ -13,11 +13,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mrlib import checkpoint, files, metrics, papers
+from mrlib import baselines, checkpoint, files, metrics, papers
 from mrlib.augment import identity
 from mrlib.data import open_dataset
+from mrlib.data.probes import PROBES, mask_moments
 from mrlib.retriever import MomentRetriever
-from mrlib.train import History, fit, main, predict_all
+from mrlib.train import History, experiment, fit, headline, main, predict_all, scores_of
 
 SIZE = {"size": "small", "streams": "joint"}
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -122,6 +123,94 @@ def test_a_run_killed_with_sigkill_goes_on_to_the_same_bytes(tmp_path):
     assert len(rows) < 6, "the run was over before it was killed"
     subprocess.run([*command, "--out", tmp_path / "killed"], env=ONE_THREAD, check=True, capture_output=True)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def probes_of(world):
+    return {"masked": PROBES["masked_mean"](world[1]), "context": PROBES["dynamic_context"](world[1])}
+
+
+def test_probes_are_scored_with_every_epoch_and_decide_nothing(world, tmp_path):
+    plain, weights = run(world, small(), tmp_path / "plain")
+    probed, same = run(world, small(), tmp_path / "probed", probes=probes_of(world))
+    assert all(torch.equal(weights[k], same[k]) for k in weights)
+    assert [
+        {k: v for k, v in r.items() if "masked/" not in k and "context/" not in k} for r in probed.rows
+    ] == plain.rows
+    last = checkpoint.load(tmp_path / "probed" / "train" / "last")
+    best = checkpoint.load(tmp_path / "probed" / "train" / "best")
+    for name, probe in probes_of(world).items():
+        scores = headline(scores_of(predict_all(last, probe), probe))
+        assert {k: probed.rows[-1][f"{name}/{k}"] for k in scores} == scores
+        assert probed.result["probes"][name] == scores_of(predict_all(best, probe), probe)
+    assert {k: v for k, v in probed.result.items() if k != "probes"} == plain.result
+    assert json.loads((tmp_path / "probed" / "metrics.json").read_text()) == probed.result
+    with pytest.raises(ValueError, match="keeps by 'masked/mIoU', which is none of"):
+        run(world, small(keep="masked/mIoU"), probes=probes_of(world))
+
+
+def test_probes_belong_to_a_run_that_is_stopped_and_goes_on(world, tmp_path, monkeypatch):
+    run(world, small(), tmp_path / "whole", probes=probes_of(world))
+    rename, calls = os.replace, 0
+
+    def stop(source, target):
+        nonlocal calls
+        calls += 1
+        if calls == 9:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(files.os, "replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(world, small(), tmp_path / "stopped", probes=probes_of(world))
+    monkeypatch.setattr(files.os, "replace", rename)
+    assert len((tmp_path / "stopped" / "history.jsonl").read_text().splitlines()) < 3
+    with pytest.raises(ValueError, match=r"probes.masked was .* and is None"):
+        run(world, small(), tmp_path / "stopped", probes={"context": probes_of(world)["context"]})
+    other = {"masked": mask_moments(world[1], "zero"), "context": probes_of(world)["context"]}
+    with pytest.raises(ValueError, match=r"probes.masked.probes\[0\].mode was 'mean' and is 'zero'"):
+        run(world, small(), tmp_path / "stopped", probes=other)
+    run(world, small(), tmp_path / "stopped", probes=probes_of(world))
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
+
+
+def test_without_val_probes_are_scored_all_the_same(world, tmp_path):
+    retriever = papers.build(small(epochs=1), world[0])
+    probes = probes_of(world)
+    history = fit(retriever, world[0], None, small(epochs=1), tmp_path, device="cpu", progress=False, probes=probes)
+    assert history.result.keys() == {"probes"} and "masked/MR-full-mAP" in history.rows[0]
+    assert not (tmp_path / "predictions.jsonl").exists() and (tmp_path / "metrics.json").is_file()
+
+
+def test_a_query_video_is_probed_as_a_sentence_is():
+    paper = papers.get("matr", "small", epochs=1, stages=["finetune"])
+    options = {"size": "small", "query": "video", "streams": paper.streams}
+    videos = [open_dataset("sim", split=split, n=24, **options) for split in ("train", "val")]
+    retriever = papers.build(paper, videos[0])
+    probes = {name: probe(videos[1]) for name, probe in PROBES.items()}
+    history = fit(retriever, *videos, paper, device="cpu", progress=False, probes=probes)
+    assert all(0 <= history.rows[0][f"{name}/MR-full-mAP"] <= 100 for name in PROBES)
+
+
+def test_an_experiment_scores_splits_and_probes_of_the_scored_split(tmp_path, capsys):
+    """`val_shift` without homes is `val`; beside each probe stands what a fixed list has there."""
+    data = {"n": 40, "streams": "joint"}
+    paper = {"settings": {"kernel": 5, "channels": 2, "epochs": 1}, "data": data, "device": "cpu"}
+    names = ["val_shift", "masked_zero"]
+    scores, _, retriever = experiment("f2sgd", size="small", score="test", probes=names, **paper)
+    train, test, shift = (open_dataset("sim", split=split, **SIZE, n=40) for split in ("train", "test", "val_shift"))
+    for name, probe in zip(names, (shift, mask_moments(test, "zero")), strict=True):
+        expected = scores_of(predict_all(retriever, probe), probe)
+        fixed = headline(scores_of(baselines.FixedList(train)(probe), probe))
+        assert scores["probes"][name] == expected | {"beside": {"fixed list": fixed}}
+
+    command = ["f2sgd", "--size", "small", "--data", "n=40", "--set", "kernel=5", "channels=2", "--epochs", "1"]
+    command += ["--score", "test", "--device", "cpu", "--probe", "val_shift", "--probe", "masked_zero"]
+    main([*command, "--out", str(tmp_path / "run")])
+    printed = json.loads(capsys.readouterr().out)["probes"]
+    assert printed == {n: headline(scores["probes"][n]) | {"beside": scores["probes"][n]["beside"]} for n in names}
+    with pytest.raises(SystemExit, match="probe 'val_shifted', none of masked_noise, .*no split either: unknown split"):
+        main([*command[:-1], "val_shifted", "--out", str(tmp_path / "nowhere")])
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_a_finished_run_is_not_run_again(world, tmp_path):
@@ -244,9 +333,10 @@ def test_a_full_disk_stops_the_run_with_nothing_half_written(tmp_path):
     assert "metrics.json" in contents(tmp_path / "run")
 
 
-def test_two_processes_train_what_one_does(tmp_path):
+def test_two_processes_train_what_one_does(tmp_path, capsys):
     """20 steps of the same global batches; the last batch of an epoch is odd."""
     command = [*COMMAND, "--set", "kernel=5", "channels=2", "batch_size=10", "--data", "n=47", "--epochs", "4"]
+    command += ["--probe", "masked_noise"]
     one, two = ([*command, "--out", str(tmp_path / name)] for name in ("one", "two"))
     main([*one, "--device", "cpu"])
     parallel = [
@@ -266,6 +356,7 @@ def test_two_processes_train_what_one_does(tmp_path):
         torch.testing.assert_close(double[name], single[name], rtol=0, atol=1e-5)
     results = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
     assert results[0] == results[1]
+    assert json.loads(done.stdout)["probes"] == json.loads(capsys.readouterr().out)["probes"]
 
 
 def test_mixed_precision_learns(world):
