@@ -449,8 +449,8 @@ PAPERS = {
             Stage(
                 "train",
                 200,
-                16,
-                augment="identity",
+                16,  # and two videos made of each, the 48 of the released batches
+                augment="synthesize",
                 weights={"l1": 1.0, "giou": 10.0, "class": 4.0},
                 optimiser=_ADAMW,
                 schedule=Schedule("step", drop=0.4),
@@ -540,11 +540,11 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "tvsum": {**_HIGHLIGHTS, "weights": {"l1": 0.0, "giou": 0.0, "class": 0.0}},
     },
     "td_detr": {
-        "small": _SMALL_DETR | {"activation": "relu", "layers": 2, "decoder_layers": 2, "batch_size": 11},
+        "small": _SMALL_DETR | {"activation": "relu", "layers": 2, "decoder_layers": 2, "batch_size": 8},
         "charades_sta": _TD_WINDOWS | {"round_s": 1.0},
         "tacos": _TD_WINDOWS,
-        # the released network, for its checkpoints
-        "official": {"masks": "released", "length": "duration"},
+        # the released network and how it is trained
+        "official": {"masks": "released", "length": "duration", "augment": "synthesize_official"},
     },
     "amr": {
         "small": _SMALL_DETR

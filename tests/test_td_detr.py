@@ -33,7 +33,8 @@ def test_it_has_the_papers_numbers():
         "beta": 0.7, "layers": 4, "decoder_layers": 4, "cost_l1": 1.0, "cost_giou": 10.0, "curve": "step", "drop": 0.4,
     }  # fmt: skip
     stage = paper.stages[0]
-    assert (stage.epochs, stage.batch_size, stage.weights) == (200, 16, {"l1": 1.0, "giou": 10.0, "class": 4.0})
+    assert (stage.epochs, stage.batch_size, stage.augment) == (200, 16, "synthesize")
+    assert stage.weights == {"l1": 1.0, "giou": 10.0, "class": 4.0}
     factors = [stage.schedule.factor(epoch, 200) for epoch in (79, 80, 159, 160, 199)]
     assert factors == pytest.approx([1, 0.1, 0.1, 0.01, 0.01])
     assert (paper.round_s, paper.max_windows, paper.query, paper.streams) == (2.0, 10, "text", None)
@@ -52,6 +53,14 @@ def test_datasets_of_windows_have_numbers_of_their_own(dataset, round_s):
     assert (stage.epochs, stage.weights, stage.keep) == (100, weights, "MR-full-R1@0.7")
     assert paper.round_s == round_s
     assert papers.usual("td_detr", "qvhighlights") == {"size": "paper", "preset": None}
+
+
+def test_the_released_network_and_its_training_are_a_preset():
+    """It differs in nothing else; no number of the network does."""
+    ours, theirs = (papers.get("td_detr", preset=preset) for preset in (None, "official"))
+    assert theirs.aligner.options == {**ours.aligner.options, "masks": "released"}
+    assert theirs.detector.options == {**ours.detector.options, "length": "duration"}
+    assert theirs.stages == (replace(ours.stages[0], augment="synthesize_official"),)
 
 
 def test_a_share_of_clips_is_a_setting_of_every_model_that_can_mix_and_of_no_other():
