@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from mrlib.data import Batch, Labels, MomentDataset, Sample
+from mrlib.data import Bank, Batch, Labels, MomentDataset, Sample
 from mrlib.ops.draw import Draw
 from mrlib.ops.matching import match
 
@@ -202,20 +202,32 @@ def _table(dataset: MomentDataset) -> tuple[_Samples, Tensor]:
         return _TABLES[dataset]
     everything = torch.arange(len(dataset), device=dataset.video.device)
     samples = _Samples.of(everything[_with_window(dataset, everything)], dataset)
-    videos, means = samples.video.unique(), []
+    videos = samples.video.unique()
+    similar = torch.full_like(dataset.target.lengths, -1)
+    similar[videos] = most_alike(videos, dataset.target)
+    _TABLES[dataset] = samples, similar
+    return samples, similar
+
+
+@torch.no_grad()
+def most_alike(videos: Tensor, bank: Bank) -> Tensor:
+    """Of some videos the other one that is most alike to each, by all pairs of their clips, those of equal index too.
+
+    videos   int64 (V,)  items of the bank, each once
+    returns  int64 (V,)  items, of equals the first in `videos`; -1 where there is no other
+    """
+    means = []
     for some in videos.split(CHUNK):
-        rows = dataset.target.index(some)
-        clips = dataset.target.gather(rows)
+        rows = bank.index(some)
+        clips = bank.gather(rows)
         scale = _scale(torch.linalg.vector_norm(clips, dim=-1), rows >= 0)
         means.append((scale[:, None] @ clips)[:, 0] / (rows >= 0).sum(1, keepdim=True).clamp(min=1))
-    means = torch.cat(means)
-    similar = torch.full_like(dataset.target.lengths, -1)
+    means, found = torch.cat(means), torch.full_like(videos, -1)
     for some in torch.arange(len(videos), device=videos.device).split(CHUNK) if len(videos) > 1 else ():
         alike = (means[some] @ means.T).scatter(1, some[:, None], -torch.inf)
         best = alike >= alike.max(1, keepdim=True).values - TIE
-        similar[videos[some]] = videos[best.int().argmax(1)]
-    _TABLES[dataset] = samples, similar
-    return samples, similar
+        found[some] = videos[best.int().argmax(1)]
+    return found
 
 
 # ---- what is made of them
