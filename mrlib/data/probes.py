@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from mrlib.augment.synthesize import most_alike
 from mrlib.data import MomentDataset, Sample
 from mrlib.data.arrays import unit
 from mrlib.data.bank import Bank
@@ -34,8 +34,6 @@ from mrlib.data.layouts import LAYOUTS
 from mrlib.files import write_whole
 from mrlib.metrics import read_jsonl
 from mrlib.ops.draw import Draw
-
-BLOCK = 256  # videos that are read, or compared, together
 
 # ---- without the moments
 
@@ -142,6 +140,9 @@ def dynamic_context(dataset: MomentDataset, share: float = 1.0, seed: int = 0) -
 def contexts(dataset: MomentDataset, share: float = 1.0, seed: int = 0) -> list[Context]:
     """Which clips of which other video stand outside of the windows of every sample.  [TD-DETR, context]
 
+    The other video is the one of this split whose clips, all with all, have the greatest mean cosine with those of the
+    sample's; [TD-DETR Eq. 1] leaves out pairs of one clip number, a pair in seventy-five.
+
     share   chance that a clip is replaced, each by its own coin; clip t of n by clip floor((t + 1/2) m / n) of the m
     raises  ValueError for a share that is none, samples without windows, or a dataset of a single video
     """
@@ -150,17 +151,18 @@ def contexts(dataset: MomentDataset, share: float = 1.0, seed: int = 0) -> list[
     windows, items = _windows(dataset), _items(dataset)
     if len(items) < 2:
         raise ValueError(f"{dataset.name} {dataset.split} has one video only; there is no other context for it")
-    vids = list(items)
-    partner = dict(zip(vids, _partners(dataset, torch.tensor(list(items.values()))), strict=True))
+    videos = torch.tensor(list(items.values()), device=dataset.video.device)
+    partners = dict(zip(items, most_alike(videos, dataset.target).tolist(), strict=True))
+    vids = {item: vid for vid, item in items.items()}
     lengths = dataset.target.lengths.cpu()
     coin = Draw(seed, "dynamic_context")("replace", _keys(dataset.samples), windows.shape[1])
     replaced = (coin < share) & ~windows.cpu()
     chosen = []
     for s, sample in enumerate(dataset.samples):
-        other = vids[partner[sample.vid]]
-        n, m = lengths[dataset.video[s]], lengths[items[other]]
+        other = partners[sample.vid]
+        n, m = lengths[dataset.video[s]], lengths[other]
         clips = torch.where(replaced[s, :n], (2 * torch.arange(n) + 1) * m // (2 * n), -1)
-        chosen.append(Context(sample.qid, sample.vid, other, clips.tolist()))
+        chosen.append(Context(sample.qid, sample.vid, vids[other], clips.tolist()))
     return chosen
 
 
@@ -199,26 +201,6 @@ def read(file: Path) -> list[Context]:
         return [Context(**line) for line in read_jsonl(file)]
     except TypeError as error:
         raise ValueError(f"{file}: a line has not the fields qid, vid, partner and clips ({error})") from None
-
-
-def _partners(dataset: MomentDataset, items: Tensor) -> list[int]:
-    """For each of these items of `target` the other that is most similar, by its position among them.
-
-    The similarity is the mean cosine of all pairs of clips, the product of two mean unit vectors; [TD-DETR Eq. 1]
-    leaves out the pairs of one clip number, a pair in seventy-five. Of equals the first.
-    """
-    items = items.to(dataset.video.device)
-    means = []
-    for block in items.split(BLOCK):
-        rows = dataset.target.index(block)
-        total = F.normalize(dataset.target.gather(rows), dim=-1).double().sum(1)
-        means.append(total / (rows >= 0).sum(1, keepdim=True))
-    means, best = torch.cat(means), []
-    for block in torch.arange(len(items), device=items.device).split(BLOCK):
-        similarity = means[block] @ means.T
-        similarity[torch.arange(len(block)), block] = -torch.inf
-        best += similarity.argmax(1).tolist()
-    return best
 
 
 # ---- both
