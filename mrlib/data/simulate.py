@@ -155,7 +155,7 @@ def export(dataset: MomentDataset, root: str | os.PathLike) -> None:
 
 
 def _item(bank: Bank, item: int) -> np.ndarray:
-    return bank.rows[bank.offsets[item] : bank.offsets[item + 1]].numpy()
+    return bank.rows[bank.index(torch.tensor([item]))[0]].numpy()
 
 
 def _streams(streams: str | tuple[str, ...] | None) -> tuple[str, ...]:
