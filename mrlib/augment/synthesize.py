@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mrlib.data import Bank, Batch, Labels, MomentDataset, Sample
@@ -66,11 +67,13 @@ def _scale(norm: Tensor, mask: Tensor) -> Tensor:
 
 def _top(unit: Tensor) -> Tensor:
     """The released likeness of videos of unit vectors (N, T, D); (N, N)."""
-    N, T, _ = unit.shape
-    most = min(TOP, T * T)
-    flat = unit.flatten(0, 1)
-    pairs = ((video @ flat.T).view(T, N, T).transpose(0, 1).flatten(1) for video in unit)
-    return torch.stack([each.topk(most).values.sum(1) / TOP for each in pairs])
+    T, alike = unit.shape[1], []
+    for i, video in enumerate(unit):  # with itself and those after; what comes before is the same the other way round
+        pairs = (unit[i:].flatten(0, 1) @ video.T).view(-1, T * T)
+        most = pairs.topk(min(TOP, T * T), sorted=False).values.sum(1) / TOP
+        alike.append(F.pad(most, (i, 0)))
+    upper = torch.stack(alike)
+    return upper + upper.triu(1).T
 
 
 def synthesize(
