@@ -3,8 +3,9 @@
 Paper    "The Devil is in the Spurious Correlations: Boosting Moment Retrieval with Dynamic Learning", ICCV 2025
          (arXiv 2501.07305)
 Here     [TD-DETR, spurious] `mask_moments` takes the moments out: who still finds them has guessed
-         (`mrlib.metrics.spurious`); [TD-DETR, context] `dynamic_context` leaves the moments and puts them among the
-         clips of another video. `PROBES` has them by name, for trainings and comparisons
+         (`mrlib.metrics.spurious`); `take_out` does so where videos are simulated, and nothing looks masked;
+         [TD-DETR, context] `dynamic_context` leaves the moments and puts them among the clips of another video.
+         `PROBES` has them by name, for trainings and comparisons
 Departs  the authors draw their noise before the features are normalised, which the bank no longer knows; neither file,
          share nor seed of the paper's context split is public: compare models on the same split of ours
 
@@ -31,6 +32,7 @@ from mrlib.data import MomentDataset, Sample
 from mrlib.data.arrays import unit
 from mrlib.data.bank import Bank
 from mrlib.data.layouts import LAYOUTS
+from mrlib.data.simulate import open_sim
 from mrlib.files import write_whole
 from mrlib.metrics import read_jsonl
 from mrlib.ops.draw import Draw
@@ -113,6 +115,24 @@ def _parts(dataset: MomentDataset) -> dict[str, int]:
     layout = dataset.settings.get("layout")
     parts = {name: LAYOUTS[layout].video[name].parts if layout else 1 for name in dataset.streams}
     return {name: n if name in normalized else 0 for name, n in parts.items()}
+
+
+def take_out(dataset: MomentDataset) -> MomentDataset:
+    """The simulator's videos once more, where the event asked for does not happen; its place is there.
+
+    No clip is out of the ordinary, as masked ones are. Where a video blurs from one event into the next, the clips
+    beside a window change with it.
+    raises  ValueError for videos that are not simulated
+    """
+    if dataset.name != "sim":
+        raise ValueError(f"only simulated videos can be made without an event, those of {dataset.name} be masked")
+    made = open_sim(
+        dataset.split,
+        n=len(dataset.target),
+        streams=tuple(dataset.streams),
+        **(dataset.settings | {"absent": True}),
+    )
+    return replace(dataset, target=made.target.to(dataset.video.device), settings=made.settings)
 
 
 # ---- among the clips of another video
@@ -244,4 +264,5 @@ PROBES: dict[str, Callable[[MomentDataset], MomentDataset]] = {
     **{f"masked_{mode}": partial(mask_moments, mode=mode) for mode in FILLS},
     "dynamic_context": dynamic_context,
     "dynamic_context_30": partial(dynamic_context, share=0.3),
+    "absent": take_out,
 }

@@ -47,6 +47,7 @@ def open_sim(
     query: str = "text",
     streams: str | tuple[str, ...] | None = None,
     preset: str | None = None,
+    absent: bool = False,
     **knobs,
 ) -> MomentDataset:
     """A split of a simulated world; a sample is a function of (seed, split, its index) and of the knobs.
@@ -60,6 +61,7 @@ def open_sim(
              both
     preset   name of a knob: what that knob needs beside it to show its effect; or "context", for `spurious`: the place
              is seen around an event, not in it
+    absent   the event asked for does not happen, in the place where it would have; all else, labels too, is as it was
     knobs    blur        sd of the transition between events, clips
              family      how alike the actions of a family look, 0 to 1
              n_train     training samples
@@ -93,7 +95,7 @@ def open_sim(
         rows = slice(begin, min(begin + BLOCK, n))
         count = rows.stop - begin
         script = write(world, dice, np.arange(first, last), split != base, BLOCK)
-        features, visible = _render(world, dice, script.timeline, chosen, p.visible)
+        features, visible = _render(world, dice, script.timeline, chosen, p.visible, script.relevant & absent)
         for name in chosen:
             target[rows, :, columns[name]] = features[name][:count]
         block = list(_samples(world, dice, script, saliency(dice, visible), split, begin))[:count]
@@ -121,7 +123,9 @@ def open_sim(
         streams=columns,
         joint="appearance" if joint else None,
         clip_s=CLIP_S,
-        settings={"size": size, "seed": seed, "query": query, "preset": preset, **knobs},
+        settings={"size": size, "seed": seed, "query": query, "preset": preset}
+        | ({"absent": True} if absent else {})
+        | knobs,
     )
 
 
@@ -167,9 +171,17 @@ def _streams(streams: str | tuple[str, ...] | None) -> tuple[str, ...]:
 
 
 def _render(
-    world: World, dice: Dice, timeline: Timeline, chosen: tuple[str, ...], mean: float
+    world: World,
+    dice: Dice,
+    timeline: Timeline,
+    chosen: tuple[str, ...],
+    mean: float,
+    absent: np.ndarray | bool = False,
 ) -> tuple[dict, np.ndarray]:
-    """Features of some videos, each stream (B, T, its width), and the visibility of the event (B, T)."""
+    """Features of some videos, each stream (B, T, its width), and the visibility of the event (B, T).
+
+    absent  bool (B, T)  clips whose event does not happen
+    """
     p = world.p
     videos, clips = timeline.event.shape
     visible = visibility(p, dice, timeline, mean)
@@ -177,7 +189,7 @@ def _render(
     t = np.arange(clips)
     kernel = np.exp(-0.5 * ((t[:, None] - t) / p.blur) ** 2) if p.blur else np.eye(clips)
     kernel = (kernel / kernel.sum(1, keepdims=True)).astype(np.float32)
-    on = timeline.inside[..., None]
+    on = (timeline.inside & np.logical_not(absent))[..., None]
     features = {}
     if "appearance" in chosen:
         scene = unit(dice.normal("scene", videos, 1, p.joint))
