@@ -174,13 +174,13 @@ def contexts(dataset: MomentDataset, share: float = 1.0, seed: int = 0) -> list[
     videos = torch.tensor(list(items.values()), device=dataset.video.device)
     partners = dict(zip(items, most_alike(videos, dataset.target).tolist(), strict=True))
     vids = {item: vid for vid, item in items.items()}
-    lengths = dataset.target.lengths.cpu()
+    lengths, video = dataset.target.lengths.tolist(), dataset.video.tolist()
     coin = Draw(seed, "dynamic_context")("replace", _keys(dataset.samples), windows.shape[1])
     replaced = (coin < share) & ~windows.cpu()
     chosen = []
     for s, sample in enumerate(dataset.samples):
         other = partners[sample.vid]
-        n, m = lengths[dataset.video[s]], lengths[other]
+        n, m = lengths[video[s]], lengths[other]
         clips = torch.where(replaced[s, :n], (2 * torch.arange(n) + 1) * m // (2 * n), -1)
         chosen.append(Context(sample.qid, sample.vid, vids[other], clips.tolist()))
     return chosen
