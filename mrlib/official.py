@@ -218,7 +218,8 @@ def _qd_detr(opt: Options, tensors: Tensors) -> dict[str, Any]:
 
 
 def _td_detr(opt: Options, tensors: Tensors) -> dict[str, Any]:
-    return _qd_detr(opt, tensors) | {"beta": opt.read("beta", float)}
+    """Where the options do not say beta, it is the printed one."""
+    return _qd_detr(opt, tensors) | ({"beta": opt.read("beta", float)} if "beta" in opt else {})
 
 
 def _amr(opt: Options, tensors: Tensors) -> dict[str, Any]:

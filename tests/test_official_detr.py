@@ -85,6 +85,17 @@ def test_outputs_are_those_of_the_official_network(name, tmp_path):
 
 
 @torch.no_grad()
+def test_where_the_options_do_not_say_beta_it_is_the_printed_one(tmp_path):
+    """[TD-DETR Eq. 6]"""
+    network, path = saved(tmp_path, "td_detr")
+    batch, _, _ = batch_of()
+    said = outputs_of(load_official(path, "td_detr"), batch)
+    delattr(network.opt, "beta")
+    unsaid = outputs_of(load_official(save(network, path), "td_detr"), batch)
+    assert all(torch.equal(unsaid[name], said[name]) for name in said)
+
+
+@torch.no_grad()
 def test_the_released_masks_mix_samples_up_and_the_corrected_ones_do_not(tmp_path):
     """[QD-DETR] So that the two ways of loading are known to differ; Moment-DETR has one way only."""
     for paper, apart in (("qd_detr", True), ("td_detr", True), ("moment_detr", False)):
@@ -143,7 +154,7 @@ def test_an_option_that_is_missing_or_does_not_agree_with_the_tensors_is_refused
         with pytest.raises(ValueError, match=r"model.ckpt does not (fit|describe)"):
             load_official(save(network, path), paper)
     flags = ("ctx_mode", "use_txt_pos", "pre_norm", "input_dropout", "dropout", "span_loss_type", "position_embedding")
-    for name in (*sizes, "v_feat_dim", "t_feat_dim", *flags, *(["beta"] if paper == "td_detr" else [])):
+    for name in (*sizes, "v_feat_dim", "t_feat_dim", *flags):
         network.opt = make_opt()
         delattr(network.opt, name)
         with pytest.raises(ValueError, match=f"model.ckpt does not describe .*: opt has no {name}$"):
