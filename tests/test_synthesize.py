@@ -289,6 +289,7 @@ def test_every_clip_label_and_record_is_what_the_plain_version_says(how):
         paired = [i for i, no in zip(indices.tolist(), alone.tolist(), strict=False) if not no]
         assert len(batch) == B + 2 * len(paired) and not alone[B:].any()
         assert batch.counts["synthetic"].tolist() == [0] * B + [1] * 2 * len(paired)
+        assert not any(batch.counts[name][:B].any() for name in COUNTS - {"no_partner"})
         alike = alike_of(data, how)
         for pair, i in enumerate(paired):
             row = B + 2 * pair
@@ -450,16 +451,16 @@ def test_every_other_video_is_as_likely_and_every_sample_of_it(how):
 
 
 def test_of_videos_that_are_as_alike_the_first_is_taken():
-    """Four copies of a video: each takes the first other, in whatever order and padding."""
-    data = world([9] * 4 + [20], [(v, [(2, 4)], [], None) for v in range(5)])
-    rows = torch.randn(9, 64, generator=torch.Generator().manual_seed(0))
-    bank = Bank(torch.cat([rows] * 4 + [-torch.ones(20, 64)]), data.target.offsets)
+    """37 copies of a video: each takes the first other, in whatever order and padding."""
+    data = world([9] * 37 + [20], [(v, [(2, 4)], [], None) for v in range(38)])
+    rows = torch.randn(9, 64, generator=torch.Generator().manual_seed(0)) + 1
+    bank = Bank(torch.cat([rows] * 37 + [-torch.ones(20, 64)]), data.target.offsets)
     data = replace(data, target=bank, streams={"all": slice(0, 64)})
     for how in ("similar", "table"):
-        for order in ([0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [3, 1, 2, 0]):
+        for order in (list(range(38)), list(range(38))[::-1], [*range(36, -1, -1)]):
             batch = synthesize(torch.tensor(order), data, DRAW, partners=how)
             found = {i: partner_of(batch, len(order) + 2 * at, data) for at, i in enumerate(order)}
-            assert [found[i] for i in range(4)] == [1, 0, 0, 0]
+            assert [found[i] for i in range(37)] == [1] + [0] * 36
 
 
 def test_the_table_reaches_beyond_the_batch_and_is_made_once(monkeypatch):
@@ -477,6 +478,19 @@ def test_the_table_reaches_beyond_the_batch_and_is_made_once(monkeypatch):
     assert sum(looked) == 1 + 4  # the table; a batch each
     alone = synthesize(torch.tensor([0]), data, DRAW)
     assert alone.counts["no_partner"].tolist() == [1] and len(alone) == 1
+
+
+def test_the_most_alike_of_all_videos_is_another_however_unlike_they_are():
+    """Two that point opposite ways."""
+    data = world([5, 5], [(v, [(2, 4)], [], None) for v in range(2)])
+    ways = torch.tensor([[1.0, 0.1], [-1.0, 0.1]]).repeat_interleave(5, 0)
+    data = replace(data, target=Bank(ways, data.target.offsets))
+    assert [s.qid for s in synthesize(torch.tensor([0]), data, DRAW, partners="table").samples] == [0, 0, 1]
+
+
+def test_originals_are_untouched_whatever_a_clip_lasts():
+    data = world([45, 20, 7], [(v, [(v + 0.3, v + 3.1), (4, 5.7)], [], None) for v in range(3)], clip_s=0.7)
+    check_originals(data, synthesize(torch.arange(3), data, DRAW), torch.arange(3))
 
 
 def test_without_originals_only_those_without_a_partner_stay():

@@ -276,7 +276,7 @@ def _synthesized(
     n, m = dataset.target.lengths[video], dataset.target.lengths[around] * synthetic
 
     first, last = _moments(own, synthetic, n, dataset, official).unbind(1)
-    T = int(n.maximum(m).max())
+    T = int(n.max())  # of every partner too, which asks in its turn
     t = torch.arange(T, device=own.device)
     moment = (t >= first[:, None]) & (t < last[:, None])
     factor = 1 + jitter * (1 - 2 * draw("jitter", number, 2))
