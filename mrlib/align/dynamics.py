@@ -67,7 +67,11 @@ class Dynamics(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor, words: Words) -> Tensor:
         """x, positions (B, T, d) -> (B, T, d)."""
-        changes = self.project(dynamic_tokens(x + positions, self._known[0].weight[0])).relu()
+        return self.flow(x, dynamic_tokens(x + positions, self._known[0].weight[0]), words)
+
+    def flow(self, x: Tensor, tokens: Tensor, words: Words) -> Tensor:
+        """The same of tokens that are given, (B, T, d) as x is."""
+        changes = self.project(tokens).relu()
         gathered = self.attend(changes, words.keys, words.values, words.mask, words.seen)
         return self.beta * x + (1 - self.beta) * gathered
 
