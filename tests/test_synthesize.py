@@ -19,6 +19,7 @@ from mrlib.align.saliency import foreign_rows
 from mrlib.augment import identity
 from mrlib.augment.synthesize import PARTNERS, pair_similarity, synthesize, synthesize_official
 from mrlib.data import Bank, MomentDataset, load_annotations
+from mrlib.data.probes import mask_moments
 from mrlib.ops.draw import Draw
 from mrlib.train import fit
 
@@ -404,6 +405,24 @@ def many(data: MomentDataset, count: int, **options) -> list:
     """The first sample so many times, each mixed with the last, in small batches."""
     often = data.subset([0] * count + [len(data) - 1])
     return [synthesize(i, often, DRAW, partners="table", **options) for i in torch.arange(count).split(50)]
+
+
+def test_a_batch_of_any_size_has_a_foreign_query_for_every_row():
+    dataset = world([9] * 300, [(v, [(2, 4)], [], None) for v in range(300)])
+    batch = synthesize(torch.arange(300), dataset, DRAW)
+    negative = batch.labels.negative
+    assert len(batch) == 900 and (negative >= 0).all() and len(negative.unique()) == 900
+    assert (batch.video[negative] != batch.video).all()
+
+
+def test_videos_that_share_rows_are_mixed_as_they_are_seen():
+    """Masked ones, whose clips are not in a row in the bank."""
+    dataset = mask_moments(world([9, 7, 8, 9], [(v, [(2, 4)], [], None) for v in range(4)]), "zero")
+    batch = synthesize(torch.arange(4), dataset, DRAW)
+    for row, sample in enumerate(batch.samples[4:], 4):
+        first, clips = sample.extra["own"]
+        seen = dataset.batch(batch.video[row : row + 1]).target[0, clips]
+        assert torch.equal(batch.target[row, first : first + len(clips)], seen)
 
 
 def test_a_video_is_on_average_as_long_as_its_numbers_say():

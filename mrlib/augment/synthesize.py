@@ -28,6 +28,7 @@ FEWEST = 3  # clips of context: fewer are left out  [TD-DETR, released code]
 TOP = 50  # pairs of clips that the released likeness is the mean of
 TIE = 5e-7  # likenesses this close are equal: what float32 leaves of equal videos
 CHUNK = 64  # videos
+ROWS = 512  # of a batch that foreign queries are shared out among; a larger one is dealt into such parts
 
 
 @torch.no_grad()
@@ -294,8 +295,8 @@ def _synthesized(
     start = (ends - times).gather(1, first[:, None] + T * second)[:, 0]
     mixed = _Mixed(own, other, synthetic, clips, origin, is_own, start - first)
 
-    offsets = dataset.target.offsets
-    rows = torch.where(is_own, offsets[video][:, None], offsets[around][:, None]) + origin
+    bank = dataset.target
+    rows = torch.where(is_own, *(bank.at(v, origin.minimum(bank.lengths[v][:, None] - 1)) for v in (video, around)))
     labels = _labels(mixed, dataset)
     negative = torch.arange(len(own), device=own.device).roll(-1)
     negative = negative if official else _foreign(draw, number, video, around, len(dataset))
@@ -383,12 +384,16 @@ def _foreign(draw: Draw, number: Tensor, video: Tensor, around: Tensor, size: in
     number, video, around  int64 (R,)  of the row, of the video asked about, of the other; size, of the dataset
     returns                int64 (R,)  every row once where that can be; -1 where all are about one of the two
     """
-    u = draw("foreign", (number[:, None] * 3 * size + number).flatten()).view(len(number), -1)
-    allowed = (video != video[:, None]) & (video != around[:, None])
-    cost = u + ~allowed * len(number)  # more than all others together
-    once = match(cost.T[None], torch.ones_like(allowed[:1]))[0]
-    taken = torch.where(allowed.gather(1, once[:, None])[:, 0], once, cost.argmin(1))
-    return torch.where(allowed.any(1), taken, -1)
+    chosen = torch.full_like(number, -1)
+    for rows in draw("foreign/order", number, 1)[:, 0].argsort().split(ROWS):
+        own, place = number[rows], video[rows]
+        u = draw("foreign", (own[:, None] * 3 * size + own).flatten()).view(len(rows), -1)
+        allowed = (place != place[:, None]) & (place != around[rows][:, None])
+        cost = u + ~allowed * len(rows)  # more than all others together
+        once = match(cost.T[None], torch.ones_like(allowed[:1]))[0]
+        taken = torch.where(allowed.gather(1, once[:, None])[:, 0], once, cost.argmin(1))
+        chosen[rows] = torch.where(allowed.any(1), rows[taken], -1)
+    return chosen
 
 
 def _samples(mixed: _Mixed, labels: Labels, dataset: MomentDataset) -> list[Sample]:
