@@ -36,7 +36,7 @@ def test_clips_see_no_word_and_words_no_clip():
 
 @torch.no_grad()
 def test_words_have_their_places_and_a_token_of_nothing_in_front():
-    """[SnAG] Sample by sample without padding; a place is sines and cosines of its number over the root of the width."""
+    """[SnAG] Sample by sample without padding; a place is sines and cosines of its number, over the root of d."""
     aligner, batch = aligner_of(), batch_of()
     aligned = aligner(batch)
     assert aligned.query.shape == (4, 7, 8) and aligned.query_mask[:, 0].all()
