@@ -226,6 +226,22 @@ def test_levels_share_all_weights_and_do_not_see_one_another(beta):
         torch.testing.assert_close(outputs["spans"][b, there] * n, expected[:, 1:], rtol=1e-4, atol=1e-4)
 
 
+def test_the_stem_gives_clips_their_places():
+    """[SnAG] Two convolutions, sines and cosines of a clip's number over the root of the width, and a block."""
+    detector, batch = detector_of(), make_batch(LENGTHS)
+    x, mask = aligned_of(batch).target, batch.target_mask
+    places = torch.zeros(12, 8)
+    for i in range(12):
+        for m in range(4):
+            angle = i / 10000 ** (2 * m / 8)
+            places[i, 2 * m], places[i, 2 * m + 1] = math.sin(angle) / 8**0.5, math.cos(angle) / 8**0.5
+    expected = detector.stem_block(detector.stem(x, mask) + places, mask)
+    for block, (found, there) in zip(detector.blocks, detector.pyramid(x, mask), strict=True):
+        expected = block(*expected)
+        assert torch.equal(there, expected[1])
+        torch.testing.assert_close(found[there], expected[0][there])
+
+
 def test_clips_are_the_same_whatever_is_asked():
     """[SnAG] Fusion is late: the levels of a video can be kept."""
     detector, batch = detector_of(beta=0.7), make_batch([9, 9])
@@ -285,6 +301,9 @@ def test_moments_are_those_of_a_plain_loop():
     outputs["logits"][0, ::3] = -7.0  # a score below 0.001
     outputs["spans"][2, ::4] = outputs["spans"][2, ::4].mean(-1, keepdim=True)
     outputs["spans"][2, 1::4] = outputs["spans"][2, 1] + 0.001 * torch.rand(outputs["spans"][2, 1::4].shape)
+    # of three moments that all but equal one another, one is too unlikely to vote
+    outputs["spans"][3, outputs["mask"][3]] = torch.tensor([[0.0, 0.5], [0.0, 0.51], [0.01, 0.5]])
+    outputs["logits"][3, outputs["mask"][3]] = torch.tensor([0.0014, 0.0009, 0.0011]).logit()
     moments = detector.decode(outputs, batch)
     for b, n in enumerate(LENGTHS):
         last, found = batch.duration_s[b].item() / (2 * n), []
