@@ -8,10 +8,9 @@ Here     `PyramidDetector` is its video encoder, in which every level is half as
 Levels   after they are made they stand behind one another, (B, P, d), with a place that is none behind each: what looks
          at neighbours sees padding there, and all levels go through shared layers at once
 Any      length will do, for of n places the next level has n / 2, rounded up. What stands on padding is hidden from
-         everything that looks at neighbours, also from the pooling, where the zeros of the released code win against
-         negative numbers
-Ours     of several windows around a point the shortest counts; what says nothing of a point's own is dropout, where the
-         released code drops whole branches of a sample; moments shorter than a tenth of a clip are none
+         everything that looks at neighbours, the pooling too
+Ours     of several windows around a point the shortest counts; moments are cut to the video before they suppress one
+         another, not after. Branches have dropout, without the stochastic depth of the released code
 Departs  fmu2/snag_release divides the losses by a running mean of the number of positive points; here it is the number
          in the batch, which no batch before it changes: nothing to keep, the same on every rank and after a resume. It
          evaluates a running mean of the weights, which is left out
@@ -41,7 +40,7 @@ RANGE = 8.0  # strides, the farthest end that a point answers for
 ALPHA, GAMMA, SMOOTHING = 0.5, 2.0, 0.2  # of the focal loss
 CANDIDATES = 2000  # moments that enter the suppression
 LEAST = 0.001  # score above which a moment is one
-SHORTEST = 0.1  # clips
+SHORTEST = 0.1  # clips that a moment is longer than
 SIGMA, VOTES = 0.9, 0.95  # of the suppression, and the IoU from which moments vote for one another
 KEPT = 10  # moments that leave it
 
