@@ -443,12 +443,12 @@ pd.DataFrame(ceiling_rows).T[columns]
 #                            model sees          meets video         come out
 # ```
 #
-# A²FA + F²SGD, the system of this repository, augments nothing, aligns by its anchor (A²FA) and detects a moment as
-# one point on a 2-D similarity map (F²SGD). Three more papers fit the slots and are to come. AMR augments (it makes
-# new videos out of pieces of others), fuses words into clips and finds moments with learned queries, as DETR finds
-# objects. TD-DETR makes training videos from pairs of similar ones, adds a branch for motion to the fusion and detects
-# as AMR. MATR takes a random clip of a video as the query, aligns two videos in time and predicts boundaries from
-# every clip.
+# A²FA + F²SGD, our example here, augments nothing, aligns by its anchor (A²FA) and detects a moment as one point on a
+# 2-D similarity map (F²SGD). Three more papers fit the slots, each with a notebook. AMR augments (it makes new videos
+# out of pieces of others), fuses words into clips and finds moments with learned queries, as DETR finds objects.
+# TD-DETR makes training videos from pairs of similar ones, adds a branch for what changes from clip to clip to the
+# fusion and detects as AMR. MATR takes a random clip of a video as the query, aligns two videos in time and predicts
+# boundaries from every clip.
 #
 # `Batch`, `Aligned` and `Moments` are contracts: an aligner takes a batch and returns an `Aligned`, a detector goes
 # on from there, and any two of them compose. The labels travel with the batch, but only losses read them.
