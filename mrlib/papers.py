@@ -554,7 +554,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "snag": {
         "small": {"width": 64, "layers": 2, "hidden": 128, "dropout": 0.0, "heads": 4, "levels": 4}
-        | {"epochs": 16, "lr": 2e-3, "curve": "cosine", "warmup": 0.1},
+        | {"epochs": 16, "lr": 1e-3, "curve": "cosine", "warmup": 0.1},
     },
     # learned queries without a place of their own take longer to find one
     "moment_detr": {"small": _SMALL_DETR | {"epochs": 40}, "official": {"length": "duration"}},
