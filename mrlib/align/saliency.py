@@ -3,8 +3,8 @@ r"""What makes an aligner's saliency rank clips as the annotators did (Moment-DE
 Paper    Lei et al., "Detecting Moments and Highlights in Videos via Natural Language Queries", NeurIPS 2021, and Moon
          et al., "Query-Dependent Video Representation for Moment Retrieval and Highlight Detection", CVPR 2023
 Here     `margin` orders pairs of clips  [Moment-DETR]; `rank_contrast` sets the clips of each rank apart from all
-         others and `negative` says no to a foreign query  [QD-DETR]; `ranking_pairs` and `foreign_rows` make the labels
-         that these need, where the batch brings none
+         others and `negative` says no to a foreign query  [QD-DETR]; `terms` is all three. `ranking_pairs` and
+         `foreign_rows` make the labels that these need, where the batch brings none
 Departs  with windows only, the official code pairs clips in and out of the first window and, where all is inside, a
          clip with itself; we take all windows, and no pair there. To it, two queries of one video are foreign to each
          other; to us they are not
@@ -12,10 +12,13 @@ Departs  with windows only, the official code pairs clips in and out of the firs
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mrlib.align import Aligned
 from mrlib.data import Batch
 from mrlib.ops.counts import shared_count
 
@@ -104,3 +107,22 @@ def negative(saliency: Tensor, mask: Tensor, samples: int | Tensor) -> Tensor:
     saliency (B, T) for the foreign query; mask bool (B, T); the sum is divided by the number of samples
     """
     return F.softplus(saliency.float().masked_fill(~mask, -torch.inf)).sum() / shared_count(samples)
+
+
+def terms(aligned: Aligned, batch: Batch, asked: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Tensor]:
+    """What makes an aligner's saliency, where its clips can be asked another query.  [QD-DETR]
+
+    asked     asked(query (B, N, d), query_mask bool (B, N)) -> (B, T), the saliency of the same clips for that query
+    margin    two pairs of clips per sample
+    contrast  clips of each rank against all others, those of the same video under a foreign query among them
+    negative  of the foreign query
+    """
+    mask, scores, rows = aligned.mask, scores_of(batch), foreign_rows(batch)
+    there, rows = (rows >= 0)[:, None] & mask, rows.clamp(min=0)
+    foreign = asked(aligned.query[rows], aligned.query_mask[rows])
+    pairs = ((aligned.saliency, foreign), (scores, torch.zeros_like(scores)), (mask, there))
+    return {
+        "margin": margin(aligned.saliency, ranking_pairs(batch)),
+        "contrast": rank_contrast(*(torch.cat(pair, 1) for pair in pairs)),
+        "negative": negative(foreign, there, there.any(1).sum()),
+    }

@@ -147,25 +147,9 @@ class TextToVideoAligner(nn.Module):
         return clips, (self.clip_side(clips) * self.global_side(whole)).sum(-1) / self.width**0.5
 
     def losses(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
-        """What makes the saliency.  [QD-DETR]
-
-        margin    two pairs of clips per sample
-        contrast  clips of each rank against all others, those of the same video under a foreign query among them
-        negative  of the foreign query
-        """
-        mask, scores = aligned.mask, saliency.scores_of(batch)
-        rows = saliency.foreign_rows(batch)
-        there, rows = (rows >= 0)[:, None] & mask, rows.clamp(min=0)
-        _, foreign = self.fuse(aligned.cache["target"], mask, aligned.query[rows], aligned.query_mask[rows])
-        both = (
-            torch.cat(pair, 1)
-            for pair in ((aligned.saliency, foreign), (scores, torch.zeros_like(scores)), (mask, there))
-        )
-        return {
-            "margin": saliency.margin(aligned.saliency, saliency.ranking_pairs(batch)),
-            "contrast": saliency.rank_contrast(*both),
-            "negative": saliency.negative(foreign, there, there.any(1).sum()),
-        }
+        """Those of `saliency.terms`: margin, contrast, negative.  [QD-DETR]"""
+        clips = aligned.cache["target"], aligned.mask
+        return saliency.terms(aligned, batch, lambda query, mask: self.fuse(*clips, query, mask)[1])
 
 
 def released_masks(target_mask: Tensor, query_mask: Tensor, heads: int) -> Tensor:
