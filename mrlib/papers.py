@@ -589,6 +589,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
+# What a choice that stands in no paper takes for the small simulated world; at the other size, its own defaults.
+SMALL: dict[str, dict[str, Any]] = {}
+
 
 def get(name: str, size: str = "paper", preset: str | None = None, **settings: Any) -> Paper:
     """A paper, with any of its numbers changed.
@@ -663,12 +666,13 @@ def validation_split(name: str) -> str:
 
 
 def _choice(slot: str, name: str, size: str) -> Choice:
-    """A slot's choice by name, with the options that the paper it comes from gives it."""
+    """A slot's choice by name, with the options of the paper it comes from; of none, with its own defaults."""
     known = ALIGNERS if slot == "aligner" else DETECTORS
     if not isinstance(name, str) or name not in known:
         raise ValueError(f"unknown {slot} {name!r}; known: {', '.join(known)}")
     choices = (getattr(get(paper, size), slot) for paper in PAPERS)
-    return next((choice for choice in choices if choice.name == name), Choice(name))
+    own = Choice(name, SMALL.get(name, {}) if size == "small" else {})
+    return next((choice for choice in choices if choice.name == name), own)
 
 
 def _changed(paper: Paper, key: str, value: Any, size: str) -> Paper:
