@@ -116,11 +116,11 @@ class Projection(nn.Sequential):
 
 
 class MLP(nn.Module):
-    """Linear layers, ReLU between them; as wide inside as what comes in."""
+    """Linear layers, ReLU between them; inside as wide as `hidden`, or as what comes in."""
 
-    def __init__(self, inputs: int, outputs: int, layers: int):
+    def __init__(self, inputs: int, outputs: int, layers: int, hidden: int | None = None):
         super().__init__()
-        widths = [inputs] * layers + [outputs]
+        widths = [inputs] + [hidden or inputs] * (layers - 1) + [outputs]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -176,10 +176,14 @@ class Attention(nn.Module):
         self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, seen: Tensor | None = None
     ) -> Tensor:
         """q (B, L, d); k, v (B, S, d); key_mask bool (B, S), None: all real; seen as in `attend`."""
-        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        q, k, v = (F.linear(x, w, b) for x, w, b in zip((q, k, v), weights, biases, strict=True))
+        q, k, v = self.project(q, k, v)
         dropout = self.dropout if self.training else 0.0
         return self.out_proj(attend(q, k, v, self.heads, key_mask, dropout, seen))
+
+    def project(self, *given: Tensor) -> list[Tensor]:
+        """Queries, keys and values, each through its own layer."""
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        return [F.linear(x, w, b) for x, w, b in zip(given, weights, biases, strict=True)]
 
 
 class FeedForward(nn.Module):
