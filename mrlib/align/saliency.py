@@ -109,10 +109,18 @@ def negative(saliency: Tensor, mask: Tensor, samples: int | Tensor) -> Tensor:
     return F.softplus(saliency.float().masked_fill(~mask, -torch.inf)).sum() / shared_count(samples)
 
 
-def terms(aligned: Aligned, batch: Batch, asked: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Tensor]:
+def logit(share: Tensor) -> Tensor:
+    """Of a probability that may be 0 or 1, without an infinity."""
+    return share.float().logit(1e-6)
+
+
+def terms(
+    aligned: Aligned, batch: Batch, asked: Callable[[Tensor, Tensor], Tensor], *, shares: bool = False
+) -> dict[str, Tensor]:
     """What makes an aligner's saliency, where its clips can be asked another query.  [QD-DETR]
 
     asked     asked(query (B, N, d), query_mask bool (B, N)) -> (B, T), the saliency of the same clips for that query
+    shares    the saliency is from 0 to 1, as a probability is, and not its logit
     margin    two pairs of clips per sample
     contrast  clips of each rank against all others, those of the same video under a foreign query among them
     negative  of the foreign query
@@ -124,5 +132,5 @@ def terms(aligned: Aligned, batch: Batch, asked: Callable[[Tensor, Tensor], Tens
     return {
         "margin": margin(aligned.saliency, ranking_pairs(batch)),
         "contrast": rank_contrast(*(torch.cat(pair, 1) for pair in pairs)),
-        "negative": negative(foreign, there, there.any(1).sum()),
+        "negative": negative(logit(foreign) if shares else foreign, there, there.any(1).sum()),
     }

@@ -67,7 +67,10 @@ class T2VLayer(nn.Module):
     def forward(self, x: Tensor, positions: Tensor, words: Words) -> Tensor:
         """x, positions (B, T, d) -> (B, T, d)."""
         attended = self.cross_attn(x + positions, words.keys, words.values, words.mask, words.seen)
-        carried = x if self.mix is None else self.mix(x, positions, words)
+        return self.take_up(x if self.mix is None else self.mix(x, positions, words), attended)
+
+    def take_up(self, carried: Tensor, attended: Tensor) -> Tensor:
+        """What takes the place of X, and A, both (B, T, d) -> (B, T, d)."""
         z = carried + self.dropout(attended)
         return self.norm2(z + self.dropout(self.feed_forward(self.norm1(z))))
 
@@ -113,7 +116,7 @@ class TextToVideoAligner(nn.Module):
     def forward(self, batch: Batch) -> Aligned:
         target = torch.cat([batch.target, endpoints(batch.target_mask)], -1) if self.tef else batch.target
         target, query = self.project_target(target), self.project_query(batch.query)
-        clips, relevance = self.fuse(target, batch.target_mask, query, batch.query_mask)
+        clips, relevance, *more = self.fuse(target, batch.target_mask, query, batch.query_mask)
         return Aligned(
             clips,
             batch.target_mask,
@@ -121,16 +124,14 @@ class TextToVideoAligner(nn.Module):
             batch.query_mask,
             query_global=masked_mean(query, batch.query_mask),
             saliency=relevance,
-            cache={"target": target},
+            cache={"target": target, "more": more},
         )
 
-    def fuse(self, target: Tensor, mask: Tensor, query: Tensor, query_mask: Tensor) -> tuple[Tensor, Tensor]:
-        r"""Clips in the light of a query, and how relevant they are to it.  [QD-DETR]
+    def fuse(self, target: Tensor, mask: Tensor, query: Tensor, query_mask: Tensor) -> tuple[Tensor, ...]:
+        """Clips in the light of a query, and how relevant they are to it.  [QD-DETR]
 
-        $s_t = \langle W_a M_t + b_a, W_b \bar g + b_b \rangle / \sqrt d$ of the clips M and the global token g after
-        the encoder.
-
-        target (B, T, d), query (B, N, d), both projected; returns (B, T, d), (B, T)
+        target (B, T, d), query (B, N, d), both projected; returns (B, T, d), (B, T); behind them whatever the losses of
+        another aligner that is made of this one read
         """
         positions = sine_positions(mask, self.width)
         keys = query if self.places is None else query + self.places(query)
@@ -138,13 +139,26 @@ class TextToVideoAligner(nn.Module):
         words, x = Words(keys, query, query_mask, seen), target
         for layer in self.layers:
             x = layer(x, positions, words)
-        token, place = (v.expand(len(x), 1, -1) for v in (self.global_token, self.global_position))
+        whole, clips = self.encode(self.global_token.expand(len(x), 1, -1), x, positions, mask)
+        return clips, self.relevance(whole, clips)
+
+    def encode(self, token: Tensor, x: Tensor, positions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """A global token (B, 1, d) and clips (B, T, d) among themselves; returns both.  [QD-DETR]"""
+        place = self.global_position.expand(len(x), 1, -1)
         x, positions = torch.cat([token.to(x.dtype), x], 1), torch.cat([place, positions], 1)
         mask = torch.cat([mask.new_ones(len(mask), 1), mask], 1)
         for layer in self.encoder:
             x = layer(x, positions, mask)
-        whole, clips = x[:, :1], x[:, 1:]
-        return clips, (self.clip_side(clips) * self.global_side(whole)).sum(-1) / self.width**0.5
+        return x[:, :1], x[:, 1:]
+
+    def relevance(self, whole: Tensor, clips: Tensor) -> Tensor:
+        r"""$s_t = \langle W_a M_t + b_a, W_b \bar g + b_b \rangle / \sqrt d$ of the encoded clips and global token.
+
+        [QD-DETR]
+
+        whole (B, 1, d), clips (B, T, d); returns (B, T)
+        """
+        return (self.clip_side(clips) * self.global_side(whole)).sum(-1) / self.width**0.5
 
     def losses(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
         """Those of `saliency.terms`: margin, contrast, negative.  [QD-DETR]"""

@@ -182,13 +182,13 @@ class TrilinearAligner(nn.Module):
         return (F.softplus((n - p) / TEMPERATURE) * rows).sum() / shared_count(rows.sum())
 
 
-def batch_contrast(query: Tensor, video: Tensor, rows: Tensor) -> Tensor:
+def batch_contrast(query: Tensor, video: Tensor, rows: Tensor, temperature: float = TEMPERATURE) -> Tensor:
     r"""Symmetric InfoNCE: each query with its video against all videos of the batch, and the other way.  [AMR, losses]
 
     query, video  (B, d)
     rows          bool (B,)  samples that are there
     """
-    similarity = F.normalize(query, dim=-1) @ F.normalize(video, dim=-1).mT / TEMPERATURE
+    similarity = F.normalize(query, dim=-1) @ F.normalize(video, dim=-1).mT / temperature
     similarity = similarity.masked_fill(~(rows[:, None] & rows), torch.finfo(similarity.dtype).min)
     own = sum(side.log_softmax(1).diagonal() for side in (similarity, similarity.mT))
     return -(own * rows).sum() / 2 / shared_count(rows.sum())
