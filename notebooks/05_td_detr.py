@@ -581,7 +581,7 @@ left.grid(visible=False)
 right.axis("off")
 if simulated:
     for k, i in enumerate((one, int(best[one]))):
-        inset = right.inset_axes([0, 0.55 - 0.5 * k, 1, 0.36])
+        inset = right.inset_axes([0, 0.6 - 0.58 * k, 1, 0.32])
         script(inset, train.samples[i])
         inset.set_title(f"video {i}: {train.samples[i].query}", fontsize=8)
 if save_figures:
@@ -1265,7 +1265,7 @@ grid.summary(pd.DataFrame(lost).reset_index(), lost).round(1)
 
 # %%
 strengths = {f"context, spurious {s}": f"context {s}" for s in ("1", "0.5", "0")} | {"place, spurious 1": "place 1"}
-fig, axes = plots.figure(14, 3.2, ncols=len(strengths), sharey=True)
+fig, axes = plots.figure(12, 2.8, ncols=len(strengths), sharey=True)
 for ax, (title, world_name) in zip(axes[0], strengths.items(), strict=True):
     for x, kind in enumerate(kinds):
         of = rows[rows["arm"] == f"{kind}, {world_name}"]
