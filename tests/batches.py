@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from mrlib.data import Batch, Labels, Sample
@@ -77,3 +79,27 @@ def make_batch(
             for b, n in enumerate(lengths)
         ],
     )
+
+
+def alone(batch: Batch, b: int) -> Batch:
+    """A sample without its padding, and without its labels."""
+    n, words = int(batch.target_mask[b].sum()), int(batch.query_mask[b].sum())
+    one = batch.unlabelled()[b : b + 1]
+    return replace(
+        one,
+        target=one.target[:, :n],
+        target_mask=one.target_mask[:, :n],
+        query=one.query[:, :words],
+        query_mask=one.query_mask[:, :words],
+        target_joint=one.target_joint[:, :n],
+    )
+
+
+def spoilt(batch: Batch) -> Batch:
+    """The same with something else on its padding."""
+    g = torch.Generator().manual_seed(0)
+    target, query = (
+        torch.where(mask[..., None], x, 5 * torch.randn(x.shape, generator=g))
+        for x, mask in ((batch.target, batch.target_mask), (batch.query, batch.query_mask))
+    )
+    return replace(batch, target=target, query=query)

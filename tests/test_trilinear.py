@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from batches import make_batch
+from batches import alone, make_batch, spoilt
 from torch import nn
 
 from mrlib import papers
@@ -313,30 +313,6 @@ def test_labels_are_read_by_losses_alone():
     with_labels, without = module(batch), module(batch.unlabelled())
     assert torch.equal(with_labels.target, without.target) and torch.equal(with_labels.saliency, without.saliency)
     assert module.losses(without, batch)["ctc"] > 0
-
-
-def alone(batch, b):
-    """A sample without its padding."""
-    n, words = int(batch.target_mask[b].sum()), int(batch.query_mask[b].sum())
-    one = batch.unlabelled()[b : b + 1]
-    return replace(
-        one,
-        target=one.target[:, :n],
-        target_mask=one.target_mask[:, :n],
-        query=one.query[:, :words],
-        query_mask=one.query_mask[:, :words],
-        target_joint=one.target_joint[:, :n],
-    )
-
-
-def spoilt(batch):
-    """The same with something else on its padding."""
-    g = torch.Generator().manual_seed(0)
-    target, query = (
-        torch.where(mask[..., None], x, 5 * torch.randn(x.shape, generator=g))
-        for x, mask in ((batch.target, batch.target_mask), (batch.query, batch.query_mask))
-    )
-    return replace(batch, target=target, query=query)
 
 
 def differ(a, b):
