@@ -35,6 +35,7 @@ from mrlib.detect.dual_query import active_queries, released_queries
 from mrlib.detect.pyramid import PyramidDetector
 from mrlib.detect.quality import FocalHead, IouHead, MaskHead
 from mrlib.detect.similarity_map import SimilarityMapDetector
+from mrlib.detect.tan import TanDetector
 from mrlib.layers import EncoderLayer
 from mrlib.retriever import MomentRetriever
 from mrlib.settings import is_plain, require, require_like
@@ -186,6 +187,7 @@ DETECTORS: dict[str, Callable[..., nn.Module]] = {
     "detr": _moment_queries(DetrDetector, DetrDecoder),
     "dab": _moment_queries(DabDetector, DabDecoder),
     "dab_quality": _dab_quality,
+    "tan": TanDetector,
 }
 
 
@@ -590,7 +592,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 # What a choice that stands in no paper takes for the small simulated world; at the other size, its own defaults.
-SMALL: dict[str, dict[str, Any]] = {}
+SMALL: dict[str, dict[str, Any]] = {
+    "tan": {"channels": 32, "kernel": 5},
+}
 
 
 def get(name: str, size: str = "paper", preset: str | None = None, **settings: Any) -> Paper:
