@@ -23,6 +23,7 @@ from mrlib.align.joint_memory import JointMemoryAligner
 from mrlib.align.separate import SeparateAligner
 from mrlib.align.text_to_video import T2VLayer, TextToVideoAligner
 from mrlib.align.trilinear import TrilinearAligner
+from mrlib.align.uvcom import UvcomAligner
 from mrlib.augment import identity
 from mrlib.augment.clip_query import clip_alone, clip_query, each_video
 from mrlib.augment.splice import splice, splice_official
@@ -178,6 +179,7 @@ ALIGNERS: dict[str, Callable[..., nn.Module]] = {
     "text_to_video": _text_to_video,
     "trilinear": _trilinear,
     "dual_stage": _dual_stage,
+    "uvcom": UvcomAligner,
 }
 # name -> (width of the aligner, options) -> detector
 DETECTORS: dict[str, Callable[..., nn.Module]] = {
@@ -593,6 +595,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 
 # What a choice that stands in no paper takes for the small simulated world; at the other size, its own defaults.
 SMALL: dict[str, dict[str, Any]] = {
+    "uvcom": {"width": 64, "layers": 2, "hidden": 128, "heads": 4, "dropout": 0.0, "input_dropout": 0.0},
     "tan": {"channels": 32, "kernel": 5},
 }
 
