@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from mrlib.align.anchor import AnchorAligner, ConcatAligner, RawAligner
+from mrlib.align.cg_detr import CgDetrAligner
 from mrlib.align.dual_stage import DualStageAligner
 from mrlib.align.dynamics import dynamics
 from mrlib.align.joint import JointAligner, JointEncoder
@@ -180,6 +181,7 @@ ALIGNERS: dict[str, Callable[..., nn.Module]] = {
     "trilinear": _trilinear,
     "dual_stage": _dual_stage,
     "uvcom": UvcomAligner,
+    "cg_detr": CgDetrAligner,
 }
 # name -> (width of the aligner, options) -> detector
 DETECTORS: dict[str, Callable[..., nn.Module]] = {
@@ -596,6 +598,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 # What a choice that stands in no paper takes for the small simulated world; at the other size, its own defaults.
 SMALL: dict[str, dict[str, Any]] = {
     "uvcom": {"width": 64, "layers": 2, "hidden": 128, "heads": 4, "dropout": 0.0, "input_dropout": 0.0},
+    "cg_detr": {"width": 64, "layers": 2, "encoder_layers": 2, "hidden": 128, "heads": 4, "dropout": 0.0}
+    | {"input_dropout": 0.0, "dummies": 8, "dummy_layers": 1},
     "tan": {"channels": 32, "kernel": 5},
 }
 
