@@ -22,6 +22,7 @@ from mrlib.align.dynamics import dynamics
 from mrlib.align.joint import JointAligner, JointEncoder
 from mrlib.align.joint_memory import JointMemoryAligner
 from mrlib.align.separate import SeparateAligner
+from mrlib.align.taskweave import TaskWeaveAligner
 from mrlib.align.text_to_video import T2VLayer, TextToVideoAligner
 from mrlib.align.trilinear import TrilinearAligner
 from mrlib.align.uvcom import UvcomAligner
@@ -180,6 +181,7 @@ ALIGNERS: dict[str, Callable[..., nn.Module]] = {
     "text_to_video": _text_to_video,
     "trilinear": _trilinear,
     "dual_stage": _dual_stage,
+    "taskweave": TaskWeaveAligner,
     "uvcom": UvcomAligner,
     "cg_detr": CgDetrAligner,
 }
@@ -600,6 +602,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "uvcom": {"width": 64, "layers": 2, "hidden": 128, "heads": 4, "dropout": 0.0, "input_dropout": 0.0},
     "cg_detr": {"width": 64, "layers": 2, "encoder_layers": 2, "hidden": 128, "heads": 4, "dropout": 0.0}
     | {"input_dropout": 0.0, "dummies": 8, "dummy_layers": 1},
+    "taskweave": {"width": 64, "hidden": 128, "heads": 4, "dropout": 0.0, "input_dropout": 0.0},
     "tan": {"channels": 32, "kernel": 5},
 }
 
