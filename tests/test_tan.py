@@ -217,7 +217,7 @@ def test_odd_videos_under_autocast_stay_finite(dtype):
     assert all(p.grad.isfinite().all() and p.grad.abs().max() > 0 for p in made.parameters())
 
 
-@pytest.mark.parametrize("aligner", [name for name in papers.ALIGNERS if name != "toy"])
+@pytest.mark.parametrize("aligner", papers.ALIGNERS)
 def test_it_trains_and_answers_behind_every_aligner(aligner):
     """With the numbers of the small size; every one of its parameters has a gradient."""
     paper = papers.get("f2sgd", "small", aligner=aligner, detector="tan")
