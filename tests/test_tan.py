@@ -110,6 +110,14 @@ def test_a_layer_is_divided_by_the_cells_under_its_kernel_that_are_there():
     torch.testing.assert_close(found, torch.where(expected > 0, 1 / expected, 0.0))
 
 
+@pytest.mark.parametrize("kernel", [3, 21])
+def test_cells_are_counted_exactly_with_large_kernels_and_in_half_precision(kernel):
+    """441 is no number of bfloat16."""
+    there = torch.ones(1, 1, 40, 40, dtype=torch.bool)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert 1 / weights(there, kernel)[0, 0, 20, 20].item() == pytest.approx(kernel**2, rel=1e-6)
+
+
 def iou_by_hand(a, b):
     shared = max(0.0, min(a[1], b[1]) - max(a[0], b[0]))
     return shared / (a[1] - a[0] + b[1] - b[0] - shared)

@@ -26,7 +26,7 @@ from mrlib.data import Batch
 from mrlib.detect import Moments
 from mrlib.detect.similarity_map import cells
 from mrlib.ops import spans
-from mrlib.ops.conv import LargeKernelConv2d, direct
+from mrlib.ops.conv import LargeKernelConv2d, conv2d
 from mrlib.ops.counts import shared_count
 from mrlib.settings import require
 
@@ -50,7 +50,7 @@ def weights(there: Tensor, kernel: int) -> Tensor:
     there    bool (B, 1, M, M)
     returns  (B, 1, M, M)  float32
     """
-    count = direct(there.float(), torch.ones(1, 1, kernel, kernel, device=there.device)).round()
+    count = conv2d(there.float(), torch.ones(1, 1, kernel, kernel, device=there.device)).round()
     return torch.where(count > 0, 1 / count.clamp(min=1), 0)
 
 
