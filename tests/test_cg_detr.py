@@ -227,10 +227,8 @@ def test_losses_are_the_saliencys_and_the_same_of_the_share_of_words():
 def test_dropout_makes_no_share_of_more_than_one():
     """[CG-DETR] Of weights that are dropped those that are left are larger, and may sum to more."""
     torch.manual_seed(0)
-    module, batch = aligner(dropout=0.5, layers=1), batch_of()
-    attention = module.layers[0].cross_attn
-    attention.register_forward_hook(lambda _, given, gave: sums.append(gave[1]))
-    sums = []
+    module, batch, sums = aligner(dropout=0.5, layers=1, heads=1, dummies=1), batch_of(), []
+    module.layers[0].cross_attn.register_forward_hook(lambda _, given, gave: sums.append(gave[1]))
     (kappa,) = module(batch).cache["more"]
     assert sums[0].max() > 1 and kappa.max() == 1
     assert torch.equal(kappa, sums[0].clamp(max=1))
