@@ -26,8 +26,8 @@
 # The question of this notebook: **what does the splice teach, what does it spoil, and does the second stage mend it?**
 #
 # The code is published, the mining is not, and code and paper describe two different second stages. Both are here.
-# Tags such as [AMR, fusion] or [AMR stage 2] are the same in code, tests and notebook; they name parts, for the paper's
-# own numbers could not be checked.
+# Tags such as [AMR, fusion] or [AMR stage 2] are the same in code, tests and notebook; they name parts, for the
+# numbers of the paper's equations could not be checked.
 
 # %% tags=["parameters"]
 dataset: str = "sim"  # "sim", or a dataset on disk: qvhighlights
@@ -127,8 +127,9 @@ def parts(data, count=128):
 #
 # **Picture.** Left and middle, cosines of clips with the query, in one video each, with the knob at two values; the
 # truth is shaded. With a blur of 3 clips the edge is a slope. When kicks and throws look alike, a throw by the same
-# person with the same thing (its bar is grey) is as good a match as the kick. Right, scarcity: of the questions asked
-# in `test`, how many ask for an actor, action and object that were together in some question of `train`?
+# person with the same thing (its bar is grey) comes up to the weaker clips of the kick. Right, scarcity: of the
+# questions asked in `test`, how many ask for an actor, action and object that were together in some question of
+# `train`?
 
 
 # %%
@@ -214,7 +215,7 @@ if simulated:
         }
     by_knob = pd.DataFrame(rows).T
     best = by_knob["best clip inside (%)"]
-    assert best["as it is"] > best["blur 3.0"] + 10
+    assert best["as it is"] > best["blur 3.0"] + 3
     assert best.filter(like="family").is_monotonic_decreasing
     print("Blur and likeness within a family each move the most similar clip out of the moment.")
 else:
@@ -304,7 +305,7 @@ two = [[0.0, 4.0], [6.0, 8.0]]
 story = replace(train.samples[0], duration=2.0 * L, relevant_windows=two, relevant_clip_ids=None, saliency_scores=None)
 pair = bare("two", [replace(story, qid=q, vid=f"v{q}", extra={}) for q in range(2)], lambda s: L)
 pair = pair.subset([0, 1] * (drawn // 2))
-many = splice(torch.arange(drawn), pair, draw)
+many = splice(torch.arange(drawn), pair, Draw(0, "layouts"))
 pasted = [s.extra["pasted"] for s in many.samples]
 found = Counter((p[0][0], p[1][0]) for p in pasted if [len(clips) for _, clips in p] == [2, 1])
 assert set(found) == set(listed)
@@ -440,7 +441,7 @@ if real is not None:  # measured before on all ten passes: 82.7, 11.6, 5.1, 12.4
     assert all(abs(by_placement.loc[("QVHighlights", "splice_official"), k] - x) < d for k, (x, d) in expected.items())
 
 # %% tags=["nbval-ignore-output"]
-print("QVHighlights:", "as annotated" if real is not None else "left out, MRLIB_DATA names no folder with it")
+print("QVHighlights:", "annotations found" if real is not None else "left out, MRLIB_DATA names no folder with it")
 by_placement.round(1)
 
 # %% [markdown]
@@ -531,7 +532,10 @@ print("No video is in both halves, and no mined window touches a true one by mor
 # How much is mined hangs on $\theta$. A share of queries near nought makes the stage pointless; with a share near one,
 # whatever the model answers is called wrong. And a mined window may be right: the annotators marked what the query asks
 # for, but an event may come back unmarked. In the simulated world we can look: what is going on there? A *near miss*
-# shares two of actor, action and object with the question (or one, at chance).
+# shares two of actor, action and object with the question; beside it, what the other events of these videos share. All
+# three are shared where the event asked for is around, in a stretch of it that is not annotated. A miner that is
+# confused by near misses has more twos than that; in a run as short as the default's it has not, and nothing in
+# particular confuses it.
 
 # %%
 thetas = (0.05, 0.1, 0.2, 0.3, 0.5)
@@ -576,9 +580,9 @@ by_theta.round(1)
 by_likeness.round(1)
 
 # %% [markdown]
-# **Picture.** Mined windows (orange) beside the truth (green), for the four queries whose mined windows are scored
-# highest; events of the script as text. Where nothing at all was above the threshold, as after trainings as short as
-# those of the default run, picture and table show what a threshold of 0 mines.
+# **Picture.** Mined windows (orange) beside the truth (green), for four queries whose best answer, mined or not, has
+# the highest score; events of the script as text. Where nothing at all was above the threshold, as after trainings as
+# short as those of the default run, picture and table show what a threshold of 0 mines.
 
 
 # %%
@@ -596,8 +600,7 @@ def mined_picture(ax, sample):
 best = {}
 for _, unseen, lines in miners:
     for sample, line in zip(unseen.samples, lines, strict=True):
-        ids = {w[2] for w in line["pred_relevant_windows"]}
-        best[sample.qid] = max(ids)
+        best[sample.qid] = max(w[2] for w in line["pred_relevant_windows"])
 with_mined = sorted((s for s in looked_into.samples if wrong_of(s)), key=lambda s: -best.get(s.qid, 0))
 if with_mined:
     fig, axes = plots.figure(12, 1.9, ncols=4)
@@ -638,8 +641,9 @@ print("A clip is never both relevant and mined.")
 # ## 4. The network
 #
 # **Three slots.** *Augment*: the splice. *Align*: words are fused into clips three times over, by a trilinear attention
-# here below, by two layers of cross-attention (QD-DETR's, not repeated here), and through highlights; the network is
-# TR-DETR's. *Detect*: moment queries that are spans and move (DAB-DETR), each with four answers.
+# here below, by cross-attention (QD-DETR's, not repeated here; two layers in the paper, one in the small size), and
+# through highlights; the network is TR-DETR's. *Detect*: moment queries that are spans and move (DAB-DETR), each with
+# four answers.
 #
 # ### Fusion
 #
@@ -699,7 +703,8 @@ print("Fusion by hand is mrlib's.")
 # A span, how sure the query is that it answers, how well it expects its span to overlap the truth, and the clips that
 # it means. Moments are sorted by $p \cdot \iota$; the mask $\mu$ decides nothing in the end, but trains the states.
 #
-# **Code.** All four from the states and the clips, and the answer made of them.
+# **Code.** Class, overlap and mask from the states and the clips, the span as the model has it, and the answer of
+# these.
 
 # %%
 with torch.no_grad():
@@ -832,11 +837,11 @@ print("Five of the loss terms by hand are mrlib's:", *clip_terms_by_hand(), "mas
 # | the teacher's | the learned ones of stage 1 | another new random set, frozen |
 # | stage 1's queries | go on | loaded and never used |
 # | the sets see one another | yes, `joint_self_attention` | no, two passes |
-# | teacher | evaluation mode | training mode: dropout is on |
+# | teacher | frozen | frozen, in training mode: dropout is on |
 #
-# (In the paper's reading, that the active set begins as a copy of the learned one is our choice.) In the code the two
-# sets differ by nothing but their feed-forward layers, which begin as copies of each other; and the teacher, whose
-# states are to be kept, has been asked with spans that nobody has trained.
+# (In the paper's reading, that the active set begins as a copy of the learned one and that the teacher is in evaluation
+# mode are our choices.) In the code the two sets differ by nothing but their feed-forward layers, which begin as copies
+# of each other; and the teacher, whose states are to be kept, has been asked with spans that nobody has trained.
 #
 # **Code.** The run: both stages, on the training set with what was mined. Section 6 shows its curves; here we look at
 # the seam. What stage 1 left is in its checkpoint.
@@ -915,8 +920,8 @@ if save_figures:
 at_once.round(1)
 
 # %% [markdown]
-# The first rows differ although no answer does: of twenty moments that are ten twice, the scorer reads the ten best,
-# which are five. (Of a tie the original comes first.)
+# The first two rows differ in mAP although no answer does: of twenty moments that are ten twice, the scorer reads the
+# ten best, which are five. (Of a tie the original comes first.)
 #
 # **Distillation by hand**, for the prepared network and the stage-1 network as its teacher. It is 0 in the paper's
 # reading before the first step. In the other one it is not, for student and teacher ask different questions.
@@ -950,8 +955,9 @@ print("Distillation by hand is mrlib's: 0 at the start of the paper's second sta
 # ## 6. The training run
 #
 # **Experiment.** Beside the two stages of section 5, a baseline: the same network trained on the real videos alone, for
-# as many passes as both stages together. All are watched on real videos (200 of `val`), and the epoch with the best mAP
-# of the last stage is kept, as in the released code; stage 2 begins from the last epoch of stage 1.
+# as many passes as both stages together (a pass of stage 1 counted once). All are watched on real videos (200 of
+# `val`), and the epoch with the best mAP of the last stage is kept, as in the released code; stage 2 begins from the
+# last epoch of stage 1.
 
 # %% tags=["nbval-ignore-output"]
 plain = {"coldstart.augment": "identity", "coldstart.data": "pairs", "coldstart.epochs": coldstart_epochs + epochs}
@@ -960,14 +966,14 @@ if size == "paper":
 plain = recipe(stages=["coldstart"], **plain)
 baseline = papers.build(plain, train, seed)
 plain_history = fit(baseline, train, val, plain, folder / "baseline", seed=seed, device=device)
-baseline.cpu()
+baseline = baseline.cpu()
 
 # %% [markdown]
 # **Picture.** Left, what the score on real videos does in the cold start, where the network sees spliced ones, and what
 # it does in stage 2. In the middle, the training loss: within a stage it falls; between the stages it cannot be
 # compared. Right, distillation: how far the original queries move from the teacher.
-# The default run is short: the baseline has had more real steps than both stages left for AMR, and may well be ahead.
-# What longer trainings do, over seeds, is section 9.
+# The default run is short: the baseline has had all of its steps on real videos, AMR half of them, and may well be
+# behind it. What longer trainings do, over seeds, is section 9.
 
 
 # %% tags=["nbval-ignore-output"]
@@ -1017,8 +1023,8 @@ results.round(1)
 
 # %% [markdown]
 # **Picture.** A test video seen by the network after both stages. Left, how much of each word a clip takes ($A$ of
-# section 4); in the middle, the saliency and what is added for it, $\omega$ as a multiple of $1 / T$; right, the masks
-# of the three best answers, whose spans are the bars below the axis.
+# section 4); in the middle, the saliency and what is added for it, $\omega$ times the number of clips; right, the
+# masks of the three best answers, whose spans are the bars below the axis; where the masks agree, one hides the others.
 
 
 # %%
@@ -1041,7 +1047,9 @@ def looked_at(model, sample_batch, b, figure_axes):
     for edge in np.ravel(sample.relevant_windows):
         left.axvline(edge, color=plots.TRUTH, lw=2)
     sigma = aligned.saliency[b, :n]
-    plots.along(middle, {"σ": sigma.numpy(), "ω T": (sigma.softmax(0) * n).numpy()}, clip_s, sample.relevant_windows)
+    plots.along(
+        middle, {"σ": sigma.numpy(), "ω × clips": (sigma.softmax(0) * n).numpy()}, clip_s, sample.relevant_windows
+    )
     quality = outputs["logits"][-1, b].softmax(-1)[:, 0] * outputs["quality"][-1, b].sigmoid()
     best = quality.argsort(descending=True)[:3]
     masks = outputs["masks"][-1, b, best, :n].numpy()
@@ -1050,7 +1058,7 @@ def looked_at(model, sample_batch, b, figure_axes):
     plots.along(right, curves, clip_s, sample.relevant_windows)
     for height, ((start, end), line) in enumerate(zip(ends, right.lines, strict=False)):
         right.plot([start, end], [-0.08 * (height + 1)] * 2, color=line.get_color(), lw=4, solid_capstyle="butt")
-    right.legend(fontsize=7, title="score", title_fontsize=7, loc="upper right")
+    right.legend(fontsize=7, title="score", title_fontsize=7, loc="center left")
     right.set(ylabel="mask")
     left.set_title(sample.query, fontsize=8)
 
@@ -1081,9 +1089,9 @@ if save_figures:
 # %% [markdown]
 # ## 7. What the active queries learn
 #
-# **Experiment.** The trained network on the test videos, each of its moments told apart by the set that gave it.
-# First, does each set answer by itself? Then, who answers best, and which set is matched with a window at the least
-# cost, short windows apart from long ones? And how far has each set come from the teacher's states?
+# **Experiment.** The trained network on the test videos, each of its moments told apart by the set that gave it. First,
+# what does each set answer by itself? Then, who answers best, and which set is matched with a window at the least cost,
+# short windows apart from long ones? And how far has each set come from the states of stage 1?
 
 
 # %%
@@ -1126,7 +1134,7 @@ if save_figures:
 enough = len(train) * epochs >= 2048  # in fewer steps nothing has moved yet
 if enough and reading == "active_queries":
     assert all(o > a for o, a in zip(alike["original"], alike["active"], strict=True))
-    print("After every decoder layer the original queries are nearer to the teacher's than the active ones are.")
+    print("After every decoder layer the original queries are nearer to stage 1's states than the active ones are.")
 
 # %% tags=["nbval-ignore-output"]
 by_set.round(1)
@@ -1135,9 +1143,13 @@ by_set.round(1)
 by_length.round(1)
 
 # %% tags=["nbval-ignore-output"]
-pd.DataFrame(alike, index=[f"layer {i}" for i in range(len(alike["active"]))]).rename_axis("to the teacher").round(3)
+pd.DataFrame(alike, index=[f"layer {i}" for i in range(len(alike["active"]))]).rename_axis("to stage 1").round(3)
 
 # %% [markdown]
+# More is not better here: whether two sets answer better than one of them is for the first table to say, and in a run
+# as short as the default's the originals alone may be ahead, for active queries that are surer are not right more
+# often.
+#
 # **Picture.** Where the sets answer. Left, the spans that they begin with after training (the dots of stage 1 in grey).
 # In the middle, centre and width of every answer to the test set with a score above the median of all, true windows in
 # the background. Right, the distribution of the scores in each set: a set with low scores is left to be background.
@@ -1153,7 +1165,8 @@ with torch.no_grad():
                 torch.cat([outputs["spans_cw"][-1][:, which], score[:, which, None]], -1).flatten(0, 1)
             )
 answers = {name: torch.cat(x).numpy() for name, x in answers.items()}
-sure = np.median(np.concatenate([x[:, 2] for x in answers.values()]))
+every = np.concatenate([x[:, 2] for x in answers.values()])
+sure, highest = np.median(every), every.max()
 true = np.array([[(a + b) / 2 / s.duration, (b - a) / s.duration] for s in test.samples for a, b in s.relevant_windows])
 decoder = retriever.detector.decoder
 begins = dict(zip(sets, decoder.anchors().detach().sigmoid().numpy().reshape(2, K, 2), strict=True))
@@ -1166,7 +1179,9 @@ for name, found in answers.items():
     left.scatter(*begins[name].T, color=colour[name], s=20, label=name)
     best = found[found[:, 2] > sure]
     middle.scatter(best[:, 0], best[:, 1], color=colour[name], s=2, alpha=0.3, label=name)
-    right.hist(found[:, 2], np.linspace(0, 1, 41), histtype="step", lw=2, color=colour[name], log=True, label=name)
+    right.hist(
+        found[:, 2], np.linspace(0, highest, 41), histtype="step", lw=2, color=colour[name], log=True, label=name
+    )
 for ax in (left, middle):
     ax.set(xlabel="centre", ylabel="width", xlim=(0, 1), ylim=(0, 1))
 left.set(title="first spans")
@@ -1181,10 +1196,11 @@ if save_figures:
 # ## 8. Leaks, and the audit
 #
 # **Why.** A prediction for one video must not depend on which other videos are in the batch, nor on how far it is
-# padded. In the released network it does, in four places: the mask from words to clips is tiled head by head and read
-# sample by sample, so that a sample attends by the masks of others; the softmax over highlights, the mean of the video
-# and the mask loss count padding. `padding="seen"`, part of the preset `official`, does as released, so that released
-# weights give the released outputs; everything else here hides padding.
+# padded. In the released network it does, in two places: the mask from words to clips is tiled head by head and read
+# sample by sample, so that a sample attends by the masks of others; and the softmax over highlights counts padding. So
+# do losses: the mean of the video in two contrasts, the contrast of clips, and the soft IoU of masks. `padding="seen"`,
+# part of the preset `official`, does as released, so that released weights give the released outputs; everything else
+# here hides padding.
 #
 # **Experiment.** Eight test videos, cut to different lengths: each alone, all together, and together with ten rows of
 # padding more. Our network, and one with the released switches and *the same weights*.
@@ -1242,9 +1258,11 @@ print("Ours: each video as if it were alone. The released switches: batch mates 
 pd.DataFrame({(name, where): x for name, of in leaks.items() for where, x in of.items()}).T
 
 # %% [markdown]
-# What it does to scores is less: released switches on, the weights of stage 1 on the test set, in batches of one and of
-# a hundred. And the usual questions: do predictions change when the annotation is taken away or swapped? How much is
-# left when every video is searched with another one's query?
+# On the uncut test set the switches can do nothing, for all simulated videos are of one length and nothing is padded:
+# the first three rows below agree. On files they need not.
+#
+# And the usual questions: do predictions change when the annotation is taken away or swapped? How much is left when
+# every video is searched with another one's query?
 
 # %%
 lines = predict_all(released, test, 100)
@@ -1270,20 +1288,23 @@ pd.DataFrame(in_batches).T.round(1)
 # ## 9. The experiment that the paper stands on
 #
 # **Question.** Of about 800 steps of 32 samples, what is best spent on real videos, on spliced ones, on one after the
-# other, and does it help to hold the second stage to the first? Every arm has the same network, the same steps and the
-# same schedule; the model of 128 samples sees each of them 200 times, that of 1,024 samples 26 times.
+# other, and does it help to hold the second stage to the first? Every arm has the same network, but for the active
+# queries and their layers in AMR's, and as many steps; the model of 128 samples sees each of them 200 times, that of
+# 1,024 samples 26 times. The rate (1e-3 at most) rises and falls to 0 once in every stage, so that arms of two stages
+# start it again half way; to tell what that alone does, the baseline is there a second time, restarted.
 #
 # | arm | stage 1 | stage 2 |
 # |---|---|---|
 # | baseline | – | 800 steps on the real videos |
+# | restarted baseline | 400 steps on the real videos | 400 more |
 # | augmentation only | 800 steps on spliced videos with mined windows | – |
 # | two stages | 400 steps on spliced videos with mined windows | 400 steps on the real ones, nothing else |
 # | AMR | the same 400 steps | 400 steps, with active queries, distillation and discrimination |
 #
 # With 256 samples also AMR with one part changed: without distillation, without discrimination, spliced without mined
-# windows, with the released placement, and with the released code's second stage.
+# windows, with the released placement, and with the queries of the released code's second stage.
 #
-# The mining's own two models, 200 steps each in the smaller worlds, come on top of all arms but the baseline and the
+# The mining's own two models, 200 steps each in the smaller worlds, come on top of all arms but the baselines and the
 # splice without mined windows. Three seeds, each with a world, an order and weights of its own; the epoch is chosen on
 # `val` and scored on `test`, 500 queries. The rows are `figures/01_grid.csv`, each with its command; `-p full true`
 # runs what is missing.
@@ -1295,6 +1316,11 @@ plain_weights |= {"discriminate": 0.0}
 each = {"coldstart": 1, "distill": 1, "mining": 1}
 kinds = {
     "baseline": ({"stages": ["coldstart"], "coldstart.augment": "identity"}, {"coldstart": 2}),
+    "restarted baseline": (
+        {"stages": ["coldstart", "distill"], "coldstart.augment": "identity", "distill.teacher": None}
+        | {"distill.prepare": None, "distill.weights": plain_weights},
+        {"coldstart": 1, "distill": 1},
+    ),
     "augmentation only": ({"stages": ["mining", "coldstart"]}, {"coldstart": 2, "mining": 1}),
     "two stages": ({"distill.teacher": None, "distill.prepare": None, "distill.weights": plain_weights}, each),
     "AMR": ({}, each),
@@ -1354,7 +1380,9 @@ parts_of = {kind: gains("mAP", "AMR, 256", f"{kind}, 256") for kind in changed}
 for kind in ("released queries", "released placement"):
     assert (parts_of[kind] > 0).all()
 assert (parts_of["no discrimination"] < 0).all()
-print("For every seed, at all three sizes, two stages are ahead of the baseline, with AMR's additions or without.")
+print(
+    "In R1@0.7 and mAP, for every seed and size, two stages are ahead of the baseline, with AMR's additions or without."
+)
 
 # %% [markdown]
 # **Conclusion.** In R1@0.7 and mAP two stages are ahead of the baseline for every seed and size: plain ones by
@@ -1389,6 +1417,9 @@ print("For every seed, at all three sizes, two stages are ahead of the baseline,
 # | TR-DETR | 67.10 | 51.48 | 45.09 | 64.66 | 42.62 |
 # | BAM-DETR | 65.10 | 51.61 | 47.61 | 62.71 | 45.36 |
 # | AMR | 70.13 | 56.65 | 51.66 | 68.22 | 48.43 |
+#
+# Its ablation, mAP, split not stated (51.66 is val's): baseline 44.82, splice and boost in one stage 43.88, two plain
+# stages 48.07, all of it 51.66.
 #
 # The rows above AMR are those methods' own figures, presumably with other features: AMR reads four layers of CLIP where
 # they read the last. With the *same* feature files and no augmentation, Sim-DETR is reported with 49.50 mAP on val and
@@ -1439,7 +1470,8 @@ print("For every seed, at all three sizes, two stages are ahead of the baseline,
 #
 # One seed, a few hundred steps, simulated; the comparison over seeds is section 9. The splice is exact, every
 # layout equally likely, and costs no disk; the released placement loses windows and, on QVHighlights, drifts to the
-# end. Models trained as shortly as here are sure of nothing, so that little or nothing is mined. The second stage
+# end. Models trained as shortly as here are sure of nothing, so that little or nothing is mined, and need not be ahead
+# of a blind list: what sections 6 and 7 show is how it works, not how well. The second stage
 # begins where the first ended, in both sets of queries, and moves the original ones less than the active ones
 # wherever it is long enough to move any. Predictions do not depend on labels, batch mates or padding; with the
 # released switches they do.
@@ -1449,6 +1481,4 @@ assert plain_curves["loss"].iloc[-1] < plain_curves["loss"].iloc[0]
 assert all(
     group["loss"].iloc[-1] < group["loss"].iloc[0] for _, group in both_curves.groupby("stage") if len(group) > 1
 )
-print(
-    "By hand is mrlib; losses fall within each stage; predictions depend on the query, and on nothing they should not."
-)
+print("By hand is mrlib; losses fall within each stage; predictions do not depend on labels, batch mates or padding.")
