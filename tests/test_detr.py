@@ -65,7 +65,7 @@ def test_every_layer_is_matched_for_itself_and_its_losses_are_means_over_the_pai
         logits, spans = outputs["logits"][layer], outputs["spans_cw"][layer]
         l1 = apart = classes = pairs = 0.0
         for b, own in enumerate(windows):
-            found = matching(logits[b], spans[b], own)
+            found = matching(logits[b], spans[b], own, "qd_detr")
             assert matched[layer, b][truth.mask[b]].tolist() == list(found)
             assert (matched[layer, b][~truth.mask[b]] == -1).all()
             for q, (s, e) in zip(found, own, strict=True):

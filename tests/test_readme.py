@@ -18,8 +18,9 @@ def test_every_file_it_points_to_is_there():
     assert not [link for link in links if "://" not in link and not (ROOT / link).exists()]
 
 
-TABLES = {"A²FA + F²SGD": "04_grid.csv", "MATR": "02_grid.csv", "AMR": "01_grid.csv"}
+TABLES = {"A²FA + F²SGD": "04_grid.csv", "MATR": "02_grid.csv", "AMR": "01_grid.csv", "TD-DETR": "05_grid.csv"}
 COLUMNS = {"R1@0.5": "MR-full-R1@0.5", "R1@0.7": "MR-full-R1@0.7", "mAP": "MR-full-mAP", "mIoU": "mIoU"}
+COLUMNS |= {"R1@0.5, homes moved": "val_shift/MR-full-R1@0.5", "R1@0.5, new context": "dynamic_context/MR-full-R1@0.5"}
 
 
 @pytest.mark.parametrize("paper", TABLES)
