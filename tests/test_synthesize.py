@@ -1,24 +1,21 @@
 """Synthesis against a plain version of it, sample by sample on the same numbers, and Eq. 1 against its four sums."""
 
 import math
-import os
 import random
 from collections import Counter
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_splice import chi_square, world
+from test_splice import chi_square, real_training_set, world
 
 from mrlib import papers
 from mrlib.align.saliency import foreign_rows
 from mrlib.augment import identity
 from mrlib.augment.synthesize import PARTNERS, pair_similarity, synthesize, synthesize_official
-from mrlib.data import Bank, MomentDataset, load_annotations
+from mrlib.data import Bank, MomentDataset
 from mrlib.data.probes import mask_moments
 from mrlib.ops.draw import Draw
 from mrlib.train import fit
@@ -578,20 +575,7 @@ def test_a_model_learns_from_what_is_made_and_the_record_counts_it(options):
 
 def test_the_real_training_set_has_the_known_figures():
     """[TD-DETR, synthesis] Of 7,218 queries the moment is the whole video for 520, and 671 are left no context."""
-    if "MRLIB_DATA" not in os.environ:
-        pytest.skip("MRLIB_DATA names no folder with the real annotations")
-    samples = load_annotations(Path(os.environ["MRLIB_DATA"], "qvhighlights", "highlight_train_release.jsonl"))
-    videos = {s.vid: int(s.duration // 2) for s in samples}
-    numbers = {vid: i for i, vid in enumerate(videos)}
-    data = replace(
-        world([1], [(0, [(0, 1)], [], None)]),
-        samples=samples,
-        target=Bank.from_arrays([np.ones((n, 1), np.float32) for n in videos.values()]),
-        video=torch.tensor([numbers[s.vid] for s in samples]),
-        query=Bank.from_arrays([np.zeros((1, 1), np.float32)]),
-        question=torch.zeros(len(samples), dtype=torch.long),
-        _annotations=None,
-    )
+    data = real_training_set()
     batches = [
         synthesize(i, data, DRAW, partners="random", jitter=0, originals=False)
         for i in torch.arange(len(data)).split(64)
