@@ -603,7 +603,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "cg_detr": {"width": 64, "layers": 2, "encoder_layers": 2, "hidden": 128, "heads": 4, "dropout": 0.0}
     | {"input_dropout": 0.0, "dummies": 8, "dummy_layers": 1},
     "taskweave": {"width": 64, "hidden": 128, "heads": 4, "dropout": 0.0, "input_dropout": 0.0},
-    "tan": {"channels": 32, "kernel": 5},
+    "tan": {"channels": 16, "kernel": 5},
 }
 
 
