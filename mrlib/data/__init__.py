@@ -127,7 +127,7 @@ _MEMBERS = {
     "open_dataset": "dataset",
 }
 _SUBMODULES = ("annotations", "arrays", "bank", "check", "dataset", "features", "layouts", "pairs", "probes")
-_SUBMODULES += ("problems", "script", "simulate", "sportsmoments", "world")
+_SUBMODULES += ("problems", "script", "simulate", "sportsmoments", "stand_in", "world")
 
 
 def __getattr__(name: str):
