@@ -1,16 +1,26 @@
 """A comparison: arms x seeds, a row of a CSV file for each, written as it is done and never done twice.
 
-grid.run("figures/04_grid.csv", {"full": Arm("f2sgd"), "no mask": Arm("f2sgd", {"aligner": "raw"})}, seeds=range(3))
+    grid.run("figures/04_grid.csv", {"full": Arm("f2sgd"), "no mask": Arm("f2sgd", {"aligner": "raw"})}, seeds=range(3))
+
+A row tells the command that trains it. To train some rows of a file once more and compare:
+
+    python -m mrlib.grid figures/04_grid.csv --any 2
+    python -m mrlib.grid figures/04_grid.csv --arm "align only" --seed 0
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import multiprocessing
 import os
+import random
 import shlex
-from collections.abc import Iterable, Mapping
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from datetime import date
@@ -111,6 +121,35 @@ def read(path: str | os.PathLike, arms: Mapping[str, Arm], seeds: Iterable[int])
     return pd.DataFrame([rows[name, seed] for name in arms for seed in seeds])
 
 
+def again(path: str | os.PathLike, arm: str, seed: int) -> pd.DataFrame:
+    """Train a row once more, by its own command.
+
+    returns  a row for each of its scores: "row" as the file has it, "again" as it came out now, "spread" the standard
+             deviation over the seeds of the arm. On the machine that wrote the file the first two are the same digits
+    raises   ValueError for a row that is not there, RuntimeError with its message where the command fails
+    """
+    rows = pd.read_csv(path)
+    of_arm = rows[rows["arm"] == arm]
+    found = of_arm[of_arm["seed"] == seed].to_dict("records")
+    if not found:
+        known = (
+            f"it has the seeds {of_arm['seed'].tolist()}" if len(of_arm) else f"it has {rows['arm'].unique().tolist()}"
+        )
+        raise ValueError(f"{path} has no row for arm {arm!r}, seed {seed}; {known}")
+    words = shlex.split(found[0]["command"])[1:]
+    with tempfile.TemporaryDirectory() as folder:
+        words[words.index("--out") + 1] = folder
+        done = subprocess.run([sys.executable, *words, "--device", "cpu"], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{found[0]['command']}\n{done.stderr.strip()}")
+    printed = json.loads(done.stdout)
+    scores = {k: v for k, v in printed.items() if k not in ("beside", "probes")}
+    for probe, each in printed.get("probes", {}).items():
+        scores |= {f"{probe}/{score}": each[score] for score in PROBED}
+    spread = of_arm[list(scores)].std()
+    return pd.DataFrame({"row": {k: found[0][k] for k in scores}, "again": scores, "spread": spread})
+
+
 def _chosen(x: Any) -> Any:
     """A paper as plain values without what is as its class has it by default: a field added later changes no row."""
     if not is_dataclass(x):
@@ -128,3 +167,37 @@ def summary(rows: pd.DataFrame, scores: Iterable[str]) -> pd.DataFrame:
     """Mean and spread (standard deviation over the seeds) of some scores, a row per arm."""
     groups = rows.groupby("arm", sort=False)[list(scores)]
     return pd.concat({"mean": groups.mean(), "spread": groups.std()}, axis=1).swaplevel(axis=1)[list(scores)]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line: train rows of a file once more; exit status 1 where a score is another."""
+    parser = argparse.ArgumentParser(prog="python -m mrlib.grid", description="Train rows of a grid once more.")
+    parser.add_argument("file", help="a CSV file that `mrlib.grid.run` wrote")
+    parser.add_argument("--arm", nargs="+", action="extend", default=[], help="names of its arms; default: all")
+    parser.add_argument("--seed", type=int, nargs="+", action="extend", default=[], help="default: all")
+    parser.add_argument("--any", type=int, metavar="N", help="of these rows, N drawn at random")
+    args = parser.parse_args(arguments)
+    differing = 0
+    try:
+        rows = pd.read_csv(args.file)
+        chosen = [
+            (arm, seed)
+            for arm, seed in rows[["arm", "seed"]].itertuples(index=False)
+            if (not args.arm or arm in args.arm) and (not args.seed or seed in args.seed)
+        ]
+        if not chosen:
+            raise ValueError(f"{args.file} has no such row; its arms are {', '.join(rows['arm'].unique())}")
+        for arm, seed in chosen if args.any is None else random.sample(chosen, min(args.any, len(chosen))):
+            scores = again(args.file, arm, seed)
+            other = scores[scores["row"] != scores["again"]]
+            differing += len(other)
+            print(f"{arm}, seed {seed}: {len(scores) - len(other)} of {len(scores)} scores are the same", flush=True)
+            if len(other):
+                print(other.round(2).to_string(), flush=True)
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+    sys.exit(1 if differing else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -95,3 +95,40 @@ def test_a_row_is_known_by_what_its_paper_chooses_and_not_by_what_every_paper_ha
     slower = papers.replace(stage, optimiser=papers.replace(stage.optimiser, weight_decay=0.5))
     monkeypatch.setitem(papers.PAPERS, "f2sgd", papers.replace(papers.PAPERS["f2sgd"], stages=(slower,)))
     assert arm.identity(0)["paper"] != before
+
+
+def test_a_row_trained_again_has_the_same_digits(written):
+    """In a process of its own, by the command that the row gives."""
+    scores = grid.again(written[0], "raw", 1)
+    row = written[1].set_index(["arm", "seed"]).loc[("raw", 1)]
+    assert {"MR-full-R1@0.5", "MR-full-mAP", "mIoU", "HL-min-VeryGood-mAP"} <= set(scores.index)
+    assert scores["row"].to_dict() == {name: row[name] for name in scores.index}
+    assert scores["again"].equals(scores["row"].rename("again"))
+    two = written[1][written[1]["arm"] == "raw"]["MR-full-mAP"]
+    assert scores["spread"]["MR-full-mAP"] == two.std()
+
+
+def test_the_command_line_trains_rows_again_and_tells_which_scores_differ(written, tmp_path, capsys):
+    path = tmp_path / "00_grid.csv"
+    rows = written[1].assign(**{"MR-full-mAP": written[1]["MR-full-mAP"] + 1})
+    rows.to_csv(path, index=False)
+    with pytest.raises(SystemExit) as ended:
+        grid.main([str(path), "--arm", "full", "--seed", "1", "--any", "1"])
+    printed = capsys.readouterr().out
+    assert (
+        ended.value.code == 1 and "full, seed 1: 14 of 15 scores are the same" in printed and "MR-full-mAP" in printed
+    )
+
+
+def test_a_row_that_is_not_there_cannot_be_trained_again(written, tmp_path):
+    path = written[0]
+    with pytest.raises(ValueError, match=r"no row for arm 'full', seed 7; it has the seeds \[0, 1\]"):
+        grid.again(path, "full", 7)
+    with pytest.raises(ValueError, match=r"no row for arm 'no', seed 0; it has \['full', 'raw'\]"):
+        grid.again(path, "no", 0)
+    with pytest.raises(SystemExit, match="has no such row; its arms are full, raw"):
+        grid.main([str(path), "--arm", "no"])
+    broken = tmp_path / "broken.csv"
+    written[1].assign(command=written[1]["command"].str.replace("f2sgd", "nothing")).to_csv(broken, index=False)
+    with pytest.raises(RuntimeError, match="unknown paper"):
+        grid.again(broken, "full", 0)
