@@ -489,7 +489,7 @@ PAPERS = {
     ),
     "amr": Paper(
         name="amr",
-        title="Augmented Moment Retrieval: Zero-Dependency Two-Stage Learning (ICCV 2025)",
+        title="Augmenting Moment Retrieval: Zero-Dependency Two-Stage Learning (ICCV 2025)",
         aligner=Choice(
             "trilinear",
             {name: value for name, value in _TRANSFORMER.items() if name not in ("query_positions", "places")}

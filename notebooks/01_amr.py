@@ -16,7 +16,7 @@
 # %% [markdown]
 # # Learning from videos that never were
 #
-# Annotated moments are few. *Augmented Moment Retrieval* (AMR, ICCV 2025) makes more of them without any other data:
+# Annotated moments are few. *Augmenting Moment Retrieval* (AMR, ICCV 2025) makes more of them without any other data:
 # cut a moment out of one video, paste it into another, and the question that it answered is asked of the new video. Its
 # borders are known exactly. Windows that a model mistakes for the moment are pasted beside it, so that it learns the
 # difference. But a spliced video is none: a moment of it begins and ends with a cut. So AMR trains in two stages, first

@@ -1,6 +1,6 @@
 r"""Words and clips are fused by trilinear attention, words go into clips, and highlights are encoded anew (AMR).
 
-Paper    "Augmented Moment Retrieval: Zero-Dependency Two-Stage Learning", ICCV 2025 (arXiv 2510.19622); the network is
+Paper    "Augmenting Moment Retrieval: Zero-Dependency Two-Stage Learning", ICCV 2025 (arXiv 2510.19622); the network is
          TR-DETR's (Sun et al., AAAI 2024)
 Here     `TrilinearFusion` [AMR, fusion]; `TrilinearAligner` puts it before the layers of QD-DETR and encodes twice
          [AMR, encoder]; its losses are the saliency's, two contrasts and the discrimination [AMR, losses]

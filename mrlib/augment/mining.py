@@ -1,6 +1,6 @@
 """Windows that a model takes for the moment and that are none: each half of the videos shows the other's (AMR, Boost).
 
-Paper    "Augmented Moment Retrieval: Zero-Dependency Two-Stage Learning", ICCV 2025 (arXiv 2510.19622)
+Paper    "Augmenting Moment Retrieval: Zero-Dependency Two-Stage Learning", ICCV 2025 (arXiv 2510.19622)
 Here     [AMR, mining] a model trained on one half predicts the other: `halves`, `confusing`; the training itself is
          `mrlib.train`'s, for any paper with a stage that mines
 Ours     the script that mined is not published: the threshold is a setting of the stage, at most `MOST` windows a query

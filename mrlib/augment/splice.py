@@ -1,6 +1,6 @@
 """Moments of one video pasted into another, with the query that finds them: Splice and Boost on the device (AMR).
 
-Paper    "Augmented Moment Retrieval: Zero-Dependency Two-Stage Learning", ICCV 2025 (arXiv 2510.19622)
+Paper    "Augmenting Moment Retrieval: Zero-Dependency Two-Stage Learning", ICCV 2025 (arXiv 2510.19622)
 Here     [AMR, splice] `splice` replaces clips of a sample's video, the background, by clips of another sample's
          windows, the donor's. Mined windows, the donor's `wrong_spans`, are pasted too and answer nothing: Boost
 Departs  SooLab/AMR, utils/augment_data.py, writes ten fixed copies of every video to disk, without a seed. We make a

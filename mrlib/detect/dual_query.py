@@ -1,6 +1,6 @@
 """A second set of moment queries that learns what is new while the first is held to what it knew (AMR).
 
-Paper    "Augmented Moment Retrieval: Zero-Dependency Two-Stage Learning", ICCV 2025 (arXiv 2510.19622)
+Paper    "Augmenting Moment Retrieval: Zero-Dependency Two-Stage Learning", ICCV 2025 (arXiv 2510.19622)
 Here     `active_queries` adds the set to a trained detector [AMR stage 2]; all but the spans it begins with and its
          feed-forward layers is shared
 Departs  SooLab/AMR asks with one new set twice, as original and as active queries, and gives the teacher a third one,

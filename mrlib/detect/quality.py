@@ -1,6 +1,6 @@
 r"""How good an answer is: a focal class, the overlap it expects, the clips it covers (AMR).
 
-Paper    "Augmented Moment Retrieval: Zero-Dependency Two-Stage Learning", ICCV 2025 (arXiv 2510.19622); IoU and mask
+Paper    "Augmenting Moment Retrieval: Zero-Dependency Two-Stage Learning", ICCV 2025 (arXiv 2510.19622); IoU and mask
          heads are Sim-DETR's
 Here     `FocalHead`, `IouHead` and `MaskHead` [AMR, heads] are heads for a detector of `mrlib.detect.detr`, beside its
          `SpanHead`; their losses and what they cost in the matching [AMR, losses]
