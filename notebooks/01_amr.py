@@ -63,6 +63,7 @@ import torch.nn.functional as F
 
 from mrlib import baselines, checkpoint, grid, papers, plots, widgets
 from mrlib.align.trilinear import TEMPERATURE
+from mrlib.audit import cut, on_its_own, reads_labels
 from mrlib.augment import mining
 from mrlib.augment.splice import splice, splice_official
 from mrlib.data import Bank, MomentDataset, load_annotations
@@ -1207,20 +1208,6 @@ if save_figures:
 
 
 # %%
-def cut(batch, lengths, T):
-    """The first clips of every video, padded to T."""
-    mask = torch.arange(T) < torch.as_tensor(lengths)[:, None]
-    target = F.pad(batch.target, (0, 0, 0, max(0, T - batch.target.shape[1])))[:, :T] * mask[..., None]
-    return replace(batch, target=target, target_mask=mask, target_joint=None)
-
-
-def on_its_own(batch, b, n):
-    m = int(batch.query_mask[b].sum())
-    row = batch[b : b + 1]
-    row = replace(row, query=row.query[:, :m], query_mask=row.query_mask[:, :m])
-    return cut(row, [n], n)
-
-
 def apart(network, batch, lengths):
     """The largest difference to each video on its own, of spans and of saliency: in the batch, and padded further."""
     T = max(lengths)
@@ -1272,9 +1259,7 @@ in_batches = {
     "ours": results.loc["stage 1, spliced videos"].to_dict(),
 }
 audit, foreign = (test.batch(range(a, a + len(eight))) for a in (0, len(test) - len(eight)))
-swapped = [replace(s, relevant_windows=f.relevant_windows) for s, f in zip(audit.samples, foreign.samples, strict=True)]
-assert retriever.predict(audit.unlabelled()) == retriever.predict(audit)
-assert retriever.predict(replace(audit, labels=foreign.labels, samples=swapped)) == retriever.predict(audit)
+assert not reads_labels(retriever, audit, foreign)
 another = replace(test, question=test.question.roll(1), query_joint=test.query_joint)
 in_batches["AMR, another video's query"] = scores(predict_all(retriever, another), test)
 if save_figures:

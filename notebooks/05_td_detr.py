@@ -64,6 +64,7 @@ import torch.nn.functional as F
 from mrlib import baselines, grid, metrics, papers, plots, widgets
 from mrlib.align.dynamics import dynamic_tokens
 from mrlib.align.text_to_video import Words
+from mrlib.audit import cut, on_its_own, reads_labels
 from mrlib.augment.synthesize import pair_similarity, synthesize
 from mrlib.data import Bank, MomentDataset, load_annotations
 from mrlib.data.probes import dynamic_context, mask_moments, take_out
@@ -1165,23 +1166,8 @@ if simulated:
 
 
 # %%
-def cut(batch, lengths, T):
-    """The first clips of every video, padded to T."""
-    mask = torch.arange(T) < torch.as_tensor(lengths)[:, None]
-    target = F.pad(batch.target, (0, 0, 0, max(0, T - batch.target.shape[1])))[:, :T] * mask[..., None]
-    return replace(batch, target=target, target_mask=mask, target_joint=None)
-
-
-def on_its_own(batch, b, n):
-    m = int(batch.query_mask[b].sum())
-    row = batch[b : b + 1]
-    return cut(replace(row, query=row.query[:, :m], query_mask=row.query_mask[:, :m]), [n], n)
-
-
 audit, foreign = (test.batch(range(a, a + 8)).to("cpu") for a in (0, len(test) - 8))
-assert retriever.predict(audit.unlabelled()) == retriever.predict(audit)
-swapped = [replace(s, relevant_windows=f.relevant_windows) for s, f in zip(audit.samples, foreign.samples, strict=True)]
-assert retriever.predict(replace(audit, labels=foreign.labels, samples=swapped)) == retriever.predict(audit)
+assert not reads_labels(retriever, audit, foreign)
 audit = replace(audit, target_joint=None)
 short = [max(4, int(n * s)) for n, s in zip(audit.lengths.tolist(), np.linspace(1, 0.4, 8), strict=True)]
 with torch.no_grad():
