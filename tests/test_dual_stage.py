@@ -15,15 +15,18 @@ from mrlib.align.dual_stage import (
     turned,
 )
 from mrlib.align.joint import JointEncoder
+from mrlib.align.projected import Sizes
+from mrlib.data import Widths
 from mrlib.ops import alignment
 
 LENGTHS = [9, 6, 1, 12]
 SMALL = {"width": 16, "layers": 2, "heads": 2, "hidden": 24, "dropout": 0.0, "input_dropout": 0.0}
+SMALL |= {"tef": False, "activation": "relu"}
 
 
-def aligner(*, encoder=None, **options):
+def aligner(**options):
     torch.manual_seed(0)
-    fuse = JointEncoder(16, 12, **SMALL | (encoder or {}))
+    fuse = JointEncoder(Widths(16, 12, None), Sizes(**SMALL))
     return DualStageAligner(
         fuse, **{"heads": 2, "hidden": 24, "layers": 2, "moment_queries": 3, "dropout": 0.0} | options
     )

@@ -6,6 +6,7 @@ import torch
 from batches import make_batch
 
 from mrlib.align.separate import SeparateAligner
+from mrlib.data import Widths
 from mrlib.layers import masked_mean
 
 LENGTHS = [9, 4, 12, 1]
@@ -13,8 +14,8 @@ LENGTHS = [9, 4, 12, 1]
 
 def aligner_of(**options):
     torch.manual_seed(0)
-    sizes = {"width": 8, "layers": 2, "heads": 2, "hidden": 16}
-    return SeparateAligner(24, 12, **sizes | options).eval()
+    sizes = {"width": 8, "layers": 2, "heads": 2, "hidden": 16, "dropout": 0.1}
+    return SeparateAligner(Widths(24, 12, 16), **sizes | options).eval()
 
 
 def batch_of(**options):

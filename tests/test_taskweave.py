@@ -8,6 +8,7 @@ from batches import alone, make_batch, spoilt
 
 from mrlib import papers
 from mrlib.align import saliency
+from mrlib.align.projected import Sizes
 from mrlib.align.taskweave import TaskWeaveAligner, peaks, shining
 from mrlib.align.text_to_video import Words
 from mrlib.data import Widths
@@ -20,7 +21,7 @@ WIDTHS = Widths(24, 12, 16)
 def aligner(**options):
     torch.manual_seed(3)
     tiny = {"width": 16, "hidden": 24, "heads": 4, "dropout": 0.0, "input_dropout": 0.0}
-    return TaskWeaveAligner(WIDTHS, **tiny | options)
+    return TaskWeaveAligner(WIDTHS, Sizes(**tiny | options))
 
 
 def batch_of(lengths=LENGTHS, **options):

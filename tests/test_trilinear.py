@@ -10,6 +10,7 @@ from torch import nn
 
 from mrlib import papers
 from mrlib.align import Aligned
+from mrlib.align.projected import Sizes
 from mrlib.align.trilinear import TrilinearAligner, TrilinearFusion, batch_contrast
 from mrlib.data import Widths
 
@@ -167,7 +168,7 @@ def hand_worked(**options):
 
     Clip 0 is relevant in both; the other clips of the first are mined.
     """
-    module = TrilinearAligner(3, 3, [], [], width=2, heads=1, **options)
+    module = TrilinearAligner(Widths(3, 3, None), Sizes(width=2, heads=1), [], [], **options)
     batch = make_batch([3, 2], joint=None, motion=3, words=2, query=3, windows=[[(0, 1)], [(0, 1)]])
     wrong = torch.tensor([[False, True, True], [False, False, False]])
     pairs = torch.tensor([[[0, 1]], [[1, 0]]])
