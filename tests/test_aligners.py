@@ -96,7 +96,7 @@ LEAST = {
 
 @pytest.mark.parametrize("name", [name for name in TRAINED if name != "dual_stage"])  # whose tokens begin alike
 def test_every_parameter_learns(name):
-    module, batch = aligner(name), batch_of()
+    module, batch = aligner(name), paired()
     aligned, least = module(batch), LEAST.get(name, {})
     g = torch.Generator().manual_seed(0)
     reads = (aligned.target * torch.randn(aligned.target.shape, generator=g))[aligned.mask].sum()
