@@ -82,10 +82,7 @@ class AdaptiveLayer(T2VLayer):
 
 @dataclass(frozen=True, kw_only=True)
 class CgDetrSizes(Sizes):
-    """The released numbers; `layers` go from words to clips, `dropout` too takes what a layer adds to a sample.
-
-    [CG-DETR]
-    """
+    """The released numbers; `layers` go from words to clips, `dropout` also drops what a layer adds.  [CG-DETR]"""
 
     encoder_layers: int = 3
     dummies: int = 45

@@ -2,7 +2,7 @@ r"""Two tasks weave one memory: what clips share and what each task has of its o
 
 Paper    Yang et al., "Task-Driven Exploration: Decoupling and Inter-Task Feedback for Joint Moment Retrieval and
          Highlight Detection", CVPR 2024 (arXiv 2404.09263)
-Here     `peaks` is the pooling over time, `TaskWeaveAligner.branch` what both tasks share, `.highlights` the expert of
+Here     `peaks` is the pooling over time, `TaskWeaveAligner.shared` what both tasks share, `.highlights` the expert of
          highlight detection with the saliency, `.moments` the expert of moment retrieval, `.fuse` the feedback from the
          one to the other  [TaskWeave]; words come into the clips by QD-DETR's layers
 Ours     no decoder: the clips of the moment expert are what a detector sees. The feedback is there from the first step,
