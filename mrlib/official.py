@@ -280,7 +280,8 @@ _JOINT = (
     (r"\.feed_forward\.", "."),
 )
 
-_HIDDEN = (("padding", "hidden"),)
+_HIDDEN, _KEYS = (("padding", "hidden"),), (("masks", "keys"),)
+_UNREAD = ("txt_position_embed.", "contrastive_align_projection_")
 _MOMENT_QUERIES = (
     (r"^aligner\.(project_|places)", r"\1"),
     (r"^detector\.decoder\.moment_queries\.", "query_embed."),
@@ -364,21 +365,21 @@ RELEASES = {
             (r"^detector\.decoder\.(layers|norm)\.", r"transformer.decoder.\1."),
             (r"\.cross_attn\.", ".multihead_attn."),
         ),
-        unread=("txt_position_embed.", "contrastive_align_projection_"),
+        unread=_UNREAD,
     ),
     "qd_detr": Release(
         preset="official",
         settings=_qd_detr,
         names=_QD_DETR,
-        unread=("txt_position_embed.", "contrastive_align_projection_"),
-        corrected=(("masks", "keys"),),
+        unread=_UNREAD,
+        corrected=_KEYS,
     ),
     "td_detr": Release(
         preset="official",
         settings=_td_detr,
         names=(*_DYNAMICS, *_QD_DETR),
-        unread=("txt_position_embed.", "contrastive_align_projection_"),
-        corrected=(("masks", "keys"),),
+        unread=_UNREAD,
+        corrected=_KEYS,
     ),
     "amr": Release(
         preset="official",
@@ -401,7 +402,7 @@ RELEASES = {
             *_JOINT,
             *_DAB,
         ),
-        unread=("txt_position_embed.", "contrastive_align_projection_"),
+        unread=_UNREAD,
         corrected=_HIDDEN,
         plain=_amr_plain,
         prepared=_amr_stage,

@@ -16,16 +16,17 @@ import torch
 from torch import nn
 
 from mrlib.align.anchor import AnchorAligner, ConcatAligner, RawAligner
-from mrlib.align.cg_detr import CgDetrAligner
+from mrlib.align.cg_detr import CgDetrAligner, CgDetrSizes
 from mrlib.align.dual_stage import DualStageAligner
 from mrlib.align.dynamics import dynamics
 from mrlib.align.joint import JointAligner, JointEncoder
 from mrlib.align.joint_memory import JointMemoryAligner
+from mrlib.align.projected import Sizes
 from mrlib.align.separate import SeparateAligner
 from mrlib.align.taskweave import TaskWeaveAligner
 from mrlib.align.text_to_video import T2VLayer, TextToVideoAligner
 from mrlib.align.trilinear import TrilinearAligner
-from mrlib.align.uvcom import UvcomAligner
+from mrlib.align.uvcom import UvcomAligner, UvcomSizes
 from mrlib.augment import identity
 from mrlib.augment.clip_query import clip_alone, clip_query, each_video
 from mrlib.augment.splice import splice, splice_official
@@ -71,18 +72,28 @@ PREPARATIONS: dict[str, Callable[..., None]] = {
 # clips where their dynamics flow in; None: none do.
 
 
-def _mixed_in(beta: float | None, options: Mapping[str, Any]) -> nn.Module | None:
-    """What a joint encoder of these options mixes in."""
-    return dynamics(1, options["width"], options["heads"], options["dropout"], beta)[0]
+def _encoder(
+    make: Callable[..., nn.Module],
+    widths: Widths,
+    beta: float | None,
+    *,
+    pre_norm: bool,
+    query_positions: str,
+    places: int,
+    **options: Any,
+) -> nn.Module:
+    """A joint encoder, or the aligner that is one."""
+    sizes = Sizes(**options)
+    mix = dynamics(1, sizes.width, sizes.heads, sizes.dropout, beta)[0]
+    return make(widths, sizes, pre_norm=pre_norm, query_positions=query_positions, places=places, mix=mix)
 
 
 def _joint(widths: Widths, *, temperature: float, beta: float | None = None, **encoder: Any) -> JointAligner:
-    fuse = JointEncoder(widths.target, widths.query, **encoder, mix=_mixed_in(beta, encoder))
-    return JointAligner(fuse, temperature=temperature)
+    return JointAligner(_encoder(JointEncoder, widths, beta, **encoder), temperature=temperature)
 
 
-def _joint_memory(widths: Widths, *, beta: float | None = None, **options: Any) -> JointMemoryAligner:
-    return JointMemoryAligner(widths.target, widths.query, **options, mix=_mixed_in(beta, options))
+def _joint_memory(widths: Widths, *, beta: float | None = None, **encoder: Any) -> JointMemoryAligner:
+    return _encoder(JointMemoryAligner, widths, beta, **encoder, activation="relu")
 
 
 # of the decoder or of the alignments; the rest of the options of "dual_stage" are the joint encoder's
@@ -92,53 +103,40 @@ _DUAL_STAGE = ("moment_queries", "decoder_layers", "gamma", "align", "pre", "pos
 def _dual_stage(widths: Widths, *, beta: float | None = None, **options: Any) -> DualStageAligner:
     own = {name: options.pop(name) for name in _DUAL_STAGE}
     shared = {name: options[name] for name in ("heads", "hidden", "dropout")}
-    fuse = JointEncoder(widths.target, widths.query, **options, mix=_mixed_in(beta, options))
+    fuse = _encoder(JointEncoder, widths, beta, **options)
     return DualStageAligner(fuse, layers=own.pop("decoder_layers"), **shared, **own)
 
 
-def _stacks(
-    width: int,
-    heads: int,
-    layers: int,
-    encoder_layers: int,
-    hidden: int,
-    dropout: float,
-    activation: str,
-    beta: float | None,
-) -> list[list[nn.Module]]:
+def _stacks(sizes: Sizes, encoder_layers: int, beta: float | None) -> list[list[nn.Module]]:
     """Layers from words to clips, and layers among clips."""
-    sizes = (width, heads, hidden, dropout, activation)
-    mixes = dynamics(layers, width, heads, dropout, beta)
-    return [[T2VLayer(*sizes, mix) for mix in mixes], [EncoderLayer(*sizes) for _ in range(encoder_layers)]]
+    mixes = dynamics(sizes.layers, sizes.width, sizes.heads, sizes.dropout, beta)
+    return [[T2VLayer(*sizes.layer, mix) for mix in mixes], [EncoderLayer(*sizes.layer) for _ in range(encoder_layers)]]
 
 
 def _text_to_video(
-    widths: Widths,
-    *,
-    layers: int,
-    hidden: int,
-    dropout: float,
-    activation: str,
-    beta: float | None = None,
-    **options: Any,
+    widths: Widths, *, query_positions: str, places: int, masks: str, beta: float | None = None, **options: Any
 ) -> TextToVideoAligner:
-    stacks = _stacks(options["width"], options["heads"], layers, layers, hidden, dropout, activation, beta)
-    return TextToVideoAligner(widths.target, widths.query, *stacks, **options)
+    sizes = Sizes(**options)
+    stacks = _stacks(sizes, sizes.layers, beta)
+    return TextToVideoAligner(widths, sizes, *stacks, query_positions=query_positions, places=places, masks=masks)
 
 
 def _trilinear(
-    widths: Widths,
-    *,
-    layers: int,
-    encoder_layers: int,
-    hidden: int,
-    activation: str,
-    beta: float | None = None,
-    **options: Any,
+    widths: Widths, *, encoder_layers: int, padding: str, against: str, beta: float | None = None, **options: Any
 ) -> TrilinearAligner:
-    sizes = (layers, encoder_layers, hidden, options["dropout"], activation)
-    stacks = _stacks(options["width"], options["heads"], *sizes, beta)
-    return TrilinearAligner(widths.target, widths.query, *stacks, **options)
+    sizes = Sizes(**options)
+    stacks = _stacks(sizes, encoder_layers, beta)
+    return TrilinearAligner(widths, sizes, *stacks, padding=padding, against=against)
+
+
+def _sized(aligner: Callable[[Widths, Any], nn.Module], sizes: type[Sizes]) -> Callable[..., nn.Module]:
+    """An aligner whose options are its sizes, field by field."""
+
+    def make(widths: Widths, **options: Any) -> nn.Module:
+        return aligner(widths, sizes(**options))
+
+    make.__signature__ = inspect.signature(sizes)  # for those who ask which options there are
+    return make
 
 
 def _taken(options: dict[str, Any], *names: str) -> dict[str, Any]:
@@ -175,15 +173,15 @@ ALIGNERS: dict[str, Callable[..., nn.Module]] = {
     "anchor": lambda widths, **options: AnchorAligner(widths.joint, **options),
     "raw": lambda widths, **options: RawAligner(widths.joint, **options),
     "concat": lambda widths, **options: ConcatAligner(widths.joint, **options),
-    "separate": lambda widths, **options: SeparateAligner(widths.target, widths.query, **options),
+    "separate": SeparateAligner,
     "joint": _joint,
     "joint_memory": _joint_memory,
     "text_to_video": _text_to_video,
     "trilinear": _trilinear,
     "dual_stage": _dual_stage,
-    "taskweave": TaskWeaveAligner,
-    "uvcom": UvcomAligner,
-    "cg_detr": CgDetrAligner,
+    "taskweave": _sized(TaskWeaveAligner, Sizes),
+    "uvcom": _sized(UvcomAligner, UvcomSizes),
+    "cg_detr": _sized(CgDetrAligner, CgDetrSizes),
 }
 # name -> (width of the aligner, options) -> detector
 DETECTORS: dict[str, Callable[..., nn.Module]] = {

@@ -1,4 +1,4 @@
-"""Small batches made by hand."""
+"""Small batches made by hand, and numbers."""
 
 from __future__ import annotations
 
@@ -79,6 +79,11 @@ def make_batch(
             for b, n in enumerate(lengths)
         ],
     )
+
+
+def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Numbers from the normal distribution, in float64."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def alone(batch: Batch, b: int) -> Batch:

@@ -13,7 +13,7 @@ from itertools import permutations
 import torch
 import torch.nn.functional as F
 from official_detr import Layer, SpanLayer, logit, mlp, overlap, run, span_sines
-from official_univtg import ProjectionLayer, _holder, sine
+from official_univtg import Projected, _holder, sine
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -93,17 +93,13 @@ class TwoWayLayer(SpanLayer):
         return self.norm3(x + self.linear2_active(self.activation(self.linear1_active(x))))
 
 
-class Official(nn.Module):
+class Official(Projected):
     """The network of `opt.stage`, of two decoder layers or more."""
 
     def __init__(self, opt: argparse.Namespace, *, own_masks: bool = False):
         """own_masks: the last layer has its own masks; as released, those of the layer before."""
-        super().__init__()
-        d, self.opt, self.own_masks, self.two_ways = opt.hidden_dim, opt, own_masks, opt.stage == "distill"
-        self.input_vid_proj, self.input_txt_proj = (
-            nn.Sequential(*(ProjectionLayer(d if i else inputs, d) for i in range(opt.n_input_proj)))
-            for inputs in (opt.v_feat_dim, opt.t_feat_dim)
-        )
+        super().__init__(opt)
+        d, self.own_masks, self.two_ways = opt.hidden_dim, own_masks, opt.stage == "distill"
         self.txt_position_embed = _holder(position_embeddings=nn.Embedding(opt.max_q_l, d), LayerNorm=nn.LayerNorm(d))
         attention = _holder(cqa_linear=_holder(conv1d=nn.Conv1d(4 * d, d, 1)))
         attention.w4C, attention.w4Q = nn.Parameter(torch.randn(d, 1)), nn.Parameter(torch.randn(d, 1))
@@ -140,7 +136,7 @@ class Official(nn.Module):
                 self.add_module(f"contrastive_align_projection_{name}", nn.Linear(d, opt.contrastive_hdim))
 
     def forward(self, targets: list[Tensor], queries: list[Tensor]) -> dict[str, Tensor]:
-        """targets (n_b, D) without TEF, queries (m_b, D') of a batch, padded to the longest.
+        """Of a batch, as for `project`.
 
         logits, spans (L, B, K', 2), iou (L, B, K'), masks (L, B, K', T) and states (L, B, K', d) after every decoder
         layer; K' is K, or 2 K, the original queries before the active ones
@@ -148,21 +144,10 @@ class Official(nn.Module):
         text_mask bool (B, N), and its last word, sentence (B, d)
         """
         opt, n, m = self.opt, [len(target) for target in targets], [len(query) for query in queries]
-        if "tef" in opt.ctx_mode:
-            ends = [torch.tensor([[i / k, (i + 1) / k] for i in range(k)]) for k in n]
-            targets = [torch.cat(both, 1) for both in zip(targets, ends, strict=True)]
-        video, text = (pad_sequence(rows, batch_first=True) for rows in (targets, queries))
-        mask = torch.arange(video.shape[1]) < torch.tensor(n)[:, None]
-        text_mask = torch.arange(text.shape[1]) < torch.tensor(m)[:, None]
-        for i, (of_video, of_text) in enumerate(zip(self.input_vid_proj, self.input_txt_proj, strict=True)):
-            last = i == opt.n_input_proj - 1
-            video, text = (x if last else x.relu() for x in (of_video(video), of_text(text)))
+        video, text, mask, text_mask = self.project(targets, queries)
         sentence = torch.stack([text[b, k - 1] for b, k in enumerate(m)])
         positions = torch.stack([sine(k, video.shape[1], opt.hidden_dim) for k in n])
-        places = torch.zeros_like(text)
-        if opt.use_txt_pos:
-            table = self.txt_position_embed.position_embeddings.weight[: text.shape[1]]
-            places = self.txt_position_embed.LayerNorm(text + table)
+        places = self.places(text)
         shown = torch.stack([self._fuse(video[b], text[b], n[b], m[b]) for b in range(len(n))])
         for layer in self.transformer.t2v_encoder.layers:
             shown = layer.take_up(shown, positions, text, places, mask, text_mask)

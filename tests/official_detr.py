@@ -11,7 +11,7 @@ import math
 from itertools import permutations
 
 import torch
-from official_univtg import ProjectionLayer, _holder, sine
+from official_univtg import Projected, ProjectionLayer, _holder, sine
 from torch import Tensor, nn
 
 OPT = {
@@ -187,17 +187,13 @@ def span_sines(span: Tensor, width: int) -> Tensor:
     return torch.stack(row)
 
 
-class Official(nn.Module):
+class Official(Projected):
     """Any of the releases; `paper` is "moment_detr", "qd_detr" or "td_detr"."""
 
     def __init__(self, opt: argparse.Namespace, paper: str):
-        super().__init__()
-        d, self.opt, self.paper = opt.hidden_dim, opt, paper
+        super().__init__(opt)
+        d, self.paper = opt.hidden_dim, paper
         qd, td = paper != "moment_detr", paper == "td_detr"
-        self.input_vid_proj, self.input_txt_proj = (
-            nn.Sequential(*(ProjectionLayer(d if i else inputs, d) for i in range(opt.n_input_proj)))
-            for inputs in (opt.v_feat_dim, opt.t_feat_dim)
-        )
         self.txt_position_embed = _holder(position_embeddings=nn.Embedding(opt.max_q_l, d), LayerNorm=nn.LayerNorm(d))
         encoder = _holder(layers=nn.ModuleList(Layer(opt, prelu=qd) for _ in range(opt.enc_layers)))
         if opt.pre_norm:
@@ -230,26 +226,15 @@ class Official(nn.Module):
                 self.add_module(f"contrastive_align_projection_{name}", nn.Linear(d, opt.contrastive_hdim))
 
     def forward(self, targets: list[Tensor], queries: list[Tensor]) -> dict[str, Tensor]:
-        """targets (n_b, D) without TEF, queries (m_b, D') of a batch, padded to the longest.
+        """Of a batch, as for `project`.
 
         logits, spans (L, B, K, 2) after every decoder layer, saliency (B, T), mask bool (B, T), and, but for
         Moment-DETR, `foreign` (B, T) for the next sample's query
         """
         opt, n = self.opt, [len(target) for target in targets]
-        if "tef" in opt.ctx_mode:
-            ends = [torch.tensor([[i / k, (i + 1) / k] for i in range(k)]) for k in n]
-            targets = [torch.cat(both, 1) for both in zip(targets, ends, strict=True)]
-        video, text = (nn.utils.rnn.pad_sequence(rows, batch_first=True) for rows in (targets, queries))
-        mask = torch.arange(video.shape[1]) < torch.tensor(n)[:, None]
-        text_mask = torch.arange(text.shape[1]) < torch.tensor([len(q) for q in queries])[:, None]
-        for i, (of_video, of_text) in enumerate(zip(self.input_vid_proj, self.input_txt_proj, strict=True)):
-            last = i == opt.n_input_proj - 1
-            video, text = (x if last else x.relu() for x in (of_video(video), of_text(text)))
+        video, text, mask, text_mask = self.project(targets, queries)
         positions = torch.stack([sine(k, video.shape[1], opt.hidden_dim) for k in n])
-        places = torch.zeros_like(text)
-        if opt.use_txt_pos:
-            table = self.txt_position_embed.position_embeddings.weight[: text.shape[1]]
-            places = self.txt_position_embed.LayerNorm(text + table)
+        places = self.places(text)
         if self.paper == "moment_detr":
             memory, saliency = self._joint(video, positions, mask, text, places, text_mask)
             asked = self.query_embed.weight[None].repeat(len(n), 1, 1)

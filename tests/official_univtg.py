@@ -117,15 +117,49 @@ def _holder(**parts: nn.Module) -> nn.Module:
     return module
 
 
-class Official(nn.Module):
+class Projected(nn.Module):
+    """What all releases begin with."""
+
+    def __init__(self, opt: argparse.Namespace):
+        super().__init__()
+        self.opt, d = opt, opt.hidden_dim
+        self.input_vid_proj, self.input_txt_proj = (
+            nn.Sequential(*(ProjectionLayer(d if i else inputs, d) for i in range(opt.n_input_proj)))
+            for inputs in (opt.v_feat_dim, opt.t_feat_dim)
+        )
+
+    def project(self, targets: list[Tensor], queries: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Clips (B, T, d) and words (B, N, d), padded to the longest, and which are there, bool (B, T) and (B, N).
+
+        targets (n_b, D) without TEF, queries (m_b, D')
+        """
+        opt, n = self.opt, [len(target) for target in targets]
+        if "tef" in opt.ctx_mode:
+            ends = [torch.tensor([[i / k, (i + 1) / k] for i in range(k)]) for k in n]
+            targets = [torch.cat(both, 1) for both in zip(targets, ends, strict=True)]
+        video, text = (nn.utils.rnn.pad_sequence(rows, batch_first=True) for rows in (targets, queries))
+        mask = torch.arange(video.shape[1]) < torch.tensor(n)[:, None]
+        text_mask = torch.arange(text.shape[1]) < torch.tensor([len(q) for q in queries])[:, None]
+        for i, (of_video, of_text) in enumerate(zip(self.input_vid_proj, self.input_txt_proj, strict=True)):
+            last = i == opt.n_input_proj - 1
+            video, text = (x if last else x.relu() for x in (of_video(video), of_text(text)))
+        return video, text, mask, text_mask
+
+    def places(self, text: Tensor) -> Tensor:
+        """Learned positions of words (B, N, d), or 0."""
+        if not self.opt.use_txt_pos:
+            return torch.zeros_like(text)
+        table = self.txt_position_embed.position_embeddings.weight[: text.shape[1]]
+        return self.txt_position_embed.LayerNorm(text + table)
+
+
+class Official(Projected):
     """Either release; `paper` is "univtg" or "matr"."""
 
     def __init__(self, opt: argparse.Namespace, paper: str, *, moment_queries: int = 1, wide_heads: bool = False):
         """wide_heads: the heads read the decoder too, as MATR's code prepares and then leaves."""
-        super().__init__()
-        d, self.opt, self.paper, self.wide_heads = opt.hidden_dim, opt, paper, wide_heads
-        self.input_vid_proj = self._projections(opt.v_feat_dim)
-        self.input_txt_proj = self._projections(opt.t_feat_dim)
+        super().__init__(opt)
+        d, self.paper, self.wide_heads = opt.hidden_dim, paper, wide_heads
         self.token_type_embeddings = nn.Embedding(2, d)
         self.txt_position_embed = _holder(position_embeddings=nn.Embedding(opt.max_q_l, d), LayerNorm=nn.LayerNorm(d))
         activation = F.relu if paper == "matr" else F.gelu
@@ -146,33 +180,17 @@ class Official(nn.Module):
         else:
             self.span_embed, self.class_embed = Convolutions(d, d, 2), Convolutions(d, d, 1)
 
-    def _projections(self, inputs: int) -> nn.Sequential:
-        d = self.opt.hidden_dim
-        return nn.Sequential(*(ProjectionLayer(d if i else inputs, d) for i in range(self.opt.n_input_proj)))
-
     def forward(self, targets: list[Tensor], queries: list[Tensor]) -> dict[str, Tensor]:
-        """targets (n_b, D) without TEF, queries (m_b, D') of a batch; every output is padded to the longest target.
+        """Of a batch, as for `project`; every output is padded to the longest target.
 
         prob (B, T), spans (B, T, 2), saliency (B, T), mask bool (B, T), times (B, T), and of the contrasts clips
         (B, T, d) and whole (B, d)
         """
         opt, n = self.opt, [len(target) for target in targets]
-        if "tef" in opt.ctx_mode:
-            ends = [torch.tensor([[i / k, (i + 1) / k] for i in range(k)]) for k in n]
-            targets = [torch.cat(both, 1) for both in zip(targets, ends, strict=True)]
-        video, text = (nn.utils.rnn.pad_sequence(rows, batch_first=True) for rows in (targets, queries))
-        video_mask = torch.arange(video.shape[1]) < torch.tensor(n)[:, None]
-        text_mask = torch.arange(text.shape[1]) < torch.tensor([len(q) for q in queries])[:, None]
-        for i, (of_video, of_text) in enumerate(zip(self.input_vid_proj, self.input_txt_proj, strict=True)):
-            last = i == opt.n_input_proj - 1
-            video, text = (x if last else x.relu() for x in (of_video(video), of_text(text)))
+        video, text, video_mask, text_mask = self.project(targets, queries)
         video, text = video + self.token_type_embeddings.weight[1], text + self.token_type_embeddings.weight[0]
         positions = torch.stack([sine(k, video.shape[1], opt.hidden_dim) for k in n])
-        learned = torch.zeros_like(text)
-        if opt.use_txt_pos:
-            places = self.txt_position_embed.position_embeddings.weight[: text.shape[1]]
-            learned = self.txt_position_embed.LayerNorm(text + places)
-        x, where = torch.cat([video, text], 1), torch.cat([positions, learned], 1)
+        x, where = torch.cat([video, text], 1), torch.cat([positions, self.places(text)], 1)
         for layer in self.transformer.encoder.layers:
             x = layer(x, where, torch.cat([video_mask, text_mask], 1))
         if opt.pre_norm:

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from batches import alone, make_batch, spoilt
+from batches import drawn, make_batch
 from torch import nn
+from watch import watched
 
 from mrlib import papers
 from mrlib.align.cg_detr import AdaptiveAttention, AdaptiveLayer, DropPath
@@ -26,10 +27,6 @@ def aligner(**options):
 
 def batch_of(lengths=LENGTHS, **options):
     return make_batch(lengths, motion=8, words=6, **options)
-
-
-def drawn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def test_alone_it_has_the_released_numbers():
@@ -155,39 +152,24 @@ def test_the_saliency_token_teaches_neither_the_mean_nor_the_attention():
     assert x.grad[0].sum(0).abs().max() > 1e-6
 
 
-class Kept(nn.Module):
-    """Keeps what a layer is given and gives."""
-
-    def __init__(self, layer):
-        super().__init__()
-        self.layer, self.given, self.gave = layer, [], []
-        self.alone = layer.alone if isinstance(layer, AdaptiveLayer) else None
-
-    def forward(self, *given):
-        self.given.append(given)
-        self.gave.append(self.layer(*given))
-        return self.gave[-1]
-
-
 @torch.no_grad()
 def test_clips_get_the_token_added_after_the_encoder_and_are_judged_by_it():
     """[CG-DETR] The token goes through the layers with nothing to attend to; κ is the mean over layers."""
     module, batch = aligner().eval(), batch_of()
-    layers, encoder = ([Kept(layer) for layer in stack] for stack in (module.layers, module.encoder))
-    module.layers, module.encoder = nn.ModuleList(layers), nn.ModuleList(encoder)
+    layers, encoder = watched(module.layers), watched(module.encoder)
     aligned = module(batch)
     mask, target = batch.target_mask, aligned.cache["target"] + module.clip_kind
     words = module.words(aligned.query + module.word_kind, batch.query_mask)
-    given = layers[0].given[0]
+    given = layers[0][0].given
     torch.testing.assert_close(given[0], target)
     torch.testing.assert_close(given[1], sine_positions(mask, 16))
     torch.testing.assert_close(given[2].keys, words.keys)
-    kappa = (layers[0].gave[0][1] + layers[1].gave[0][1]) / 2
+    kappa = (layers[0][0].gave[1] + layers[1][0].gave[1]) / 2
     torch.testing.assert_close(aligned.cache["more"][0], kappa)
     token = module.saliency_token(target, mask, kappa)
-    token = layers[1].alone(layers[0].alone(token))
-    torch.testing.assert_close(encoder[0].given[0][0], torch.cat([token, layers[1].gave[0][0]], 1))
-    whole, clips = encoder[-1].gave[0].split([1, 12], dim=1)
+    token = module.layers[1].alone(module.layers[0].alone(token))
+    torch.testing.assert_close(encoder[0][0].given[0], torch.cat([token, layers[1][0].gave[0]], 1))
+    whole, clips = encoder[-1][0].gave.split([1, 12], dim=1)
     torch.testing.assert_close(aligned.target, clips + whole)
     s = (module.clip_side(clips + whole) * module.global_side(whole)).sum(-1) / 4
     torch.testing.assert_close(aligned.saliency, s)
@@ -247,94 +229,6 @@ def test_pairs_are_drawn_once_for_both():
         assert torch.equal(found["margin"], found["words_margin"])
         seen.add(found["margin"].item())
     assert len(seen) > 1
-
-
-@torch.no_grad()
-def test_padding_and_batch_mates_change_nothing():
-    module = aligner().eval()
-    for given in (batch_of(), batch_of(pad_to=15), spoilt(batch_of(pad_to=15))):
-        together = module(given)
-        for b, n in enumerate(LENGTHS):
-            one = module(alone(given, b))
-            torch.testing.assert_close(together.target[b, :n], one.target[0], rtol=1e-4, atol=2e-5)
-            torch.testing.assert_close(together.saliency[b, :n], one.saliency[0], rtol=1e-4, atol=2e-5)
-            torch.testing.assert_close(together.query_global[b], one.query_global[0], rtol=1e-4, atol=2e-5)
-
-
-@torch.no_grad()
-def test_losses_see_no_padding():
-    """Pairs are given, as they are drawn from the width of the batch."""
-    module, pairs = aligner().eval(), torch.tensor([[[1, 0]], [[3, 2]], [[1, 0]], [[-1, -1]]])
-    batches = batch_of(), batch_of(pad_to=15), spoilt(batch_of(pad_to=15))
-    terms = [module.losses(module(x), replace(x, labels=replace(x.labels, pairs=pairs))) for x in batches]
-    for others in terms[1:]:
-        for name, value in terms[0].items():
-            torch.testing.assert_close(others[name], value, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
-
-
-def test_labels_are_read_by_losses_alone():
-    module, batch = aligner().eval(), batch_of()
-    with_labels, without = module(batch), module(batch.unlabelled())
-    assert torch.equal(with_labels.target, without.target) and torch.equal(with_labels.saliency, without.saliency)
-    assert set(module.losses(without, batch)) == TERMS
-
-
-def test_every_parameter_learns():
-    """[CG-DETR] Every prompt too, though one is chosen: the weight it is chosen with has all of them."""
-    module, batch = aligner(), batch_of()
-    aligned = module(batch)
-    reads = (aligned.target * torch.randn(aligned.target.shape, generator=torch.Generator().manual_seed(0))).sum()
-    (reads + sum(module.losses(aligned, batch).values())).backward()
-    for name, p in module.named_parameters():
-        assert p.grad.abs().max() > 1e-3, name
-    assert all(module.global_token.grad.any(1))
-
-
-def test_rows_of_nothing_but_padding_or_without_words_give_finite_losses_and_gradients():
-    batch = batch_of([5, 6, 4])
-    mask, words = batch.target_mask.clone(), batch.query_mask.clone()
-    mask[2], words[1] = False, False
-    nothing = torch.zeros_like
-    for given in (
-        replace(batch, target_mask=mask, query_mask=words),
-        replace(batch, target_mask=nothing(mask), query_mask=nothing(words)),
-        batch_of([1]),
-    ):
-        module = aligner(dropout=0.1)
-        loss = sum(module.losses(module(given), given).values())
-        loss.backward()
-        assert loss.isfinite()
-        assert all(p.grad is None or p.grad.isfinite().all() for p in module.parameters())
-
-
-def test_half_precision_gives_nearly_the_same():
-    module, batch = aligner().eval(), batch_of()
-    with torch.autocast("cpu", torch.bfloat16):
-        aligned = module(batch)
-        half = module.losses(aligned, batch)["words_match"]
-    half.backward()
-    assert (aligned.saliency.float() - module(batch).saliency)[batch.target_mask].abs().max() < 0.1
-    assert half.item() == pytest.approx(module.losses(module(batch), batch)["words_match"].item(), abs=0.03)
-
-
-@pytest.mark.parametrize("detector", ["similarity_map", "boundary", "dab"])
-def test_a_few_steps_lower_the_loss_before_any_detector(detector):
-    """On the simulator, small."""
-    paper = papers.get("qd_detr", "small", aligner="cg_detr", detector=detector, **SIZES)
-    data = papers.open_split(paper, "sim", split="train", n=64)
-    retriever, batch = papers.build(paper, data), data.batch(range(32))
-    pairs = torch.stack([batch.labels.saliency.argmax(1), batch.labels.saliency.argmin(1)], -1)[:, None]
-    batch = replace(batch, labels=replace(batch.labels, pairs=pairs))
-    optimiser, totals = torch.optim.Adam(retriever.parameters(), 2e-3), []
-    for _ in range(8):
-        terms = retriever.losses(*retriever(batch), batch)
-        assert set(terms) >= TERMS
-        totals.append([sum(terms.values()).item(), sum(terms[name] for name in TERMS).item()])
-        optimiser.zero_grad()
-        sum(terms.values()).backward()
-        optimiser.step()
-    assert all(after < before for before, after in zip(totals[0], totals[-1], strict=True))
-    assert all(line["pred_relevant_windows"] for line in retriever.predict(batch))
 
 
 @pytest.mark.parametrize(

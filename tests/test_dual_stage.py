@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from batches import make_batch
+from batches import alone, make_batch
 
 from mrlib.align.dual_stage import (
     METHODS,
@@ -15,15 +15,18 @@ from mrlib.align.dual_stage import (
     turned,
 )
 from mrlib.align.joint import JointEncoder
+from mrlib.align.projected import Sizes
+from mrlib.data import Widths
 from mrlib.ops import alignment
 
 LENGTHS = [9, 6, 1, 12]
 SMALL = {"width": 16, "layers": 2, "heads": 2, "hidden": 24, "dropout": 0.0, "input_dropout": 0.0}
+SMALL |= {"tef": False, "activation": "relu"}
 
 
-def aligner(*, encoder=None, **options):
+def aligner(**options):
     torch.manual_seed(0)
-    fuse = JointEncoder(16, 12, **SMALL | (encoder or {}))
+    fuse = JointEncoder(Widths(16, 12, None), Sizes(**SMALL))
     return DualStageAligner(
         fuse, **{"heads": 2, "hidden": 24, "layers": 2, "moment_queries": 3, "dropout": 0.0} | options
     )
@@ -136,19 +139,13 @@ def test_padding_and_batch_mates_change_nothing(batch):
     losses = []
     for b, n in enumerate(LENGTHS):
         m = int(batch.query_mask[b].sum())
-        one = replace(
-            batch[b : b + 1],
-            target=batch.target[b : b + 1, :n],
-            target_mask=batch.target_mask[b : b + 1, :n],
-            query=batch.query[b : b + 1, :m],
-            query_mask=batch.query_mask[b : b + 1, :m],
-        )
-        alone = model(one)
-        torch.testing.assert_close(together.target[b, :n], alone.target[0], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(together.query_global[b], alone.query_global[0], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(together.context[b], alone.context[0], rtol=1e-4, atol=1e-5)
-        assert torch.equal(together.paths["post"][b, :n, :m], alone.paths["post"][0])
-        losses.append(torch.stack(list(model.losses(alone, one).values())))
+        one = replace(alone(batch, b), labels=batch.labels[b : b + 1])
+        separate = model(one)
+        torch.testing.assert_close(together.target[b, :n], separate.target[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(together.query_global[b], separate.query_global[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(together.context[b], separate.context[0], rtol=1e-4, atol=1e-5)
+        assert torch.equal(together.paths["post"][b, :n, :m], separate.paths["post"][0])
+        losses.append(torch.stack(list(model.losses(separate, one).values())))
     whole = torch.stack(list(model.losses(together, batch).values()))
     torch.testing.assert_close(torch.stack(losses).mean(0), whole, rtol=1e-4, atol=1e-5)
 

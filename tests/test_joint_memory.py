@@ -40,32 +40,6 @@ def test_clips_and_words_are_encoded_together_and_the_words_go_on_as_context():
     torch.testing.assert_close(aligned.saliency, module.saliency(x[:, :12])[..., 0])
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-@torch.no_grad()
-def test_padding_and_batch_mates_change_nothing(name):
-    """[Moment-DETR] Of the clips, the saliency and the text memory."""
-    module, batch = aligner(**SETTINGS[name]), batch_of()
-    together = module(batch_of(pad_to=15))
-    for b, n in enumerate(LENGTHS):
-        words = int(batch.query_mask[b].sum())
-        alone = replace(
-            batch[b : b + 1],
-            target=batch.target[b : b + 1, :n],
-            target_mask=batch.target_mask[b : b + 1, :n],
-            query=batch.query[b : b + 1, :words],
-            query_mask=batch.query_mask[b : b + 1, :words],
-        )
-        alone = module(alone)
-        for ours, theirs in (
-            (together.target[b, :n], alone.target[0]),
-            (together.saliency[b, :n], alone.saliency[0]),
-            (together.context[b, :words], alone.context[0]),
-            (together.context_positions[b, :words], alone.context_positions[0]),
-            (together.query_global[b], alone.query_global[0]),
-        ):
-            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-
-
 @torch.no_grad()
 def test_a_film_is_asked_with_as_a_set_of_clips_unless_their_places_are_learned():
     """[Moment-DETR] Words have no places, so that a query video says the same backwards."""
@@ -79,13 +53,6 @@ def test_a_film_is_asked_with_as_a_set_of_clips_unless_their_places_are_learned(
         module = aligner(data.widths, query_positions=positions)
         change = (module(backwards).saliency - module(batch).saliency).abs().amax(1)
         assert (change < 1e-5).all() if same else (change > 1e-4).all()
-
-
-def test_labels_are_read_by_losses_alone():
-    module, batch = aligner(), batch_of()
-    with_labels, without = module(batch), module(batch.unlabelled())
-    assert torch.equal(with_labels.target, without.target) and torch.equal(with_labels.saliency, without.saliency)
-    assert set(module.losses(without, batch)) == {"margin"}
 
 
 def test_unknown_positions_are_refused():

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from batches import make_batch
+from batches import alone, make_batch
 from torch import nn
 
 from mrlib import papers
@@ -339,18 +339,8 @@ def test_predictions_do_not_depend_on_labels_batch_mates_or_padding(beta):
     batch = make_batch(LENGTHS, motion=8, words=6, pad_to=15)
     together = retriever.predict(batch)
     assert retriever.predict(batch.unlabelled()) == together
-    whole = make_batch(LENGTHS, motion=8, words=6)
-    for b, n in enumerate(LENGTHS):
-        words = int(whole.query_mask[b].sum())
-        alone = replace(
-            whole[b : b + 1],
-            target=whole.target[b : b + 1, :n],
-            target_mask=whole.target_mask[b : b + 1, :n],
-            target_joint=whole.target_joint[b : b + 1, :n],
-            query=whole.query[b : b + 1, :words],
-            query_mask=whole.query_mask[b : b + 1, :words],
-        )
-        (line,) = retriever.predict(alone.unlabelled())
+    for b in range(len(LENGTHS)):
+        (line,) = retriever.predict(alone(batch, b))
         one, many = (torch.tensor(x["pred_relevant_windows"]) for x in (line, together[b]))
         torch.testing.assert_close(one, many, rtol=1e-4, atol=2e-3)  # times are in thousandths
 

@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from batches import alone, make_batch, spoilt
+from batches import make_batch
 
 from mrlib import papers
 from mrlib.align import saliency
+from mrlib.align.projected import Sizes
 from mrlib.align.taskweave import TaskWeaveAligner, peaks, shining
 from mrlib.align.text_to_video import Words
 from mrlib.data import Widths
@@ -20,7 +21,7 @@ WIDTHS = Widths(24, 12, 16)
 def aligner(**options):
     torch.manual_seed(3)
     tiny = {"width": 16, "hidden": 24, "heads": 4, "dropout": 0.0, "input_dropout": 0.0}
-    return TaskWeaveAligner(WIDTHS, **tiny | options)
+    return TaskWeaveAligner(WIDTHS, Sizes(**tiny | options))
 
 
 def batch_of(lengths=LENGTHS, **options):
@@ -145,37 +146,6 @@ def test_losses_are_twice_those_of_the_saliency_and_of_the_same_clips_asked_anew
     assert terms.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(terms[name], value, rtol=1e-4, atol=1e-5)
-
-
-@torch.no_grad()
-def test_padding_and_batch_mates_change_nothing():
-    module, batch = aligner().eval(), batch_of(pad_to=17)
-    for together in (module(batch), module(spoilt(batch))):
-        for b, n in enumerate(LENGTHS):
-            one = module(alone(batch, b))
-            torch.testing.assert_close(together.target[b, :n], one.target[0], rtol=1e-4, atol=1e-5)
-            torch.testing.assert_close(together.saliency[b, :n], one.saliency[0], rtol=1e-4, atol=1e-5)
-            torch.testing.assert_close(together.query_global[b], one.query_global[0], rtol=1e-4, atol=1e-5)
-
-
-def test_labels_are_read_by_losses_alone():
-    module, batch = aligner().eval(), batch_of()
-    with_labels, without = module(batch), module(batch.unlabelled())
-    assert torch.equal(with_labels.target, without.target) and torch.equal(with_labels.saliency, without.saliency)
-    assert set(module.losses(without, batch)) == {"margin", "contrast", "negative"}
-
-
-def test_a_batch_with_padding_rows_one_sample_or_no_windows_gives_finite_losses_and_gradients():
-    batch = batch_of([5, 6, 4], windows=[[(1, 3)], [(0, 6)], []])
-    mask = batch.target_mask.clone()
-    mask[1] = False
-    for given in (replace(batch, target_mask=mask), batch_of([5]), batch_of([1, 1])):
-        module = aligner()
-        aligned = module(given)
-        loss = sum(module.losses(aligned, given).values()) + aligned.target[given.target_mask].square().sum()
-        loss.backward()
-        assert loss.isfinite()
-        assert all(p.grad is None or p.grad.isfinite().all() for p in module.parameters())
 
 
 @pytest.mark.parametrize("detector", papers.DETECTORS)

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from batches import alone, make_batch, spoilt
-from torch import nn
+from batches import drawn, make_batch
+from watch import watched
 
 from mrlib import papers
 from mrlib.align.uvcom import Local, nearest, prototypes, walk
@@ -25,10 +25,6 @@ def aligner(**options):
 
 def batch_of(lengths=LENGTHS, **options):
     return make_batch(lengths, motion=8, words=6, **options)
-
-
-def drawn(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def test_alone_it_has_the_released_numbers():
@@ -106,50 +102,28 @@ def test_the_prototype_that_is_most_like_the_words_on_average_is_chosen():
     assert nearest(gathered, text).tolist() == [[[pytest.approx(0.1), pytest.approx(0.1)]], [[0.0, 3.0]]]
 
 
-class Kept(nn.Module):
-    """Keeps what a module is given and gives."""
-
-    def __init__(self, module):
-        super().__init__()
-        self.module, self.given, self.gave = module, [], []
-
-    def forward(self, *given):
-        self.given.append(given)
-        self.gave.append(self.module(*given))
-        return self.gave[-1]
-
-
-def watched(module):
-    """The modules of three stacks, each keeping what it is given and gives."""
-    stacks = []
-    for name in ("layers", "back", "encoder"):
-        stacks.append([Kept(layer) for layer in getattr(module, name)])
-        setattr(module, name, nn.ModuleList(stacks[-1]))
-    return stacks
-
-
 @torch.no_grad()
 def test_both_stacks_start_from_the_input_and_the_encoder_from_what_comes_back():
     """[UVCOM] Words are asked without positions, clips with theirs; the rest is put together from its parts."""
     module, batch = aligner().eval(), batch_of()
-    layers, back, encoder = watched(module)
+    layers, back, encoder = watched(module.layers), watched(module.back), watched(module.encoder)
     aligned = module(batch)
     target, words, mask = aligned.cache["target"], aligned.query, batch.target_mask
     positions = sine_positions(mask, 16)
     for layer, x, keys in ((layers[0], target, words), (back[0], words, target)):
-        given = layer.given[0]
+        given = layer[0].given
         assert torch.equal(given[0], x) and torch.equal(given[2].values, keys)
-    torch.testing.assert_close(back[1].given[0][2].keys, target + positions)
-    assert torch.equal(back[1].given[0][2].mask, mask) and not back[1].given[0][1].any()
-    torch.testing.assert_close(layers[1].given[0][1], positions)
-    x, y = layers[-1].gave[0], back[-1].gave[0]
+    torch.testing.assert_close(back[1][0].given[2].keys, target + positions)
+    assert torch.equal(back[1][0].given[2].mask, mask) and not back[1][0].given[1].any()
+    torch.testing.assert_close(layers[1][0].given[1], positions)
+    x, y = layers[-1][0].gave, back[-1][0].gave
     text = prototypes(module.text_tokens, y, batch.query_mask)
     token = nearest(prototypes(module.global_token, x, mask), text)
-    given = encoder[0].given[0]
+    given = encoder[0][0].given
     torch.testing.assert_close(given[0][:, :1], token)
     torch.testing.assert_close(given[0][:, 1:], x + walk(x + module.local(x, mask), text, mask))
     torch.testing.assert_close(given[1][:, 1:], positions)
-    whole, clips = encoder[-1].gave[0].split([1, 12], dim=1)
+    whole, clips = encoder[-1][0].gave.split([1, 12], dim=1)
     torch.testing.assert_close(aligned.target, clips)
     s = (module.clip_side(clips) * module.global_side(whole)).sum(-1) / 4
     torch.testing.assert_close(aligned.saliency, s)
@@ -179,92 +153,3 @@ def test_similarity_is_half_of_what_tells_videos_apart_and_half_of_what_finds_th
     found = module.losses(aligned, batch)
     assert set(found) == TERMS
     assert found["similarity"].item() == pytest.approx(0.5 * between + 0.5 * within / sum(LENGTHS), rel=1e-5)
-
-
-@torch.no_grad()
-def test_padding_and_batch_mates_change_nothing():
-    module = aligner().eval()
-    for given in (batch_of(), batch_of(pad_to=15), spoilt(batch_of(pad_to=15))):
-        together = module(given)
-        for b, n in enumerate(LENGTHS):
-            one = module(alone(given, b))
-            torch.testing.assert_close(together.target[b, :n], one.target[0], rtol=1e-4, atol=2e-5)
-            torch.testing.assert_close(together.saliency[b, :n], one.saliency[0], rtol=1e-4, atol=2e-5)
-            torch.testing.assert_close(together.query_global[b], one.query_global[0], rtol=1e-4, atol=2e-5)
-
-
-@torch.no_grad()
-def test_losses_see_no_padding():
-    """Pairs are given, as they are drawn from the width of the batch."""
-    module, pairs = aligner().eval(), torch.tensor([[[1, 0]], [[3, 2]], [[1, 0]], [[-1, -1]]])
-    batches = batch_of(), batch_of(pad_to=15), spoilt(batch_of(pad_to=15))
-    terms = [module.losses(module(x), replace(x, labels=replace(x.labels, pairs=pairs))) for x in batches]
-    for others in terms[1:]:
-        for name, value in terms[0].items():
-            torch.testing.assert_close(others[name], value, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
-
-
-def test_labels_are_read_by_losses_alone():
-    module, batch = aligner().eval(), batch_of()
-    with_labels, without = module(batch), module(batch.unlabelled())
-    assert torch.equal(with_labels.target, without.target) and torch.equal(with_labels.saliency, without.saliency)
-    assert set(module.losses(without, batch)) == TERMS
-
-
-def test_every_parameter_learns():
-    """[UVCOM] Five rounds forget where prototypes began: the start of the words' learns least, the clips' little."""
-    module, batch = aligner(), batch_of()
-    aligned = module(batch)
-    reads = (aligned.target * torch.randn(aligned.target.shape, generator=torch.Generator().manual_seed(0))).sum()
-    (reads + sum(module.losses(aligned, batch).values())).backward()
-    least = {"text_tokens": 1e-7}
-    for name, p in module.named_parameters():
-        assert p.grad.abs().max() > least.get(name, 1e-4), name
-
-
-def test_rows_of_nothing_but_padding_or_without_words_give_finite_losses_and_gradients():
-    batch = batch_of([5, 6, 4])
-    mask, words = batch.target_mask.clone(), batch.query_mask.clone()
-    mask[2], words[1] = False, False
-    nothing = torch.zeros_like
-    for given in (
-        replace(batch, target_mask=mask, query_mask=words),
-        replace(batch, target_mask=nothing(mask), query_mask=nothing(words)),
-        batch_of([1]),
-    ):
-        module = aligner()
-        loss = sum(module.losses(module(given), given).values())
-        loss.backward()
-        assert loss.isfinite()
-        assert all(p.grad is None or p.grad.isfinite().all() for p in module.parameters())
-
-
-def test_half_precision_gives_nearly_the_same():
-    module, batch = aligner().eval(), batch_of()
-    with torch.autocast("cpu", torch.bfloat16):
-        aligned = module(batch)
-        half = module.losses(aligned, batch)["similarity"]
-    half.backward()
-    assert (aligned.saliency.float() - module(batch).saliency)[batch.target_mask].abs().max() < 0.1
-    assert half.item() == pytest.approx(module.losses(module(batch), batch)["similarity"].item(), abs=0.03)
-
-
-@pytest.mark.parametrize("detector", ["similarity_map", "boundary", "dab"])
-def test_a_few_steps_lower_the_loss_before_any_detector(detector):
-    """On the simulator, small."""
-    sizes = {**SIZES, "lr": 2e-3, "epochs": 4, "batch_size": 16}
-    paper = papers.get("qd_detr", "small", aligner="uvcom", detector=detector, **sizes)
-    data = papers.open_split(paper, "sim", split="train", n=64)
-    retriever, batch = papers.build(paper, data), data.batch(range(32))
-    pairs = torch.stack([batch.labels.saliency.argmax(1), batch.labels.saliency.argmin(1)], -1)[:, None]
-    batch = replace(batch, labels=replace(batch.labels, pairs=pairs))
-    optimiser, totals = torch.optim.Adam(retriever.parameters(), 2e-3), []
-    for _ in range(8):
-        terms = retriever.losses(*retriever(batch), batch)
-        assert set(terms) >= TERMS
-        totals.append([sum(terms.values()).item(), sum(terms[name] for name in TERMS).item()])
-        optimiser.zero_grad()
-        sum(terms.values()).backward()
-        optimiser.step()
-    assert all(after < before for before, after in zip(totals[0], totals[-1], strict=True))
-    assert all(line["pred_relevant_windows"] for line in retriever.predict(batch))

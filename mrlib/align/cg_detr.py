@@ -13,13 +13,14 @@ Departs  wjun0830/CGDETR also aligns moments with sentences, distills that into 
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mrlib.align import Aligned, saliency
+from mrlib.align.projected import Sizes
 from mrlib.align.text_to_video import T2VLayer, TextToVideoAligner, Words
 from mrlib.align.uvcom import over_vectors, unit
 from mrlib.data import Batch, Widths
@@ -79,53 +80,29 @@ class AdaptiveLayer(T2VLayer):
         return self.take_up(x, self.cross_attn.out_proj.bias.expand_as(x))
 
 
+@dataclass(frozen=True, kw_only=True)
+class CgDetrSizes(Sizes):
+    """The released numbers; `layers` go from words to clips, `dropout` also drops what a layer adds.  [CG-DETR]"""
+
+    encoder_layers: int = 3
+    dummies: int = 45
+    dummy_layers: int = 2  # in which dummies look at the words
+    prompts: int = 10  # of which one joins the saliency token
+
+
 class CgDetrAligner(TextToVideoAligner):
     """Words or dummies into clips, then clips and a token that knows the video among themselves.  [CG-DETR]"""
 
-    def __init__(
-        self,
-        widths: Widths,
-        *,
-        width: int = 256,
-        layers: int = 2,
-        encoder_layers: int = 3,
-        heads: int = 8,
-        hidden: int = 1024,
-        projections: int = 2,
-        dropout: float = 0.1,
-        input_dropout: float = 0.5,
-        tef: bool = True,
-        activation: str = "prelu",
-        dummies: int = 45,
-        dummy_layers: int = 2,
-        prompts: int = 10,
-    ):
-        """An aligner of a width.
-
-        layers        from words to clips
-        projections   layers of each projection of the input
-        dropout       within attention and feed-forward layers, and of what each of them adds to a sample
-        tef           append the ends of every clip to its features
-        dummy_layers  in which dummies look at the words
-        prompts       of which one joins the saliency token
-        """
+    def __init__(self, widths: Widths, sizes: CgDetrSizes):
+        width, dummies, prompts = sizes.width, sizes.dummies, sizes.prompts
         require(dummies >= 1, "dummies", dummies, "1 or more")
         require(prompts >= 1, "prompts", prompts, "1 or more")
-        sizes = (width, heads, hidden, dropout, activation)
-        before, among = ([EncoderLayer(*sizes) for _ in range(n)] for n in (dummy_layers, encoder_layers))
+        counts = sizes.dummy_layers, sizes.encoder_layers
+        before, among = ([EncoderLayer(*sizes.layer) for _ in range(n)] for n in counts)
         for layer in (*before, *among):
-            layer.dropout = DropPath(dropout)
-        super().__init__(
-            widths.target,
-            widths.query,
-            [AdaptiveLayer(*sizes, dummies) for _ in range(layers)],
-            among,
-            width=width,
-            heads=heads,
-            projections=projections,
-            input_dropout=input_dropout,
-            tef=tef,
-        )
+            layer.dropout = DropPath(sizes.dropout)
+        into_clips = [AdaptiveLayer(*sizes.layer, dummies) for _ in range(sizes.layers)]
+        super().__init__(widths, sizes, into_clips, among)
         self.dummy_encoder = nn.ModuleList(before)
         self.dummies, self.dummy_positions = (nn.Parameter(torch.randn(dummies, width)) for _ in range(2))
         self.global_token = nn.Parameter(torch.randn(prompts, width))  # the prompts

@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mrlib.align import Aligned
+from mrlib.align.projected import Projected, Sizes
 from mrlib.align.saliency import scores_of
 from mrlib.align.text_to_video import Words
-from mrlib.data import Batch
-from mrlib.layers import EncoderLayer, LearnedPositions, Projection, endpoints, sine_positions
+from mrlib.data import Batch, Widths
+from mrlib.layers import EncoderLayer, LearnedPositions, sine_positions
 from mrlib.ops.counts import shared_count
 from mrlib.settings import require
 
@@ -37,55 +38,39 @@ class Joint(NamedTuple):
     target_positions: Tensor  # (B, T, d)
 
 
-class JointEncoder(nn.Module):
+class JointEncoder(Projected):
     """Projections of both, token types, and Transformer layers over [target; query].  [MATR §3.2], [UniVTG]"""
 
     def __init__(
         self,
-        target_width: int,
-        query_width: int,
+        widths: Widths,
+        sizes: Sizes,
         *,
-        width: int,
-        layers: int,
-        heads: int,
-        hidden: int,
-        projections: int = 2,
-        activation: str = "relu",
         pre_norm: bool = False,
-        dropout: float = 0.1,
-        input_dropout: float = 0.5,
-        tef: bool = False,
         query_positions: str = "sine",
         places: int = 75,
         mix: nn.Module | None = None,
     ):
-        """A joint encoder of a width.
+        """One stack of layers of these sizes.
 
-        target_width, query_width  D and D' of the batch
-        projections      layers of each projection
-        tef              append the ends of every clip to its features
         query_positions  "sine", "learned" (`places` of them) or "none"
         mix              a module `mix(x, positions, words) -> (B, T, d)`: the clips as the first layer gets them, from
                          those with the token type; None: themselves
         """
-        super().__init__()
+        super().__init__(widths, sizes)
         known = ("sine", "learned", "none")
         require(query_positions in known, "query_positions", query_positions, f"one of {', '.join(known)}")
-        require(type(layers) is int and layers >= 0, "layers", layers, "0 or more")
-        self.width, self.tef, self.query_positions = width, tef, query_positions
-        self.project_target = Projection(target_width + 2 * tef, width, projections, input_dropout)
-        self.project_query = Projection(query_width, width, projections, input_dropout)
+        require(type(sizes.layers) is int and sizes.layers >= 0, "layers", sizes.layers, "0 or more")
+        width, self.query_positions = sizes.width, query_positions
         self.token_type = nn.Embedding(2, width)  # 0 query, 1 target
         nn.init.normal_(self.token_type.weight, std=0.02)
-        self.places = LearnedPositions(places, width, input_dropout) if query_positions == "learned" else None
-        self.layers = nn.ModuleList(
-            EncoderLayer(width, heads, hidden, dropout, activation, pre_norm) for _ in range(layers)
-        )
+        learned = query_positions == "learned"
+        self.places = LearnedPositions(places, width, sizes.input_dropout) if learned else None
+        self.layers = nn.ModuleList(EncoderLayer(*sizes.layer, pre_norm) for _ in range(sizes.layers))
         self.norm, self.mix = nn.LayerNorm(width) if pre_norm else nn.Identity(), mix
 
     def forward(self, batch: Batch) -> Joint:
-        target = torch.cat([batch.target, endpoints(batch.target_mask)], -1) if self.tef else batch.target
-        target, query = self.project_target(target), self.project_query(batch.query)
+        target, query = self.project(batch)
         target_typed, query_typed = target + self.token_type.weight[1], query + self.token_type.weight[0]
         target_positions = sine_positions(batch.target_mask, self.width)
         if self.query_positions == "sine":

@@ -12,57 +12,42 @@ import torch
 from torch import Tensor, nn
 
 from mrlib.align import Aligned, saliency
+from mrlib.align.projected import Projected, Sizes
 from mrlib.align.text_to_video import Words
-from mrlib.data import Batch
-from mrlib.layers import EncoderLayer, LearnedPositions, Projection, endpoints, masked_mean, sine_positions
+from mrlib.data import Batch, Widths
+from mrlib.layers import EncoderLayer, LearnedPositions, masked_mean, sine_positions
 from mrlib.settings import require
 
 
-class JointMemoryAligner(nn.Module):
+class JointMemoryAligner(Projected):
     """Projections, Transformer layers over [target; query], a saliency for every clip.  [Moment-DETR]"""
 
     def __init__(
         self,
-        target_width: int,
-        query_width: int,
+        widths: Widths,
+        sizes: Sizes,
         *,
-        width: int,
-        layers: int,
-        heads: int,
-        hidden: int,
-        projections: int = 2,
         pre_norm: bool = False,
-        dropout: float = 0.1,
-        input_dropout: float = 0.5,
-        tef: bool = True,
         query_positions: str = "none",
         places: int = 32,
         mix: nn.Module | None = None,
     ):
-        """An encoder of a width.
+        """One stack of layers of these sizes.
 
-        target_width, query_width  D and D' of the batch
-        projections      layers of each projection
-        tef              append the ends of every clip to its features
         query_positions  "none", or "learned" (`places` of them)
         mix              a module `mix(x, positions, words) -> (B, T, d)`: the clips as the first layer gets them; None:
                          as they are projected
         """
-        super().__init__()
+        super().__init__(widths, sizes)
         require(query_positions in ("none", "learned"), "query_positions", query_positions, "none or learned")
-        self.width, self.tef = width, tef
-        self.project_target = Projection(target_width + 2 * tef, width, projections, input_dropout)
-        self.project_query = Projection(query_width, width, projections, input_dropout)
-        self.places = LearnedPositions(places, width, input_dropout) if query_positions == "learned" else None
-        self.layers = nn.ModuleList(
-            EncoderLayer(width, heads, hidden, dropout, pre_norm=pre_norm) for _ in range(layers)
-        )
+        width, learned = sizes.width, query_positions == "learned"
+        self.places = LearnedPositions(places, width, sizes.input_dropout) if learned else None
+        self.layers = nn.ModuleList(EncoderLayer(*sizes.layer, pre_norm) for _ in range(sizes.layers))
         self.norm, self.mix = nn.LayerNorm(width) if pre_norm else nn.Identity(), mix
         self.saliency = nn.Linear(width, 1)
 
     def forward(self, batch: Batch) -> Aligned:
-        target = torch.cat([batch.target, endpoints(batch.target_mask)], -1) if self.tef else batch.target
-        target, query = self.project_target(target), self.project_query(batch.query)
+        target, query = self.project(batch)
         places = torch.zeros_like(query) if self.places is None else self.places(query)
         positions = sine_positions(batch.target_mask, self.width)
         if self.mix is not None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mrlib.align import Aligned
-from mrlib.data import Batch
+from mrlib.data import Batch, Widths
 from mrlib.layers import EncoderLayer, Projection, masked_mean, waves
 
 
@@ -25,24 +25,19 @@ class SeparateAligner(nn.Module):
 
     def __init__(
         self,
-        target_width: int,
-        query_width: int,
+        widths: Widths,
         *,
         width: int,
         layers: int,
         heads: int,
         hidden: int,
-        dropout: float = 0.1,
+        dropout: float,
     ):
-        """Two ways of a width.
-
-        target_width, query_width  D and D' of the batch
-        layers, heads, hidden      of the words' encoder
-        """
+        """Two ways of a width; layers, heads and hidden are those of the words' encoder."""
         super().__init__()
         self.width = width
-        self.project_target = Projection(target_width, width, 1, dropout)
-        self.project_query = Projection(query_width, width, 1, dropout)
+        self.project_target = Projection(widths.target, width, 1, dropout)
+        self.project_query = Projection(widths.query, width, 1, dropout)
         self.nothing = nn.Parameter(0.02 * torch.randn(width))
         self.layers = nn.ModuleList(
             EncoderLayer(width, heads, hidden, dropout, "gelu", pre_norm=True) for _ in range(layers)

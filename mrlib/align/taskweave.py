@@ -2,7 +2,7 @@ r"""Two tasks weave one memory: what clips share and what each task has of its o
 
 Paper    Yang et al., "Task-Driven Exploration: Decoupling and Inter-Task Feedback for Joint Moment Retrieval and
          Highlight Detection", CVPR 2024 (arXiv 2404.09263)
-Here     `peaks` is the pooling over time, `TaskWeaveAligner.branch` what both tasks share, `.highlights` the expert of
+Here     `peaks` is the pooling over time, `TaskWeaveAligner.shared` what both tasks share, `.highlights` the expert of
          highlight detection with the saliency, `.moments` the expert of moment retrieval, `.fuse` the feedback from the
          one to the other  [TaskWeave]; words come into the clips by QD-DETR's layers
 Ours     no decoder: the clips of the moment expert are what a detector sees. The feedback is there from the first step,
@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mrlib.align import Aligned, saliency
+from mrlib.align.projected import FusedAligner, Sizes
 from mrlib.align.text_to_video import T2VLayer, Words
 from mrlib.data import Batch, Widths
-from mrlib.layers import EncoderLayer, Projection, endpoints, masked_mean, sine_positions
+from mrlib.layers import EncoderLayer, masked_mean, sine_positions
 
 NEAR = 2  # clips on either side that pooling and convolution look at
 HIGHLIGHTS = 2.0  # weight of what makes the saliency, against the detector's losses
@@ -44,57 +45,22 @@ def shining(scores: Tensor, mask: Tensor) -> Tensor:
     return (scores > masked_mean(scores[..., None], mask)) & mask
 
 
-class TaskWeaveAligner(nn.Module):
+class TaskWeaveAligner(FusedAligner):
     """Words into clips, then a branch for highlights, whose saliency goes back into the clips of a branch for moments.
 
     [TaskWeave]
     """
 
-    def __init__(
-        self,
-        widths: Widths,
-        *,
-        width: int = 256,
-        layers: int = 2,
-        heads: int = 8,
-        hidden: int = 1024,
-        projections: int = 2,
-        dropout: float = 0.1,
-        input_dropout: float = 0.5,
-        tef: bool = True,
-        activation: str = "prelu",
-    ):
-        """An aligner of a width.
-
-        layers       of each of the two stacks: words into clips, clips among themselves
-        projections  layers of each projection of the input
-        tef          append the ends of every clip to its features
-        """
-        super().__init__()
-        self.width, self.tef = width, tef
-        self.project_target = Projection(widths.target + 2 * tef, width, projections, input_dropout)
-        self.project_query = Projection(widths.query, width, projections, input_dropout)
-        sizes = (width, heads, hidden, dropout, activation)
-        self.layers = nn.ModuleList(T2VLayer(*sizes) for _ in range(layers))
-        self.encoder = nn.ModuleList(EncoderLayer(*sizes) for _ in range(layers))
+    def __init__(self, widths: Widths, sizes: Sizes):
+        """Two stacks of layers: words into clips, clips among themselves."""
+        super().__init__(widths, sizes)
+        width, layers = sizes.width, range(sizes.layers)
+        self.layers = nn.ModuleList(T2VLayer(*sizes.layer) for _ in layers)
+        self.encoder = nn.ModuleList(EncoderLayer(*sizes.layer) for _ in layers)
         self.moment_branch, self.highlight_branch = nn.Linear(width, width), nn.Linear(width, width)
         self.conv = nn.Conv1d(width, width, 2 * NEAR + 1, padding=NEAR, groups=width, bias=False)
         self.norm, self.expert = nn.LayerNorm(width), nn.Linear(width, width)
         self.relevance = nn.Sequential(*(nn.Linear(width, outputs) for outputs in (width, width, 1)))
-
-    def forward(self, batch: Batch) -> Aligned:
-        target = torch.cat([batch.target, endpoints(batch.target_mask)], -1) if self.tef else batch.target
-        target, query = self.project_target(target), self.project_query(batch.query)
-        clips, scores = self.fuse(target, batch.target_mask, query, batch.query_mask)
-        return Aligned(
-            clips,
-            batch.target_mask,
-            query,
-            batch.query_mask,
-            query_global=masked_mean(query, batch.query_mask),
-            saliency=scores,
-            cache={"target": target},
-        )
 
     def fuse(self, target: Tensor, mask: Tensor, query: Tensor, query_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Clips for moments, after those that shine came in twice as large, and the saliency.  [TaskWeave]

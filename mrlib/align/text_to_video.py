@@ -18,18 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from mrlib.align import Aligned, saliency
-from mrlib.data import Batch
-from mrlib.layers import (
-    Attention,
-    Dropout,
-    EncoderLayer,
-    FeedForward,
-    LearnedPositions,
-    Projection,
-    endpoints,
-    masked_mean,
-    sine_positions,
-)
+from mrlib.align.projected import FusedAligner, Sizes
+from mrlib.data import Batch, Widths
+from mrlib.layers import Attention, Dropout, EncoderLayer, FeedForward, LearnedPositions, sine_positions
 from mrlib.settings import require
 
 
@@ -75,57 +66,34 @@ class T2VLayer(nn.Module):
         return self.norm2(z + self.dropout(self.feed_forward(self.norm1(z))))
 
 
-class TextToVideoAligner(nn.Module):
+class TextToVideoAligner(FusedAligner):
     """Words into clips, then clips and a global token among themselves.  [QD-DETR]"""
 
     def __init__(
         self,
-        target_width: int,
-        query_width: int,
+        widths: Widths,
+        sizes: Sizes,
         layers: Sequence[T2VLayer],
         encoder: Sequence[EncoderLayer],
         *,
-        width: int,
-        heads: int,
-        projections: int = 2,
-        input_dropout: float = 0.5,
-        tef: bool = True,
         query_positions: str = "none",
         places: int = 32,
         masks: str = "keys",
     ):
-        """Two stacks of layers of a width.
+        """Two stacks of layers of these sizes.
 
-        target_width, query_width  D and D' of the batch
-        projections      layers of each projection
-        tef              append the ends of every clip to its features
         query_positions  "none", or "learned" (`places` of them), which attention adds to its keys
         masks            "keys" hides padding; "released" also words of other samples, as the official code does
         """
-        super().__init__()
+        super().__init__(widths, sizes)
         require(query_positions in ("none", "learned"), "query_positions", query_positions, "none or learned")
         require(masks in ("keys", "released"), "masks", masks, "keys or released")
-        self.width, self.heads, self.tef, self.masks = width, heads, tef, masks
-        self.project_target = Projection(target_width + 2 * tef, width, projections, input_dropout)
-        self.project_query = Projection(query_width, width, projections, input_dropout)
-        self.places = LearnedPositions(places, width, input_dropout) if query_positions == "learned" else None
+        self.heads, self.masks = sizes.heads, masks
+        width, learned = sizes.width, query_positions == "learned"
+        self.places = LearnedPositions(places, width, sizes.input_dropout) if learned else None
         self.layers, self.encoder = nn.ModuleList(layers), nn.ModuleList(encoder)
         self.global_token, self.global_position = (nn.Parameter(torch.randn(width)) for _ in range(2))
         self.clip_side, self.global_side = nn.Linear(width, width), nn.Linear(width, width)
-
-    def forward(self, batch: Batch) -> Aligned:
-        target = torch.cat([batch.target, endpoints(batch.target_mask)], -1) if self.tef else batch.target
-        target, query = self.project_target(target), self.project_query(batch.query)
-        clips, relevance, *more = self.fuse(target, batch.target_mask, query, batch.query_mask)
-        return Aligned(
-            clips,
-            batch.target_mask,
-            query,
-            batch.query_mask,
-            query_global=masked_mean(query, batch.query_mask),
-            saliency=relevance,
-            cache={"target": target, "more": more},
-        )
 
     def fuse(self, target: Tensor, mask: Tensor, query: Tensor, query_mask: Tensor) -> tuple[Tensor, ...]:
         """Clips in the light of a query, and how relevant they are to it.  [QD-DETR]

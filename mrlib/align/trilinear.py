@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mrlib.align import Aligned, saliency
+from mrlib.align.projected import Projected, Sizes
 from mrlib.align.text_to_video import T2VLayer, Words, released_masks
-from mrlib.data import Batch
-from mrlib.layers import Dropout, EncoderLayer, Projection, endpoints, masked_mean, sine_positions
+from mrlib.data import Batch, Widths
+from mrlib.layers import Dropout, EncoderLayer, masked_mean, sine_positions
 from mrlib.ops.counts import shared_count
 from mrlib.settings import require
 
@@ -65,7 +66,7 @@ class TrilinearFusion(nn.Module):
         return self.out(torch.cat([x, whole], -1)).relu()
 
 
-class TrilinearAligner(nn.Module):
+class TrilinearAligner(Projected):
     r"""Fusion, words into clips, clips among themselves twice, the second time with highlights lifted.  [AMR, encoder]
 
     $$E = \mathrm{Enc}(Y), \quad \sigma_t = \tfrac{1}{\sqrt d} \mathbf 1^\top (W_s E_t + b_s), \quad
@@ -76,44 +77,31 @@ class TrilinearAligner(nn.Module):
 
     def __init__(
         self,
-        target_width: int,
-        query_width: int,
+        widths: Widths,
+        sizes: Sizes,
         layers: Sequence[T2VLayer],
         encoder: Sequence[EncoderLayer],
         *,
-        width: int,
-        heads: int,
-        projections: int = 2,
-        dropout: float = 0.1,
-        input_dropout: float = 0.5,
-        tef: bool = True,
         padding: str = "hidden",
         against: str = "sentence",
     ):
-        """Two stacks of layers of a width.
+        """Two stacks of layers of these sizes.
 
-        target_width, query_width  D and D' of the batch
-        projections  layers of each projection
-        tef          append the ends of every clip to its features
-        padding      "hidden", or "seen" as in the official code
-        against      what annotated clips are to be nearer to than mined ones: the "sentence", its last word; the mean
-                     of the "video", as in the official code
+        padding  "hidden", or "seen" as in the official code
+        against  what annotated clips are to be nearer to than mined ones: the "sentence", its last word; the mean of
+                 the "video", as in the official code
         """
-        super().__init__()
+        super().__init__(widths, sizes)
         require(padding in ("hidden", "seen"), "padding", padding, "hidden or seen")
         require(against in ("sentence", "video"), "against", against, "sentence or video")
-        self.width, self.heads, self.tef = width, heads, tef
-        self.padding, self.against = padding, against
-        self.project_target = Projection(target_width + 2 * tef, width, projections, input_dropout)
-        self.project_query = Projection(query_width, width, projections, input_dropout)
-        self.fusion = TrilinearFusion(width, dropout)
+        self.heads, self.padding, self.against = sizes.heads, padding, against
+        self.fusion = TrilinearFusion(sizes.width, sizes.dropout)
         self.layers, self.encoder = nn.ModuleList(layers), nn.ModuleList(encoder)
-        self.saliency = nn.Linear(width, width)
+        self.saliency = nn.Linear(sizes.width, sizes.width)
 
     def forward(self, batch: Batch) -> Aligned:
         mask, query_mask = batch.target_mask, batch.query_mask
-        target = torch.cat([batch.target, endpoints(mask)], -1) if self.tef else batch.target
-        target, query = self.project_target(target), self.project_query(batch.query)
+        target, query = self.project(batch)
         positions = sine_positions(mask, self.width)
         seen = released_masks(mask, query_mask, self.heads) if self.padding == "seen" else None
         words, x = Words(query, query, query_mask, seen), self.fusion(target, mask, query, query_mask)

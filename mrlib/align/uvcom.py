@@ -13,11 +13,14 @@ Departs  EasonXiao-888/UVCOM takes, late in training, the query that is least li
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mrlib.align import Aligned
+from mrlib.align.projected import Sizes
 from mrlib.align.text_to_video import T2VLayer, TextToVideoAligner, Words
 from mrlib.align.trilinear import batch_contrast
 from mrlib.data import Batch, Widths
@@ -101,6 +104,15 @@ class Local(nn.Module):
         return self.after(self.neighbours((self.before(x) * mask[..., None]).mT).mT)
 
 
+@dataclass(frozen=True, kw_only=True)
+class UvcomSizes(Sizes):
+    """The released numbers; `hidden` is the width inside the projections of the similarity too.  [UVCOM]"""
+
+    layers: int = 3  # of each of three stacks: clips to words, words to clips, encoder
+    text_prototypes: int = 5
+    target_prototypes: int = 30
+
+
 class UvcomAligner(TextToVideoAligner):
     r"""Clips take up words and words clips; what prototypes and neighbours tell goes into the clips' encoder.  [UVCOM]
 
@@ -110,51 +122,19 @@ class UvcomAligner(TextToVideoAligner):
     words' $E^t$.
     """
 
-    def __init__(
-        self,
-        widths: Widths,
-        *,
-        width: int = 256,
-        layers: int = 3,
-        heads: int = 8,
-        hidden: int = 1024,
-        projections: int = 2,
-        dropout: float = 0.1,
-        input_dropout: float = 0.5,
-        tef: bool = True,
-        activation: str = "prelu",
-        text_prototypes: int = 5,
-        target_prototypes: int = 30,
-    ):
-        """An aligner of a width.
-
-        layers       of each of the three stacks: clips to words, words to clips, encoder
-        hidden       width inside feed-forward layers and the projections of the similarity
-        projections  layers of each projection of the input
-        tef          append the ends of every clip to its features
-        """
-        sizes = (width, heads, hidden, dropout, activation)
-        into_clips, into_words = ([T2VLayer(*sizes) for _ in range(layers)] for _ in range(2))
-        super().__init__(
-            widths.target,
-            widths.query,
-            into_clips,
-            [EncoderLayer(*sizes) for _ in range(layers)],
-            width=width,
-            heads=heads,
-            projections=projections,
-            input_dropout=input_dropout,
-            tef=tef,
-        )
+    def __init__(self, widths: Widths, sizes: UvcomSizes):
+        width, layers = sizes.width, range(sizes.layers)
+        into_clips, into_words = ([T2VLayer(*sizes.layer) for _ in layers] for _ in range(2))
+        super().__init__(widths, sizes, into_clips, [EncoderLayer(*sizes.layer) for _ in layers])
         self.back = nn.ModuleList(into_words)
         self.local = Local(width)
         # one of these becomes the global token, after it has gathered clips
-        self.global_token = nn.Parameter(torch.empty(target_prototypes, width))
-        self.text_tokens = nn.Parameter(torch.empty(text_prototypes, width))
+        self.global_token = nn.Parameter(torch.empty(sizes.target_prototypes, width))
+        self.text_tokens = nn.Parameter(torch.empty(sizes.text_prototypes, width))
         for tokens in (self.global_token, self.text_tokens):
             nn.init.xavier_uniform_(tokens)
         self.project_words = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width))
-        self.clip_sense, self.text_sense = (MLP(width, width, 3, hidden) for _ in range(2))
+        self.clip_sense, self.text_sense = (MLP(width, width, 3, sizes.hidden) for _ in range(2))
 
     def fuse(self, target: Tensor, mask: Tensor, query: Tensor, query_mask: Tensor) -> tuple[Tensor, ...]:
         """Clips in the light of a query, and how relevant they are to it.  [UVCOM]
