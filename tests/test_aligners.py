@@ -161,3 +161,11 @@ def test_a_few_steps_lower_the_loss_before_any_detector(name, detector):
         optimiser.step()
     assert all(after < before for before, after in zip(totals[0], totals[-1], strict=True))
     assert all(line["pred_relevant_windows"] for line in retriever.predict(batch))
+
+
+@pytest.mark.parametrize("name", ["joint_memory", "text_to_video", "trilinear", "taskweave", "uvcom", "cg_detr"])
+def test_what_a_saliency_learns_reaches_the_projection_of_the_clips(name):
+    network = aligner(name)
+    network(batch_of()).saliency.sum().backward()
+    gradients = [p.grad for p in network.project_target.parameters()]
+    assert all(g is not None and g.abs().sum() > 0 for g in gradients)
