@@ -94,16 +94,8 @@ class Understood(Exception):
     """The command has been read as far as its model."""
 
 
-@pytest.mark.parametrize("row", of("command"), ids=lambda row: f"{row['paper']} {row['dataset']} {row['features']}")
-def test_a_command_is_understood(row, monkeypatch):
-    """Of a training: its paper with all settings and its splits, as `main` has them, and the model is built."""
-    first, *words = shlex.split(row["source"])
-    if first == "papermill":
-        given = dict(zip(words[3::3], words[4::3], strict=True))
-        assert words[2::3] == ["-p"] * len(given) and words[1] == "out.ipynb"
-        assert given.keys() <= papermill.inspect_notebook(str(ROOT / words[0])).keys()
-        assert (given["dataset"], given["root"]) == (row["dataset"], "FOLDER")
-        return
+def read(words, first, monkeypatch):
+    """A training's command line as far as its model: what it opens, as (paper, name, root, split, options)."""
     opened = []
 
     def open_split(paper, name, root, split, **options):
@@ -117,6 +109,20 @@ def test_a_command_is_understood(row, monkeypatch):
     assert [first, *words[:2]] == ["python", "-m", "mrlib.train"]
     with pytest.raises(Understood):
         train.main(words[2:])
+    return opened
+
+
+@pytest.mark.parametrize("row", of("command"), ids=lambda row: f"{row['paper']} {row['dataset']} {row['features']}")
+def test_a_command_is_understood(row, monkeypatch):
+    """Of a training: its paper with all settings and its splits, as `main` has them, and the model is built."""
+    first, *words = shlex.split(row["source"])
+    if first == "papermill":
+        given = dict(zip(words[3::3], words[4::3], strict=True))
+        assert words[2::3] == ["-p"] * len(given) and words[1] == "out.ipynb"
+        assert given.keys() <= papermill.inspect_notebook(str(ROOT / words[0])).keys()
+        assert (given["dataset"], given["root"]) == (row["dataset"], "FOLDER")
+        return
+    opened = read(words, first, monkeypatch)
     paper = opened[0][0]
     assert {(name, root, str(options)) for _, name, root, _, options in opened} == {(row["dataset"], "FOLDER", "{}")}
     assert (opened[0][3], opened[-1][3]) == ("train", row["split"])
@@ -126,6 +132,21 @@ def test_a_command_is_understood(row, monkeypatch):
     with torch.device("meta"):
         build(paper, Widths(5376, 2048, None) if paper.name == "amr" else widths)
     assert (paper.streams == "joint") == (row["features"] == "CLIP")
+
+
+@pytest.mark.parametrize("paper", papers.PAPERS)
+def test_what_was_measured_on_stand_in_features_has_a_command_that_is_understood(paper, monkeypatch):
+    rows = [row for row in of("stand-in features") if row["paper"] == paper]
+    assert {row["score"] for row in rows} >= {"R1@0.5", "R1@0.7", "mAP"}
+    (source,) = {row["source"] for row in rows}
+    first, *words = shlex.split(source)
+    opened = read(words, first, monkeypatch)
+    assert {(chosen.name, name, root, split) for chosen, name, root, split, _ in opened} == {
+        (paper, "qvhighlights", "runs/stand_in", split) for split in ("train", "val")
+    }
+    for row in rows:
+        assert (row["dataset"], row["split"], row["runs"]) == ("qvhighlights", "val", "1")
+        assert "python -m mrlib.data.stand_in qvhighlights FOLDER runs/stand_in --limit" in row["note"]
 
 
 def test_every_training_has_a_folder_of_its_own():

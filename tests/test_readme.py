@@ -1,6 +1,10 @@
 """What the README says is so."""
 
+import json
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -19,6 +23,7 @@ def test_every_file_it_points_to_is_there():
 
 
 TABLES = {"A²FA + F²SGD": "04_grid.csv", "MATR": "02_grid.csv", "AMR": "01_grid.csv", "TD-DETR": "05_grid.csv"}
+TABLES |= {"Every model": "06_grid.csv"}
 COLUMNS = {"R1@0.5": "MR-full-R1@0.5", "R1@0.7": "MR-full-R1@0.7", "mAP": "MR-full-mAP", "mIoU": "mIoU"}
 COLUMNS |= {"R1@0.5, homes moved": "val_shift/MR-full-R1@0.5", "R1@0.5, new context": "dynamic_context/MR-full-R1@0.5"}
 
@@ -47,3 +52,37 @@ def test_every_paper_has_its_row():
 def test_continuous_integration_runs_the_command_it_gives():
     assert '"$venv/bin/pytest" --nbval\n' in (ROOT / ".ci" / "run").read_text()
     assert ".venv/bin/pytest --nbval\n" in README
+
+
+def test_a_detector_of_ones_own_takes_the_one_file_that_it_shows(tmp_path):
+    (file,) = [code for code in re.findall(r"```python\n(.*?)```", README, re.S) if code.startswith("# my_detector.py")]
+    (command,) = re.findall(r"^\.venv/bin/python my_detector.py (.*)$", README, re.M)
+    (tmp_path / "my_detector.py").write_text(file)
+    words = [*shlex.split(command), "--epochs", "1", "--data", "n=40", "--threads", "1"]
+    done = subprocess.run([sys.executable, "my_detector.py", *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert 0 <= json.loads(done.stdout)["MR-full-mAP"] <= 100
+    assert (tmp_path / "runs" / "mine" / "train" / "best.safetensors").is_file()
+
+
+def test_the_table_of_the_ledger_is_the_ledger():
+    """Published numbers, simulated ones with their spread, those on stand-in features, and the command."""
+    ledger = pd.read_csv(ROOT / "figures" / "ledger.csv", dtype=str, keep_default_na=False)
+    (table,) = re.findall(r"^\| paper \| published.*?\|\n\|[-|]+\|\n((?:\|[^\n]*\n)+)", README, re.M)
+    lines = [[cell.strip() for cell in line.strip("| \n").split("|")] for line in table.splitlines()]
+    assert [re.search(r"`(\w+)`", line[0])[1] for line in lines] == list(papers.PAPERS)
+    for name, published, where, simulated, stand_in, command in lines:
+        rows = ledger[ledger["paper"] == re.search(r"`(\w+)`", name)[1]]
+        of = {kind: rows[rows["kind"] == kind] for kind in rows["kind"].unique()}
+        source, _, split = where.partition("; ")
+        there = of["published"][of["published"]["source"].str.startswith(source)]
+        there = there[(there["dataset"] + " " + there["split"]).eq(split)]
+        values = dict(zip(there["score"], there["value"].astype(float), strict=True))
+        for part in published.split(", "):
+            score, value = part.rsplit(" ", 1)
+            assert values[score] == float(value), name
+        (mean,) = of["simulated"][of["simulated"]["score"] == "mAP"].itertuples()
+        assert simulated == f"{mean.value} ± {mean.spread}", name
+        (found,) = of["stand-in features"][of["stand-in features"]["score"] == "mAP"]["value"]
+        assert stand_in == found, name
+        assert command.strip("`") in of["command"]["source"].tolist(), name

@@ -2,9 +2,10 @@
 
     python tests/benchmarks/bench_papers.py --out figures/06_cost.csv
 
-Each network is built at the small size and at the paper's, and takes training steps of 32 samples of the simulated
-world. Time is the median step's; memory is the most that the process held beyond what it held before the network was
-built: weights, the optimiser's state, one batch and what its gradients need (on a GPU: the most that was allocated).
+Each network is built at the small size, and each paper's at the paper's too, and takes training steps of 32 samples of
+the simulated world. Time is the median step's; memory is the most that the process held beyond what it held before the
+network was built: weights, the optimiser's state, one batch and what its gradients need (on a GPU: the most that was
+allocated).
 """
 
 from __future__ import annotations
@@ -27,11 +28,29 @@ from mrlib.ops.draw import Draw
 from mrlib.train import predict_all
 
 BATCH = 32
-# TD-DETR makes two videos of each sample
-MODELS = {name: {"batch_size": BATCH} for name in papers.PAPERS} | {"td_detr": {"batch_size": 11}}
-MODELS["f2sgd+tan"] = {"batch_size": BATCH, "detector": "tan"}
-for aligner in ("uvcom", "cg_detr", "taskweave"):
-    MODELS[f"qd_detr+{aligner}"] = {"batch_size": BATCH, "aligner": aligner}
+# name in notebooks/06_compare -> a paper and what is changed; TD-DETR makes two videos of each sample
+MODELS: dict[str, tuple[str, dict]] = {
+    "F²SGD": ("f2sgd", {}),
+    "MATR": ("matr", {"query": "text"}),
+    "AMR": ("amr", {}),
+    "TD-DETR": ("td_detr", {"batch_size": 11}),
+    "UniVTG": ("univtg", {}),
+    "Moment-DETR": ("moment_detr", {}),
+    "QD-DETR": ("qd_detr", {}),
+    "SnAG": ("snag", {}),
+}
+COMBINED = {
+    "words + 2D-TAN": ("f2sgd", {"detector": "tan", "aligner": "text_to_video", "streams": None}),
+    "A²FA + 2D-TAN": ("f2sgd", {"detector": "tan"}),
+    "A²FA + DETR": ("moment_detr", {"aligner": "anchor"}),
+    "UniVTG, appearance only": ("univtg", {"streams": "joint"}),
+    "A²FA + regression": ("univtg", {"aligner": "anchor"}),
+    "QD-DETR + F²SGD": ("qd_detr", {"detector": "similarity_map"}),
+    "QD-DETR + F²SGD, appearance only": ("qd_detr", {"detector": "similarity_map", "streams": "joint"}),
+}
+for _name, _aligner in (("UVCOM", "uvcom"), ("CG-DETR", "cg_detr"), ("TaskWeave", "taskweave")):
+    COMBINED[_name] = ("qd_detr", {"aligner": _aligner})
+    COMBINED[f"{_name} + F²SGD"] = ("qd_detr", {"aligner": _aligner, "detector": "similarity_map"})
 
 
 def forget_peak() -> float:
@@ -49,7 +68,8 @@ def peak() -> float:
 def measure(name: str, size: str, steps: int, threads: int, device: str) -> dict[str, float]:
     """A model in this process; its last stage's training step."""
     torch.set_num_threads(threads)
-    paper = papers.get(name.partition("+")[0], size, **MODELS[name])
+    paper, settings = (MODELS | COMBINED)[name]
+    paper = papers.get(paper, size, **{"batch_size": BATCH} | settings)
     stage = paper.stages[-1]
     train = papers.open_split(paper, "sim", n=64).to(device)
     cuda = torch.device(device).type == "cuda"
@@ -93,7 +113,7 @@ def measure(name: str, size: str, steps: int, threads: int, device: str) -> dict
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--size", nargs="+", default=["small", "paper"])
-    parser.add_argument("--model", nargs="+", default=list(MODELS), choices=MODELS)
+    parser.add_argument("--model", nargs="+", default=[*MODELS, *COMBINED], choices=[*MODELS, *COMBINED])
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
@@ -105,7 +125,7 @@ def main() -> None:
         return
     rows = []
     for size in args.size:
-        for name in args.model:
+        for name in args.model if size == "small" else [name for name in args.model if name in MODELS]:
             words = ["--one", name, size, "--steps", str(args.steps), "--threads", str(args.threads)]
             done = subprocess.run(
                 [sys.executable, __file__, *words, "--device", args.device], capture_output=True, text=True, check=True
@@ -113,7 +133,7 @@ def main() -> None:
             rows.append(json.loads(done.stdout) | {"threads": args.threads, "device": args.device})
             print(rows[-1], f"load {os.getloadavg()[0]:.1f}", flush=True)
     table = pd.DataFrame(rows)
-    yardstick = table[table["model"] == "univtg"].set_index("size")["step_ms"]
+    yardstick = table[table["model"] == "UniVTG"].set_index("size")["step_ms"]
     if len(yardstick):
         table.insert(4, "step_to_univtg", (table["step_ms"] / table["size"].map(yardstick)).round(2))
     print(table.to_string(index=False))
