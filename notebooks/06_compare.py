@@ -296,10 +296,8 @@ def rows_of(arms):
 
 def shown(rows, columns):
     """Mean ± spread over the seeds, an arm a row."""
-    groups = rows.groupby("arm", sort=False)
-    return pd.DataFrame(
-        {c: [f"{x.mean():.1f} ± {x.std():.1f}" for _, x in groups[c]] for c in columns}, list(groups.groups)
-    )
+    table = grid.summary(rows, columns).round(1)
+    return pd.DataFrame({c: [f"{m:.1f} ± {s:.1f}" for m, s in table[c].to_numpy()] for c in columns}, table.index)
 
 
 def ahead(rows, score, one, other):
@@ -467,6 +465,7 @@ for ax, score in zip(axes[0], ["R1@0.5", "mAP"], strict=True):
     sns.stripplot(
         mixed, x="network", y=score, hue="videos", dodge=True, palette="dark:black", size=3, legend=False, ax=ax
     )
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, fontsize=9)
     ax.set(xlabel="")
     ax.tick_params(axis="x", rotation=20)
 if save_figures:
@@ -538,29 +537,28 @@ large = cost[cost["size"] == "paper"].rename(columns=of_cost)
 large[["parameters", "step_ms", *of_cost.values()]]
 
 # %% [markdown]
-# **Picture.** To choose a model by. Left: what a step costs and what 512 steps lead to; right: what each is good at,
-# from the worst (light) to the best (dark) of a column.
+# **Picture.** To choose a model by: red are papers as they are, blue other pairs. Left the mAP, in the middle what each
+# is good at, from the worst (light) to the best (dark) of a column, right what a training step costs.
 
 # %%
 means = every.groupby("arm", sort=False)[[*moments, "R1@0.5, new context"]].mean().sort_values("mAP", ascending=False)
 spread = every.groupby("arm")["mAP"].std()
 price = costs["step, x UniVTG"]
-fig, axes = plots.figure(13, 5.4, ncols=2, width_ratios=[1, 1.2])
-ax = axes[0, 0]
-for name in means.index:
-    of_paper = name in models
-    ax.errorbar(
-        price[name], means.loc[name, "mAP"], spread[name], fmt="o" if of_paper else "s",
-        color=plots.PREDICTED if of_paper else plots.QUERY, capsize=2, alpha=0.8,
-    )  # fmt: skip
-    ax.annotate(name, (price[name], means.loc[name, "mAP"]), xytext=(5, 4), textcoords="offset points", fontsize=8)
-ax.set(
-    xlabel="time of a training step, multiples of UniVTG's", ylabel="mAP, mean ± spread of three seeds", xscale="log"
-)
+fig, (axes,) = plots.figure(13, 6, ncols=3, width_ratios=[1, 1.7, 0.7])
+heights = [y + 0.5 for y in range(len(means))]  # of the rows of a heatmap
+for name, y in zip(means.index, heights, strict=True):
+    colour = plots.PREDICTED if name in models else plots.QUERY
+    axes[0].errorbar(means.loc[name, "mAP"], y, xerr=spread[name], fmt="o", color=colour, capsize=3)
+    axes[2].barh(y, price[name], color=colour, alpha=0.6)
 place = means.rank(pct=True)
-sns.heatmap(place, annot=means.round(0), fmt=".0f", cmap="Blues", cbar=False, ax=axes[0, 1], annot_kws={"fontsize": 8})
-axes[0, 1].set(ylabel="")
-axes[0, 1].tick_params(axis="x", rotation=30)
+sns.heatmap(place, annot=means.round(0), fmt=".0f", cmap="Blues", cbar=False, ax=axes[1], annot_kws={"fontsize": 9})
+axes[0].set_yticks(heights, means.index)
+axes[1].set(ylabel="", yticks=[])
+axes[1].grid(visible=False)
+axes[1].tick_params(axis="x", rotation=30)
+axes[2].set_yticks([])
+for ax, label in ((axes[0], "mAP, mean ± spread of three seeds"), (axes[2], "time of a step, x UniVTG")):
+    ax.set(xlabel=label, ylim=(len(means), 0))
 if save_figures:
     plots.save(fig, "06_choose", means.round(2).reset_index(names="arm"))
 
@@ -615,8 +613,8 @@ knobs = {
     "irrelevant": (0.0, 0.1, 0.6),
     "noise": (0.3, 0.6, 1.0),
     "family": (0.0, 0.5, 0.9),
-    "spurious": (0.0, 0.5, 1.0),
     "speed": (1.0, 2.0, 3.0),
+    "spurious": (0.0, 0.5, 1.0),
 }
 usual = {"blur": 0.5, "n_train": 1024, "irrelevant": 0.1, "noise": 0.6}
 
@@ -650,14 +648,13 @@ cells = points.groupby(["knob", "value", "paper"], sort=False)["R1@0.5"].agg(["m
 
 # %%
 fig, axes = plots.figure(13, 6, nrows=2, ncols=4, sharey=True)
-views = [(knob, "R1@0.5") for knob in knobs]
-views.insert(6, ("spurious", "R1@0.5, homes moved"))
+views = [(knob, "R1@0.5") for knob in knobs] + [("spurious", "R1@0.5, homes moved")]
 for ax, (knob, score) in zip(axes.flat, views, strict=True):
     sns.lineplot(
         points[points["knob"] == knob], x="value", y=score, hue="paper", errorbar="sd", err_style="bars",
         marker="o", legend=ax is axes[0, 0], ax=ax,
     )  # fmt: skip
-    ax.set(xlabel=knob, ylabel=score, xticks=knobs[knob])
+    ax.set(xlabel=knob + score.removeprefix("R1@0.5"), ylabel="R1@0.5", xticks=knobs[knob])
 axes[0, 0].legend(fontsize=8)
 if save_figures:
     table = points.groupby(["knob", "value", "paper"], sort=False)[main].agg(["mean", "std"]).round(2)
