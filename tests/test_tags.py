@@ -15,6 +15,7 @@ TAGS = [f"[A2FA Eq. {k}]" for k in range(1, 13)] + [f"[F2SGD Eq. {k}]" for k in 
 TAGS += ["[MATR §3.2]", "[MATR, losses]", "[MATR, pre-training]"]  # its equations have no numbers
 TAGS += [f"[AMR, {part}]" for part in ("splice", "mining", "fusion", "encoder", "heads", "losses")] + ["[AMR stage 2]"]
 TAGS += [f"[TD-DETR Eq. {k}]" for k in range(1, 7)] + [f"[TD-DETR, {part}]" for part in ("synthesis", "spurious")]
+TAGS += ["[2D-TAN]", "[UVCOM]", "[CG-DETR]", "[TaskWeave]"]
 
 
 @pytest.mark.parametrize("place", FILES)
