@@ -75,7 +75,7 @@ def test_the_table_of_the_ledger_is_the_ledger():
         rows = ledger[ledger["paper"] == re.search(r"`(\w+)`", name)[1]]
         of = {kind: rows[rows["kind"] == kind] for kind in rows["kind"].unique()}
         source, _, split = where.partition("; ")
-        there = of["published"][of["published"]["source"].str.startswith(source)]
+        there = of["published"][of["published"]["source"] == source]
         there = there[(there["dataset"] + " " + there["split"]).eq(split)]
         values = dict(zip(there["score"], there["value"].astype(float), strict=True))
         for part in published.split(", "):
