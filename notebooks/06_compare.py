@@ -275,7 +275,7 @@ scores.round(2)
 # %%
 apart = (scores["again"] - scores["row"]).abs()
 assert (apart <= 3 * scores["spread"] + 2).all(), "further from the row than seeds are from each other"
-print(f"The row of {repeat}, seed {seed}, comes out again.")
+print(f"The row of {repeat}, seed {seed}, comes out again, within what seeds differ; the table has the digits.")
 
 # %%
 cost = pd.read_csv(plots.FIGURES / "06_cost.csv").set_index("model")
@@ -294,10 +294,15 @@ def rows_of(arms):
     return rows.rename(columns=short)
 
 
+def spelled(groups):
+    """Mean ± spread of a score, as text, in each of some groups of rows."""
+    cells = groups.agg(["mean", "std"]).round(1)
+    return cells["mean"].map("{:.1f}".format) + " ± " + cells["std"].map("{:.1f}".format)
+
+
 def shown(rows, columns):
     """Mean ± spread over the seeds, an arm a row."""
-    table = grid.summary(rows, columns).round(1)
-    return pd.DataFrame({c: [f"{m:.1f} ± {s:.1f}" for m, s in table[c].to_numpy()] for c in columns}, table.index)
+    return pd.DataFrame({c: spelled(rows.groupby("arm", sort=False)[c]) for c in columns})
 
 
 def ahead(rows, score, one, other):
@@ -453,10 +458,7 @@ mixed["network"] = mixed["arm"].str.partition(", ")[0]
 mixed["videos"] = mixed["arm"].str.partition(", ")[2].replace("", "as they are")
 
 # %% tags=["nbval-ignore-output"]
-cells = mixed.groupby(["network", "videos"], sort=False)["mAP"].agg(["mean", "std"])
-(cells["mean"].map("{:.1f}".format) + " ± " + cells["std"].map("{:.1f}".format)).unstack().loc[
-    list(networks), list(ways)
-]
+spelled(mixed.groupby(["network", "videos"], sort=False)["mAP"]).unstack().loc[list(networks), list(ways)]
 
 # %%
 fig, axes = plots.figure(11, 3.4, ncols=2)
@@ -641,8 +643,7 @@ points = pd.concat(
 )
 
 # %% tags=["nbval-ignore-output"]
-cells = points.groupby(["knob", "value", "paper"], sort=False)["R1@0.5"].agg(["mean", "std"])
-texts = cells["mean"].map("{:.1f}".format) + " ± " + cells["std"].map("{:.1f}".format)
+texts = spelled(points.groupby(["knob", "value", "paper"], sort=False)["R1@0.5"])
 texts.unstack().reindex([(knob, value) for knob in knobs for value in knobs[knob]])[list(quick)]
 
 # %% [markdown]
@@ -739,8 +740,9 @@ unknown.loc[list(papers.PAPERS)].reset_index().style.hide().set_properties(**{"t
 # furthest: behind four aligners it gains 20 to 29 mAP over moment queries on average, and more than 10 for every seed,
 # which is the paper's Table 8 in direction. A²FA in front of other detectors, its Table 7, does not: with the same
 # features a trained encoder is level with it or ahead (but for moment queries after 512 steps), and the second stream
-# of features is worth more than either. Mixed videos gain nothing where samples are many and shortcuts none. With the
-# budget of a minute, papers are ranked by how soon they learn; the tables say where that was so.
+# of features is worth more than either. Where samples are many and shortcuts none, mixed videos cost most models mAP;
+# SnAG alone gains, from splices. With the budget of a minute, papers are ranked by how soon they learn; the tables say
+# where that was so.
 #
 # What is next to measure needs real features and a GPU: the commands are in the ledger.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -49,7 +50,7 @@ class Projected(nn.Module):
         return self.project_target(target), self.project_query(batch.query)
 
 
-class FusedAligner(Projected):
+class FusedAligner(Projected, ABC):
     """Clips in the light of words, both projected, and how relevant they are: all that `fuse` says."""
 
     def forward(self, batch: Batch) -> Aligned:
@@ -65,9 +66,9 @@ class FusedAligner(Projected):
             cache={"target": target, "more": more},
         )
 
+    @abstractmethod
     def fuse(self, target: Tensor, mask: Tensor, query: Tensor, query_mask: Tensor) -> tuple[Tensor, ...]:
         """Clips (B, T, d) in the light of a query and their saliency (B, T), and behind them what the losses read.
 
         target (B, T, d), query (B, N, d), both projected; masks bool (B, T), (B, N)
         """
-        raise NotImplementedError
