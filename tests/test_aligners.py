@@ -169,3 +169,14 @@ def test_what_a_saliency_learns_reaches_the_projection_of_the_clips(name):
     network(batch_of()).saliency.sum().backward()
     gradients = [p.grad for p in network.project_target.parameters()]
     assert all(g is not None and g.abs().sum() > 0 for g in gradients)
+
+
+@pytest.mark.parametrize("name", ["joint_memory", "text_to_video", "taskweave", "uvcom", "cg_detr"])
+def test_the_query_as_one_vector_is_the_mean_of_its_real_words(name):
+    """It is what a map of all moments is asked with."""
+    batch = batch_of()
+    aligned = aligner(name).eval()(batch)
+    assert batch.query_mask.sum(1).unique().numel() > 1
+    for whole, query, mask in zip(aligned.query_global, aligned.query, batch.query_mask, strict=True):
+        words = [word for word, there in zip(query, mask, strict=True) if there]
+        torch.testing.assert_close(whole, sum(words) / len(words))
