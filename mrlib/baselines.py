@@ -20,7 +20,7 @@ import torch
 
 from mrlib.data import Batch, MomentDataset, Sample
 from mrlib.metrics import IOUS, MOMENTS
-from mrlib.ops.boundary import anchor, boundaries
+from mrlib.ops.boundary_search import anchor, boundaries
 
 AT_07 = 5  # of these an IoU of 0.7 reaches
 GRID = 25  # candidate windows of a fixed list begin and end at multiples of 1/GRID of the video

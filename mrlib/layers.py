@@ -1,33 +1,54 @@
-"""Transformer layers that aligners and detectors share: projections, positions, attention, encoder, decoder.
+"""Transformer layers that aligners and detectors share: sizes, projections, positions, attention, encoder, decoder.
 
-Positions are added to queries and keys of every attention, never to values, as in DETR [Carion et al. 2020] and all
-models here that descend from Moment-DETR. A row without a single key attends to what stands on its padding, so that it
-gives numbers, which nobody reads, and no NaN.
+Positions are added to the queries and keys of every attention, never to the values, as in DETR [Carion et al. 2020] and
+in all models here that descend from Moment-DETR. If all keys are masked, attention falls on padding so that the softmax
+stays finite; the output is unused.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mrlib.arguments import require
 from mrlib.ops.dropout import dropout as drop_out
 from mrlib.ops.dropout import fused, norm_dropout_linear
 from mrlib.ops.prelu import prelu
-from mrlib.settings import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """The sizes that the Transformer aligners share; the defaults are QD-DETR's."""
+
+    width: int = 256
+    layers: int = 2  # of each stack
+    heads: int = 8
+    hidden: int = 1024  # width inside feed-forward layers
+    projections: int = 2  # layers of each input projection
+    dropout: float = 0.1  # within attention and feed-forward layers
+    input_dropout: float = 0.5  # within input projections
+    tef: bool = True  # append the temporal endpoint feature to every clip
+    activation: str = "prelu"
+
+    @property
+    def layer(self) -> tuple[int, int, int, float, str]:
+        """The arguments of one layer: width, heads, hidden, dropout, activation."""
+        return self.width, self.heads, self.hidden, self.dropout, self.activation
 
 
 class Dropout(nn.Dropout):
-    """`nn.Dropout`, faster on the CPU; the same share of zeros, but others."""
+    """`nn.Dropout`, faster on the CPU: the same share of zeros, at other places."""
 
     def forward(self, x: Tensor) -> Tensor:
         return drop_out(x, self.p) if self.training else x
 
 
 class PReLU(nn.PReLU):
-    """`nn.PReLU` of one slope, its way back faster on the CPU."""
+    """`nn.PReLU` with one slope and a backward pass that is faster on the CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         return prelu(x, self.weight)
@@ -47,38 +68,54 @@ def waves(angle: Tensor, width: int) -> Tensor:
 
 
 def sine_positions(mask: Tensor, width: int) -> Tensor:
-    r"""Where a clip is in its own sequence, as sines and cosines.  [MATR §3.2]
+    r"""Sine and cosine positions of the clips within their own video.  [MATR §3.2]
 
     $\hat p_i = 2 \pi p_i / (n + 10^{-6})$ with $p_i$ = 1..n; channels 2m and 2m + 1 are its sine and cosine over
-    $10000^{2m / d}$. What stands on padding is as the last real position.
+    $10000^{2m / d}$. Padding gets the position of the last real clip.
 
     mask     bool (B, T)
     width    d, even
     returns  (B, T, d)
     """
-    p = mask.cumsum(1, dtype=torch.float32)
+    p = mask.cumsum(1, dtype=torch.float32)  # (B, T)
     return waves(p * (2 * math.pi) / (p[:, -1:] + 1e-6), width)
 
 
 def endpoints(mask: Tensor) -> Tensor:
-    """Start and end of every clip as fractions of the target, 0 on padding: the temporal endpoint feature, TEF.
+    """The temporal endpoint feature, TEF: start and end of every clip as fractions of the target, 0 on padding.
 
     mask     bool (B, T)
     returns  (B, T, 2)
     """
     t = torch.arange(mask.shape[1], device=mask.device)
-    ends = torch.stack([t, t + 1], -1) / mask.sum(1).clamp(min=1)[:, None, None]
+    ends = torch.stack([t, t + 1], -1) / mask.sum(1).clamp(min=1)[:, None, None]  # (B, T, 2)
     return ends * mask[..., None]
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """The mean of the real vectors of every row, 0 where there is none; (B, N, d), bool (B, N) -> (B, d)."""
-    weight = mask / mask.sum(1, keepdim=True).clamp(min=1)
+    """The mean of the real vectors of every row, 0 where a row has none; (B, N, d), bool (B, N) -> (B, d)."""
+    weight = mask / mask.sum(1, keepdim=True).clamp(min=1)  # (B, N)
     return (weight[..., None] * x).sum(1)
 
 
+def masked_softmax(x: Tensor, mask: Tensor, dim: int) -> Tensor:
+    """Softmax over the entries where `mask` is True, uniform where none is; x and mask broadcast."""
+    return x.masked_fill(~mask, torch.finfo(x.dtype).min).softmax(dim)
+
+
+def unit_vectors(x: Tensor) -> Tensor:
+    """x divided by its norm along the last axis, in float32 or float64 also where x is of half precision."""
+    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1, eps=1e-6)
+
+
+def normalised_shares(share: Tensor, mask: Tensor) -> Tensor:
+    """Non-negative shares (B, K, N) of the real vectors, bool (B, N), scaled to sum to 1 over N; 0 where none is."""
+    share = share * mask[:, None]
+    return share / share.sum(2, keepdim=True).clamp(min=1e-9)
+
+
 class LearnedPositions(nn.Module):
-    """A vector per place, added to the features, normalised: positions that depend on what stands there."""
+    """A learned vector per place is added to the features and the sum normalised, so it depends on the features."""
 
     def __init__(self, places: int, width: int, dropout: float):
         super().__init__()
@@ -115,8 +152,27 @@ class Projection(nn.Sequential):
         return x
 
 
+class Projected(nn.Module):
+    """Clips and query in one width, each through a projection of its own; the base of the Transformer aligners."""
+
+    def __init__(self, target: int, query: int, sizes: Sizes):
+        """target, query  widths D and D' of the input features"""
+        super().__init__()
+        self.width, self.tef = sizes.width, sizes.tef
+        self.project_target, self.project_query = (
+            Projection(inputs, sizes.width, sizes.projections, sizes.input_dropout)
+            for inputs in (target + 2 * sizes.tef, query)
+        )
+
+    def project(self, target: Tensor, target_mask: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+        """target (B, T, D), target_mask bool (B, T), query (B, N, D') -> (B, T, d), (B, N, d)."""
+        if self.tef:
+            target = torch.cat([target, endpoints(target_mask)], -1)  # (B, T, D + 2)
+        return self.project_target(target), self.project_query(query)
+
+
 class MLP(nn.Module):
-    """Linear layers, ReLU between them; inside as wide as `hidden`, or as what comes in."""
+    """Linear layers with ReLU between them; the inner width is `hidden`, or that of the input."""
 
     def __init__(self, inputs: int, outputs: int, layers: int, hidden: int | None = None):
         super().__init__()
@@ -132,19 +188,19 @@ class MLP(nn.Module):
 def attend(
     q: Tensor, k: Tensor, v: Tensor, heads: int, key_mask: Tensor | None, dropout: float, seen: Tensor | None = None
 ) -> Tensor:
-    """What every vector gathers from the others, head by head, weighed by the softmax of the scaled products.
+    """Scaled dot-product attention, head by head.
 
     q (B, L, e), k (B, S, e), v (B, S, f), heads side by side in their channels; e and f may differ
-    key_mask  bool (B, S)  vectors that are there; None: all
-    seen      bool (B, heads, L, S)  which of them each may look at; None: all
+    key_mask  bool (B, S)  real keys; None: all are real
+    seen      bool (B, heads, L, S)  keys that each query vector may attend to; None: all real ones
     returns   (B, L, f)
     """
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, heads, L or S, e or f / heads)
     if key_mask is not None:
-        key_mask = (key_mask | ~key_mask.any(1, keepdim=True))[:, None, None]
-        key_mask = key_mask if seen is None else key_mask & seen
-    if dropout and fused(q):  # torch has no kernel of its own for attention with dropout on the CPU
-        scores = (q * q.shape[-1] ** -0.5) @ k.mT
+        key_mask = (key_mask | ~key_mask.any(1, keepdim=True))[:, None, None]  # (B, 1, 1, S)
+        key_mask = key_mask if seen is None else key_mask & seen  # (B, heads, L, S)
+    if dropout and fused(q):  # torch has no fused CPU kernel for attention with dropout
+        scores = (q * q.shape[-1] ** -0.5) @ k.mT  # (B, heads, L, S)
         if key_mask is not None:
             hidden = torch.zeros_like(key_mask, dtype=q.dtype)
             scores = scores + hidden.masked_fill(~key_mask, torch.finfo(q.dtype).min)
@@ -154,8 +210,8 @@ def attend(
     return x.transpose(1, 2).flatten(-2)
 
 
-class Attention(nn.Module):
-    """Multi-head attention, (B, L, d) to (B, L, d); parameters as in `nn.MultiheadAttention`."""
+class AttentionWeights(nn.Module):
+    """The parameters of multi-head attention, as in `nn.MultiheadAttention`; the base of the kinds of attention."""
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0):
         """width must be a multiple of heads."""
@@ -172,18 +228,22 @@ class Attention(nn.Module):
         nn.init.xavier_uniform_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)
 
+    def project(self, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
+        """q (B, L, d) and k, v (B, S, d), each through its own linear layer; shapes stay."""
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        return [F.linear(x, weight, bias) for x, weight, bias in zip((q, k, v), weights, biases, strict=True)]
+
+
+class Attention(AttentionWeights):
+    """Multi-head attention, (B, L, d) -> (B, L, d)."""
+
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, seen: Tensor | None = None
     ) -> Tensor:
-        """q (B, L, d); k, v (B, S, d); key_mask bool (B, S), None: all real; seen as in `attend`."""
+        """q (B, L, d); k, v (B, S, d); key_mask bool (B, S), None: all real; seen as in `attend`; returns (B, L, d)."""
         q, k, v = self.project(q, k, v)
         dropout = self.dropout if self.training else 0.0
         return self.out_proj(attend(q, k, v, self.heads, key_mask, dropout, seen))
-
-    def project(self, *given: Tensor) -> list[Tensor]:
-        """Queries, keys and values, each through its own layer."""
-        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        return [F.linear(x, w, b) for x, w, b in zip(given, weights, biases, strict=True)]
 
 
 class FeedForward(nn.Module):
@@ -203,7 +263,7 @@ class FeedForward(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention and feed-forward, each with residual and norm: after the sum, or before with `pre_norm`."""
+    """Self-attention and feed-forward, each with a residual and a norm: after the sum, or before with `pre_norm`."""
 
     def __init__(
         self, width: int, heads: int, hidden: int, dropout: float, activation: str = "relu", pre_norm: bool = False
@@ -215,7 +275,7 @@ class EncoderLayer(nn.Module):
         self.dropout, self.pre_norm = Dropout(dropout), pre_norm
 
     def forward(self, x: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        """x, positions (B, L, d); mask bool (B, L)."""
+        """x, positions (B, L, d); mask bool (B, L); returns (B, L, d)."""
         if self.pre_norm:
             y = self.norm1(x)
             x = x + self.dropout(self.self_attn(y + positions, y + positions, y, mask))
@@ -225,7 +285,7 @@ class EncoderLayer(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """DETR's: tokens attend to one another, then to a memory; norms after the sums, or before with `pre_norm`."""
+    """DETR's decoder layer: tokens attend to one another, then to a memory; norms after the sums, or `pre_norm`."""
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float, pre_norm: bool = False):
         super().__init__()
@@ -237,12 +297,12 @@ class DecoderLayer(nn.Module):
     def forward(
         self, x: Tensor, positions: Tensor, memory: Tensor, memory_positions: Tensor, memory_mask: Tensor
     ) -> Tensor:
-        """x, positions (B, K, d); memory, memory_positions (B, T, d); memory_mask bool (B, T)."""
+        """x, positions (B, K, d); memory, memory_positions (B, T, d); memory_mask bool (B, T); returns (B, K, d)."""
         if self.pre_norm:
             y = self.norm1(x)
             x = x + self.dropout(self.self_attn(y + positions, y + positions, y))
-            asked = self.norm2(x) + positions
-            x = x + self.dropout(self.cross_attn(asked, memory + memory_positions, memory, memory_mask))
+            q = self.norm2(x) + positions
+            x = x + self.dropout(self.cross_attn(q, memory + memory_positions, memory, memory_mask))
             return x + self.dropout(self.feed_forward(self.norm3(x)))
         x = self.norm1(x + self.dropout(self.self_attn(x + positions, x + positions, x)))
         attended = self.cross_attn(x + positions, memory + memory_positions, memory, memory_mask)

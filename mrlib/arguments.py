@@ -1,14 +1,15 @@
-"""Checks of settings, so that a wrong one is refused where it is given and not an hour later."""
+"""Checks of arguments and settings: a wrong value is refused where it is given, with a message that names it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from types import NoneType
 from typing import Any
 
 
 def is_plain(value: Any) -> bool:
-    """A number, text, truth value or None, or a list or dict of them: what JSON gives back as it was."""
+    """Whether a value survives a round trip through JSON: a number, text, bool or None, or lists and dicts of them."""
     if isinstance(value, Mapping):
         return all(isinstance(k, str) and is_plain(v) for k, v in value.items())
     if isinstance(value, list | tuple):
@@ -17,7 +18,7 @@ def is_plain(value: Any) -> bool:
 
 
 def require_like(before: Any, name: str, value: Any) -> None:
-    """A value of the kind that stood there; None, lists and tables are checked by the class that reads them."""
+    """ValueError unless `value` has the kind of `before`; None, lists and dicts are checked where they are read."""
     if isinstance(before, bool | str):
         require(type(value) is type(before), name, value, "true or false" if isinstance(before, bool) else "text")
     elif isinstance(before, int | float):
@@ -27,6 +28,12 @@ def require_like(before: Any, name: str, value: Any) -> None:
 
 
 def require(fits: bool, name: str, value: Any, wanted: str) -> None:
-    """ValueError that names the setting, what it must be and what it is."""
+    """ValueError, naming the setting, what it must be and what it is, unless it fits."""
     if not fits:
         raise ValueError(f"{name} must be {wanted}, not {value!r}")
+
+
+def keyword_defaults(function: Callable[..., Any]) -> dict[str, Any]:
+    """The keyword-only parameters of a function that have a default, with their defaults."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}

@@ -1,4 +1,4 @@
-r"""Where a moment around the most query-like clip begins and ends, found without learning anything.
+r"""The segment around the most query-like clip, by a search for its boundaries that needs no training (A²FA).
 
 Paper    [A2FA Eq. 1] to [A2FA Eq. 5], which calls it dynamic time warping; with two templates a side it is
          a single split point
