@@ -1,10 +1,10 @@
-r"""Anchor-aware feature alignment: gather the clips around the most query-like one, and draw them to the query.
+r"""Anchor-aware feature alignment: move the clips around the most query-like clip towards the query (A²FA).
 
 Paper    "Anchor-Aware Similarity Cohesion in Target Frames Enables Predicting Temporal Moment Boundaries in 2D",
          CVPR 2025
-Here     [A2FA Eq. 1] to [A2FA Eq. 5] are `mrlib.ops.boundary`; `AnchorAligner` is [A2FA Eq. 6] to [A2FA Eq. 12];
-         `RawAligner` and `ConcatAligner` are what it is compared with
-Ours     all vectors are made unit vectors first. The paper gives no initial values: Xavier-uniform matrices, w = 1 and
+Here     [A2FA Eq. 1] to [A2FA Eq. 5] are `mrlib.ops.boundary_search`; `AnchorAligner` is [A2FA Eq. 6] to [A2FA Eq. 12];
+         `RawAligner` and `ConcatAligner` are its baselines
+Ours     all vectors are normalised first. The paper gives no initial values: Xavier-uniform matrices, w = 1 and
          beta = 1, so that r is about 0.76 everywhere and the clips start as they are; with beta = 0 the signs of r
          would be random, and the similarity map a checkerboard. The printed transposes of [A2FA Eq. 7] to
          [A2FA Eq. 9] do not fit together; the shapes here are the only ones that do. No 1/sqrt(d) in [A2FA Eq. 7]
@@ -14,18 +14,19 @@ Ours     all vectors are made unit vectors first. The paper gives no initial val
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mrlib.align import Aligned
-from mrlib.data import Batch
-from mrlib.ops.boundary import boundaries
+from mrlib.data import Batch, Widths
+from mrlib.ops.boundary_search import boundaries
 
 
 class AnchorAligner(nn.Module):
-    """Clips inside the segment around the anchor move towards the query, clips outside stay.
+    """Clips inside the segment around the anchor move towards the query; clips outside stay.
 
     [A2FA Eq. 6] to [A2FA Eq. 12]
 
@@ -49,7 +50,7 @@ class AnchorAligner(nn.Module):
         scale: bool = False,
     ):
         super().__init__()
-        self.width = _known(joint)
+        self.width = _joint_width(joint)
         self.reweight, self.align, self.right = reweight, align, right
         self.scale = 1 / math.sqrt(joint) if scale else 1.0
         if reweight:
@@ -60,32 +61,33 @@ class AnchorAligner(nn.Module):
 
     def forward(self, batch: Batch) -> Aligned:
         """Cache: `anchor`, `left`, `right` int64 (B,); `inside` bool (B, T); `reweight` r and `alpha` (B, T)."""
-        with torch.autocast(batch.target_joint.device.type, enabled=False):  # cheap beside the detector: full precision
+        # the aligner costs little beside the detector, so it always runs in full precision
+        with torch.autocast(batch.target_joint.device.type, enabled=False):
             return self._forward(batch)
 
     def _forward(self, batch: Batch) -> Aligned:
-        v, q = _unit(batch)
+        v, q = _unit_rows(batch)  # (B, T, J), (B, J)
         mask = batch.target_mask
-        anchor, left, right = boundaries(v, mask, q, right=self.right)
+        anchor, left, right = boundaries(v, mask, q, right=self.right)  # (B,) each
         index = torch.arange(mask.shape[1], device=mask.device)
-        inside = (left[:, None] <= index) & (index <= right[:, None])  # m_i = 0 [A2FA Eq. 6]
-        r = self.weights(v, q, inside) if self.reweight else v.new_ones(v.shape[:2])
+        inside = (left[:, None] <= index) & (index <= right[:, None])  # (B, T), m_i = 0 [A2FA Eq. 6]
+        r = self.weights(v, q, inside) if self.reweight else v.new_ones(v.shape[:2])  # (B, T)
         v_r = r[..., None] * v  # [A2FA Eq. 10]
-        alpha = self.pull(v_r, q, inside) if self.align else v.new_zeros(v.shape[:2])
+        alpha = self.pull(v_r, q, inside) if self.align else v.new_zeros(v.shape[:2])  # (B, T)
         v_a = alpha[..., None] * q[:, None] + (1 - alpha[..., None]) * v_r  # [A2FA Eq. 12]
         cache = {"anchor": anchor, "left": left, "right": right, "inside": inside, "reweight": r, "alpha": alpha}
         return _aligned(v_a, q, batch, cache)
 
     def weights(self, v: Tensor, q: Tensor, inside: Tensor) -> Tensor:
-        r"""$r_i = \tanh(w \langle W^r_1 v_i, W^r_2 g \rangle + \beta)$, g summing up the segment.  [A2FA Eq. 9]
+        r"""$r_i = \tanh(w \langle W^r_1 v_i, W^r_2 g \rangle + \beta)$, g the summary of the segment.  [A2FA Eq. 9]
 
         v, q     (B, T, J), (B, J)  unit vectors
-        inside   bool (B, T)  never empty, it holds the anchor
+        inside   bool (B, T)  never empty: it contains the anchor
         returns  (B, T)  in (-1, 1), outside the segment too
         """
         logits = _products(v, self.W_q(q) @ self.W_k.weight) * self.scale
-        a = logits.masked_fill(~inside, torch.finfo(logits.dtype).min).softmax(1)  # [A2FA Eq. 7]
-        g = self.W_v((a[:, None] @ v)[:, 0])  # [A2FA Eq. 8], the sum before the matrix
+        a = logits.masked_fill(~inside, torch.finfo(logits.dtype).min).softmax(1)  # (B, T) [A2FA Eq. 7]
+        g = self.W_v((a[:, None] @ v)[:, 0])  # (B, J) [A2FA Eq. 8], the sum before the matrix
         return torch.tanh(self.w * _products(v, self.W_r2(g) @ self.W_r1.weight) + self.beta)  # [A2FA Eq. 9]
 
     def pull(self, v_r: Tensor, q: Tensor, inside: Tensor) -> Tensor:
@@ -98,22 +100,22 @@ class AnchorAligner(nn.Module):
         return torch.sigmoid(_products(v_r, self.W_a2(q) @ self.W_a1.weight)) * inside  # [A2FA Eq. 11]
 
     def losses(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
-        """None of its own: the detector's loss trains it through the aligned clips."""
+        """None: the detector's loss trains the aligner through the aligned clips."""
         return {}
 
 
 class RawAligner(nn.Module):
-    """The clips as they are. Blind with a detector that looks at clips alone.  [A2FA Table 6, row 2]
+    """The clips as they are. A detector that reads only the clips never sees the query.  [A2FA Table 6, row 2]
 
     joint  J, width of the joint space; None is refused
     """
 
     def __init__(self, joint: int | None):
         super().__init__()
-        self.width = _known(joint)
+        self.width = _joint_width(joint)
 
     def forward(self, batch: Batch) -> Aligned:
-        v, q = _unit(batch)
+        v, q = _unit_rows(batch)  # (B, T, J), (B, J)
         return _aligned(v, q, batch, {})
 
     def losses(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
@@ -121,28 +123,28 @@ class RawAligner(nn.Module):
 
 
 class ConcatAligner(nn.Module):
-    """Each clip with the query beside it, (v_i, q) of width 2 J and nothing learned: the plainest way to meet.
+    """Each clip concatenated with the query, (v_i, q) of width 2 J; nothing is learned.
 
-    The similarity map cannot use it: cos((v_i, q), (v_j, q)) = (cos(v_i, v_j) + 1) / 2, so there it is as blind as
-    `RawAligner`. A detector with a projection of its own sees the query.
+    The similarity map cannot use it: cos((v_i, q), (v_j, q)) = (cos(v_i, v_j) + 1) / 2, so the map does not depend on
+    the query. A detector with a projection of its own does see the query.
 
     joint  J, width of the joint space; None is refused
     """
 
     def __init__(self, joint: int | None):
         super().__init__()
-        self.width = 2 * _known(joint)
+        self.width = 2 * _joint_width(joint)
 
     def forward(self, batch: Batch) -> Aligned:
-        v, q = _unit(batch)
-        both = torch.cat([v, q[:, None].expand_as(v)], -1)
+        v, q = _unit_rows(batch)  # (B, T, J), (B, J)
+        both = torch.cat([v, q[:, None].expand_as(v)], -1)  # (B, T, 2 J)
         return _aligned(both, torch.cat([q, q], -1), batch, {})
 
     def losses(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
         return {}
 
 
-def _known(joint: int | None) -> int:
+def _joint_width(joint: int | None) -> int:
     if joint is None:
         raise ValueError(
             "this aligner compares clips with the query in a joint language-vision space, and the dataset has no "
@@ -157,7 +159,7 @@ def _matrix(width: int) -> nn.Linear:
     return matrix
 
 
-def _unit(batch: Batch) -> tuple[Tensor, Tensor]:
+def _unit_rows(batch: Batch) -> tuple[Tensor, Tensor]:
     return F.normalize(batch.target_joint, dim=-1), F.normalize(batch.query_joint, dim=-1)
 
 
@@ -167,13 +169,28 @@ def _products(vectors: Tensor, one: Tensor) -> Tensor:
 
 
 def _aligned(target: Tensor, q: Tensor, batch: Batch, cache: dict) -> Aligned:
-    """The query is one vector here; `saliency` is its cosine with every clip, what [A2FA Fig. 5] counts."""
+    """The query is the one vector q (B, J); `saliency` is its cosine with every clip, as counted in [A2FA Fig. 5]."""
     return Aligned(
         target=target,
         mask=batch.target_mask,
-        query=q[:, None],
+        query=q[:, None],  # (B, 1, J)
         query_mask=batch.target_mask.new_ones(len(q), 1),
         query_global=q,
         saliency=F.cosine_similarity(target, q[:, None], dim=-1),
         cache=cache,
     )
+
+
+def build_anchor(widths: Widths, **options: Any) -> AnchorAligner:
+    """The aligner "anchor"; options of `AnchorAligner`."""
+    return AnchorAligner(widths.joint, **options)
+
+
+def build_raw(widths: Widths) -> RawAligner:
+    """The aligner "raw"."""
+    return RawAligner(widths.joint)
+
+
+def build_concat(widths: Widths) -> ConcatAligner:
+    """The aligner "concat"."""
+    return ConcatAligner(widths.joint)

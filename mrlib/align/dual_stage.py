@@ -6,34 +6,33 @@ Here     [MATR §3.2] the cost C is `cosine_cost`; `DualStageAligner` aligns bef
          under both is `mrlib.ops.alignment`
 Ours     the alignment is soft-DTW with free ends on the target, the only kind that selects a part of it; losses are
          per query clip. The paper gives neither gamma nor topology nor normalisation
-Departs  vl2g/MATR takes -log softmax as the cost, a weighted mean as the soft minimum and both ends of the target as
-         given; those are `cost="contrastive"`, `align="mean"`. Its selection of clips crashes, and its heads never
-         see the decoder
+Departs  vl2g/MATR takes -log softmax as the cost, `contrastive_cost`, and a weighted mean as the soft minimum with
+         fixed ends on the target, METHODS["mean"]. Its selection of clips crashes, and its heads never read the decoder
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mrlib.align import Aligned
-from mrlib.align.joint import JointEncoder
-from mrlib.data import Batch
+from mrlib.align.joint import Joint, JointEncoder, build_joint_encoder
+from mrlib.arguments import require
+from mrlib.data import Batch, Widths
 from mrlib.layers import DecoderLayer, masked_mean
 from mrlib.ops import alignment
 from mrlib.ops.counts import shared_count
-from mrlib.settings import require
 
-DROP_QUANTILE = 0.3  # of a pair's costs, what dropping a clip costs; the percentile of the released plots
+DROP_QUANTILE = 0.3  # quantile of a pair's costs that dropping a clip costs; the percentile of the released plots
 
 
 def cosine_cost(target: Tensor, query: Tensor) -> Tensor:
-    r"""How unlike target clip $i$ is to query clip $j$.  [MATR §3.2, unnumbered]
+    r"""The cosine distance of target clip $i$ and query clip $j$.  [MATR §3.2, unnumbered]
 
     $$C_{ij} = 1 - \frac{\langle e^t_i, e^q_j \rangle}{\lVert e^t_i \rVert \lVert e^q_j \rVert}$$
 
@@ -47,73 +46,105 @@ def cosine_cost(target: Tensor, query: Tensor) -> Tensor:
 
 
 def contrastive_cost(target: Tensor, query: Tensor, target_mask: Tensor, query_mask: Tensor) -> Tensor:
-    r"""The released code's cost: how improbable it is that query clip $j$ shows target clip $i$ and no other.
+    r"""The released code's cost: minus the log probability that query clip $j$ shows target clip $i$.
 
     $-\log(p_{ij} + 10^{-5})$ with $p_{\cdot j}$ the softmax, at temperature 0.1, of the cosines with all target clips
     and of the pair's smallest cosine, which stands for "none of them".
 
     target (B, T, d), query (B, N, d), masks bool (B, T), (B, N); returns (B, T, N), 0 on padding
     """
-    similarity = 1 - cosine_cost(target, query)
-    real = target_mask[:, :, None] & query_mask[:, None]
-    least = similarity.masked_fill(~real, torch.inf).amin((1, 2)).nan_to_num(posinf=0.0)
-    none = least[:, None, None].expand(-1, 1, similarity.shape[2])
-    logits = torch.cat([similarity.masked_fill(~target_mask[:, :, None], -torch.inf), none], 1) / 0.1
-    p = logits.softmax(1)[:, :-1]
+    similarity = 1 - cosine_cost(target, query)  # (B, T, N)
+    real = target_mask[:, :, None] & query_mask[:, None]  # (B, T, N)
+    least = similarity.masked_fill(~real, torch.inf).amin((1, 2)).nan_to_num(posinf=0.0)  # (B,)
+    none = least[:, None, None].expand(-1, 1, similarity.shape[2])  # (B, 1, N)
+    logits = torch.cat([similarity.masked_fill(~target_mask[:, :, None], -torch.inf), none], 1) / 0.1  # (B, T + 1, N)
+    p = logits.softmax(1)[:, :-1]  # (B, T, N)
     return -(p + 1e-5).log().masked_fill(~real, 0)
 
 
-class Stage(NamedTuple):
-    """One of the two alignments of a batch."""
+def masked_cosine_cost(target: Tensor, query: Tensor, target_mask: Tensor, query_mask: Tensor) -> Tensor:
+    """`cosine_cost` with the arguments of `contrastive_cost`; it has no use for the masks."""
+    return cosine_cost(target, query)
 
-    target: Tensor  # (B, T, d) what is compared
+
+class Comparison(NamedTuple):
+    """Target and query as one of the two alignments sees them."""
+
+    target: Tensor  # (B, T, d)
     query: Tensor  # (B, N, d)
     cost: Tensor  # (B, T, N)
 
 
-class Method(NamedTuple):
-    """A way to align: what it costs, and which clips then belong together."""
-
-    value: Callable[[DualStageAligner, Stage, Tensor, Tensor], Tensor]  # -> (B,)
-    path: Callable[[Stage, Tensor, Tensor], Tensor]  # -> bool (B, T, N)
-
-
-def _recursion(topology: str) -> Method:
-    return Method(
-        lambda self, s, n, m: alignment.soft_dtw(s.cost, self.gamma, n, m, topology=topology),
-        lambda s, n, m: alignment.hard_alignment(s.cost, n, m, topology=topology),
-    )
-
-
-METHODS = {
-    "subsequence": _recursion("subsequence"),
-    "global": _recursion("global"),
-    "otam": _recursion("otam"),
-    "mean": Method(
-        lambda self, s, n, m: alignment.mean_dtw(s.cost, self.gamma, n, m),
-        lambda s, n, m: alignment.hard_alignment(s.cost, n, m, topology="global"),
-    ),
-    "drop": Method(
-        lambda self, s, n, m: alignment.drop_dtw(s.cost, drop_cost(s.cost, n, m), self.gamma, n, m),
-        lambda s, n, m: alignment.drop_alignment(s.cost, drop_cost(s.cost, n, m), n, m),
-    ),
-    "tcc": Method(
-        lambda self, s, n, m: alignment.tcc(s.target, s.query, n, m) * m,  # a mean over the query already
-        lambda s, n, m: alignment.tcc_alignment(s.target, s.query, n, m),
-    ),
-}
-
-
 def drop_cost(cost: Tensor, target_lengths: Tensor, query_lengths: Tensor) -> Tensor:
-    """What leaving a target clip out costs in Drop-DTW: a quantile of the pair's own costs, no gradient; (B,)."""
+    """The cost of dropping a target clip in Drop-DTW: a quantile of the pair's own costs, without gradient; (B,)."""
     t, n = (torch.arange(size, device=cost.device) for size in cost.shape[1:])
     real = (t[:, None] < target_lengths[:, None, None]) & (n < query_lengths[:, None, None])
     values = cost.detach().masked_fill(~real, torch.nan).flatten(1)
     return values.nanquantile(DROP_QUANTILE, dim=1).nan_to_num()
 
 
+class Method(NamedTuple):
+    """A way to align; n and m are the lengths (B,) of the targets and of the queries."""
+
+    value: Callable[[Comparison, float, Tensor, Tensor], Tensor]  # (comparison, gamma, n, m) -> what it costs (B,)
+    path: Callable[[Comparison, Tensor, Tensor], Tensor]  # (comparison, n, m) -> matched clips, bool (B, T, N)
+
+
+def _recursion(topology: str) -> Method:
+    return Method(
+        lambda c, gamma, n, m: alignment.soft_dtw(c.cost, gamma, n, m, topology=topology),
+        lambda c, n, m: alignment.hard_alignment(c.cost, n, m, topology=topology),
+    )
+
+
+METHODS: Mapping[str, Method] = {
+    "subsequence": _recursion("subsequence"),
+    "global": _recursion("global"),
+    "otam": _recursion("otam"),
+    "mean": Method(
+        lambda c, gamma, n, m: alignment.mean_dtw(c.cost, gamma, n, m),
+        lambda c, n, m: alignment.hard_alignment(c.cost, n, m, topology="global"),
+    ),
+    "drop": Method(
+        lambda c, gamma, n, m: alignment.drop_dtw(c.cost, drop_cost(c.cost, n, m), gamma, n, m),
+        lambda c, n, m: alignment.drop_alignment(c.cost, drop_cost(c.cost, n, m), n, m),
+    ),
+    "tcc": Method(
+        lambda c, gamma, n, m: alignment.tcc(c.target, c.query, n, m) * m,  # a mean over the query already
+        lambda c, n, m: alignment.tcc_alignment(c.target, c.query, n, m),
+    ),
+}
+
+
+def projected(joint: Joint) -> tuple[Tensor, Tensor]:
+    """Target and query before fusion, (B, T, d) and (B, N, d)."""
+    return joint.target_projected, joint.query_projected
+
+
+def with_token_type(joint: Joint) -> tuple[Tensor, Tensor]:
+    """Target and query before fusion with their token types, as released, (B, T, d) and (B, N, d)."""
+    return joint.target_typed, joint.query_typed
+
+
+def aligned_part(mask: Tensor, path: Tensor | None) -> Tensor:
+    """The clips that the decoder reads: from the first clip of the path to the last; bool (B, T).
+
+    mask bool (B, T) the real clips; path bool (B, T, N), None: all real clips
+    """
+    if path is None:
+        return mask
+    start, end = alignment.span_of(path)  # (B,), (B,)
+    t = torch.arange(mask.shape[1], device=mask.device)
+    return (t >= start[:, None]) & (t < end[:, None])
+
+
+def whole_target(mask: Tensor, path: Tensor | None) -> Tensor:
+    """As `aligned_part`: all real clips, as released."""
+    return mask
+
+
 class DualStageAligner(nn.Module):
-    """Target and query aligned before fusion, fused, aligned again; tokens describe the part found.  [MATR §3.2]"""
+    """Target and query are aligned, fused and aligned again; tokens describe the aligned part.  [MATR §3.2]"""
 
     def __init__(
         self,
@@ -125,33 +156,30 @@ class DualStageAligner(nn.Module):
         layers: int = 4,
         moment_queries: int = 10,
         gamma: float = 0.1,
-        align: str = "subsequence",
-        pre: bool = True,
-        post: bool = True,
-        cost: str = "cosine",
-        typed: bool = False,
-        memory: str = "part",
+        method: Method | None,
+        stages: tuple[str, ...] = ("pre", "post"),
+        cost: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+        before: Callable[[Joint], tuple[Tensor, Tensor]] = projected,
+        memory: Callable[[Tensor, Tensor | None], Tensor] = aligned_part,
     ):
         """Two alignments around a joint encoder, and a decoder after it.
 
         layers, heads, hidden, dropout  of the decoder
-        moment_queries  its tokens; 0: no decoder, no `context`
-        align      one of `METHODS`, or "none"
-        pre, post  whether there is an alignment before and after fusion
-        cost       "cosine" or "contrastive"
-        typed      align before fusion with the token types, as released; False: without
-        memory     what the decoder reads: the "part" that is aligned, or the "whole" target
+        moment_queries  number of its tokens; 0: no decoder, no `context`
+        gamma    smoothing of the alignment, above 0
+        method   one of `METHODS`; None: no alignment
+        stages   which alignments there are: "pre", before fusion, and "post", after it
+        cost     cost(target, query, target_mask, query_mask) -> (B, T, N)
+        before   what the alignment before fusion compares: `projected` or `with_token_type`
+        memory   the clips that the decoder reads: `aligned_part` or `whole_target`
         """
         super().__init__()
-        require(align in (*METHODS, "none"), "align", align, f"one of {', '.join(METHODS)}, none")
-        require(cost in ("cosine", "contrastive"), "cost", cost, "cosine or contrastive")
-        require(memory in ("part", "whole"), "memory", memory, "part or whole")
         require(math.isfinite(gamma) and gamma > 0, "gamma", gamma, "above 0")
         require(type(moment_queries) is int and moment_queries >= 0, "moment_queries", moment_queries, "0 or more")
-        self.fuse, self.width, self.gamma, self.typed, self.memory = fuse, fuse.width, gamma, typed, memory
-        self.align, self.cost = align, cost
-        self.stages = [name for name, there in (("pre", pre), ("post", post)) if there and align != "none"]
         require(type(layers) is int and layers >= 1, "decoder_layers", layers, "1 or more")
+        self.fuse, self.width, self.gamma = fuse, fuse.width, gamma
+        self.method, self.stages = method, stages if method is not None else ()
+        self.cost, self.before, self.memory = cost, before, memory
         self.decoder = self.moment_queries = self.norm = None
         if moment_queries:
             self.moment_queries = nn.Embedding(moment_queries, fuse.width)
@@ -159,66 +187,102 @@ class DualStageAligner(nn.Module):
             self.norm = nn.LayerNorm(fuse.width)
 
     def forward(self, batch: Batch) -> Aligned:
-        joint = self.fuse(batch)
-        before = (
-            (joint.target_typed, joint.query_typed) if self.typed else (joint.target_projected, joint.query_projected)
-        )
-        compared = {"pre": before, "post": (joint.target, joint.query)}
-        stages = {name: Stage(*compared[name], self._cost(*compared[name], batch)) for name in self.stages}
-        lengths = batch.lengths, batch.query_mask.sum(1)
+        """Cache: a `Comparison` for each stage."""
+        mask, query_mask = batch.target_mask, batch.query_mask
+        joint = self.fuse(batch.target, mask, batch.query, query_mask)
+        inputs = {"pre": self.before(joint), "post": (joint.target, joint.query)}
+        comparisons = {
+            stage: Comparison(*inputs[stage], self.cost(*inputs[stage], mask, query_mask)) for stage in self.stages
+        }
+        lengths = mask.sum(1), query_mask.sum(1)  # (B,), (B,)
         with torch.no_grad():
-            paths = {name: METHODS[self.align].path(stage, *lengths) for name, stage in stages.items()}
+            paths = {stage: self.method.path(comparison, *lengths) for stage, comparison in comparisons.items()}
         return Aligned(
-            joint.target,
-            batch.target_mask,
-            joint.query,
-            batch.query_mask,
-            query_global=masked_mean(joint.query, batch.query_mask),
-            context=self._describe(joint.target, joint.target_positions, batch.target_mask, paths.get("post")),
+            target=joint.target,
+            mask=mask,
+            query=joint.query,
+            query_mask=query_mask,
+            query_global=masked_mean(joint.query, query_mask),  # (B, d)
+            context=self._describe(joint.target, joint.target_positions, mask, paths.get("post")),  # (B, l, d)
             paths=paths,
-            cache=stages,
+            cache=comparisons,
         )
 
     def losses(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
-        """L_align^pre and L_align^post, per query clip, 0 where there is no such alignment.
+        """L_align^pre and L_align^post, per query clip; 0 for a stage without an alignment.
 
-        A query that runs backwards is aligned turned round.
+        A query that runs backwards is turned round before it is aligned.
         """
         lengths = batch.lengths, batch.query_mask.sum(1)
         count = shared_count((lengths[1] > 0).sum())
         backwards = batch.labels.backwards
         values = {f"align_{name}": aligned.target.new_zeros(()) for name in ("pre", "post")}
-        for name, stage in aligned.cache.items():
+        for name, comparison in aligned.cache.items():
             if backwards is not None:
-                stage = turned(stage, backwards, lengths[1])
-            value = METHODS[self.align].value(self, stage, *lengths) / lengths[1].clamp(min=1)
+                comparison = turned(comparison, backwards, lengths[1])
+            value = self.method.value(comparison, self.gamma, *lengths) / lengths[1].clamp(min=1)  # (B,)
             values[f"align_{name}"] = value.sum() / count
         return values
 
-    def _cost(self, target: Tensor, query: Tensor, batch: Batch) -> Tensor:
-        if self.cost == "cosine":
-            return cosine_cost(target, query)
-        return contrastive_cost(target, query, batch.target_mask, batch.query_mask)
-
     def _describe(self, target: Tensor, positions: Tensor, mask: Tensor, path: Tensor | None) -> Tensor | None:
-        """E_t^l (B, l, d): what the moment queries read from the clips from the first aligned one to the last."""
+        """E_t^l (B, l, d): the moment queries after they read the clips that `memory` selects."""
         if self.decoder is None:
             return None
-        if self.memory == "part" and path is not None:
-            start, end = alignment.span_of(path)
-            t = torch.arange(target.shape[1], device=target.device)
-            mask = (t >= start[:, None]) & (t < end[:, None])
-        asked = self.moment_queries.weight.expand(len(target), -1, -1)
-        x = torch.zeros_like(asked)
+        places = self.moment_queries.weight.expand(len(target), -1, -1)  # (B, l, d)
+        memory_mask, x = self.memory(mask, path), torch.zeros_like(places)
         for layer in self.decoder:
-            x = layer(x, asked, target, positions, mask)
+            x = layer(x, places, target, positions, memory_mask)
         return self.norm(x)
 
 
-def turned(stage: Stage, backwards: Tensor, query_lengths: Tensor) -> Stage:
-    """A stage with some queries turned round: the clips of `backwards` (B,) samples in the order that they happened."""
-    n = torch.arange(stage.query.shape[1], device=backwards.device)
+def turned(comparison: Comparison, backwards: Tensor, query_lengths: Tensor) -> Comparison:
+    """A comparison with the query clips of the `backwards` samples, bool (B,), in reverse order."""
+    target, query, cost = comparison
+    n = torch.arange(query.shape[1], device=backwards.device)
     last = query_lengths[:, None] - 1
-    order = torch.where(backwards[:, None] & (n <= last), last - n, n)
-    query = stage.query.gather(1, order[..., None].expand_as(stage.query))
-    return Stage(stage.target, query, stage.cost.gather(2, order[:, None].expand_as(stage.cost)))
+    order = torch.where(backwards[:, None] & (n <= last), last - n, n)  # (B, N)
+    query = query.gather(1, order[..., None].expand_as(query))
+    return Comparison(target, query, cost.gather(2, order[:, None].expand_as(cost)))
+
+
+def build_dual_stage(
+    widths: Widths,
+    *,
+    decoder_layers: int,
+    moment_queries: int,
+    gamma: float,
+    align: str,
+    pre: bool,
+    post: bool,
+    cost: str,
+    typed: bool,
+    memory: str,
+    beta: float | None = None,
+    **encoder: Any,
+) -> DualStageAligner:
+    """The aligner "dual_stage".
+
+    decoder_layers, moment_queries, gamma  of `DualStageAligner`
+    align      one of `METHODS`, or "none"
+    pre, post  whether there is an alignment before and after fusion
+    cost       "cosine" or "contrastive"
+    typed      align before fusion with the token types, as released; False: without
+    memory     what the decoder reads: the "part" that is aligned, or the "whole" target
+    beta, encoder  of `build_joint_encoder`
+    """
+    require(align in (*METHODS, "none"), "align", align, f"one of {', '.join(METHODS)}, none")
+    require(cost in ("cosine", "contrastive"), "cost", cost, "cosine or contrastive")
+    require(memory in ("part", "whole"), "memory", memory, "part or whole")
+    shared = {name: encoder[name] for name in ("heads", "hidden", "dropout")}
+    return DualStageAligner(
+        build_joint_encoder(widths, beta=beta, **encoder),
+        **shared,
+        layers=decoder_layers,
+        moment_queries=moment_queries,
+        gamma=gamma,
+        method=METHODS.get(align),
+        stages=tuple(name for name, wanted in (("pre", pre), ("post", post)) if wanted),
+        cost=contrastive_cost if cost == "contrastive" else masked_cosine_cost,
+        before=with_token_type if typed else projected,
+        memory=aligned_part if memory == "part" else whole_target,
+    )

@@ -1,14 +1,14 @@
-r"""What changes from clip to clip meets the words too, and flows into the clips (TD-DETR).
+r"""Changes from clip to clip gather words of their own and flow into the clips (TD-DETR).
 
 Paper    "The Devil is in the Spurious Correlations: Boosting Moment Retrieval with Dynamic Learning", ICCV 2025 (arXiv
          2501.07305)
 Here     `dynamic_tokens` is the tokenizer  [TD-DETR Eq. 2], [TD-DETR Eq. 3]; `Dynamics` lets its tokens attend to the
-         words  [TD-DETR Eq. 4], [TD-DETR Eq. 5] and puts what they gather beside the clips  [TD-DETR Eq. 6]; it is
+         words  [TD-DETR Eq. 4], [TD-DETR Eq. 5] and mixes what they gather into the clips  [TD-DETR Eq. 6]; it is
          handed to `T2VLayer`, or to a joint encoder, as `mix`
 Ours     clips and their changes have keys and values of their own, as in the released code; the paper shares them. The
-         learned start is drawn from the normal distribution, of which the paper says nothing. In a joint encoder, for
-         which the paper gives no rule, the changes flow once into the clips that the first layer gets
-Departs  xyangzhou/TD-DETR drops 0.1 of the inputs of both projections, whatever the dropout of the rest
+         learned start is drawn from the normal distribution, since the paper does not say. In a joint encoder, for
+         which the paper gives no rule, the changes flow once into the clips that enter the first layer
+Departs  xyangzhou/TD-DETR drops 0.1 of the inputs of both projections, whatever the dropout elsewhere
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mrlib.align.text_to_video import Words
-from mrlib.layers import Attention, Projection
-from mrlib.settings import require
+from mrlib.align.words import Words
+from mrlib.arguments import require
+from mrlib.layers import Attention, Projection, Sizes
 
 
 def dynamic_tokens(x: Tensor, start: Tensor, mask: Tensor | None = None) -> Tensor:
-    r"""How every clip differs from the one before it, and the first from a start.  [TD-DETR Eq. 2], [TD-DETR Eq. 3]
+    r"""Difference of every clip from the one before it, of the first from a start.  [TD-DETR Eq. 2], [TD-DETR Eq. 3]
 
     $$\tilde V = \{st, \tilde v_1, \dots, \tilde v_L\}, \quad T_1 = \tilde v_1 - st, \quad
     T_t = \tilde v_t - \tilde v_{t-1}$$
 
-    x        (B, T, d) clips, padding behind them
+    x        (B, T, d)  clips, padding behind them
     start    (d,)
-    mask     bool (B, T)  there is no difference across the border of padding, it is 0; None: all are real
+    mask     bool (B, T)  tokens are 0 on padding; None: all clips are real
     returns  (B, T, d)
     """
-    before = torch.cat([start.to(x.dtype).expand(len(x), 1, -1), x[:, :-1]], 1)
+    before = torch.cat([start.to(x.dtype).expand(len(x), 1, -1), x[:, :-1]], 1)  # (B, T, d)
     tokens = x - before
     return tokens if mask is None else tokens.masked_fill(~mask[..., None], 0)
 
 
 class Dynamics(nn.Module):
-    r"""What the clips' changes gather from the words flows in.  [TD-DETR Eq. 4], [TD-DETR Eq. 5], [TD-DETR Eq. 6]
+    r"""The clips' changes gather words, which flow into the clips.  [TD-DETR Eq. 4], [TD-DETR Eq. 5], [TD-DETR Eq. 6]
 
     $$F = \mathrm{MHA}(\ell_2(\ell_1(T)), Y, Y), \quad X \leftarrow \beta X + (1 - \beta) F$$
 
@@ -50,7 +50,7 @@ class Dynamics(nn.Module):
         """Dynamics of a width.
 
         beta   the share of the clips, from 0 to 1
-        start  that of another layer, which both then have; None: one of its own
+        start  the start token of another layer, which both then share; None: one of its own
         """
         super().__init__()
         require(type(beta) in (int, float) and 0 <= beta <= 1, "beta", beta, "None or a number from 0 to 1")
@@ -61,26 +61,27 @@ class Dynamics(nn.Module):
                 nn.init.xavier_uniform_(part.weight)
         if start is None:
             start = self.start = nn.Embedding(1, width)
-        # A start of several layers is a part of the first alone, so that weights hold it once. The others only know
-        # its module, in a tuple, where it is no part of theirs: copied, moved or loaded, it is the same for all.
-        self._known = (start,)
+        # The shared start token is registered on the first layer only, so it appears once in the state dict. The tuple
+        # hides it from registration; copying, moving and loading still reach the one module.
+        self._shared_start = (start,)
 
     def forward(self, x: Tensor, positions: Tensor, words: Words) -> Tensor:
         """x, positions (B, T, d) -> (B, T, d)."""
-        return self.flow(x, dynamic_tokens(x + positions, self._known[0].weight[0]), words)
+        return self.flow(x, dynamic_tokens(x + positions, self._shared_start[0].weight[0]), words)
 
     def flow(self, x: Tensor, tokens: Tensor, words: Words) -> Tensor:
-        """The same of tokens that are given, (B, T, d) as x is."""
-        changes = self.project(tokens).relu()
-        gathered = self.attend(changes, words.keys, words.values, words.mask, words.seen)
+        """The same with given tokens, (B, T, d) as x is."""
+        changes = self.project(tokens).relu()  # (B, T, d)
+        gathered = self.attend(changes, words.keys, words.values, words.mask, words.seen)  # (B, T, d)
         return self.beta * x + (1 - self.beta) * gathered
 
 
-def dynamics(layers: int, width: int, heads: int, dropout: float, beta: float | None) -> list[Dynamics] | list[None]:
-    """What each of some layers mixes in, all with one start; None for each where beta is None."""
+def dynamics(layers: int, sizes: Sizes, beta: float | None) -> list[Dynamics] | list[None]:
+    """One `Dynamics` for each of some layers, all with one start token; None for each where beta is None."""
     if beta is None:
         return [None] * layers
-    made: list[Dynamics] = []
+    modules: list[Dynamics] = []
     for _ in range(layers):
-        made.append(Dynamics(width, heads, dropout, beta, made[0].start if made else None))
-    return made
+        start = modules[0].start if modules else None
+        modules.append(Dynamics(sizes.width, sizes.heads, sizes.dropout, beta, start))
+    return modules

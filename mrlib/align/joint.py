@@ -1,29 +1,29 @@
 r"""One Transformer over target and query together: the joint encoder of UniVTG, which MATR builds on.
 
 Paper    Lin et al., "UniVTG: Towards Unified Video-Language Temporal Grounding", ICCV 2023 (arXiv 2307.16715)
-Here     `JointEncoder` projects both, marks which is which and lets all attend to all  [UniVTG]; `JointAligner`
-         adds the saliency, the cosine of a clip with the pooled query, and its two contrasts  [UniVTG]
-Any      query is a sequence of vectors, so words and the clips of a query video go the same way
-Departs  the released network masks nothing but attention's keys; so does this one, for what stands on padding is
-         undefined in `Aligned`. Its stochastic depth is left out
+Here     `JointEncoder` projects both, adds a token type to each and lets all vectors attend to all  [UniVTG];
+         `JointAligner` adds the saliency, a clip's cosine with the pooled query, and its two contrasts  [UniVTG]
+Any      the query is a sequence of vectors: words, or the clips of a query video
+Departs  the released network masks nothing but the keys of attention; neither do we, since padding is undefined in
+         `Aligned`. Its stochastic depth is left out
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mrlib.align import Aligned
-from mrlib.align.projected import Projected, Sizes
+from mrlib.align.dynamics import dynamics
 from mrlib.align.saliency import scores_of
-from mrlib.align.text_to_video import Words
+from mrlib.align.words import Words
+from mrlib.arguments import require
 from mrlib.data import Batch, Widths
-from mrlib.layers import EncoderLayer, LearnedPositions, sine_positions
+from mrlib.layers import EncoderLayer, LearnedPositions, Projected, Sizes, sine_positions
 from mrlib.ops.counts import shared_count
-from mrlib.settings import require
 
 
 class Joint(NamedTuple):
@@ -54,10 +54,10 @@ class JointEncoder(Projected):
         """One stack of layers of these sizes.
 
         query_positions  "sine", "learned" (`places` of them) or "none"
-        mix              a module `mix(x, positions, words) -> (B, T, d)`: the clips as the first layer gets them, from
-                         those with the token type; None: themselves
+        mix              a module `mix(x, positions, words) -> (B, T, d)` from the clips with their token type to the
+                         clips that enter the first layer; None: they enter as they are
         """
-        super().__init__(widths, sizes)
+        super().__init__(widths.target, widths.query, sizes)
         known = ("sine", "learned", "none")
         require(query_positions in known, "query_positions", query_positions, f"one of {', '.join(known)}")
         require(type(sizes.layers) is int and sizes.layers >= 0, "layers", sizes.layers, "0 or more")
@@ -69,24 +69,39 @@ class JointEncoder(Projected):
         self.layers = nn.ModuleList(EncoderLayer(*sizes.layer, pre_norm) for _ in range(sizes.layers))
         self.norm, self.mix = nn.LayerNorm(width) if pre_norm else nn.Identity(), mix
 
-    def forward(self, batch: Batch) -> Joint:
-        target, query = self.project(batch)
+    def forward(self, target: Tensor, target_mask: Tensor, query: Tensor, query_mask: Tensor) -> Joint:
+        """target (B, T, D), target_mask bool (B, T), query (B, N, D'), query_mask bool (B, N)."""
+        target, query = self.project(target, target_mask, query)  # (B, T, d), (B, N, d)
         target_typed, query_typed = target + self.token_type.weight[1], query + self.token_type.weight[0]
-        target_positions = sine_positions(batch.target_mask, self.width)
-        if self.query_positions == "sine":
-            query_positions = sine_positions(batch.query_mask, self.width)
-        else:
-            query_positions = self.places(query_typed) if self.places is not None else torch.zeros_like(query_typed)
+        target_positions = sine_positions(target_mask, self.width)  # (B, T, d)
+        query_positions = self._positions(query_typed, query_mask)  # (B, N, d)
         clips = target_typed
         if self.mix is not None:
-            words = Words(query_typed + query_positions, query_typed, batch.query_mask)
-            clips = self.mix(target_typed, target_positions, words)
-        x, positions = torch.cat([clips, query_typed], 1), torch.cat([target_positions, query_positions], 1)
-        mask = torch.cat([batch.target_mask, batch.query_mask], 1)
+            clips = self.mix(clips, target_positions, Words(query_typed + query_positions, query_typed, query_mask))
+        x = torch.cat([clips, query_typed], 1)  # (B, T + N, d)
+        positions = torch.cat([target_positions, query_positions], 1)  # (B, T + N, d)
+        mask = torch.cat([target_mask, query_mask], 1)  # (B, T + N)
         for layer in self.layers:
             x = layer(x, positions, mask)
-        fused = self.norm(x).split([target.shape[1], query.shape[1]], dim=1)
-        return Joint(target, query, target_typed, query_typed, *fused, target_positions)
+        encoded = self.norm(x).split([target.shape[1], query.shape[1]], dim=1)  # (B, T, d), (B, N, d)
+        return Joint(target, query, target_typed, query_typed, *encoded, target_positions)
+
+    def _positions(self, query: Tensor, mask: Tensor) -> Tensor:
+        if self.query_positions == "sine":
+            return sine_positions(mask, self.width)
+        return torch.zeros_like(query) if self.places is None else self.places(query)
+
+
+def build_joint_encoder(widths: Widths, *, beta: float | None, query_positions: str, **options: Any) -> JointEncoder:
+    """A joint encoder.
+
+    beta     share of the clips where their dynamics flow in; None: no dynamics
+    options  `pre_norm`, `places`, and those of `Sizes`
+    """
+    pre_norm, places = options.pop("pre_norm"), options.pop("places")
+    sizes = Sizes(**options)
+    mix = dynamics(1, sizes, beta)[0]
+    return JointEncoder(widths, sizes, pre_norm=pre_norm, query_positions=query_positions, places=places, mix=mix)
 
 
 class JointAligner(nn.Module):
@@ -99,39 +114,49 @@ class JointAligner(nn.Module):
         self.pool = nn.Linear(encoder.width, 1, bias=False)
 
     def forward(self, batch: Batch) -> Aligned:
-        joint = self.encoder(batch)
-        weights = self.pool(joint.query_typed)[..., 0].masked_fill(~batch.query_mask, -1e30).softmax(-1)
-        whole = (weights[..., None] * joint.query_typed).sum(1)
-        saliency = F.cosine_similarity(joint.target_typed, whole[:, None], dim=-1)
+        """Cache: `target`, the clips with their token type (B, T, d)."""
+        joint = self.encoder(batch.target, batch.target_mask, batch.query, batch.query_mask)
+        logits = self.pool(joint.query_typed)[..., 0]  # (B, N)
+        weights = logits.masked_fill(~batch.query_mask, -1e30).softmax(-1)  # (B, N)
+        pooled = (weights[..., None] * joint.query_typed).sum(1)  # (B, d)
         return Aligned(
-            joint.target,
-            batch.target_mask,
-            joint.query,
-            batch.query_mask,
-            whole,
-            saliency,
+            target=joint.target,
+            mask=batch.target_mask,
+            query=joint.query,
+            query_mask=batch.query_mask,
+            query_global=pooled,
+            saliency=F.cosine_similarity(joint.target_typed, pooled[:, None], dim=-1),  # (B, T)
             cache={"target": joint.target_typed},
         )
 
     def losses(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
         """Contrasts at one relevant clip per sample, drawn at random.  [UniVTG]
 
-        inter  the clip with the queries of the batch and the query with the clips of the batch, both directions summed;
-               of several processes each sees the batch that it has
-        intra  the clip with those of lower label in its video, and, as released, with what stands at the same time in
-               the other videos
+        inter  the clip against the queries of the batch and the query against the clips of the batch, both summed; with
+               several processes each uses its own part of the batch
+        intra  the clip against the clips of lower label in its video and, as released, against the clips at the same
+               index in the other videos
         """
-        score = scores_of(batch)
+        scores = scores_of(batch)
         relevant = batch.labels.relevant & batch.target_mask
-        rows = relevant.any(1)  # a row of padding teaches nothing
+        rows = relevant.any(1)  # a row without a relevant clip adds nothing
         count = shared_count(rows.sum())
         chosen = torch.multinomial(relevant.float() + ~rows[:, None], 1)  # (B, 1)
-        clip = aligned.cache["target"].gather(1, chosen[..., None].expand(-1, -1, self.width))[:, 0]
+        clip = aligned.cache["target"].gather(1, chosen[..., None].expand(-1, -1, self.width))[:, 0]  # (B, d)
         similarity = F.normalize(clip, dim=-1) @ F.normalize(aligned.query_global, dim=-1).mT / self.temperature
-        similarity = similarity.masked_fill(~(rows[:, None] & rows), -1e30)
-        inter = sum(side.log_softmax(1).diagonal() for side in (similarity, similarity.mT))
-        lower = batch.target_mask & (score < score.gather(1, chosen))
-        lower = lower.scatter(1, chosen, True) & rows[:, None]
+        similarity = similarity.masked_fill(~(rows[:, None] & rows), -1e30)  # (B, B)
+        inter = sum(side.log_softmax(1).diagonal() for side in (similarity, similarity.mT))  # (B,)
+        lower = batch.target_mask & (scores < scores.gather(1, chosen))
+        lower = lower.scatter(1, chosen, True) & rows[:, None]  # (B, T)
         logits = aligned.saliency.float().masked_fill(~lower, -1e30) / self.temperature
-        intra = sum(logits.log_softmax(axis).gather(1, chosen)[:, 0] for axis in (1, 0))
+        intra = sum(logits.log_softmax(axis).gather(1, chosen)[:, 0] for axis in (1, 0))  # (B,)
         return {"inter": -(inter * rows).sum() / count, "intra": -(intra * rows).sum() / count}
+
+
+def build_joint(widths: Widths, *, temperature: float, beta: float | None = None, **encoder: Any) -> JointAligner:
+    """The aligner "joint".
+
+    temperature    of both contrasts
+    beta, encoder  of `build_joint_encoder`
+    """
+    return JointAligner(build_joint_encoder(widths, beta=beta, **encoder), temperature=temperature)

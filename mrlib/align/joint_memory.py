@@ -1,22 +1,24 @@
-"""Clips and words in one Transformer, and both of them are the memory that is asked (Moment-DETR).
+"""Clips and words in one Transformer; both together are the memory of the decoder (Moment-DETR).
 
 Paper    Lei et al., "Detecting Moments and Highlights in Videos via Natural Language Queries", NeurIPS 2021
          (arXiv 2107.09609)
-Here     `JointMemoryAligner` is its encoder and its saliency [Moment-DETR]; the words after the encoder go on as the
-         `context` of `Aligned`
+Here     `JointMemoryAligner` is its encoder and its saliency  [Moment-DETR]; the encoded words become the `context`
+         of `Aligned`
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mrlib.align import Aligned, saliency
-from mrlib.align.projected import Projected, Sizes
-from mrlib.align.text_to_video import Words
+from mrlib.align.dynamics import dynamics
+from mrlib.align.words import Words
+from mrlib.arguments import require
 from mrlib.data import Batch, Widths
-from mrlib.layers import EncoderLayer, LearnedPositions, masked_mean, sine_positions
-from mrlib.settings import require
+from mrlib.layers import EncoderLayer, LearnedPositions, Projected, Sizes, masked_mean, sine_positions
 
 
 class JointMemoryAligner(Projected):
@@ -35,10 +37,10 @@ class JointMemoryAligner(Projected):
         """One stack of layers of these sizes.
 
         query_positions  "none", or "learned" (`places` of them)
-        mix              a module `mix(x, positions, words) -> (B, T, d)`: the clips as the first layer gets them; None:
-                         as they are projected
+        mix              a module `mix(x, positions, words) -> (B, T, d)` from the projected clips to the clips that
+                         enter the first layer; None: they enter as they are
         """
-        super().__init__(widths, sizes)
+        super().__init__(widths.target, widths.query, sizes)
         require(query_positions in ("none", "learned"), "query_positions", query_positions, "none or learned")
         width, learned = sizes.width, query_positions == "learned"
         self.places = LearnedPositions(places, width, sizes.input_dropout) if learned else None
@@ -47,28 +49,42 @@ class JointMemoryAligner(Projected):
         self.saliency = nn.Linear(width, 1)
 
     def forward(self, batch: Batch) -> Aligned:
-        target, query = self.project(batch)
-        places = torch.zeros_like(query) if self.places is None else self.places(query)
-        positions = sine_positions(batch.target_mask, self.width)
+        mask, query_mask = batch.target_mask, batch.query_mask
+        target, query = self.project(batch.target, mask, batch.query)  # (B, T, d), (B, N, d)
+        places = torch.zeros_like(query) if self.places is None else self.places(query)  # (B, N, d)
+        positions = sine_positions(mask, self.width)  # (B, T, d)
         if self.mix is not None:
-            target = self.mix(target, positions, Words(query + places, query, batch.query_mask))
-        x, positions = torch.cat([target, query], 1), torch.cat([positions, places], 1)
-        mask = torch.cat([batch.target_mask, batch.query_mask], 1)
+            target = self.mix(target, positions, Words(query + places, query, query_mask))
+        x, positions = torch.cat([target, query], 1), torch.cat([positions, places], 1)  # (B, T + N, d)
+        joint_mask = torch.cat([mask, query_mask], 1)  # (B, T + N)
         for layer in self.layers:
-            x = layer(x, positions, mask)
-        clips, words = self.norm(x).split([target.shape[1], query.shape[1]], dim=1)
+            x = layer(x, positions, joint_mask)
+        clips, words = self.norm(x).split([target.shape[1], query.shape[1]], dim=1)  # (B, T, d), (B, N, d)
         return Aligned(
-            clips,
-            batch.target_mask,
-            words,
-            batch.query_mask,
-            query_global=masked_mean(words, batch.query_mask),
-            saliency=self.saliency(clips)[..., 0],
+            target=clips,
+            mask=mask,
+            query=words,
+            query_mask=query_mask,
+            query_global=masked_mean(words, query_mask),  # (B, d)
+            saliency=self.saliency(clips)[..., 0],  # (B, T)
             context=words,
-            context_mask=batch.query_mask,
+            context_mask=query_mask,
             context_positions=places,
         )
 
     def losses(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
-        """margin, of two pairs of clips per sample  [Moment-DETR]"""
+        """margin: two pairs of clips per sample.  [Moment-DETR]"""
         return {"margin": saliency.margin(aligned.saliency, saliency.ranking_pairs(batch))}
+
+
+def build_joint_memory(
+    widths: Widths, *, beta: float | None = None, pre_norm: bool, query_positions: str, places: int, **options: Any
+) -> JointMemoryAligner:
+    """The aligner "joint_memory".
+
+    beta     share of the clips where their dynamics flow in; None: no dynamics
+    options  of `Sizes`, without the activation, which is ReLU
+    """
+    sizes = Sizes(**options, activation="relu")
+    mix = dynamics(1, sizes, beta)[0]
+    return JointMemoryAligner(widths, sizes, pre_norm=pre_norm, query_positions=query_positions, places=places, mix=mix)

@@ -1,13 +1,13 @@
-r"""What makes an aligner's saliency rank clips as the annotators did (Moment-DETR, QD-DETR).
+r"""Losses that make an aligner's saliency rank clips as the annotators did (Moment-DETR, QD-DETR).
 
 Paper    Lei et al., "Detecting Moments and Highlights in Videos via Natural Language Queries", NeurIPS 2021, and Moon
          et al., "Query-Dependent Video Representation for Moment Retrieval and Highlight Detection", CVPR 2023
-Here     `margin` orders pairs of clips  [Moment-DETR]; `rank_contrast` sets the clips of each rank apart from all
-         others and `negative` says no to a foreign query  [QD-DETR]; `terms` is all three. `ranking_pairs` and
-         `foreign_rows` make the labels that these need, where the batch brings none
-Departs  with windows only, the official code pairs clips in and out of the first window and, where all is inside, a
-         clip with itself; we take all windows, and no pair there. To it, two queries of one video are foreign to each
-         other; to us they are not
+Here     `margin` orders pairs of clips  [Moment-DETR]; `rank_contrast` separates the clips of each rank from all others
+         and `negative` lowers the saliency for a foreign query  [QD-DETR]; `terms` is all three. `ranking_pairs` and
+         `foreign_rows` make the labels that these need, unless the batch brings them
+Departs  with windows only, the official code pairs clips inside and outside the first window, and pairs a clip with
+         itself where all clips are inside; we use all windows, and no pair in that case. It treats two queries of one
+         video as foreign to each other; we do not
 """
 
 from __future__ import annotations
@@ -24,74 +24,76 @@ from mrlib.ops.counts import shared_count
 
 MARGIN, TEMPERATURE = 0.2, 0.5
 RANKS = 12  # summed scores of three annotators, 0..12
+PROBABILITY_EPS = 1e-6  # how close to 0 and 1 a probability comes in its logit
 
 
 def scores_of(batch: Batch) -> Tensor:
-    """(B, T) the annotators' summed scores; where there are none, 1 inside a window and 0 outside."""
+    """The annotators' summed scores (B, T); where a sample has none, 1 inside a window and 0 outside."""
     labels = batch.labels
     return torch.where(labels.saliency_mask[:, None], labels.saliency, labels.relevant.to(labels.saliency.dtype))
 
 
 def ranking_pairs(batch: Batch) -> Tensor:
-    """Two pairs of clips per sample of which the first ranks above the second.  [Moment-DETR]
+    """Two pairs of clips per sample; the first clip of a pair ranks above the second.  [Moment-DETR]
 
-    With saliency scores: the best and the worst relevant clip; a relevant and an irrelevant clip, both drawn. With
-    windows only: twice a clip inside and a clip outside, drawn. Where there is no irrelevant clip, the first kind
-    twice. With scores and no window: twice the best and the worst of all clips  [TVSum]. Those of the batch, if it
-    brings some.
+    With saliency scores: the best and the worst relevant clip; and a relevant and an irrelevant clip, both drawn at
+    random. With windows only: two random pairs of a clip inside and a clip outside. Without an irrelevant clip: the
+    first kind twice. With scores and no window: twice the best and the worst of all clips  [TVSum]. If the batch brings
+    pairs, those are returned.
 
     returns  int64 (B, P, 2), -1 where there is no such pair
     """
     labels, real = batch.labels, batch.target_mask
     if labels.pairs is not None:
         return labels.pairs
-    alone = labels.saliency_mask & labels.saliency.any(1) & ~labels.span_mask.any(1)  # scores of all clips, no window
-    among = labels.relevant | alone[:, None]
-    relevant, other = among & real, ~among & real
+    scored_only = labels.saliency_mask & labels.saliency.any(1) & ~labels.span_mask.any(1)  # scores, but no window
+    candidates = labels.relevant | scored_only[:, None]  # (B, T)
+    relevant, irrelevant = candidates & real, ~candidates & real
     best = labels.saliency.masked_fill(~relevant, -torch.inf).argmax(1)
     worst = labels.saliency.masked_fill(~relevant, torch.inf).argmin(1)
-    hard = torch.stack([best, worst], -1).masked_fill(~(labels.saliency_mask & relevant.any(1))[:, None], -1)
+    hard = torch.stack([best, worst], -1).masked_fill(~(labels.saliency_mask & relevant.any(1))[:, None], -1)  # (B, 2)
     drawn = torch.rand(2, 2, *real.shape, device=real.device)  # pair, side, sample, clip
-    inside, outside = (drawn[:, i].masked_fill(~among, -1).argmax(-1) for i, among in enumerate((relevant, other)))
-    there = relevant.any(1) & other.any(1)
-    easy = torch.stack([inside, outside], -1).masked_fill(~there[None, :, None], -1)
+    inside, outside = (drawn[:, i].masked_fill(~clips, -1).argmax(-1) for i, clips in enumerate((relevant, irrelevant)))
+    both = relevant.any(1) & irrelevant.any(1)
+    easy = torch.stack([inside, outside], -1).masked_fill(~both[None, :, None], -1)  # (2, B, 2)
     first = torch.where(labels.saliency_mask[:, None], hard, easy[0])
-    return torch.stack([first, torch.where(there[:, None], easy[1], hard)], 1)
+    return torch.stack([first, torch.where(both[:, None], easy[1], hard)], 1)  # (B, 2, 2)
 
 
 def margin(saliency: Tensor, pairs: Tensor) -> Tensor:
-    r"""How far clips are from being 0.2 above those they rank above.  [Moment-DETR]
+    r"""Margin loss: a clip must score 0.2 above every clip that it ranks above.  [Moment-DETR]
 
     $$\frac{2}{|P|} \sum_{(i, j) \in P} \max(0,\ 0.2 + s_j - s_i)$$
 
-    saliency (B, T); pairs int64 (B, P, 2), -1: none; returns a scalar
+    saliency (B, T); pairs int64 (B, P, 2), -1: no pair; returns a scalar
     """
-    there = (pairs >= 0).all(-1)
+    valid = (pairs >= 0).all(-1)  # (B, P)
     high, low = saliency.float().gather(1, pairs.clamp(min=0).flatten(1)).unflatten(1, (-1, 2)).unbind(-1)
-    return 2 * ((MARGIN + low - high).relu() * there).sum() / shared_count(there.sum())
+    return 2 * ((MARGIN + low - high).relu() * valid).sum() / shared_count(valid.sum())
 
 
 def rank_contrast(saliency: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
-    r"""Clips of at least rank r against all others, for every r.  [QD-DETR]
+    r"""Contrast of the clips of rank r or above with all clips, for every rank r.  [QD-DETR]
 
     $$\frac{1}{12 B} \sum_{r=1}^{11} \sum_b \frac{-1}{|P_r|} \sum_{t \in P_r} \log \mathrm{softmax}(s_b / 0.5)_t, \quad
     P_r = \{t : y_t \geq r\}$$
 
-    A sample without a clip of rank r adds nothing to it.
+    A sample without a clip of rank r adds nothing to that rank.
 
-    saliency, scores  (B, T), y of 0..12; to set a foreign query apart too, its clips stand behind with y = 0
+    saliency, scores  (B, T), y of 0..12; clips scored for a foreign query may be appended, with y = 0
     mask              bool (B, T)  clips that take part
+    returns           scalar
     """
     logits = (saliency.float() / TEMPERATURE).masked_fill(~mask, torch.finfo(torch.float32).min)
-    likely = logits.log_softmax(1).masked_fill(~mask, 0)
+    log_share = logits.log_softmax(1)
     ranks = torch.arange(1, RANKS, device=scores.device)[:, None, None]
     positive = (scores >= ranks) & mask  # (11, B, T)
-    each = (likely * positive).sum(2) / positive.sum(2).clamp(min=1)
+    each = (log_share * positive).sum(2) / positive.sum(2).clamp(min=1)  # (11, B)
     return -each.sum() / RANKS / shared_count(mask.any(1).sum())
 
 
 def foreign_rows(batch: Batch) -> Tensor:
-    """The row of the batch whose query is foreign to this video: the next one's, unless the batch says.  [QD-DETR]
+    """The row of the batch whose query is foreign to this video: the next row, unless the batch says.  [QD-DETR]
 
     returns  int64 (B,), -1 where there is none
     """
@@ -102,35 +104,35 @@ def foreign_rows(batch: Batch) -> Tensor:
 
 
 def negative(saliency: Tensor, mask: Tensor, samples: int | Tensor) -> Tensor:
-    r"""How loudly clips say yes to a foreign query, $-\log(1 - \sigma(s^-))$ summed over the clips.  [QD-DETR]
+    r"""Saliency for a foreign query should be low: $-\log(1 - \sigma(s^-))$ summed over the clips.  [QD-DETR]
 
-    saliency (B, T) for the foreign query; mask bool (B, T); the sum is divided by the number of samples
+    saliency  (B, T)  for the foreign query
+    mask      bool (B, T)
+    samples   what the sum is divided by
+    returns   scalar
     """
     return F.softplus(saliency.float().masked_fill(~mask, -torch.inf)).sum() / shared_count(samples)
 
 
-def logit(share: Tensor) -> Tensor:
-    """Of a probability that may be 0 or 1, without an infinity."""
-    return share.float().logit(1e-6)
-
-
 def terms(
-    aligned: Aligned, batch: Batch, asked: Callable[[Tensor, Tensor], Tensor], *, shares: bool = False
+    aligned: Aligned, batch: Batch, score: Callable[[Tensor, Tensor], Tensor], *, probabilities: bool = False
 ) -> dict[str, Tensor]:
-    """What makes an aligner's saliency, where its clips can be asked another query.  [QD-DETR]
+    """The three losses of the saliency, for an aligner that can score its clips for another query.  [QD-DETR]
 
-    asked     asked(query (B, N, d), query_mask bool (B, N)) -> (B, T), the saliency of the same clips for that query
-    shares    the saliency is from 0 to 1, as a probability is, and not its logit
+    score          score(query (B, N, d), query_mask bool (B, N)) -> (B, T), the saliency of the clips for that query
+    probabilities  the saliency is a probability and not a logit
+
     margin    two pairs of clips per sample
-    contrast  clips of each rank against all others, those of the same video under a foreign query among them
+    contrast  clips of each rank against all clips, including those of the same video scored for a foreign query
     negative  of the foreign query
     """
     mask, scores, rows = aligned.mask, scores_of(batch), foreign_rows(batch)
-    there, rows = (rows >= 0)[:, None] & mask, rows.clamp(min=0)
-    foreign = asked(aligned.query[rows], aligned.query_mask[rows])
-    pairs = ((aligned.saliency, foreign), (scores, torch.zeros_like(scores)), (mask, there))
+    foreign_mask, rows = (rows >= 0)[:, None] & mask, rows.clamp(min=0)  # (B, T), (B,)
+    foreign = score(aligned.query[rows], aligned.query_mask[rows])  # (B, T)
+    pairs = ((aligned.saliency, foreign), (scores, torch.zeros_like(scores)), (mask, foreign_mask))
+    logits = foreign.float().logit(PROBABILITY_EPS) if probabilities else foreign
     return {
         "margin": margin(aligned.saliency, ranking_pairs(batch)),
-        "contrast": rank_contrast(*(torch.cat(pair, 1) for pair in pairs)),
-        "negative": negative(logit(foreign) if shares else foreign, there, there.any(1).sum()),
+        "contrast": rank_contrast(*(torch.cat(pair, 1) for pair in pairs)),  # of (B, 2 T)
+        "negative": negative(logits, foreign_mask, foreign_mask.any(1).sum()),
     }

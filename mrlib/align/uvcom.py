@@ -1,14 +1,14 @@
-r"""Few prototypes stand for all words, and from them meaning walks back into every clip (UVCOM).
+r"""Prototypes summarise the words, and a random walk carries their meaning into every clip (UVCOM).
 
 Paper    Xiao et al., "Bridging the Gap: A Unified Video Comprehension Framework for Moment Retrieval and Highlight
          Detection", CVPR 2024 (arXiv 2311.16464)
-Here     `prototypes` gathers words, and clips, around a few vectors; `walk` brings those of the words to the clips,
-         `Local` looks at neighbours; `UvcomAligner` puts them between the layers and the encoder of QD-DETR, with a
-         loss of its own, the similarity  [UVCOM]
-Ours     padding is hidden everywhere; the released code gathers it too, and between its convolutions it is not zero.
-         The walk solves for the prototypes, of which there are a few, and not for the clips, which is the same
-Departs  EasonXiao-888/UVCOM takes, late in training, the query that is least like the video as the foreign one; here it
-         is the next one's throughout. Its own detector, which starts from the words, is left out: any may follow
+Here     `prototypes` clusters words, or clips, around a few vectors; `walk` carries the prototypes of the words into
+         the clips, `Local` convolves neighbouring clips; `UvcomAligner` puts them between the layers and the encoder of
+         QD-DETR and adds a loss, the similarity  [UVCOM]
+Ours     padding is hidden everywhere; the released code clusters it too, and between its convolutions it is not zero.
+         The walk solves a system the size of the prototypes instead of the clips, with the same result
+Departs  late in training EasonXiao-888/UVCOM takes the query that is least like the video as the foreign one; here it
+         is the query of the next row throughout. Its own detector, which starts from the words, is left out
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mrlib.align import Aligned
-from mrlib.align.projected import Sizes
-from mrlib.align.text_to_video import T2VLayer, TextToVideoAligner, Words
-from mrlib.align.trilinear import batch_contrast
+from mrlib.align.contrast import batch_contrast
+from mrlib.align.fused import Fused, GlobalTokenAligner, from_sizes
+from mrlib.align.words import T2VLayer, Words
 from mrlib.data import Batch, Widths
-from mrlib.layers import MLP, EncoderLayer, masked_mean, sine_positions
+from mrlib.layers import MLP, EncoderLayer, Sizes, masked_mean, normalised_shares, sine_positions, unit_vectors
 from mrlib.ops.counts import shared_count
 from mrlib.ops.spans import inside
 
@@ -33,48 +32,37 @@ OMEGA, SHARPNESS = 0.5, 5.0  # of the walk
 TEMPERATURE = 1.0  # of the similarity
 
 
-def unit(x: Tensor) -> Tensor:
-    """x over its length; in float32 at least, in which all that divides by lengths or sums is done here."""
-    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1, eps=1e-6)
-
-
-def over_vectors(share: Tensor, mask: Tensor) -> Tensor:
-    """Shares (B, K, N), not negative, of the vectors that are there, bool (B, N), so that they sum to 1; else 0."""
-    share = share * mask[:, None]
-    return share / share.sum(2, keepdim=True).clamp(min=1e-9)
-
-
 def prototypes(start: Tensor, x: Tensor, mask: Tensor) -> Tensor:
-    r"""Means of what is near to each of K vectors, five times anew.  [UVCOM]
+    r"""Soft k-means: K vectors, each moved to the weighted mean of the vectors near it, five times.  [UVCOM]
 
     $$\gamma_{kt} = \mathrm{softmax}_k\left(-\frac{\lVert \hat\mu_k - \hat x_t \rVert^2}{2 \cdot 1.2^2}\right), \quad
     \mu_k \leftarrow \frac{\sum_t \gamma_{kt} x_t}{\sum_t \gamma_{kt}}$$
 
-    A hat is a vector over its length. Of vectors of length 1 the squared distance is 2 less twice the product. 1.2 is
-    wide for these: of an untrained network all K come out as nearly one, wherever they began.
+    A hat marks a unit vector; the squared distance of two unit vectors is 2 minus twice their product. 1.2 is wide for
+    these: in an untrained network all K results are nearly equal, wherever they start.
 
-    start    (K, d)  $\mu$ to begin with
+    start    (K, d)  initial $\mu$
     x        (B, N, d)
     mask     bool (B, N)
     returns  (B, K, d)
     """
     with torch.autocast(x.device.type, enabled=False):
-        directions, mu = unit(x), start.expand(len(x), -1, -1)
+        directions, mu = unit_vectors(x), start.expand(len(x), -1, -1)  # (B, N, d), (B, K, d)
         for _ in range(ITERATIONS):
-            gamma = (unit(mu) @ directions.mT / SIGMA**2).softmax(1)
-            mu = over_vectors(gamma, mask) @ x.to(gamma.dtype)
+            gamma = (unit_vectors(mu) @ directions.mT / SIGMA**2).softmax(1)  # (B, K, N)
+            mu = normalised_shares(gamma, mask) @ x.to(gamma.dtype)  # (B, K, d)
         return mu
 
 
 def walk(x: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-    r"""Where a random walk between clips and prototypes of the words comes to rest.  [UVCOM]
+    r"""The stationary point of a random walk between clips and prototypes of the words.  [UVCOM]
 
     $$\zeta_{kt} = \mathrm{softmax}_k(5 \langle \hat E_k, \hat x_t \rangle), \quad
     \bar\zeta_{kt} = \frac{\zeta_{kt}}{\sum_s \zeta_{ks}}, \quad
     X_r = (1 - \omega) (I - \omega^2 \zeta^\top \bar\zeta)^{-1} (\omega \zeta^\top E + X), \quad \omega = \tfrac12$$
 
-    With R what stands in the last bracket, the inverse times R is $R + \omega^2 \zeta^\top
-    (I_K - \omega^2 \bar\zeta \zeta^\top)^{-1} \bar\zeta R$, of a matrix as large as there are prototypes.
+    With R the last bracket, the inverse times R is $R + \omega^2 \zeta^\top
+    (I_K - \omega^2 \bar\zeta \zeta^\top)^{-1} \bar\zeta R$, which solves a K x K system.
 
     x        (B, T, d)  X, the clips
     text     (B, K, d)  E, the prototypes of the words
@@ -82,15 +70,15 @@ def walk(x: Tensor, text: Tensor, mask: Tensor) -> Tensor:
     returns  (B, T, d)
     """
     with torch.autocast(x.device.type, enabled=False):
-        to_clips = (SHARPNESS * unit(text) @ unit(x).mT).softmax(1)
-        to_text = over_vectors(to_clips, mask)
-        r = OMEGA * to_clips.mT @ text.to(to_clips.dtype) + x.to(to_clips.dtype)
-        back = torch.eye(text.shape[1], device=x.device, dtype=r.dtype) - OMEGA**2 * to_text @ to_clips.mT
+        to_clips = (SHARPNESS * unit_vectors(text) @ unit_vectors(x).mT).softmax(1)  # zeta (B, K, T)
+        to_text = normalised_shares(to_clips, mask)  # zeta-bar (B, K, T)
+        r = OMEGA * to_clips.mT @ text.to(to_clips.dtype) + x.to(to_clips.dtype)  # (B, T, d)
+        back = torch.eye(text.shape[1], device=x.device, dtype=r.dtype) - OMEGA**2 * to_text @ to_clips.mT  # (B, K, K)
         return (1 - OMEGA) * (r + OMEGA**2 * to_clips.mT @ torch.linalg.solve(back, to_text @ r))
 
 
 class Local(nn.Module):
-    """Each clip and its two neighbours: three convolutions, of which the middle one is three clips wide.  [UVCOM]"""
+    """Three convolutions over time, of width 1, 3 and 1.  [UVCOM]"""
 
     def __init__(self, width: int):
         super().__init__()
@@ -100,26 +88,26 @@ class Local(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x (B, T, d) -> (B, T, d); beyond the last real clip there is nothing, as before the first."""
+        """x (B, T, d) -> (B, T, d); padding counts as zeros, as beyond the ends of the sequence."""
         return self.after(self.neighbours((self.before(x) * mask[..., None]).mT).mT)
 
 
 @dataclass(frozen=True, kw_only=True)
 class UvcomSizes(Sizes):
-    """The released numbers; `hidden` is the width inside the projections of the similarity too.  [UVCOM]"""
+    """The released numbers; `hidden` is also the inner width of the projections of the similarity.  [UVCOM]"""
 
     layers: int = 3  # of each of three stacks: clips to words, words to clips, encoder
     text_prototypes: int = 5
     target_prototypes: int = 30
 
 
-class UvcomAligner(TextToVideoAligner):
-    r"""Clips take up words and words clips; what prototypes and neighbours tell goes into the clips' encoder.  [UVCOM]
+class UvcomAligner(GlobalTokenAligner):
+    r"""Clips take up words and words take up clips; prototypes and neighbours refine the clips.  [UVCOM]
 
     $$X, Y' = \mathrm{T2V}(X, Y), \mathrm{V2T}(Y, X), \quad X \leftarrow X + \mathrm{walk}(X + \mathrm{Local}(X), E^t)$$
 
-    The global token of the encoder is the one of the clips' prototypes $E^v$ with the highest mean cosine to the
-    words' $E^t$.
+    The global token of the encoder is the prototype of the clips $E^v$ with the highest mean cosine to the prototypes
+    of the words $E^t$.
     """
 
     def __init__(self, widths: Widths, sizes: UvcomSizes):
@@ -128,7 +116,7 @@ class UvcomAligner(TextToVideoAligner):
         super().__init__(widths, sizes, into_clips, [EncoderLayer(*sizes.layer) for _ in layers])
         self.back = nn.ModuleList(into_words)
         self.local = Local(width)
-        # one of these becomes the global token, after it has gathered clips
+        # initial prototypes of the clips, one of which becomes the global token
         self.global_token = nn.Parameter(torch.empty(sizes.target_prototypes, width))
         self.text_tokens = nn.Parameter(torch.empty(sizes.text_prototypes, width))
         for tokens in (self.global_token, self.text_tokens):
@@ -136,41 +124,48 @@ class UvcomAligner(TextToVideoAligner):
         self.project_words = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width))
         self.clip_sense, self.text_sense = (MLP(width, width, 3, sizes.hidden) for _ in range(2))
 
-    def fuse(self, target: Tensor, mask: Tensor, query: Tensor, query_mask: Tensor) -> tuple[Tensor, ...]:
-        """Clips in the light of a query, and how relevant they are to it.  [UVCOM]
+    def fuse(self, target: Tensor, mask: Tensor, query: Tensor, query_mask: Tensor) -> Fused:
+        """Projected clips (B, T, d) and words (B, N, d) -> clips (B, T, d) and their saliency (B, T).  [UVCOM]
 
-        Returns too, for the loss, the global token after the encoder (B, d), the clips before it (B, T, d) and the
-        words in the light of the clips (B, N, d).
+        Cache: `token`, the encoded global token (B, d); `clips`, the clips before the encoder (B, T, d); `words`, the
+        words after they took up the clips (B, N, d).
         """
-        positions = sine_positions(mask, self.width)
+        positions = sine_positions(mask, self.width)  # (B, T, d)
         words, x = Words(query, query, query_mask), target
-        clips, y, nowhere = Words(target + positions, target, mask), query, torch.zeros_like(query)
+        clips, y, no_positions = Words(target + positions, target, mask), query, torch.zeros_like(query)
         for layer, back in zip(self.layers, self.back, strict=True):
-            x, y = layer(x, positions, words), back(y, nowhere, clips)
-        text, gathered = prototypes(self.text_tokens, y, query_mask), prototypes(self.global_token, x, mask)
+            x, y = layer(x, positions, words), back(y, no_positions, clips)  # (B, T, d), (B, N, d)
+        text = prototypes(self.text_tokens, y, query_mask)  # (B, K', d)
+        candidates = prototypes(self.global_token, x, mask)  # (B, K, d)
         x = x + walk(x + self.local(x, mask), text, mask).to(x.dtype)
-        whole, encoded = self.encode(nearest(gathered, text), x, positions, mask)
-        return encoded, self.relevance(whole, encoded), whole[:, 0], x, y
+        token, encoded = self.encode(nearest(candidates, text), x, positions, mask)  # (B, 1, d), (B, T, d)
+        cache = {"token": token[:, 0], "clips": x, "words": y}
+        return Fused(encoded, self.relevance(token, encoded), cache)
 
     def losses(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
-        r"""Those of QD-DETR's saliency, and the similarity: half of each of two terms.  [UVCOM]
+        r"""The saliency losses of QD-DETR, and "similarity", the mean of two terms.  [UVCOM]
 
-        Of the global token and the mean word, the symmetric InfoNCE over the batch; of several processes each sees the
-        batch that it has. Of every clip t of the first window, $-\log \mathrm{softmax}_t$ of its cosine to the mean
-        word over the clips of its video, summed and divided by the number of all clips.
+        Between videos: the symmetric InfoNCE of the global token with the mean word over the batch; with several
+        processes each uses its own part of the batch. Within a video: for every clip t of the first window,
+        $-\log \mathrm{softmax}_t$ of its cosine to the mean word over the clips of its video, summed and divided by the
+        number of all clips.
         """
-        mask, (whole, clips, words) = aligned.mask, aligned.cache["more"]
-        text = unit(self.text_sense(masked_mean(self.project_words(words), aligned.query_mask)))
-        between = batch_contrast(text, unit(self.clip_sense(whole)), mask.any(1), TEMPERATURE)
-        cosine = (unit(self.clip_sense(clips)) @ text[..., None])[..., 0] / TEMPERATURE
-        likely = cosine.masked_fill(~mask, torch.finfo(cosine.dtype).min).log_softmax(1).masked_fill(~mask, 0)
-        spans, there = batch.labels.spans[:, :1], batch.labels.span_mask[:, :1, None]
-        first = (inside(spans, mask.sum(1), mask.shape[1]) & there).any(1)
-        within = -(likely * first).sum() / shared_count(mask.sum())
-        return super().losses(aligned, batch) | {"similarity": (between + within) / 2}
+        mask, cache = aligned.mask, aligned.cache
+        text = unit_vectors(self.text_sense(masked_mean(self.project_words(cache["words"]), aligned.query_mask)))
+        token = unit_vectors(self.clip_sense(cache["token"]))  # (B, d)
+        between = batch_contrast(text, token, mask.any(1), TEMPERATURE)
+        cosine = (unit_vectors(self.clip_sense(cache["clips"])) @ text[..., None])[..., 0] / TEMPERATURE  # (B, T)
+        log_share = cosine.masked_fill(~mask, torch.finfo(cosine.dtype).min).log_softmax(1).masked_fill(~mask, 0)
+        spans, annotated = batch.labels.spans[:, :1], batch.labels.span_mask[:, :1, None]
+        first = (inside(spans, mask.sum(1), mask.shape[1]) & annotated).any(1)  # (B, T)
+        within = -(log_share * first).sum() / shared_count(mask.sum())
+        return self.saliency_losses(aligned, batch) | {"similarity": (between + within) / 2}
 
 
-def nearest(gathered: Tensor, text: Tensor) -> Tensor:
-    """Of some prototypes (B, K, d) the one that is most like those of the words (B, K', d) on average: (B, 1, d)."""
-    best = (unit(gathered) @ unit(text).mT).mean(2).argmax(1)
-    return gathered.gather(1, best[:, None, None].expand(-1, 1, gathered.shape[2]))
+def nearest(candidates: Tensor, text: Tensor) -> Tensor:
+    """The candidate prototype (B, K, d) with the highest mean cosine to those of the words (B, K', d); (B, 1, d)."""
+    best = (unit_vectors(candidates) @ unit_vectors(text).mT).mean(2).argmax(1)  # (B,)
+    return candidates.gather(1, best[:, None, None].expand(-1, 1, candidates.shape[2]))
+
+
+build_uvcom = from_sizes(UvcomAligner, UvcomSizes)

@@ -1,8 +1,8 @@
-r"""Clips and words side by side, each without a look at the other: they meet in the detector (SnAG).
+r"""Clips and words are encoded apart and meet in the detector (SnAG).
 
 Paper    Mu et al., "SnAG: Scalable and Accurate Video Grounding", CVPR 2024 (arXiv 2404.02257)
-Here     `SeparateAligner` is its text encoder, and the projection of the clips  [SnAG]; what a video is made into does
-         not depend on the query, so many queries can share it
+Here     `SnagAligner` is its text encoder and the projection of the clips  [SnAG]; since the clips do not depend on
+         the query, many queries can share them
 Ours     one width for clips and words, where the released configurations give words half of it; the layers are those of
          `mrlib.layers`, without LayerScale and stochastic depth; projections begin with a norm
 """
@@ -17,10 +17,10 @@ from mrlib.data import Batch, Widths
 from mrlib.layers import EncoderLayer, Projection, masked_mean, waves
 
 
-class SeparateAligner(nn.Module):
-    """Projected clips, encoded words, nothing between them.  [SnAG]
+class SnagAligner(nn.Module):
+    """Projected clips and encoded words, without attention between them.  [SnAG]
 
-    A detector that looks at clips alone is blind behind it.
+    A detector that reads only the clips never sees the query of this aligner.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class SeparateAligner(nn.Module):
         hidden: int,
         dropout: float,
     ):
-        """Two ways of a width; layers, heads and hidden are those of the words' encoder."""
+        """width is that of both branches; layers, heads and hidden are those of the words' encoder."""
         super().__init__()
         self.width = width
         self.project_target = Projection(widths.target, width, 1, dropout)
@@ -44,22 +44,22 @@ class SeparateAligner(nn.Module):
         )
 
     def forward(self, batch: Batch) -> Aligned:
-        """`query` (B, 1 + N, d) begins with a learned token, for clips that no word describes."""
-        words = self.project_query(batch.query)
+        """The `query` (B, 1 + N, d) begins with a learned token, for clips that no word describes."""
+        words = self.project_query(batch.query)  # (B, N, d)
         places = torch.arange(words.shape[1], device=words.device)
         words = words + waves(places, self.width) / self.width**0.5
-        x = torch.cat([self.nothing.to(words.dtype).expand(len(words), 1, -1), words], 1)
-        mask = torch.cat([batch.query_mask.new_ones(len(words), 1), batch.query_mask], 1)
+        x = torch.cat([self.nothing.to(words.dtype).expand(len(words), 1, -1), words], 1)  # (B, 1 + N, d)
+        mask = torch.cat([batch.query_mask.new_ones(len(words), 1), batch.query_mask], 1)  # (B, 1 + N)
         for layer in self.layers:
             x = layer(x, torch.zeros_like(x), mask)
         return Aligned(
-            self.project_target(batch.target),
-            batch.target_mask,
-            x,
-            mask,
-            query_global=masked_mean(x[:, 1:], batch.query_mask),
+            target=self.project_target(batch.target),  # (B, T, d)
+            mask=batch.target_mask,
+            query=x,
+            query_mask=mask,
+            query_global=masked_mean(x[:, 1:], batch.query_mask),  # (B, d)
         )
 
     def losses(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
-        """None of its own."""
+        """None: the detector's losses train the aligner."""
         return {}

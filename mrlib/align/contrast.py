@@ -1,0 +1,24 @@
+r"""Contrast between the queries and the videos of a batch."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mrlib.ops.counts import shared_count
+
+
+def batch_contrast(query: Tensor, video: Tensor, rows: Tensor, temperature: float) -> Tensor:
+    """Symmetric InfoNCE: each query against all videos of the batch, and each video against all queries.
+
+    [AMR, losses], [UVCOM]
+
+    query, video  (B, d)
+    rows          bool (B,)  samples that take part
+    returns       scalar; with several processes each contrasts its own part of the batch
+    """
+    similarity = F.normalize(query, dim=-1) @ F.normalize(video, dim=-1).mT / temperature  # (B, B)
+    similarity = similarity.masked_fill(~(rows[:, None] & rows), torch.finfo(similarity.dtype).min)
+    matching = sum(side.log_softmax(1).diagonal() for side in (similarity, similarity.mT))  # (B,)
+    return -(matching * rows).sum() / 2 / shared_count(rows.sum())
