@@ -1,8 +1,8 @@
-"""Detectors, how moments come out: `detector(aligned, batch) -> outputs`, a dict of tensors.
+"""Detectors predict moments from aligned clips: `detector(aligned, batch) -> outputs`, a dict of tensors.
 
 `detector.decode(outputs, batch) -> Moments`, sorted by score, with NMS inside where the paper has it.
-`detector.losses(outputs, aligned, batch, teacher=None) -> dict of scalars` are the terms that train it; they alone
-read `batch.labels`.
+`detector.losses(outputs, aligned, batch, teacher=None) -> dict of scalars` are the terms that train it; they are the
+only readers of `batch.labels`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Moments:
-    """Spans that answer the query, best first."""
+    """The predicted moments of a batch, best first."""
 
     spans: Tensor  # (B, K, 2) start and end, fractions of the n_b real clips
     scores: Tensor  # (B, K) higher is better, any scale

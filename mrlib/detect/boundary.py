@@ -1,32 +1,36 @@
-r"""Every clip says whether it is inside the moment and how far away the moment's ends are (UniVTG, MATR).
+r"""Every clip predicts whether it is inside the moment and the distances to the moment's ends (UniVTG, MATR).
 
 Paper    Lin et al., "UniVTG", ICCV 2023, and Kumar et al., "Aligning Moments in Time using Video Queries", ICCV 2025
-Here     [MATR §3.2] the two convolutional heads are `BoundaryDetector.forward`, with what they read of an aligner's
-         `context` as `fusion`; foreground, L1 and IoU terms are `.losses` [MATR, losses], [UniVTG]
+Here     [MATR §3.2] the two convolutional heads are `BoundaryDetector.forward`, and `fusion` is how they read the
+         `context` of an aligner; foreground, L1 and IoU terms are `.losses`  [MATR, losses], [UniVTG]
 Ours     the paper draws the decoder's l tokens behind the T clips; three convolutions of 3 then carry them into the
-         last three clips only. `fusion` offers that ("sequence") and ways that reach every clip
-Departs  vl2g/MATR leaves the offsets without sign or bound, times a clip at its right edge, weighs the background with
-         0.1, lets padding into the convolutions, and its heads never read the decoder; each is an option. The
-         released scoring script adds 6 points to the mIoU and 7 to R@5; nothing here does
+         last three clips only. `FUSIONS` has that ("sequence") and ways that reach every clip
+Departs  vl2g/MATR leaves the offsets unbounded and signed, `RawOffsets`, puts the time of a clip at its right edge,
+         weighs the background with 0.1, lets padding into the convolutions, and its heads never read the decoder; each
+         is an option. The released scoring script adds 6 points to the mIoU and 7 to R@5; nothing here does
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mrlib.align import Aligned
+from mrlib.arguments import require
 from mrlib.data import Batch
 from mrlib.detect import Moments
+from mrlib.detect.span_length import duration_in_clips, of_clips, span_length
 from mrlib.layers import Attention
 from mrlib.ops import alignment, spans
 from mrlib.ops.counts import shared_count
-from mrlib.settings import require
 
 CANDIDATES = 1000  # spans that enter the suppression
 KEPT = 10  # moments that leave it
 LAYERS = 3  # of each head
+CENTRE, EDGE = 0.5, 1.0  # where in a clip its time is
 
 
 class ConvHead(nn.Module):
@@ -38,12 +42,45 @@ class ConvHead(nn.Module):
         self.layers = nn.ModuleList(nn.Conv1d(a, b, 3, padding=1) for a, b in zip(widths, widths[1:], strict=False))
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """x (B, L, inputs), mask bool (B, L) or None, which lets padding in -> (B, L, outputs)."""
-        x = x.mT
+        """x (B, L, inputs) -> (B, L, outputs); mask bool (B, L) zeroes padding before every layer, None: it stays."""
+        x = x.mT  # (B, inputs, L)
         for i, layer in enumerate(self.layers):
             x = x.relu() if i else x
             x = layer(x if mask is None else x * mask[:, None])
         return x.mT
+
+
+class BoundedOffsets:
+    """Distances from 0 to 1 from the clip's time to the start, on its left, and to the end, on its right."""
+
+    def spans(self, t: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Offsets and spans, (B, T, 2) each, of the times (B, T) and the outputs of the head (B, T, 2)."""
+        offset = outputs.sigmoid()
+        return offset, torch.stack([t - offset[..., 0], t + offset[..., 1]], -1)
+
+    def targets(self, t: Tensor, truth: Tensor) -> Tensor:
+        """The offsets (B, T, 2) that the windows (B, T, 2) ask for at the times (B, T)."""
+        return torch.stack([t - truth[..., 0], truth[..., 1] - t], -1).clamp(min=0)
+
+
+class RawOffsets:
+    """Any numbers, added to the clip's time, as released. The methods are those of `BoundedOffsets`."""
+
+    def spans(self, t: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        return outputs, t[..., None] + outputs
+
+    def targets(self, t: Tensor, truth: Tensor) -> Tensor:
+        return truth - t[..., None]
+
+
+def hidden(mask: Tensor) -> Tensor:
+    """Padding is 0 in the convolutions: the mask for `ConvHead`."""
+    return mask
+
+
+def seen(mask: Tensor) -> None:
+    """Padding enters the convolutions, as released: no mask for `ConvHead`."""
+    return None
 
 
 class BoundaryDetector(nn.Module):
@@ -55,112 +92,99 @@ class BoundaryDetector(nn.Module):
         *,
         fusion: str = "sequence",
         heads: int = 8,
-        offsets: str = "bounded",
-        timestamps: str = "centre",
-        length: str = "clips",
+        offsets: BoundedOffsets | RawOffsets,
+        time: float = CENTRE,
+        span_length: Callable[[Batch], Tensor] = of_clips,
         background: float = 1.0,
-        padding: str = "hidden",
+        padding: Callable[[Tensor], Tensor | None] = hidden,
         nms: float = 0.7,
-        answer: str = "heads",
+        path: str | None = None,
     ):
         """Two heads of a width.
 
-        fusion      how the aligner's `context` (B, l, d) comes in, where it has one: "sequence", as l more places after
-                    the last clip; "channel", its mean beside every clip; "attend", every clip attends to it with
-                    `heads` heads; "none"
-        offsets     "bounded", from 0 to 1 to the left and to the right of the clip; "raw", any number, added to it
-        timestamps  where a clip is: at its "centre", or, as the official code has it for clips of 2 s, at its right
-                    "edge"
-        length      what a span is a fraction of when it is decoded: the real "clips", as in training; "duration", as
-                    in the official inference
-        background  weight of clips outside the moment
-        padding     "hidden" from the convolutions, or "seen", as in the official code
-        nms         IoU above which the worse of two moments is dropped
-        answer      decode the "heads", or the clips of the aligner's path "pre" or "post"
+        fusion       one of `FUSIONS`: how the heads read the aligner's `context` (B, l, d), if it has one; "attend" has
+                     `heads` heads
+        offsets      what the boundary head predicts
+        time         where in a clip its time is: `CENTRE`, or `EDGE` as in the official code for clips of 2 s
+        span_length  what a predicted span is a fraction of, see `mrlib.detect.span_length`
+        background   weight of clips outside the moment
+        padding      `hidden` from the convolutions, or `seen`
+        nms          IoU above which the worse of two moments is dropped
+        path         answer with the clips on the aligner's path of this name, "pre" or "post"; None: with the heads
         """
-        require(
-            fusion in ("sequence", "channel", "attend", "none"), "fusion", fusion, "sequence, channel, attend or none"
-        )
-        require(offsets in ("bounded", "raw"), "offsets", offsets, "bounded or raw")
-        require(timestamps in ("centre", "edge"), "timestamps", timestamps, "centre or edge")
-        require(length in ("clips", "duration"), "length", length, "clips or duration")
-        require(padding in ("hidden", "seen"), "padding", padding, "hidden or seen")
-        require(answer in ("heads", "pre", "post"), "answer", answer, "heads, pre or post")
+        require(fusion in FUSIONS, "fusion", fusion, f"one of {', '.join(FUSIONS)}")
         require(0 <= nms <= 1, "nms", nms, "from 0 to 1")
         super().__init__()
-        self.fusion, self.offsets, self.timestamps, self.length = fusion, offsets, timestamps, length
-        self.background, self.padding, self.threshold, self.answer = background, padding, nms, answer
-        inputs = 2 * width if fusion == "channel" else width
+        self.offsets, self.time, self.span_length = offsets, time, span_length
+        self.background, self.padding, self.nms, self.path = background, padding, nms, path
+        self.fusion, inputs = FUSIONS[fusion], 2 * width if fusion == "channel" else width
         self.attend = Attention(width, heads) if fusion == "attend" else None
         self.foreground = ConvHead(inputs, width, 1)
         self.boundary = ConvHead(inputs, width, 2)
 
     def forward(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
-        """Of every clip; what stands on padding is undefined.
+        """Outputs of every clip; undefined on padding.
 
         logits  (B, T)     of being inside the moment
-        offset  (B, T, 2)  to the start and to the end: distances where they are bounded, else signed
-        spans   (B, T, 2)  the moment that the clip sees
+        offset  (B, T, 2)  to the start and to the end: distances if they are bounded, else signed
+        spans   (B, T, 2)  the moment that the clip predicts
         path    (B, 1, 2)  the span of the aligner's path, if that is the answer
         """
-        x, mask = self._fused(aligned)
-        if self.padding == "seen":
-            mask = None
-        T = aligned.mask.shape[1]
-        logits, offset = self.foreground(x, mask)[:, :T, 0], self.boundary(x, mask)[:, :T]
-        t = self._times(aligned.mask)
-        if self.offsets == "bounded":
-            offset = offset.sigmoid()
-            found = torch.stack([t - offset[..., 0], t + offset[..., 1]], -1)
-        else:
-            found = t[..., None] + offset
-        outputs = {"logits": logits, "offset": offset, "spans": found}
-        if self.answer != "heads":
-            if self.answer not in aligned.paths:
-                raise ValueError(
-                    f"answer={self.answer!r}: the aligner has no such path; it has {sorted(aligned.paths)}"
-                )
-            edges = torch.stack(alignment.span_of(aligned.paths[self.answer]), -1)
-            outputs["path"] = (edges / batch.lengths.clamp(min=1)[:, None])[:, None]
+        x, mask = self._fuse(aligned)  # (B, T + l, d or 2 d), (B, T + l)
+        mask, T = self.padding(mask), aligned.mask.shape[1]
+        logits, offset = self.foreground(x, mask)[:, :T, 0], self.boundary(x, mask)[:, :T]  # (B, T), (B, T, 2)
+        offset, predicted = self.offsets.spans(self._times(aligned.mask), offset)
+        outputs = {"logits": logits, "offset": offset, "spans": predicted}
+        if self.path is not None:
+            outputs["path"] = self._span_of_path(aligned)
         return outputs
 
+    def _fuse(self, aligned: Aligned) -> tuple[Tensor, Tensor]:
+        """The input of the heads (B, T + l, d or 2 d), target first, and its mask (B, T + l)."""
+        target, tokens, token_mask = aligned.target, aligned.context, aligned.context_mask
+        if tokens is None:
+            tokens = target.new_zeros(len(target), 0, target.shape[2])  # (B, 0, d)
+        return self.fusion(self, target, aligned.mask, tokens, token_mask)
+
+    def _span_of_path(self, aligned: Aligned) -> Tensor:
+        """The span from the first clip of the aligner's path to the last, (B, 1, 2)."""
+        if self.path not in aligned.paths:
+            raise ValueError(f"answer={self.path!r}: the aligner has no such path; it has {sorted(aligned.paths)}")
+        edges = torch.stack(alignment.span_of(aligned.paths[self.path]), -1)  # (B, 2) in clips
+        return (edges / aligned.mask.sum(1).clamp(min=1)[:, None])[:, None]
+
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> Moments:
-        """Ten moments at most, greedily suppressed; clamped to the video, for features may run on after its end."""
-        length_s = (batch.lengths * batch.clip_s).clamp(min=1e-6)
+        """Ten moments at most, greedily suppressed and clamped to the video, which may end before its features."""
         if "path" in outputs:
-            found = outputs["path"]
-            return Moments(found, found.new_ones(found.shape[:2]), batch.target_mask.any(1, keepdim=True))
-        found = outputs["spans"].float().sort(-1).values
-        if self.length == "duration":
-            found = found * (batch.duration_s / length_s)[:, None, None]
-        found = found.clamp(min=0).minimum((batch.duration_s / length_s).clamp(max=1)[:, None, None])
-        scores = outputs["logits"].float().sigmoid().masked_fill(~batch.target_mask, -1)
+            path = outputs["path"]
+            return Moments(path, path.new_ones(path.shape[:2]), batch.target_mask.any(1, keepdim=True))
+        predicted = outputs["spans"].float().sort(-1).values * self.span_length(batch)[:, None, None]  # (B, T, 2)
+        predicted = predicted.clamp(min=0).minimum(duration_in_clips(batch).clamp(max=1)[:, None, None])
+        scores = outputs["logits"].float().sigmoid().masked_fill(~batch.target_mask, -1)  # (B, T)
         scores, order = scores.sort(dim=-1, descending=True, stable=True)
         scores, order = scores[:, :CANDIDATES], order[:, :CANDIDATES]
-        found = found.gather(1, order[..., None].expand(-1, -1, 2))
-        kept, there = spans.nms(found, scores >= 0, self.threshold, KEPT)
-        return Moments(found.gather(1, kept[..., None].expand(-1, -1, 2)), scores.gather(1, kept), there)
+        predicted = predicted.gather(1, order[..., None].expand(-1, -1, 2))
+        kept, mask = spans.nms(predicted, scores >= 0, self.nms, KEPT)  # (B, KEPT)
+        return Moments(predicted.gather(1, kept[..., None].expand(-1, -1, 2)), scores.gather(1, kept), mask)
 
     def losses(
-        self, outputs: dict[str, Tensor], aligned: Aligned, batch: Batch, teacher: dict | None = None
+        self, outputs: dict[str, Tensor], aligned: Aligned, batch: Batch, teacher: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
         """Foreground, L1 and IoU.  [MATR, losses]
 
         fg    cross-entropy of being inside, mean over the real clips
         l1    smooth L1 of both offsets, mean over the foreground
-        iou   1 - generalised IoU of the span that a clip sees, mean over the foreground
+        iou   1 - generalised IoU of the span that a clip predicts, mean over the foreground
         """
         mask, t = aligned.mask, self._times(aligned.mask)
-        inside, truth = targets(batch.labels.spans, batch.labels.span_mask, mask, t)
+        inside, truth = targets(batch.labels.spans, batch.labels.span_mask, mask, t)  # (B, T), (B, T, 2)
         weight = torch.where(inside, 1.0, self.background) * mask
         fg = F.binary_cross_entropy_with_logits(
             outputs["logits"].float(), inside.float(), weight=weight, reduction="sum"
         )
         foreground = shared_count(inside.sum())
-        distance = torch.stack([t - truth[..., 0], truth[..., 1] - t], -1).clamp(min=0)
-        if self.offsets == "raw":
-            distance = truth - t[..., None]
-        # selected and not weighed: what stands on padding may be anything
+        distance = self.offsets.targets(t, truth)
+        # selected and not weighted by 0, since padding may hold anything
         l1 = F.smooth_l1_loss(outputs["offset"].float()[inside], distance[inside], reduction="sum")
         overlap = spans.giou(outputs["spans"].float()[inside].sort(-1).values, truth[inside])
         return {
@@ -169,38 +193,72 @@ class BoundaryDetector(nn.Module):
             "iou": (1 - overlap).sum() / foreground,
         }
 
-    def _fused(self, aligned: Aligned) -> tuple[Tensor, Tensor]:
-        """What the heads read (B, T + l, d or 2d), target first, and where it is real."""
-        target, mask, tokens = aligned.target, aligned.mask, aligned.context
-        if tokens is None:
-            tokens = target.new_zeros(len(target), 0, target.shape[2])
-        count, there = tokens.shape[1], aligned.context_mask
-        if self.fusion == "attend" and count:
-            return target + self.attend(target, tokens, tokens, there), mask
-        there = mask.new_ones(tokens.shape[:2]) if there is None else there
-        tokens = tokens * there[..., None]
-        if self.fusion == "channel":
-            beside = tokens.sum(1, keepdim=True) / there.sum(1).clamp(min=1)[:, None, None]
-            return torch.cat([target, beside.expand_as(target)], -1), mask
-        if self.fusion == "sequence" and count:
-            # directly after the last real clip, so that it does not matter how far a batch is padded
-            places = mask.sum(1)[:, None] + torch.arange(count, device=mask.device)
-            x = F.pad(target * mask[..., None], (0, 0, 0, count))
-            x = x.scatter(1, places[..., None].expand_as(tokens), tokens.to(x.dtype))
-            return x, F.pad(mask, (0, count)).scatter(1, places, there)
-        return target, mask
-
     def _times(self, mask: Tensor) -> Tensor:
-        """t_i (B, T): where the clips are, fractions of the real ones."""
-        t = torch.arange(mask.shape[1], device=mask.device) + (0.5 if self.timestamps == "centre" else 1.0)
+        """t_i (B, T): the times of the clips as fractions of the real clips."""
+        t = torch.arange(mask.shape[1], device=mask.device) + self.time
         return t / mask.sum(1).clamp(min=1)[:, None]
 
 
-def targets(windows: Tensor, window_mask: Tensor, mask: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Which clips are inside a window, and in which.  [MATR, losses]
+# ---- fusions: (detector, target (B, T, d), mask (B, T), tokens (B, l, d), token mask (B, l) or None, all are real) ->
+# input of the heads and its mask
 
-    A window shorter than a clip is widened to one; if then no clip's time is inside, the clip that it starts in is.
-    Of several windows around a clip, the one whose centre is nearest counts.
+
+def _in_sequence(
+    detector: BoundaryDetector, target: Tensor, mask: Tensor, tokens: Tensor, token_mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The tokens as l further places; (B, T + l, d)."""
+    count = tokens.shape[1]
+    if not count:
+        return target, mask
+    tokens, token_mask = _masked(tokens, token_mask, mask)
+    # directly after the last real clip, so that the padding of the batch makes no difference
+    places = mask.sum(1)[:, None] + torch.arange(count, device=mask.device)  # (B, l)
+    x = F.pad(target * mask[..., None], (0, 0, 0, count))  # (B, T + l, d)
+    x = x.scatter(1, places[..., None].expand_as(tokens), tokens.to(x.dtype))
+    return x, F.pad(mask, (0, count)).scatter(1, places, token_mask)
+
+
+def _in_channels(
+    detector: BoundaryDetector, target: Tensor, mask: Tensor, tokens: Tensor, token_mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The mean token beside every clip; (B, T, 2 d)."""
+    tokens, token_mask = _masked(tokens, token_mask, mask)
+    mean = tokens.sum(1, keepdim=True) / token_mask.sum(1).clamp(min=1)[:, None, None]  # (B, 1, d)
+    return torch.cat([target, mean.expand_as(target)], -1), mask
+
+
+def _by_attention(
+    detector: BoundaryDetector, target: Tensor, mask: Tensor, tokens: Tensor, token_mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Every clip attends to the tokens; (B, T, d)."""
+    return (target + detector.attend(target, tokens, tokens, token_mask), mask) if tokens.shape[1] else (target, mask)
+
+
+def _without(
+    detector: BoundaryDetector, target: Tensor, mask: Tensor, tokens: Tensor, token_mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The clips alone; (B, T, d)."""
+    return target, mask
+
+
+def _masked(tokens: Tensor, token_mask: Tensor | None, mask: Tensor) -> tuple[Tensor, Tensor]:
+    token_mask = mask.new_ones(tokens.shape[:2]) if token_mask is None else token_mask  # (B, l)
+    return tokens * token_mask[..., None], token_mask
+
+
+FUSIONS: Mapping[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "sequence": _in_sequence,
+    "channel": _in_channels,
+    "attend": _by_attention,
+    "none": _without,
+}
+
+
+def targets(windows: Tensor, window_mask: Tensor, mask: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Which clips are inside a window, and inside which one.  [MATR, losses]
+
+    A window shorter than a clip is widened to one clip; if no clip's time is inside even then, the clip in which the
+    window starts is. Of several windows around a clip, the one with the nearest centre counts.
 
     windows      (B, W, 2)  fractions of the real clips; window_mask bool (B, W)
     mask, t      bool (B, T), (B, T)  the clips and their times
@@ -214,7 +272,7 @@ def targets(windows: Tensor, window_mask: Tensor, mask: Tensor, t: Tensor) -> tu
     wide = torch.cat([centre - half, centre + half], -1).clamp(0, 1)
     wide = torch.stack([wide[..., 0], wide[..., 1].maximum(1 / n[..., 0])], -1)
     clip = torch.arange(mask.shape[1], device=mask.device)
-    slack = 1e-6  # times on the ends are inside, in float32 too
+    slack = 1e-6  # times on the ends are inside, also in float32
     around = (t[:, :, None] >= wide[:, None, :, 0] - slack) & (t[:, :, None] <= wide[:, None, :, 1] + slack)
     first = (windows[..., 0] * n[..., 0] + 1e-4).floor().clamp(min=0).minimum(n[..., 0] - 1)
     around = around | (~around.any(1, keepdim=True) & (clip[:, None] == first[:, None]))
@@ -224,3 +282,44 @@ def targets(windows: Tensor, window_mask: Tensor, mask: Tensor, t: Tensor) -> tu
     inside = around.any(-1)
     truth = wide.gather(1, nearest[..., None].expand(-1, -1, 2))
     return inside, truth * inside[..., None]
+
+
+def build_boundary(
+    width: int,
+    *,
+    fusion: str = "sequence",
+    heads: int = 8,
+    offsets: str = "bounded",
+    timestamps: str = "centre",
+    length: str = "clips",
+    background: float = 1.0,
+    padding: str = "hidden",
+    nms: float = 0.7,
+    answer: str = "heads",
+) -> BoundaryDetector:
+    """The detector "boundary".
+
+    fusion      one of `FUSIONS`
+    offsets     "bounded", see `BoundedOffsets`; "raw", see `RawOffsets`
+    timestamps  where a clip's time is: its "centre", or its right "edge"
+    length      what a predicted span is a fraction of: the real "clips", as in training; "duration", as in the official
+                inference
+    padding     "hidden" from the convolutions, or "seen"
+    answer      decode the "heads", or the clips of the aligner's path "pre" or "post"
+    """
+    require(offsets in ("bounded", "raw"), "offsets", offsets, "bounded or raw")
+    require(timestamps in ("centre", "edge"), "timestamps", timestamps, "centre or edge")
+    require(padding in ("hidden", "seen"), "padding", padding, "hidden or seen")
+    require(answer in ("heads", "pre", "post"), "answer", answer, "heads, pre or post")
+    return BoundaryDetector(
+        width,
+        fusion=fusion,
+        heads=heads,
+        offsets=BoundedOffsets() if offsets == "bounded" else RawOffsets(),
+        time=CENTRE if timestamps == "centre" else EDGE,
+        span_length=span_length(length),
+        background=background,
+        padding=hidden if padding == "hidden" else seen,
+        nms=nms,
+        path=None if answer == "heads" else answer,
+    )

@@ -1,55 +1,56 @@
-r"""Moment queries: learned vectors ask the memory, each answers with one span and how sure it is (Moment-DETR).
+r"""Moment queries: learned vectors that read the clips, each predicting one span and its confidence (Moment-DETR).
 
 Paper    Lei et al., "Detecting Moments and Highlights in Videos via Natural Language Queries", NeurIPS 2021
          (arXiv 2107.09609), after Carion et al., "End-to-End Object Detection with Transformers", ECCV 2020
-Here     `DetrDetector` is a decoder and heads: it matches windows with queries, sums what the heads lose after every
-         decoder layer and decodes [Moment-DETR]; `DetrDecoder` is Moment-DETR's, `SpanHead` and `ClassHead` are
-         everybody's
-A head   has `forward(decoded, aligned)`, a dict of tensors (L, B, K, ...) that joins the outputs;
-         `cost(outputs, truth)`, (L, B, K, W) for the matching; `losses(outputs, truth, matched)`, a dict of terms (L,);
-         `score(outputs)`, the factor (B, K) that it adds to the score, or None
+Here     `DetrDetector` is a decoder and heads: it matches windows with moment queries, sums the heads' losses over the
+         decoder layers and decodes  [Moment-DETR]; `DetrDecoder` is Moment-DETR's, `SpanHead` and `ClassHead` are
+         shared by all DETR detectors
+A head   has `forward(decoded, target, mask)`, a dict of tensors (L, B, K, ...) that joins the outputs;
+         `cost(outputs, truth)`, its part (L, B, K, W) of the matching cost; `losses(outputs, truth, matched)`, a dict
+         of terms (L,); `score(outputs)`, a factor (B, K) of the score, or None
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mrlib.align import Aligned
+from mrlib.arguments import require
 from mrlib.data import Batch
 from mrlib.detect import Moments
+from mrlib.detect.span_length import duration_in_clips, of_clips, span_length
 from mrlib.layers import MLP, DecoderLayer, sine_positions
 from mrlib.ops import spans
 from mrlib.ops.counts import shared_count
 from mrlib.ops.matching import match
-from mrlib.settings import require
 
-NEAR_END = 1e-3  # how near 0 and 1 a reference comes in its logit
+SPAN_EPS = 1e-3  # how close to 0 and 1 a reference span comes in its logit
 
 
 class Decoded(NamedTuple):
-    """What a decoder knows after each of its L layers."""
+    """The output of each of the L layers of a decoder."""
 
     states: Tensor  # (L, B, K, d) of the moment queries
-    references: Tensor | None = None  # (L, B, K, 2) centre and width that each layer began with; None: there are none
+    references: Tensor | None = None  # (L, B, K, 2) centre and width before each layer; None: the decoder has none
 
 
 class Truth(NamedTuple):
-    """The windows that queries are matched with."""
+    """The windows that moment queries are matched with."""
 
     spans: Tensor  # (B, W, 2) start and end
     mask: Tensor  # bool (B, W)
-    rows: Tensor  # bool (B,) samples that have clips: the others teach nothing
-    batch: Batch
+    rows: Tensor  # bool (B,) samples that have clips; the others have no loss
+    clip_mask: Tensor  # bool (B, T) real clips
 
 
-def logit(x: Tensor) -> Tensor:
-    """The inverse of the sigmoid, its argument kept away from 0 and 1."""
-    return (x.clamp(min=NEAR_END) / (1 - x).clamp(min=NEAR_END)).log()
+def inverse_sigmoid(x: Tensor) -> Tensor:
+    """The inverse of the sigmoid, with its argument kept away from 0 and 1."""
+    return (x.clamp(min=SPAN_EPS) / (1 - x).clamp(min=SPAN_EPS)).log()
 
 
 def to_ends(spans_cw: Tensor) -> Tensor:
@@ -64,7 +65,7 @@ def to_centre(ends: Tensor) -> Tensor:
 
 
 class DetrDecoder(nn.Module):
-    """Transformer decoder of learned queries over the clips and the tokens beside them.  [Moment-DETR]"""
+    """Transformer decoder of moment queries that reads the clips and the aligner's context.  [Moment-DETR]"""
 
     def __init__(
         self,
@@ -88,81 +89,115 @@ class DetrDecoder(nn.Module):
 
     def forward(self, aligned: Aligned) -> Decoded:
         memory, mask = aligned.target, aligned.mask
-        positions = sine_positions(mask, memory.shape[-1])
+        positions = sine_positions(mask, memory.shape[-1])  # (B, T, d)
         if aligned.context is not None:
-            tokens, there, places = aligned.context, aligned.context_mask, aligned.context_positions
-            there = mask.new_ones(tokens.shape[:2]) if there is None else there
-            places = torch.zeros_like(tokens) if places is None else places
-            memory, mask = torch.cat([memory, tokens], 1), torch.cat([mask, there], 1)
-            positions = torch.cat([positions, places], 1)
-        asked = self.moment_queries.weight.expand(len(memory), -1, -1)
-        x, states = torch.zeros_like(asked), []
+            tokens, token_mask, places = aligned.context, aligned.context_mask, aligned.context_positions
+            token_mask = mask.new_ones(tokens.shape[:2]) if token_mask is None else token_mask  # (B, M)
+            places = torch.zeros_like(tokens) if places is None else places  # (B, M, d)
+            memory, mask = torch.cat([memory, tokens], 1), torch.cat([mask, token_mask], 1)  # (B, T + M, d), (B, T + M)
+            positions = torch.cat([positions, places], 1)  # (B, T + M, d)
+        moment_queries = self.moment_queries.weight.expand(len(memory), -1, -1)  # (B, K, d)
+        x, states = torch.zeros_like(moment_queries), []
         for layer in self.layers:
-            x = layer(x, asked, memory, positions, mask)
+            x = layer(x, moment_queries, memory, positions, mask)
             states.append(self.norm(x))
-        return Decoded(torch.stack(states))
+        return Decoded(torch.stack(states))  # (L, B, K, d)
 
 
 class SpanHead(nn.Module):
-    r"""Where the moment is: $(\hat c, \hat w) = \sigma(\mathrm{MLP}(\eta) + \mathrm{logit}(r))$, r the reference.
+    r"""Centre and width of the moment: $(\hat c, \hat w) = \sigma(\mathrm{MLP}(\eta) + \mathrm{logit}(r))$.
 
-    Without references the logit is left out  [Moment-DETR]; with them  [QD-DETR]
+    r is the reference; a decoder without references  [Moment-DETR] leaves the logit out; with them  [QD-DETR]
     """
 
     def __init__(self, width: int, *, cost_l1: float = 10.0, cost_giou: float = 1.0):
-        """cost_l1, cost_giou  what a distance and an overlap weigh in the matching"""
+        """cost_l1, cost_giou  weights of distance and overlap in the matching"""
         super().__init__()
         self.mlp, self.cost_l1, self.cost_giou = MLP(width, 2, 3), cost_l1, cost_giou
 
-    def forward(self, decoded: Decoded, aligned: Aligned) -> dict[str, Tensor]:
-        """spans_cw (L, B, K, 2), centre and width"""
-        x = self.mlp(decoded.states)
-        return {"spans_cw": (x if decoded.references is None else x + logit(decoded.references)).sigmoid()}
+    def forward(self, decoded: Decoded, target: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """spans_cw  (L, B, K, 2) centre and width"""
+        x = self.mlp(decoded.states)  # (L, B, K, 2)
+        return {"spans_cw": (x if decoded.references is None else x + inverse_sigmoid(decoded.references)).sigmoid()}
 
     def cost(self, outputs: dict[str, Tensor], truth: Truth) -> Tensor:
-        found, windows = outputs["spans_cw"].float()[:, :, :, None], truth.spans[None, :, None]
-        distance = (found - to_centre(windows)).abs().sum(-1)
-        return self.cost_l1 * distance - self.cost_giou * spans.giou(to_ends(found), windows)
+        """L1 distance and generalised IoU of every moment query and window, (L, B, K, W)."""
+        predicted, windows = outputs["spans_cw"].float()[:, :, :, None], truth.spans[None, :, None]
+        distance = (predicted - to_centre(windows)).abs().sum(-1)
+        return self.cost_l1 * distance - self.cost_giou * spans.giou(to_ends(predicted), windows)
 
     def losses(self, outputs: dict[str, Tensor], truth: Truth, matched: Tensor) -> dict[str, Tensor]:
-        """l1 and giou, means over the matched pairs; l1 of centre and width."""
-        there, count = matched >= 0, shared_count((matched[0] >= 0).sum())
-        found = outputs["spans_cw"].float()
-        found = found.gather(2, matched.clamp(min=0)[..., None].expand(-1, -1, -1, 2))  # (L, B, W, 2)
-        distance = (found - to_centre(truth.spans)).abs().mean(-1)
-        apart = 1 - spans.giou(to_ends(found), truth.spans.expand_as(found))
-        return {name: (x * there).sum((1, 2)) / count for name, x in (("l1", distance), ("giou", apart))}
+        """l1, of centre and width, and giou; means over the matched pairs."""
+        valid, count = matched >= 0, shared_count((matched[0] >= 0).sum())  # (L, B, W)
+        predicted = outputs["spans_cw"].float()
+        predicted = predicted.gather(2, matched.clamp(min=0)[..., None].expand(-1, -1, -1, 2))  # (L, B, W, 2)
+        distance = (predicted - to_centre(truth.spans)).abs().mean(-1)  # (L, B, W)
+        non_overlap = 1 - spans.giou(to_ends(predicted), truth.spans.expand_as(predicted))  # (L, B, W)
+        return {name: (x * valid).sum((1, 2)) / count for name, x in (("l1", distance), ("giou", non_overlap))}
 
     def score(self, outputs: dict[str, Tensor]) -> None:
         return None
 
 
+class CrossEntropy:
+    """Class loss of a detector with few matched moment queries: background counts less.  [Moment-DETR]"""
+
+    def __init__(self, background: float = 0.1):
+        """background  weight of the moment queries without a window"""
+        self.background = background
+
+    def __call__(self, logits: Tensor, positive: Tensor, rows: Tensor) -> Tensor:
+        """Cross-entropy, a plain mean over all moment queries.
+
+        logits    (L, B, K, 2)  foreground and background
+        positive  bool (L, B, K)  moment queries that have a window
+        rows      bool (B,)  samples that count
+        returns   (L,)
+        """
+        background = (~positive).long()
+        weight = torch.where(background == 1, self.background, 1.0) * rows[:, None]  # (L, B, K)
+        each = F.cross_entropy(logits.flatten(0, 2), background.flatten(), reduction="none").view_as(weight)
+        return (each * weight).sum((1, 2)) / shared_count(rows.sum() * logits.shape[2])
+
+
 class ClassHead(nn.Module):
-    """How sure a query is that it answers: two logits, foreground and background.  [Moment-DETR]"""
+    """How sure a moment query is that it found a moment: two logits, foreground and background.  [Moment-DETR]"""
 
-    def __init__(self, width: int, *, cost_class: float = 4.0, background: float = 0.1):
-        """cost_class weighs the probability in the matching, background the queries without a window in the loss"""
+    def __init__(self, width: int, *, cost_class: float = 4.0, loss: Callable[[Tensor, Tensor, Tensor], Tensor]):
+        """cost_class  weight of the probability in the matching
+
+        loss  loss(logits (L, B, K, 2), positive bool (L, B, K), rows bool (B,)) -> (L,)
+        """
         super().__init__()
-        self.linear, self.cost_class, self.background = nn.Linear(width, 2), cost_class, background
+        self.linear, self.cost_class, self.loss = nn.Linear(width, 2), cost_class, loss
 
-    def forward(self, decoded: Decoded, aligned: Aligned) -> dict[str, Tensor]:
-        """logits (L, B, K, 2)"""
+    def forward(self, decoded: Decoded, target: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """logits  (L, B, K, 2)"""
         return {"logits": self.linear(decoded.states)}
 
     def cost(self, outputs: dict[str, Tensor], truth: Truth) -> Tensor:
+        """Minus the probability of the foreground, the same for every window, (L, B, K, W)."""
         return -self.cost_class * outputs["logits"].float().softmax(-1)[..., :1].expand(-1, -1, -1, truth.mask.shape[1])
 
     def losses(self, outputs: dict[str, Tensor], truth: Truth, matched: Tensor) -> dict[str, Tensor]:
-        """class, the cross-entropy: a plain mean over all queries, in which those of the background count less."""
+        """class, by the loss of this head."""
         logits = outputs["logits"].float()
-        chosen = torch.arange(logits.shape[2], device=matched.device) == matched[..., None]  # (L, B, W, K)
-        background = (~chosen.any(2)).long()
-        weight = torch.where(background == 1, self.background, 1.0) * truth.rows[:, None]
-        each = F.cross_entropy(logits.flatten(0, 2), background.flatten(), reduction="none").view_as(weight)
-        return {"class": (each * weight).sum((1, 2)) / shared_count(truth.rows.sum() * logits.shape[2])}
+        positive = (torch.arange(logits.shape[2], device=matched.device) == matched[..., None]).any(2)  # (L, B, K)
+        return {"class": self.loss(logits, positive, truth.rows)}
 
     def score(self, outputs: dict[str, Tensor]) -> Tensor:
+        """The probability of the foreground after the last layer, (B, K)."""
         return outputs["logits"][-1].float().softmax(-1)[..., 0]
+
+
+def drawn_windows(mask: Tensor) -> Tensor:
+    """A random order of the windows of every sample, real ones first; bool (B, W) -> (B, W) keys to sort by."""
+    return torch.rand(mask.shape, device=mask.device).masked_fill(~mask, 2)
+
+
+def first_windows(mask: Tensor) -> Tensor:
+    """The annotated order of the windows of every sample; bool (B, W) -> (B, W) keys to sort by."""
+    return torch.arange(mask.shape[1], device=mask.device, dtype=torch.float32).expand(mask.shape)
 
 
 class DetrDetector(nn.Module):
@@ -174,75 +209,99 @@ class DetrDetector(nn.Module):
         heads: Sequence[nn.Module],
         *,
         most_windows: int = 5,
-        surplus: str = "drawn",
-        length: str = "clips",
+        surplus: Callable[[Tensor], Tensor] = drawn_windows,
+        span_length: Callable[[Batch], Tensor] = of_clips,
     ):
-        """decoder(aligned) -> Decoded, and heads as the module says.
+        """decoder(aligned) -> Decoded, and heads as described in the module.
 
         most_windows  of a sample that are matched
-        surplus       which these are where there are more: "drawn" anew at every step, or the "first"
-        length        what a span is a fraction of when it is decoded: the real "clips", as in training; "duration", as
-                      in the official inference
+        surplus       which windows these are if a sample has more: `drawn_windows`, anew at every step, `first_windows`
+        span_length   what a predicted span is a fraction of, see `mrlib.detect.span_length`
         """
         super().__init__()
-        require(length in ("clips", "duration"), "length", length, "clips or duration")
-        require(surplus in ("drawn", "first"), "surplus", surplus, "drawn or first")
         require(type(most_windows) is int and most_windows >= 1, "most_windows", most_windows, "1 or more")
         self.decoder, self.heads = decoder, nn.ModuleList(heads)
-        self.most_windows, self.surplus, self.length = most_windows, surplus, length
+        self.most_windows, self.surplus, self.span_length = most_windows, surplus, span_length
 
     def forward(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
-        """What the heads say after every decoder layer, and the states (L, B, K, d) that they read."""
+        """The outputs of the heads after every decoder layer, and the states (L, B, K, d) that they read."""
         decoded = self.decoder(aligned)
-        said = {name: x for head in self.heads for name, x in head(decoded, aligned).items()}
-        return said | {"states": decoded.states}
+        outputs: dict[str, Tensor] = {}
+        for head in self.heads:
+            outputs |= head(decoded, aligned.target, aligned.mask)
+        return outputs | {"states": decoded.states}
 
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> Moments:
-        """A moment of every query, after the last layer; no suppression."""
-        duration = (batch.duration_s / (batch.lengths * batch.clip_s).clamp(min=1e-6))[:, None, None]
-        found = to_ends(outputs["spans_cw"][-1].float())
-        found = found * duration if self.length == "duration" else found
-        found = found.clamp(min=0).minimum(duration.clamp(max=1))
+        """The moment of every moment query after the last layer, (B, K, 2); no suppression."""
+        predicted = to_ends(outputs["spans_cw"][-1].float()) * self.span_length(batch)[:, None, None]  # (B, K, 2)
+        predicted = predicted.clamp(min=0).minimum(duration_in_clips(batch).clamp(max=1)[:, None, None])
         factors = [factor for head in self.heads if (factor := head.score(outputs)) is not None]
-        scores, order = torch.stack(factors).prod(0).sort(dim=-1, descending=True, stable=True)
-        there = batch.target_mask.any(1, keepdim=True).expand_as(scores)
-        return Moments(found.gather(1, order[..., None].expand_as(found)), scores, there)
+        scores, order = torch.stack(factors).prod(0).sort(dim=-1, descending=True, stable=True)  # (B, K)
+        mask = batch.target_mask.any(1, keepdim=True).expand_as(scores)
+        return Moments(predicted.gather(1, order[..., None].expand_as(predicted)), scores, mask)
 
     def losses(
-        self, outputs: dict[str, Tensor], aligned: Aligned, batch: Batch, teacher: dict | None = None
+        self, outputs: dict[str, Tensor], aligned: Aligned, batch: Batch, teacher: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """The terms of the heads, of all decoder layers together; with a teacher's outputs also "distill".
+        """The terms of the heads, summed over the decoder layers; with a teacher's outputs also "distill".
 
-        distill  how far the directions of the first queries' states are from the teacher's, all layers  [AMR stage 2]
+        distill  one minus the cosine of the states with the teacher's, over all layers and the moment queries that the
+                 teacher has too  [AMR stage 2]
         """
         terms = {name: x.sum() for name, x in self.layer_losses(outputs, batch).items()}
         if teacher is None:
             return terms
-        base = teacher["states"].float()
-        alike = F.cosine_similarity(outputs["states"][:, :, : base.shape[2]].float(), base, dim=-1)
+        states = teacher["states"].float()  # (L, B, K, d)
+        cosine = F.cosine_similarity(outputs["states"][:, :, : states.shape[2]].float(), states, dim=-1)  # (L, B, K)
         rows = batch.target_mask.any(1)
-        apart = (1 - alike.mean((0, 2))) * rows
-        return terms | {"distill": apart.sum() / shared_count(rows.sum())}
+        distance = (1 - cosine.mean((0, 2))) * rows  # (B,)
+        return terms | {"distill": distance.sum() / shared_count(rows.sum())}
 
     def layer_losses(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """The terms of the heads, (L,), every layer with its own matching."""
+        """The terms of the heads, (L,); every layer has its own matching."""
         truth = self.truth(batch)
         matched = self.match(outputs, truth)
         return {name: x for head in self.heads for name, x in head.losses(outputs, truth, matched).items()}
 
     def truth(self, batch: Batch) -> Truth:
-        """The windows of a batch, `most_windows` of a sample."""
-        windows, mask = batch.labels.spans.float(), batch.labels.span_mask
+        """The windows of a batch, at most `most_windows` of a sample."""
+        windows, mask = batch.labels.spans.float(), batch.labels.span_mask  # (B, W, 2), (B, W)
         if mask.shape[1] > self.most_windows:
-            first = torch.arange(mask.shape[1], device=mask.device, dtype=torch.float32).expand(mask.shape)
-            drawn = (
-                first if self.surplus == "first" else torch.rand(mask.shape, device=mask.device).masked_fill(~mask, 2)
-            )
-            kept = drawn.argsort(1)[:, : self.most_windows]
+            kept = self.surplus(mask).argsort(1)[:, : self.most_windows]  # (B, most_windows)
             windows, mask = windows.gather(1, kept[..., None].expand(-1, -1, 2)), mask.gather(1, kept)
         rows = batch.target_mask.any(1)
-        return Truth(windows, mask & rows[:, None], rows, batch)
+        return Truth(windows, mask & rows[:, None], rows, batch.target_mask)
 
     def match(self, outputs: dict[str, Tensor], truth: Truth) -> Tensor:
-        """The query of every window after every layer, int64 (L, B, W); -1: none."""
+        """The moment query of every window after every layer, int64 (L, B, W); -1: none."""
         return match(sum(head.cost(outputs, truth) for head in self.heads), truth.mask)
+
+
+def windows_order(name: str) -> Callable[[Tensor], Tensor]:
+    """`drawn_windows` or `first_windows`, by the option "drawn" or "first"."""
+    require(name in ("drawn", "first"), "surplus", name, "drawn or first")
+    return drawn_windows if name == "drawn" else first_windows
+
+
+def build_with_decoder(
+    decoder: Callable[..., nn.Module],
+    width: int,
+    *,
+    cost_l1: float,
+    cost_giou: float,
+    cost_class: float,
+    background: float,
+    most_windows: int,
+    length: str,
+    **options: Any,
+) -> DetrDetector:
+    """A detector with heads for spans and classes around a decoder; `options` are the decoder's."""
+    span_head = SpanHead(width, cost_l1=cost_l1, cost_giou=cost_giou)
+    class_head = ClassHead(width, cost_class=cost_class, loss=CrossEntropy(background))
+    heads = [span_head, class_head]
+    return DetrDetector(decoder(width, **options), heads, most_windows=most_windows, span_length=span_length(length))
+
+
+def build_detr(width: int, **options: Any) -> DetrDetector:
+    """The detector "detr"; options of `build_with_decoder` and `DetrDecoder`."""
+    return build_with_decoder(DetrDecoder, width, **options)

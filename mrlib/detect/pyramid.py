@@ -1,19 +1,19 @@
-r"""Points of a pyramid of clips say whether they are in the moment and how far away its ends are (SnAG).
+r"""Points of a pyramid of clips predict whether they are in the moment and the distances to its ends (SnAG).
 
 Paper    Mu et al., "SnAG: Scalable and Accurate Video Grounding", CVPR 2024 (arXiv 2404.02257)
 Here     `PyramidDetector` is its video encoder, in which every level is half as long as the one below; the fusion with
-         the words afterwards, on each level; and both heads  [SnAG]. `targets` tells which points answer for a window,
-         `.losses` are focal and distance-IoU terms, `.decode` is soft suppression and voting  [SnAG]. With `beta`, what
-         changes from point to point of a level flows in before the first fusion  [TD-DETR Eq. 6]
-Levels   after they are made they stand behind one another, (B, P, d), with a place that is none behind each: what looks
-         at neighbours sees padding there, and all levels go through shared layers at once
-Any      length will do, for of n places the next level has n / 2, rounded up. What stands on padding is hidden from
-         everything that looks at neighbours, the pooling too
+         the words on each level; and both heads  [SnAG]. `targets` assigns points to windows, `.losses` are focal and
+         distance-IoU terms, `.decode` is soft suppression and voting  [SnAG]. With `beta`, changes from point to point
+         of a level flow in before the first fusion  [TD-DETR Eq. 6]
+Levels   are concatenated to (B, P, d), with one padded place behind each level: convolutions and local attention see
+         padding there, and all levels go through shared layers at once
+Any      length works, since the level above n places has n / 2, rounded up. Padding is hidden from convolution, pooling
+         and local attention
 Ours     of several windows around a point the shortest counts; moments are cut to the video before they suppress one
-         another, not after. Branches have dropout, without the stochastic depth of the released code
+         another, not after. Branches have dropout instead of the released code's stochastic depth
 Departs  fmu2/snag_release divides the losses by a running mean of the number of positive points; here it is the number
-         in the batch, which no batch before it changes: nothing to keep, the same on every rank and after a resume. It
-         evaluates a running mean of the weights, which is left out
+         in the batch: no state to keep, the same on every rank and after a resume. It evaluates a running mean of the
+         weights, which is left out
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from torch import Tensor, nn
 
 from mrlib.align import Aligned
 from mrlib.align.dynamics import Dynamics, dynamic_tokens
-from mrlib.align.text_to_video import Words
+from mrlib.align.words import Words
+from mrlib.arguments import require
 from mrlib.data import Batch
 from mrlib.detect import Moments
-from mrlib.layers import Attention, Dropout, FeedForward, waves
+from mrlib.layers import Attention, AttentionWeights, Dropout, FeedForward, waves
 from mrlib.ops import spans
 from mrlib.ops.counts import shared_count
-from mrlib.settings import require
 
 NEAR = 2  # places on either side that a clip attends to
-LAYER_SCALE = 1e-4  # what a branch of a block is multiplied with at first
+LAYER_SCALE = 1e-4  # initial factor of a branch of a block
 FUSIONS = 2  # layers
-RADIUS = 1.5  # strides around the middle of a window, where points are positive
-RANGE = 8.0  # strides, the farthest end that a point answers for
+RADIUS = 1.5  # strides around the middle of a window in which points are positive
+RANGE = 8.0  # largest distance in strides from a point to an end of its window
 ALPHA, GAMMA, SMOOTHING = 0.5, 2.0, 0.2  # of the focal loss
 CANDIDATES = 2000  # moments that enter the suppression
-LEAST = 0.001  # score above which a moment is one
-SHORTEST = 0.1  # clips that a moment is longer than
-SIGMA, VOTES = 0.9, 0.95  # of the suppression, and the IoU from which moments vote for one another
+LEAST = 0.001  # a moment has a higher score than this
+SHORTEST = 0.1  # a moment is longer than this many clips
+SIGMA, VOTES = 0.9, 0.95  # of the soft suppression; the IoU from which moments vote for one another
 KEPT = 10  # moments that leave it
 
 
 def _conv(layer: nn.Conv1d, x: Tensor, mask: Tensor) -> Tensor:
-    """A convolution over the places of x (B, L, d) that hides padding."""
+    """A convolution over the places of x (B, L, d) with padding set to 0, mask bool (B, L)."""
     return layer((x * mask[..., None]).mT).mT
 
 
@@ -65,52 +65,51 @@ class Trunk(nn.Module):
         return x
 
 
-class LocalAttention(Attention):
-    """Every place attends to itself and the `NEAR` before and behind it, so that the cost grows with the length."""
+class LocalAttention(AttentionWeights):
+    """Every place attends to itself and the `NEAR` places on either side; the cost is linear in the length."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         """q, k, v (B, L, d), mask bool (B, L) -> (B, L, d)."""
-        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        q, k, v = (F.linear(x, w, b) for x, w, b in zip((q, k, v), weights, biases, strict=True))
+        q, k, v = self.project(q, k, v)
         window = 2 * NEAR + 1
         k, v = (F.pad(x, (0, 0, NEAR, NEAR)).unfold(1, window, 1) for x in (k, v))  # (B, L, d, window)
-        q, k, v = (x.unflatten(2, (self.heads, -1)) for x in (q, k, v))
-        there = F.pad(mask, (NEAR, NEAR)).unfold(1, window, 1)[:, :, None]
+        q, k, v = (x.unflatten(2, (self.heads, -1)) for x in (q, k, v))  # (B, L, heads, d / heads[, window])
+        real = F.pad(mask, (NEAR, NEAR)).unfold(1, window, 1)[:, :, None]  # (B, L, 1, window)
         scores = (q[..., None] * k).sum(-2) * q.shape[-1] ** -0.5  # (B, L, heads, window)
-        scores = scores.masked_fill(~there, torch.finfo(scores.dtype).min)
+        scores = scores.masked_fill(~real, torch.finfo(scores.dtype).min)
         return self.out_proj((scores.softmax(-1)[..., None, :] * v).sum(-1).flatten(2))
 
 
 class Block(nn.Module):
-    """Local attention of convolved clips and feed-forward, each normed before and scaled after.  [SnAG]
+    """Local attention of convolved clips and feed-forward, each with a norm before and a scale after.  [SnAG]
 
-    stride  2: to every second place; what is carried on is then the largest of three neighbours
+    stride  2: the output has every second place; the residual is then the maximum of three neighbours
     """
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float, stride: int):
         super().__init__()
         self.stride, self.dropout = stride, Dropout(dropout)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.conv = nn.Conv1d(width, 3 * width, 3, stride, padding=1, groups=width, bias=False)  # q, k, v a channel
+        self.conv = nn.Conv1d(width, 3 * width, 3, stride, padding=1, groups=width, bias=False)  # q, k, v of a channel
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
         self.local_attn = LocalAttention(width, heads)
         self.feed_forward = FeedForward(width, hidden, dropout, "gelu")
         self.scale = nn.Parameter(torch.full((2, width), LAYER_SCALE))
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, L, d), mask bool (B, L) -> the same of the places that are left."""
-        convolved = _conv(self.conv, self.norm1(x), mask).unflatten(-1, (-1, 3)).unbind(-1)
+        """x (B, L, d), mask bool (B, L) -> (B, L / stride, d), bool (B, L / stride), lengths rounded up."""
+        convolved = _conv(self.conv, self.norm1(x), mask).unflatten(-1, (-1, 3)).unbind(-1)  # three (B, L', d)
         q, k, v = (norm(each) for norm, each in zip(self.norms, convolved, strict=True))
         if self.stride > 1:
             low = x.masked_fill(~mask[..., None], torch.finfo(x.dtype).min)
-            x, mask = F.max_pool1d(low.mT, 3, self.stride, padding=1).mT, mask[:, :: self.stride]
+            x, mask = F.max_pool1d(low.mT, 3, self.stride, padding=1).mT, mask[:, :: self.stride]  # (B, L', d)
             x = x.masked_fill(~mask[..., None], 0)
         x = x + self.dropout(self.scale[0] * self.local_attn(q, k, v, mask))
         return x + self.dropout(self.scale[1] * self.feed_forward(self.norm2(x))), mask
 
 
 class Fusion(nn.Module):
-    r"""What a place gathers from the words scales and shifts it: $x \leftarrow x \odot a + b$, then feed-forward.
+    r"""Attention to the words scales and shifts every place: $x \leftarrow x \odot a + b$, then feed-forward.
 
     $(a, b) = \mathrm{MHA}(\mathrm{conv}(\mathrm{LN}(x)), \mathrm{LN}(Y), \mathrm{LN}(Y))$ of the words Y  [SnAG]
     """
@@ -127,8 +126,8 @@ class Fusion(nn.Module):
     def forward(self, x: Tensor, mask: Tensor, words: Words) -> Tensor:
         """x (B, L, d), mask bool (B, L) -> (B, L, d)."""
         values = self.norm_words(words.values)
-        asked = _conv(self.conv, self.norm1(x), mask)
-        scale, shift = self.cross_attn(asked, values, values, words.mask).chunk(2, -1)
+        q = _conv(self.conv, self.norm1(x), mask)  # (B, L, d)
+        scale, shift = self.cross_attn(q, values, values, words.mask).chunk(2, -1)  # (B, L, d) each
         x = x * scale + shift
         return x + self.dropout(self.feed_forward(self.norm2(x)))
 
@@ -146,10 +145,10 @@ class PyramidDetector(nn.Module):
         dropout: float = 0.1,
         beta: float | None = None,
     ):
-        """A pyramid of a width, which is even.
+        """A pyramid of an even width.
 
         levels  strides 1, 2, 4, ... 2^(levels - 1)
-        beta    share of the clips where their dynamics flow in; None: none do
+        beta    share of the clips where their dynamics flow in; None: no dynamics
         """
         require(type(levels) is int and levels >= 1, "levels", levels, "1 or more")
         super().__init__()
@@ -166,24 +165,27 @@ class PyramidDetector(nn.Module):
         self.scales = nn.Parameter(torch.ones(levels))
 
     def pyramid(self, x: Tensor, mask: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Every level of the clips (B, T, d) and where it is real; no query has been looked at."""
+        """The levels of the clips (B, T, d), each (B, L, d) and its mask bool (B, L); none depends on the query."""
         x = self.stem(x, mask)
         x = x + waves(torch.arange(x.shape[1], device=x.device), x.shape[2]).to(x.dtype) / x.shape[2] ** 0.5
-        level, made = self.stem_block(x, mask), []
+        level, levels = self.stem_block(x, mask), []
         for block in self.blocks:
             level = block(*level)
-            made.append(level)
-        return made
+            levels.append(level)
+        return levels
 
     def forward(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
-        """Of every point.
+        """Outputs of every point.
 
         logits  (B, P)     of being in the middle of a moment
-        spans   (B, P, 2)  the moment that the point sees, fractions of the real clips; it holds the point
-        mask    bool (B, P)  False where there is none
+        spans   (B, P, 2)  the moment that the point predicts, fractions of the real clips; it contains the point
+        mask    bool (B, P)  real points
         """
         levels = self.pyramid(aligned.target, aligned.mask)
-        x, mask = _joined([x for x, _ in levels]), _joined([m[..., None] for _, m in levels])[..., 0]
+        x, mask = (
+            _joined([x for x, _ in levels]),
+            _joined([m[..., None] for _, m in levels])[..., 0],
+        )  # (B, P, d), (B, P)
         words = Words(aligned.query, aligned.query, aligned.query_mask)
         if self.mix is not None:
             starts = self.start.weight
@@ -192,51 +194,51 @@ class PyramidDetector(nn.Module):
         for layer in self.fusion:
             x = layer(x, mask, words)
         x = self.norm(x)
-        logits = _conv(self.logit, self.foreground(x, mask), mask)[..., 0]
-        offset = _conv(self.offset, self.boundary(x, mask), mask)
-        level, point = points(aligned.mask.shape[1], self.levels, x.device)
+        logits = _conv(self.logit, self.foreground(x, mask), mask)[..., 0]  # (B, P)
+        offset = _conv(self.offset, self.boundary(x, mask), mask)  # (B, P, 2)
+        level, point = points(aligned.mask.shape[1], self.levels, x.device)  # (P,), (P,)
         distance = (self.scales[level][:, None] * offset).relu().float() * 2.0 ** level[:, None]
         ends = point[:, None] + 0.5 + torch.stack([-distance[..., 0], distance[..., 1]], -1)
         return {"logits": logits, "spans": ends / _real(aligned.mask)[:, None, None], "mask": mask}
 
     def losses(
-        self, outputs: dict[str, Tensor], aligned: Aligned, batch: Batch, teacher: dict | None = None
+        self, outputs: dict[str, Tensor], aligned: Aligned, batch: Batch, teacher: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        r"""Sums over the points, divided by the number of positive ones.  [SnAG]
+        r"""Sums over the points, divided by the number of positive points.  [SnAG]
 
         focal  $-\alpha (1 - p_y)^2 (y \log p + (1 - y) \log(1 - p))$ with y = 0.9 or 0.1, $p_y = yp + (1 - y)(1 - p)$
-        diou   1 - distance IoU of the moment that a positive point sees
+        diou   1 - distance IoU of the moment that a positive point predicts
         """
         labels, mask = batch.labels, outputs["mask"]
         grid = points(aligned.mask.shape[1], self.levels, mask.device)
         positive, truth = targets(labels.spans, labels.span_mask, _real(aligned.mask), *grid, self.levels)
         positive = positive & mask
         count = shared_count(positive.sum())
-        # selected and not weighed: what stands on padding may be anything
+        # selected and not weighted by 0, since padding may hold anything
         focal = focal_loss(outputs["logits"].float()[mask], positive[mask])
         overlap = spans.diou(outputs["spans"].float()[positive], truth[positive])
         return {"focal": focal.sum() / count, "diou": (1 - overlap).sum() / count}
 
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> Moments:
-        """Ten moments at most, softly suppressed, each the mean of those that all but equal it.  [SnAG]"""
+        """Ten moments at most, softly suppressed, each the weighted mean of those that nearly equal it.  [SnAG]"""
         n = _real(batch.target_mask)
-        last = (batch.duration_s / (n * batch.clip_s)).clamp(max=1)[:, None, None]  # features may run on after the end
-        found = outputs["spans"].float().clamp(min=0).minimum(last)
-        long = (found[..., 1] - found[..., 0]) * n[:, None] > SHORTEST
+        last = (batch.duration_s / (n * batch.clip_s)).clamp(max=1)[:, None, None]  # features may run past the end
+        predicted = outputs["spans"].float().clamp(min=0).minimum(last)  # (B, P, 2)
+        long = (predicted[..., 1] - predicted[..., 0]) * n[:, None] > SHORTEST
         scores = outputs["logits"].float().sigmoid()
         scores = scores.masked_fill(~(outputs["mask"] & long & (scores > LEAST)), 0)
         scores, order = scores.sort(dim=-1, descending=True, stable=True)
         scores, order = scores[:, :CANDIDATES], order[:, :CANDIDATES]
-        found = found.gather(1, order[..., None].expand(-1, -1, 2))
-        kept, fallen, there = spans.soft_nms(found, scores, scores > 0, sigma=SIGMA, least=LEAST, most=KEPT)
-        chosen = found.gather(1, kept[..., None].expand(-1, -1, 2))
-        return Moments(spans.vote(chosen, found, scores, VOTES), fallen, there)
+        predicted = predicted.gather(1, order[..., None].expand(-1, -1, 2))
+        kept, lowered, mask = spans.soft_nms(predicted, scores, scores > 0, sigma=SIGMA, least=LEAST, most=KEPT)
+        chosen = predicted.gather(1, kept[..., None].expand(-1, -1, 2))  # (B, KEPT, 2)
+        return Moments(spans.vote(chosen, predicted, scores, VOTES), lowered, mask)
 
 
 def points(T: int, levels: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-    """The points of T clips as the levels are joined: int64 (P,) their level, (P,) the clip in whose middle each is.
+    """The points of T clips, level after level: int64 (P,) the level, (P,) the clip in whose middle the point is.
 
-    Behind the points of a level stands one that is none.
+    A padded point follows the points of every level.
     """
     counts = [-(-T // 2**level) + 1 for level in range(levels)]
     level = torch.cat([torch.full((n,), i, device=device) for i, n in enumerate(counts)])
@@ -247,15 +249,16 @@ def points(T: int, levels: int, device: torch.device | None = None) -> tuple[Ten
 def targets(
     windows: Tensor, window_mask: Tensor, lengths: Tensor, level: Tensor, point: Tensor, levels: int
 ) -> tuple[Tensor, Tensor]:
-    """Which points are positive, and the window that they answer for.  [SnAG]
+    """Which points are positive, and the window of each.  [SnAG]
 
-    Those inside the window, less than 1.5 strides from its middle, whose farther end is 0 to 8, 4 to 16, 8 to 32, ...
-    clips away on level 0, 1, 2, ..., without a limit on the last. Of several such windows the shortest counts.
+    A point is positive for a window if it is inside, less than 1.5 strides from its middle, and the farther end is 0 to
+    8, 4 to 16, 8 to 32, ... clips away on level 0, 1, 2, ..., without a limit on the last level. Of several such
+    windows the shortest counts.
 
     windows       (B, W, 2)  fractions of the real clips; window_mask bool (B, W)
     lengths       (B,)  real clips
     level, point  (P,), (P,) of `points`, of so many levels
-    returns       bool (B, P) and (B, P, 2) the window, fractions; any where none is
+    returns       bool (B, P), and the windows (B, P, 2) as fractions, arbitrary where a point is not positive
     """
     if windows.shape[1] == 0:
         shape = (len(windows), len(point))
@@ -263,7 +266,7 @@ def targets(
     ends = windows * lengths[:, None, None] - 0.5  # from the middle of clip 0
     start, end = ends[:, None, :, 0], ends[:, None, :, 1]  # (B, 1, W)
     x, stride = point[:, None], 2.0 ** level[:, None]  # (P, 1)
-    slack = 1e-4  # clips; what is on a border is outside, in float32 too
+    slack = 1e-4  # clips; a point on a border is outside, also in float32
     inside = (x - start > slack) & (end - x > slack) & ((x - (start + end) / 2).abs() < RADIUS * stride - slack)
     low = torch.where(level[:, None] > 0, RANGE / 4 * stride, 0.0)
     high = torch.where(level[:, None] < levels - 1, RANGE * stride, torch.inf)
@@ -274,16 +277,16 @@ def targets(
 
 
 def focal_loss(logits: Tensor, positive: Tensor) -> Tensor:
-    """Of every point, (...), bool (...) -> (...): cross-entropy with smoothed labels, small where it is met already."""
+    """Cross-entropy with smoothed labels, lowered where the prediction is right; (...), bool (...) -> (...)."""
     y = torch.where(positive, 1 - SMOOTHING / 2, SMOOTHING / 2).to(logits.dtype)
     p = logits.sigmoid()
-    missed = 1 - (p * y + (1 - p) * (1 - y))
+    error = 1 - (p * y + (1 - p) * (1 - y))
     weight = torch.where(positive, ALPHA, 1 - ALPHA)
-    return weight * missed**GAMMA * F.binary_cross_entropy_with_logits(logits, y, reduction="none")
+    return weight * error**GAMMA * F.binary_cross_entropy_with_logits(logits, y, reduction="none")
 
 
 def _joined(levels: list[Tensor]) -> Tensor:
-    """Levels (B, L, d) behind one another, zeros at the place behind each; (B, P, d)."""
+    """Levels (B, L, d) concatenated, with one place of zeros behind each; (B, P, d)."""
     return torch.cat([F.pad(x, (0, 0, 0, 1)) for x in levels], 1)
 
 

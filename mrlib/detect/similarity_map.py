@@ -1,21 +1,22 @@
-r"""Moments as points of a map: cell (i, j) of the clips' similarities answers "from clip i to clip j".
+r"""Moments as points of a map: cell (i, j) of the clips' similarities stands for the moment from clip i to clip j.
 
 Paper    "Anchor-Aware Similarity Cohesion in Target Frames Enables Predicting Temporal Moment Boundaries in 2D",
          CVPR 2025
 Here     [F2SGD Eq. 13] is `similarity` and `SimilarityMapDetector.forward`, [F2SGD Eq. 14] `target_map` and `.losses`,
          [F2SGD Eq. 15] `.decode`
-Cells    cell (i, j) means clips i..j, both included: start i / n, end (j + 1) / n, in fractions of the n clips
+Cells    cell (i, j) stands for clips i..j, both included: start i / n, end (j + 1) / n, in fractions of the n clips
 Ours     the paper leaves open channels, activation, padding, depth, output and the loss's reduction. Two zero-padded
          convolutions and a pointwise MLP of two layers, ReLU between; the output is linear, with squared error a
          regression of the 0/1 target: a sigmoid saturates under some 1,500 negatives for each positive. The loss is
-         summed over a sample's cells with i <= j (only they can be predicted) and averaged over samples. What a
-         convolution gives is cut to the real clips, so that padding changes nothing. The last layer starts at
-         zero: random outputs of order 1 on thousands of cells would first drive the hidden layers to zero
+         summed over a sample's cells with i <= j (only they can be predicted) and averaged over samples. The output of
+         a convolution is masked to the real clips, so that padding changes nothing. The last layer starts at zero:
+         random outputs of order 1 on thousands of cells would first drive the hidden layers to zero
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,8 +32,8 @@ from mrlib.ops.counts import shared_count
 def similarity(target: Tensor, mask: Tensor) -> Tensor:
     r"""$S_{ij} = \cos(v_i, v_j)$, 0 on padding: the input of [F2SGD Eq. 13].
 
-    In float32 under autocast too. Padding is filled after the product: were only the vectors zero, gradients of size
-    1 / eps would reach them through the norm, for the convolutions mix padded cells into real ones.
+    In float32 also under autocast. Padding is filled after the product: if only the vectors were zero, gradients of
+    size 1 / eps would reach them through the norm, since the convolutions mix padded cells into real ones.
 
     target   (B, T, d)
     mask     bool (B, T)
@@ -45,38 +46,38 @@ def similarity(target: Tensor, mask: Tensor) -> Tensor:
 
 
 def standardised(s: Tensor, mask: Tensor) -> Tensor:
-    """Every map with mean 0 and deviation 1 over its real cells. Not in the paper.
+    """Every map (B, T, T) with mean 0 and deviation 1 over its real cells. Not in the paper.
 
-    Clips of one video share a large common part, so cosines differ by little from a large mean; where training is
-    short, removing it makes the difference.
+    Clips of one video share a large common part, so their cosines are close to a large mean. In short training runs
+    removing it makes the difference.
     """
-    valid = pairs(mask)
-    count = valid.sum((1, 2), keepdim=True).clamp(min=1)
+    valid = pairs(mask)  # (B, T, T)
+    count = valid.sum((1, 2), keepdim=True).clamp(min=1)  # (B, 1, 1)
     centred = (s - s.sum((1, 2), keepdim=True) / count).masked_fill(~valid, 0)
     return centred * (centred.square().sum((1, 2), keepdim=True) / count + 1e-6).rsqrt()
 
 
 def pairs(mask: Tensor) -> Tensor:
-    """bool (B, T) -> bool (B, T, T): both clips are real."""
+    """Cells of two real clips; bool (B, T) -> bool (B, T, T)."""
     return mask[:, :, None] & mask[:, None, :]
 
 
 def cells(mask: Tensor) -> Tensor:
-    """bool (B, T) -> bool (B, T, T): a moment, both clips real and i <= j."""
+    """Cells that are moments, of two real clips with i <= j; bool (B, T) -> bool (B, T, T)."""
     return pairs(mask).triu()
 
 
 def window_cells(spans: Tensor, lengths: Tensor) -> Tensor:
     r"""The cell of a span: $t^s = \lfloor s + \frac12 \rfloor$, $t^e = \lfloor e + \frac12 \rfloor - 1$ in clips.
 
-    Clamped to 0 <= t^s <= t^e <= n - 1, so that a span shorter than a clip keeps one. The identity of decoding for
+    Clamped to 0 <= t^s <= t^e <= n - 1, so that a span shorter than a clip gets one clip. The inverse of decoding for
     times on the clips' grid.
 
     spans    (B, W, 2)  fractions of the target
     lengths  int64 (B,)  n, its clips
     returns  int64 (B, W, 2)  first and last clip, both included
     """
-    edges = (spans.double() * lengths[:, None, None] + 0.5 + 1e-4).floor().long()  # 1e-4: a half in float32 goes up
+    edges = (spans.double() * lengths[:, None, None] + 0.5 + 1e-4).floor().long()  # 1e-4 rounds a half in float32 up
     end = (edges[..., 1] - 1).clamp(min=0).minimum(lengths[:, None] - 1)
     return torch.stack([edges[..., 0].clamp(min=0).minimum(end), end], -1)
 
@@ -86,7 +87,7 @@ def target_map(batch: Batch) -> Tensor:
 
     returns  (B, T, T)
     """
-    b, w = batch.labels.span_mask.nonzero(as_tuple=True)
+    b, w = batch.labels.span_mask.nonzero(as_tuple=True)  # (number of windows,) each
     first, last = window_cells(batch.labels.spans, batch.lengths)[b, w].unbind(-1)
     g = torch.zeros(*batch.target_mask.shape, batch.target_mask.shape[1], device=batch.target_mask.device)
     g[b, first, last] = 1
@@ -94,7 +95,7 @@ def target_map(batch: Batch) -> Tensor:
 
 
 class SimilarityMapDetector(nn.Module):
-    """Large-kernel convolutions on the similarity map, and the highest points of what comes out.
+    """Large-kernel convolutions on the similarity map; the highest points of the output are the moments.
 
     [F2SGD Eq. 13] to [F2SGD Eq. 15]
 
@@ -106,7 +107,7 @@ class SimilarityMapDetector(nn.Module):
     reduction    over a sample's cells, "sum" or "mean"
     standardise  see `standardised`; departs from the paper
     zero_init    start the last layer's weights at zero; False: Xavier-uniform like the others
-    raises       ValueError for an even kernel or an unknown word
+    raises       ValueError for an even kernel or an unknown value
     """
 
     def __init__(
@@ -146,35 +147,40 @@ class SimilarityMapDetector(nn.Module):
             nn.init.constant_(self.last.bias, -math.log((1 - 0.01) / 0.01))
 
     def forward(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
-        """`map` P (B, T, T), how much clips i..j are a moment, and `similarity` S, its input.  [F2SGD Eq. 13]"""
-        s = similarity(aligned.target, aligned.mask)
-        x = (standardised(s, aligned.mask) if self.standardise else s)[:, None]
-        valid = pairs(aligned.mask)
+        """`map` P (B, T, T), the score of clips i..j as a moment, and `similarity` S, its input.  [F2SGD Eq. 13]"""
+        s = similarity(aligned.target, aligned.mask)  # (B, T, T)
+        x = (standardised(s, aligned.mask) if self.standardise else s)[:, None]  # (B, 1, T, T)
+        valid = pairs(aligned.mask)  # (B, T, T)
         for layer in self.convolve:
             x = F.relu(layer(x)) * valid[:, None]  # (B, c, T, T)
         x = F.relu(self.mix(x.movedim(1, -1)))  # (B, T, T, c)
-        p = self.last(x)[..., 0].to(s.dtype)
+        p = self.last(x)[..., 0].to(s.dtype)  # (B, T, T)
         return {"map": p.sigmoid() if self.head == "sigmoid" else p, "similarity": s}
 
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> Moments:
         """The highest cells with i <= j, best first; of equal ones the smaller start, then end.  [F2SGD Eq. 15]
 
-        No suppression of neighbours. K = min(candidates, T * T); a target with fewer cells has fewer moments, and
-        `mask` False, score -inf on the rest.
+        No suppression of neighbours. K = min(candidates, T * T); a target with fewer cells has fewer moments: the rest
+        have `mask` False and score -inf.
         """
-        p = outputs["map"].float().masked_fill(~cells(batch.target_mask), -torch.inf).flatten(1)
+        p = outputs["map"].float().masked_fill(~cells(batch.target_mask), -torch.inf).flatten(1)  # (B, T T)
         scores, order = p.sort(dim=1, descending=True, stable=True)
         scores, order = scores[:, : self.candidates], order[:, : self.candidates]
-        mask, T = scores > -torch.inf, batch.target_mask.shape[1]
-        spans = torch.stack([order // T, order % T + 1], -1) / batch.lengths[:, None, None]
+        mask, T = scores > -torch.inf, batch.target_mask.shape[1]  # (B, K)
+        spans = torch.stack([order // T, order % T + 1], -1) / batch.lengths[:, None, None]  # (B, K, 2)
         return Moments(spans * mask[..., None], scores, mask)
 
     def losses(
-        self, outputs: dict[str, Tensor], aligned: Aligned, batch: Batch, teacher: dict | None = None
+        self, outputs: dict[str, Tensor], aligned: Aligned, batch: Batch, teacher: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        r"""`map`: $\lVert P - G \rVert_2^2$, per sample.  [F2SGD Eq. 14]"""
+        r"""map: $\lVert P - G \rVert_2^2$ per sample, mean over the samples.  [F2SGD Eq. 14]"""
         counted = (cells if self.loss_cells == "triangle" else pairs)(batch.target_mask)
         loss = (outputs["map"] - target_map(batch)).square().masked_fill(~counted, 0).sum((1, 2))
         if self.reduction == "mean":
             loss = loss / counted.sum((1, 2))
         return {"map": loss.sum() / shared_count(len(batch))}
+
+
+def build_similarity_map(width: int, **options: Any) -> SimilarityMapDetector:
+    """The detector "similarity_map", for clips of any width; options of `SimilarityMapDetector`."""
+    return SimilarityMapDetector(**options)

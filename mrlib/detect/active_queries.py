@@ -1,0 +1,77 @@
+r"""AMR stage 2: a second set of moment queries is trained while distillation anchors the first.
+
+Paper    "Augmenting Moment Retrieval: Zero-Dependency Two-Stage Learning", ICCV 2025 (arXiv 2510.19622)
+Here     `active_queries` adds the set to a trained detector  [AMR stage 2]; the two sets share everything but their
+         initial spans and the feed-forward layers
+Departs  SooLab/AMR uses one new set twice, as original and as active moment queries, and gives the teacher a third one,
+         so what the moment queries learned in the first stage is lost: `released_queries`
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from mrlib.align import Aligned
+from mrlib.detect.dab import DabDecoder, refine
+from mrlib.detect.detr import Decoded
+from mrlib.layers import FeedForward
+
+
+class SplitFeedForward(nn.Module):
+    """A feed-forward for the first half of the moment queries, and linear layers for the second.  [AMR stage 2]"""
+
+    def __init__(self, original: FeedForward):
+        """The second half starts as a copy; activation and dropout are shared."""
+        super().__init__()
+        self.original = original
+        self.active1, self.active2 = copy.deepcopy(original.linear1), copy.deepcopy(original.linear2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, 2 K, d), original moment queries first; returns (B, 2 K, d)."""
+        first, second = x.chunk(2, 1)  # (B, K, d) each
+        original = self.original
+        active = self.active1(second)  # (B, K, hidden)
+        return torch.cat([original(first), self.active2(original.dropout(original.activation(active)))], 1)
+
+
+class TwoSetDecoder(nn.Module):
+    """A `DabDecoder` with original and active moment queries; its parameters keep their names.  [AMR stage 2]"""
+
+    def __init__(self, decoder: DabDecoder, active: nn.Embedding | None):
+        """active  logits of centre and width (K, 2) of the second set; None: both sets start from the same spans"""
+        super().__init__()
+        for name, part in decoder.named_children():
+            setattr(self, name, part)
+        for layer in self.layers:
+            layer.feed_forward = SplitFeedForward(layer.feed_forward)
+        self.content, self.active_queries = decoder.content, active
+
+    def forward(self, aligned: Aligned) -> Decoded:
+        """As `DabDecoder`, of 2 K moment queries, the original ones first."""
+        active = self.moment_queries if self.active_queries is None else self.active_queries
+        return refine(self, [self.moment_queries.weight, active.weight], aligned)
+
+
+def active_queries(retriever: nn.Module, teacher: bool = False) -> None:
+    """Add active moment queries, a copy of the learned ones; a teacher stays as it is.  [AMR stage 2]"""
+    if not teacher:
+        decoder = _one_set_decoder(retriever)
+        retriever.detector.decoder = TwoSetDecoder(decoder, copy.deepcopy(decoder.moment_queries))
+
+
+def released_queries(retriever: nn.Module, teacher: bool = False) -> None:
+    """Replace the moment queries by new random ones, which serve as both sets; a teacher gets new ones too."""
+    decoder = _one_set_decoder(retriever)
+    if not teacher:
+        retriever.detector.decoder = TwoSetDecoder(decoder, None)
+    nn.init.normal_(decoder.moment_queries.weight)
+
+
+def _one_set_decoder(retriever: nn.Module) -> DabDecoder:
+    decoder = getattr(retriever.detector, "decoder", None)
+    if not isinstance(decoder, DabDecoder):
+        raise ValueError("moment queries are added to a detector whose decoder is a DabDecoder with one set")
+    return decoder

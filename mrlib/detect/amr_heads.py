@@ -1,0 +1,217 @@
+r"""The heads of AMR: a focal class loss, the overlap that a moment query expects, and the clips that it covers.
+
+Paper    "Augmenting Moment Retrieval: Zero-Dependency Two-Stage Learning", ICCV 2025 (arXiv 2510.19622); IoU and mask
+         heads are Sim-DETR's
+Here     `FocalLoss`, `IouHead` and `MaskHead`  [AMR, heads] extend the `ClassHead` and `SpanHead` of
+         `mrlib.detect.detr`; their losses and matching costs  [AMR, losses]
+Departs  in SooLab/AMR the mask after the last decoder layer is that of the layer before, without a loss:
+         `PreviousMasks`; and padding enlarges the union of masks: `seen`
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mrlib.arguments import require
+from mrlib.detect.dab import DabDecoder, query_content, zero_content
+from mrlib.detect.detr import ClassHead, Decoded, DetrDetector, SpanHead, Truth, to_ends, windows_order
+from mrlib.detect.span_length import span_length
+from mrlib.layers import MLP
+from mrlib.ops import spans
+from mrlib.ops.counts import shared_count
+
+ALPHA, GAMMA = 0.25, 2.0  # of the focal loss
+
+
+class FocalLoss:
+    """Class loss that treats foreground and background as two binary questions.  [AMR, losses]"""
+
+    def __call__(self, logits: Tensor, positive: Tensor, rows: Tensor) -> Tensor:
+        r"""The focal loss [Lin et al. 2017], a mean over both logits of all moment queries.
+
+        $$-\alpha_y (1 - p_y)^2 \log p_y, \quad \alpha = 0.25 \text{ where y is 1}, 0.75 \text{ where it is 0}$$
+
+        A matched moment query has foreground 1 and background 0, any other the reverse.
+
+        logits (L, B, K, 2); positive bool (L, B, K); rows bool (B,) samples that count; returns (L,)
+        """
+        wanted = torch.stack([positive, ~positive], -1)  # (L, B, K, 2)
+        log_p = F.logsigmoid(torch.where(wanted, logits, -logits))
+        alpha = torch.where(wanted, ALPHA, 1 - ALPHA)
+        each = -alpha * (1 - log_p.exp()) ** GAMMA * log_p * rows[:, None, None]
+        return each.sum((1, 2, 3)) / shared_count(rows.sum() * logits[0, 0].numel())
+
+
+class IouHead(nn.Module):
+    """How much a moment query expects its span to overlap a window.  [AMR, heads]"""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.linear = nn.Linear(width, 1)
+
+    def forward(self, decoded: Decoded, target: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """quality  (L, B, K) logits"""
+        return {"quality": self.linear(decoded.states)[..., 0]}
+
+    def cost(self, outputs: dict[str, Tensor], truth: Truth) -> float:
+        return 0.0
+
+    def losses(self, outputs: dict[str, Tensor], truth: Truth, matched: Tensor) -> dict[str, Tensor]:
+        """quality, the squared error of the expected overlap against the largest IoU of the span.  [AMR, losses]"""
+        predicted = to_ends(outputs["spans_cw"].detach().float())[:, :, :, None]  # (L, B, K, 1, 2)
+        overlap = spans.iou(predicted, truth.spans[None, :, None]) * truth.mask[:, None]  # (L, B, K, W)
+        largest = overlap.amax(-1) if truth.mask.shape[1] else overlap.new_zeros(overlap.shape[:3])  # (L, B, K)
+        each = (outputs["quality"].float().sigmoid() - largest).square() * truth.rows[:, None]
+        return {"quality": each.sum((1, 2)) / shared_count(truth.rows.sum() * each.shape[2])}
+
+    def score(self, outputs: dict[str, Tensor]) -> Tensor:
+        """The expected overlap after the last layer, (B, K)."""
+        return outputs["quality"][-1].float().sigmoid()
+
+
+def hidden(masks: Tensor, mask: Tensor) -> Tensor:
+    """Padding is no part of the masks (L, B, K, T) of moment queries; mask bool (B, T) marks the real clips."""
+    return masks * mask[:, None]
+
+
+def seen(masks: Tensor, mask: Tensor) -> Tensor:
+    """As `hidden`, in the released way: padding is part of every mask."""
+    return masks
+
+
+class OwnMasks:
+    """Every decoder layer has masks of its own."""
+
+    def inputs(self, states: Tensor) -> Tensor:
+        """The states that masks are made of; (L, B, K, d) -> (L', B, K, d)."""
+        return states
+
+    def outputs(self, masks: Tensor) -> Tensor:
+        """Masks of all layers; (L', B, K, T) -> (L, B, K, T)."""
+        return masks
+
+    def losses(self, loss: Tensor) -> Tensor:
+        """The loss of every layer; (L,) -> (L,)."""
+        return loss
+
+
+class PreviousMasks:
+    """As released: the last layer repeats the masks of the layer before and has no loss. Methods as in `OwnMasks`."""
+
+    def inputs(self, states: Tensor) -> Tensor:
+        return states[:-1]
+
+    def outputs(self, masks: Tensor) -> Tensor:
+        return torch.cat([masks, masks[-1:]])
+
+    def losses(self, loss: Tensor) -> Tensor:
+        return loss * (torch.arange(len(loss), device=loss.device) < len(loss) - 1)
+
+
+class MaskHead(nn.Module):
+    r"""The clips that a moment query covers: $\mu = \sigma(e^\gamma \cos(h + \mathrm{MLP}(h), Z_t))$.  [AMR, heads]"""
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        cost_mask: float,
+        padding: Callable[[Tensor, Tensor], Tensor],
+        layers: OwnMasks | PreviousMasks,
+    ):
+        """A head of a width.
+
+        cost_mask  weight of 1 - IoU of mask and window in the matching
+        padding    `hidden` or `seen`
+        layers     which decoder layers have masks of their own
+        """
+        super().__init__()
+        self.mlp, self.scale = MLP(width, width, 3), nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.cost_mask, self.padding, self.layers = cost_mask, padding, layers
+
+    def forward(self, decoded: Decoded, target: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """masks  (L, B, K, T) from 0 to 1"""
+        states = self.layers.inputs(decoded.states)
+        directions, clips = F.normalize(states + self.mlp(states), dim=-1), F.normalize(target, dim=-1)
+        masks = self.padding((self.scale.exp() * directions @ clips.mT).sigmoid(), mask)  # (L', B, K, T)
+        return {"masks": self.layers.outputs(masks)}
+
+    def overlap(self, masks: Tensor, truth: Truth) -> Tensor:
+        """IoU (L, B, K, W) of masks (L, B, K, T) and windows."""
+        lengths, T = truth.clip_mask.sum(1), truth.clip_mask.shape[1]
+        wanted = spans.inside(truth.spans, lengths, T).to(masks.dtype)  # (B, W, T)
+        shared = masks @ wanted.mT  # (L, B, K, W)
+        union = masks.sum(-1, keepdim=True) + wanted.sum(-1)[:, None] - shared
+        return shared / union.clamp(min=1e-6)
+
+    def cost(self, outputs: dict[str, Tensor], truth: Truth) -> Tensor:
+        """1 - IoU of every mask and window, (L, B, K, W)."""
+        return self.cost_mask * (1 - self.overlap(outputs["masks"].detach().float(), truth))
+
+    def losses(self, outputs: dict[str, Tensor], truth: Truth, matched: Tensor) -> dict[str, Tensor]:
+        """mask, the mean of 1 - IoU over the matched pairs."""
+        valid = matched >= 0
+        overlap = self.overlap(outputs["masks"].float(), truth)
+        overlap = overlap.gather(2, matched.clamp(min=0)[:, :, None])[:, :, 0]  # (L, B, W)
+        loss = ((1 - overlap) * valid).sum((1, 2)) / shared_count(valid[0].sum())  # (L,)
+        return {"mask": self.layers.losses(loss)}
+
+    def score(self, outputs: dict[str, Tensor]) -> None:
+        return None
+
+
+def build_dab_quality(
+    width: int,
+    *,
+    cost_l1: float,
+    cost_giou: float,
+    cost_class: float,
+    cost_mask: float,
+    last_mask: str,
+    padding: str,
+    most_windows: int,
+    surplus: str,
+    length: str,
+    content: str,
+    decoder_layers: int,
+    **decoder: Any,
+) -> DetrDetector:
+    """The detector "dab_quality".
+
+    cost_...   weights in the matching
+    last_mask  the mask after the last decoder layer is its "own", or that of the layer before, "previous"
+    padding    "hidden" from the masks, or "seen"
+    most_windows, surplus, length  of `DetrDetector`, as in `windows_order` and `span_length`
+    content    what moment queries start with: "zero", or the "query" as a whole
+    decoder    further options of `DabDecoder`
+    """
+    require(last_mask in ("own", "previous"), "last_mask", last_mask, "own or previous")
+    require(padding in ("hidden", "seen"), "padding", padding, "hidden or seen")
+    require(content in ("zero", "query"), "content", content, "zero or query")
+    own = last_mask == "own"
+    require(own or decoder_layers != 1, "decoder_layers", decoder_layers, "2 or more, or last_mask own")
+    heads = [
+        SpanHead(width, cost_l1=cost_l1, cost_giou=cost_giou),
+        ClassHead(width, cost_class=cost_class, loss=FocalLoss()),
+        MaskHead(
+            width,
+            cost_mask=cost_mask,
+            padding=hidden if padding == "hidden" else seen,
+            layers=OwnMasks() if own else PreviousMasks(),
+        ),
+        IouHead(width),
+    ]
+    start = zero_content if content == "zero" else query_content
+    return DetrDetector(
+        DabDecoder(width, decoder_layers=decoder_layers, content=start, **decoder),
+        heads,
+        most_windows=most_windows,
+        surplus=windows_order(surplus),
+        span_length=span_length(length),
+    )
