@@ -19,7 +19,7 @@ from torch import Tensor
 import mrlib.papers
 from mrlib.data import Widths
 from mrlib.files import write_whole
-from mrlib.official import load_official as load_official
+from mrlib.papers.release import load_official as load_official
 from mrlib.retriever import MomentRetriever
 
 

@@ -1,0 +1,1 @@
+from mrlib.data.dataset import open_dataset as open_dataset

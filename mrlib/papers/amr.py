@@ -1,0 +1,175 @@
+"""AMR: spliced videos, mined windows and two-stage learning (ICCV 2025)."""
+
+from typing import Any
+
+import torch
+
+from mrlib.arguments import require
+from mrlib.papers.moment_detr import (
+    ADAMW,
+    JOINT_NAMES,
+    MOMENT_QUERIES,
+    MOMENT_QUERY_NAMES,
+    SMALL,
+    TRANSFORMER,
+    UNREAD,
+    moment_query_settings,
+)
+from mrlib.papers.qd_detr import DAB_NAMES, HIGHLIGHTS, TEXT_TO_VIDEO_NAMES
+from mrlib.papers.release import Options, Release, Tensors
+from mrlib.papers.schema import Choice, Paper, Schedule, Stage
+
+_WEIGHTS = {"l1": 10.0, "giou": 1.0, "class": 4.0, "mask": 5.0, "quality": 1.0, "vtc": 0.3, "ctc": 0.5}
+
+PAPER = Paper(
+    name="amr",
+    title="Augmenting Moment Retrieval: Zero-Dependency Two-Stage Learning (ICCV 2025)",
+    aligner=Choice(
+        "trilinear",
+        {**TRANSFORMER, "encoder_layers": 2, "activation": "prelu", "padding": "hidden", "against": "sentence"},
+    ),
+    detector=Choice(
+        "dab_quality",
+        {
+            **{name: value for name, value in MOMENT_QUERIES.items() if name != "background"},
+            "decoder_layers": 4,
+            "most_windows": 10,
+            "activation": "prelu",
+            "padding": "hidden",
+            "cost_mask": 5.0,
+            "last_mask": "own",
+            "surplus": "first",
+            "content": "query",
+            "joint_self_attention": True,
+        },
+    ),
+    stages=(
+        Stage("mining", 100, 32, mine=0.5, weights=_WEIGHTS, optimiser=ADAMW),
+        Stage(
+            "coldstart",
+            40,
+            128,
+            augment="splice",
+            data="ten_passes",
+            weights={**_WEIGHTS, "discriminate": 0.0},
+            optimiser=ADAMW,
+        ),
+        Stage(
+            "distill",
+            100,
+            32,
+            start=("coldstart", "last"),
+            prepare="active_queries",
+            teacher=("coldstart", "last"),
+            weights={**_WEIGHTS, "discriminate": 0.5, "distill": 0.5},
+            optimiser=ADAMW,
+            schedule=Schedule("step", drop=0.4),
+        ),
+    ),
+    round_s=2.0,
+    max_windows=20,
+)
+
+PRESETS = {
+    "small": SMALL
+    | {
+        "activation": "relu",
+        "layers": 1,
+        "encoder_layers": 1,
+        "decoder_layers": 2,
+        "batch_size": 32,
+        "lr": 1e-3,
+        "coldstart.data": "pairs",
+        "mining.epochs": 16,
+        "coldstart.epochs": 16,
+        "mining.mine": 0.1,
+    },
+    "paper": {},  # `PAPER` as it is
+    # the released network and its training
+    "official": {
+        "padding": "seen",
+        "against": "video",
+        "last_mask": "previous",
+        "length": "duration",
+        "joint_self_attention": False,
+        "coldstart.augment": "splice_official",
+        "distill.prepare": "released_queries",
+    },
+    "tvsum": {
+        "stages": ["coldstart"],
+        "augment": "identity",
+        "data": "pairs",
+        **HIGHLIGHTS,
+        "weights": {**dict.fromkeys(_WEIGHTS, 0.0), "vtc": 0.5, "ctc": 2.0, "discriminate": 0.0},
+    },
+}
+
+
+def _settings(opt: Options, tensors: Tensors) -> dict[str, Any]:
+    """From words to clips there are always two layers; `enc_layers` counts those among the clips."""
+    for name in ("pre_norm", "use_txt_pos"):
+        require(not opt.read(name, bool), f"{name} of opt", True, "False")
+    settings = moment_query_settings(opt)
+    del settings["query_positions"]
+    require(settings["decoder_layers"] >= 2, "dec_layers of opt", settings["decoder_layers"], "2 or more")
+    layers = {"layers": 2, "encoder_layers": settings["layers"]}
+    return settings | layers | {"most_windows": opt.read("max_windows", int)}
+
+
+def _prepared(opt: Options, tensors: Tensors) -> tuple[str, ...]:
+    """A checkpoint of the second stage has the second set of moment queries."""
+    stage, second = opt.read("stage", str), "new_query_embed.weight" in tensors
+    require(stage in ("pretrain", "distill"), "stage of opt", stage, "pretrain or distill")
+    require(
+        second == (stage == "distill"),
+        "stage of opt",
+        stage,
+        "distill where there is a new_query_embed, and only there",
+    )
+    return ("released_queries",) if second else ()
+
+
+def _plain(tensors: Tensors) -> Tensors:
+    """Drop the second copies of heads that the decoder holds; use the moment queries of stage 2 if there are any."""
+    plain = dict(tensors)
+    for name in tensors:
+        head = name.removeprefix("transformer.decoder.")
+        if head != name and head.startswith(("span_embed.", "class_embed.", "iou_head.")):
+            if head in tensors and not torch.equal(tensors[name], tensors[head]):
+                raise ValueError(f"{name} and {head} differ, which are one head")
+            del plain[name]
+        elif name.startswith("fuser."):
+            tensor = plain[name]
+            is_vector = tensor.numel() == max(tensor.shape)
+            plain[name] = tensor.flatten() if is_vector else tensor.squeeze(-1)  # kernels of one clip
+    if "new_query_embed.weight" in plain:
+        plain["query_embed.weight"] = plain.pop("new_query_embed.weight")
+    return plain
+
+
+RELEASE = Release(
+    preset="official",
+    settings=_settings,
+    names=(
+        *MOMENT_QUERY_NAMES,
+        (r"^detector\.heads\.2\.mlp\.", "mask_head."),
+        (r"^detector\.heads\.2\.scale$", "logit_scale"),
+        (r"^detector\.heads\.3\.linear\.", "iou_head."),
+        *TEXT_TO_VIDEO_NAMES,
+        (r"^aligner\.saliency\.", "saliency_proj1."),
+        (r"^aligner\.fusion\.clip$", "fuser.cq_attention.w4C"),
+        (r"^aligner\.fusion\.word$", "fuser.cq_attention.w4Q"),
+        (r"^aligner\.fusion\.both$", "fuser.cq_attention.w4mlu"),
+        (r"^aligner\.fusion\.pool$", "fuser.cq_concat.weighted_pool.weight"),
+        (r"^aligner\.fusion\.mix\.", "fuser.cq_attention.cqa_linear.conv1d."),
+        (r"^aligner\.fusion\.out\.", "fuser.cq_concat.conv1d.conv1d."),
+        (r"\.feed_forward\.original\.", "."),
+        (r"\.feed_forward\.active([12])\.", r".linear\1_active."),
+        *JOINT_NAMES,
+        *DAB_NAMES,
+    ),
+    unread=UNREAD,
+    corrected={"padding": "hidden"},
+    plain=_plain,
+    prepared=_prepared,
+)

@@ -1,0 +1,134 @@
+"""Moment-DETR: a joint encoder and moment queries (NeurIPS 2021), and the parts of its release that others extend."""
+
+import re
+from typing import Any
+
+from mrlib.arguments import require
+from mrlib.papers.release import Options, Release, Tensors
+from mrlib.papers.schema import Choice, Optimiser, Paper, Stage
+
+ADAMW = Optimiser("adamw", 1e-4, weight_decay=1e-4, clip=0.1)
+TRANSFORMER = {
+    "width": 256,
+    "layers": 2,
+    "heads": 8,
+    "hidden": 1024,
+    "projections": 2,
+    "dropout": 0.1,
+    "input_dropout": 0.5,
+    "tef": True,
+}
+WORD_POSITIONS = {"query_positions": "none", "places": 32}
+MOMENT_QUERIES = {
+    "moment_queries": 10,
+    "decoder_layers": 2,
+    "heads": 8,
+    "hidden": 1024,
+    "dropout": 0.1,
+    "cost_l1": 10.0,
+    "cost_giou": 1.0,
+    "cost_class": 4.0,
+    "background": 0.1,
+    "most_windows": 5,
+    "length": "clips",
+}
+TRAIN = Stage("train", 200, 32, weights={"l1": 10.0, "giou": 1.0, "class": 4.0}, optimiser=ADAMW)
+SMALL = {
+    "width": 64,
+    "hidden": 128,
+    "heads": 4,
+    "dropout": 0.0,
+    "input_dropout": 0.0,
+    "epochs": 16,
+    "lr": 2e-3,
+    "curve": "cosine",
+    "warmup": 0.1,
+}
+PAPER = Paper(
+    name="moment_detr",
+    title="QVHighlights: Detecting Moments and Highlights in Videos via Natural Language Queries (NeurIPS 2021)",
+    aligner=Choice("joint_memory", {**TRANSFORMER, **WORD_POSITIONS, "pre_norm": False}),
+    detector=Choice("detr", {**MOMENT_QUERIES, "pre_norm": False}),
+    stages=(TRAIN,),
+    round_s=2.0,
+)
+
+PRESETS = {
+    # moment queries without a span of their own take longer to specialise
+    "small": SMALL | {"epochs": 40},
+    "official": {"length": "duration"},
+}
+
+
+def encoder_settings(opt: Options) -> dict[str, Any]:
+    """The settings of the encoder, in all releases that descend from Moment-DETR."""
+    context, learned = opt.read("ctx_mode", str), opt.read("use_txt_pos", bool)
+    for name, known in (("span_loss_type", ("l1",)), ("position_embedding", ("sine", "v2"))):
+        require(opt.read(name, str) in known, f"{name} of opt", opt[name], " or ".join(known))
+    require("video" in context, "ctx_mode of opt", context, "with video, for nothing else shows the target")
+    require(opt.read("n_input_proj", int) >= 1, "n_input_proj of opt", opt["n_input_proj"], "1 or more")
+    return {
+        "width": opt.read("hidden_dim", int),
+        "layers": opt.read("enc_layers", int),
+        "heads": opt.read("nheads", int),
+        "hidden": opt.read("dim_feedforward", int),
+        "projections": opt["n_input_proj"],
+        "dropout": opt.read("dropout", float),
+        "input_dropout": opt.read("input_dropout", float),
+        "tef": "tef" in context,
+        "query_positions": "learned" if learned else "none",
+    } | ({"places": opt.read("max_q_l", int)} if learned else {})
+
+
+def moment_query_settings(opt: Options) -> dict[str, Any]:
+    """The settings of the encoder and of the moment queries, of Moment-DETR and QD-DETR."""
+    require(not opt.get("a_feat_dim"), "a_feat_dim of opt", opt.get("a_feat_dim"), "None: sound is not read")
+    for name in ("num_queries", "dec_layers"):
+        require(opt.read(name, int) >= 1, f"{name} of opt", opt[name], "1 or more")
+    return encoder_settings(opt) | {"moment_queries": opt["num_queries"], "decoder_layers": opt["dec_layers"]}
+
+
+def _settings(opt: Options, tensors: Tensors) -> dict[str, Any]:
+    return moment_query_settings(opt) | {"pre_norm": opt.read("pre_norm", bool)}
+
+
+def projection_name(match: re.Match) -> str:
+    """The official name of a layer of a projection.
+
+    A layer is four modules of ours, LayerNorm, dropout, Linear and ReLU, and two of theirs, with dropout and Linear in
+    one.
+    """
+    layer, part = divmod(int(match[2]), 4)
+    side = {"target": "input_vid_proj", "query": "input_txt_proj"}.get(match[1], f"{match[1]}.flow_proj")
+    return f"{side}.{layer}.{'net.1' if part else 'LayerNorm'}."
+
+
+JOINT_NAMES = (
+    (r"^aligner\.(encoder|fuse)\.", ""),
+    (r"^project_(target|query)\.(\d+)\.", projection_name),
+    (r"^token_type\.", "token_type_embeddings."),
+    (r"^places\.norm\.", "txt_position_embed.LayerNorm."),
+    (r"^places\.", "txt_position_embed."),
+    (r"^(layers|norm)\.", r"transformer.encoder.\1."),
+    (r"\.feed_forward\.", "."),
+)
+MOMENT_QUERY_NAMES = (
+    (r"^aligner\.(project_|places)", r"\1"),
+    (r"^detector\.decoder\.moment_queries\.", "query_embed."),
+    (r"^detector\.heads\.0\.mlp\.", "span_embed."),
+    (r"^detector\.heads\.1\.linear\.", "class_embed."),
+)
+UNREAD = ("txt_position_embed.", "contrastive_align_projection_")
+RELEASE = Release(
+    preset="official",
+    settings=_settings,
+    names=(
+        *MOMENT_QUERY_NAMES,
+        (r"^aligner\.saliency\.", "saliency_proj."),
+        (r"^aligner\.", ""),
+        *JOINT_NAMES,
+        (r"^detector\.decoder\.(layers|norm)\.", r"transformer.decoder.\1."),
+        (r"\.cross_attn\.", ".multihead_attn."),
+    ),
+    unread=UNREAD,
+)

@@ -1,0 +1,80 @@
+"""QD-DETR: cross-attention from clips to words and DAB-DETR's moment queries (CVPR 2023), and its release."""
+
+from typing import Any
+
+from mrlib.arguments import require
+from mrlib.papers.moment_detr import (
+    JOINT_NAMES,
+    MOMENT_QUERIES,
+    MOMENT_QUERY_NAMES,
+    SMALL,
+    TRAIN,
+    TRANSFORMER,
+    UNREAD,
+    WORD_POSITIONS,
+    moment_query_settings,
+)
+from mrlib.papers.release import Options, Release, Tensors
+from mrlib.papers.schema import Choice, Paper
+
+DAB = {**MOMENT_QUERIES, "activation": "prelu"}
+# settings for a dataset that has saliency scores and no windows, so that nothing trains the detector; one model for
+# each domain
+HIGHLIGHTS = {"epochs": 2000, "batch_size": 4, "lr": 1e-3, "keep": "HL-top5-mAP"}
+PAPER = Paper(
+    name="qd_detr",
+    title="Query-Dependent Video Representation for Moment Retrieval and Highlight Detection (CVPR 2023)",
+    aligner=Choice("text_to_video", {**TRANSFORMER, **WORD_POSITIONS, "activation": "prelu", "masks": "keys"}),
+    detector=Choice("dab", DAB),
+    stages=(TRAIN,),
+    round_s=2.0,
+)
+
+PRESETS = {
+    "small": SMALL | {"activation": "relu"},
+    "official": {"masks": "released", "length": "duration"},  # the released network, for its checkpoints
+    "tvsum": {**HIGHLIGHTS, "weights": {"l1": 0.0, "giou": 0.0, "class": 0.0}},
+}
+
+
+def dab_settings(opt: Options, tensors: Tensors) -> dict[str, Any]:
+    """The settings of the network, also of TD-DETR's; the official network has no forward for `pre_norm`."""
+    require(not opt.read("pre_norm", bool), "pre_norm of opt", True, "False")
+    return moment_query_settings(opt)
+
+
+TEXT_TO_VIDEO_NAMES = (
+    (r"^aligner\.layers\.(\d+)\.cross_attn\.", r"transformer.t2v_encoder.layers.\1.self_attn."),
+    (r"^aligner\.layers\.", "transformer.t2v_encoder.layers."),
+    (r"^aligner\.encoder\.", "transformer.encoder.layers."),
+)
+DAB_NAMES = (
+    (r"\.self_attn\.([qk])_content\.", r".sa_\1content_proj."),
+    (r"\.self_attn\.([qk])_place\.", r".sa_\1pos_proj."),
+    (r"\.self_attn\.value\.", ".sa_v_proj."),
+    (r"\.cross_attn\.([qk])_content\.", r".ca_\1content_proj."),
+    (r"\.cross_attn\.([qk])_place\.", r".ca_\1pos_proj."),
+    (r"\.cross_attn\.q_sine\.", ".ca_qpos_sine_proj."),
+    (r"\.cross_attn\.value\.", ".ca_v_proj."),
+    (r"^detector\.decoder\.place\.", "detector.decoder.ref_point_head."),
+    (r"^detector\.decoder\.scale\.", "detector.decoder.query_scale."),
+    (r"^detector\.decoder\.anchor\.", "detector.decoder.ref_anchor_head."),
+    (r"^detector\.decoder\.move\.", "detector.decoder.bbox_embed."),
+    (r"^detector\.decoder\.", "transformer.decoder."),
+)
+RELEASE = Release(
+    preset="official",
+    settings=dab_settings,
+    names=(
+        *MOMENT_QUERY_NAMES,
+        *TEXT_TO_VIDEO_NAMES,
+        (r"^aligner\.global_token$", "global_rep_token"),
+        (r"^aligner\.global_position$", "global_rep_pos"),
+        (r"^aligner\.clip_side\.", "saliency_proj1."),
+        (r"^aligner\.global_side\.", "saliency_proj2."),
+        *JOINT_NAMES,
+        *DAB_NAMES,
+    ),
+    unread=UNREAD,
+    corrected={"masks": "keys"},
+)
