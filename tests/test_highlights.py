@@ -5,11 +5,11 @@ import math
 
 import numpy as np
 import pytest
-from files import labelled, tvsum
 
 from mrlib import papers
 from mrlib.data import open_dataset
 from mrlib.train import fit, headline, main, predict_all, scores_of
+from tests.support.files import labelled, tvsum
 
 SCORE = "HL-top5-mAP"
 TINY = {"width": 16, "layers": 1, "heads": 2, "hidden": 32, "dropout": 0.0, "input_dropout": 0.0}
