@@ -37,6 +37,23 @@ def contents(folder):
     }
 
 
+def test_matr_has_the_papers_numbers():
+    """[MATR, settings]: AdamW 1e-4, decay 1e-4, 200 epochs of 1,200 pairs, width 1,024, four layers, ten queries."""
+    paper = papers.get("matr")
+    pretrain, finetune = paper.stages
+    assert (finetune.epochs, finetune.batch_size, pretrain.batch_size) == (200, 1200, 600)
+    assert (pretrain.augment, pretrain.data, finetune.start) == ("clip_query", "videos", ("pretrain", "last"))
+    for stage in paper.stages:
+        o = stage.optimiser
+        assert (o.method, o.lr, o.weight_decay, o.clip) == ("adamw", 1e-4, 1e-4, 0.1) and not stage.weights
+    options = paper.aligner.options
+    assert [options[k] for k in ("width", "layers", "decoder_layers", "moment_queries")] == [1024, 4, 4, 10]
+    assert (options["dropout"], options["input_dropout"], paper.query) == (0.1, 0.5, "video")
+    assert papers.get("matr", preset="paper").describe() == paper.describe()
+    sports = papers.get("matr", preset="sportsmoments").stages[-1]
+    assert (sports.epochs, sports.batch_size) == (40, 40)
+
+
 def test_two_stages_leave_their_checkpoints_and_a_run_killed_between_them_ends_the_same(tmp_path, monkeypatch):
     """Killed at the first file of the second stage: random clips, both stages' order and weights come again."""
     paper, data = small(), open_pair(small())

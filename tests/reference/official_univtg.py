@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -291,3 +292,16 @@ def losses(out: dict[str, Tensor], windows: list[tuple[float, float]], scores: T
         column = own[:, i][shown[:, i]]
         intra = intra - (own[b, i] - row.logsumexp(0) + own[b, i] - column.logsumexp(0)) / B
     return {"fg": fg / out["mask"].sum(), "l1": l1 / inside, "iou": iou / inside, "inter": inter, "intra": intra}
+
+
+def saved(
+    folder: Path,
+    paper: str = "univtg",
+    prefix: str = "",
+    parts: dict[str, Any] | None = None,
+    changes: dict[str, Any] | None = None,
+    **options,
+) -> tuple[Official, Path]:
+    """A small network of random weights, and the checkpoint of it in a folder."""
+    network = random_network(make_opt(**options), paper, **(parts or {}))
+    return network, save(network, folder / "model.ckpt", prefix, **(changes or {}))

@@ -1,14 +1,10 @@
-"""Checkpoints of AMR, and the written-down network itself: its sizes, and what padding does to it."""
+"""The second implementation of AMR: its sizes, and what padding does to it."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 
-from mrlib import checkpoint, papers
-from mrlib.checkpoint import load_official
-from mrlib.data import Widths
 from tests.reference.official_amr import (
     Official,
     alone,
@@ -20,8 +16,6 @@ from tests.reference.official_amr import (
     matching,
     random_network,
 )
-from tests.reference.official_univtg import save
-from tests.support.batches import make_batch
 from tests.support.modules import count
 
 RELEASED = {"hidden_dim": 256, "dim_feedforward": 1024, "dec_layers": 4, "nheads": 8, "num_queries": 10, "max_q_l": 32}
@@ -255,180 +249,3 @@ def test_the_states_of_original_queries_are_held_to_the_teachers_and_active_ones
     turned = teacher.clone()
     turned[0] *= -1
     assert distill(torch.cat([turned, active], 2), torch.cat([teacher, active], 2)) == pytest.approx(1)
-
-
-# ---- our network with their weights
-
-OPTIONS = {
-    "as released": {},
-    "wide": {"hidden_dim": 24, "dim_feedforward": 40, "nheads": 6},
-    "deep": {"enc_layers": 3, "dec_layers": 3},
-    "few layers, one head, one query": {"enc_layers": 1, "dec_layers": 2, "nheads": 1, "num_queries": 1},
-    "one projection": {"n_input_proj": 1},
-    "three projections": {"n_input_proj": 3},
-    "no endpoints": {"ctx_mode": "video", "v_feat_dim": 7},
-}
-STAGES = ("pretrain", "distill")
-LENGTHS, MOMENTS = [9, 4, 12, 7], [[(2, 6), (7, 9)], [(0, 3)], [(0, 2), (3, 4), (7, 12)], [(0, 7)]]
-
-
-def labelled_batch(lengths=LENGTHS, windows=MOMENTS, **options):
-    """A batch for the small networks with every label that a loss reads; the reference gets rows without padding."""
-    batch = make_batch(lengths, joint=None, motion=7, words=7, query=6, seed=1, windows=windows, **options)
-    g = torch.Generator().manual_seed(3)
-    labels, T = batch.labels, batch.target.shape[1]
-    scores = torch.randint(1, 12, (len(lengths), T), generator=g) * labels.relevant
-    wrong = (torch.rand(len(lengths), T, generator=g) < 0.3) & ~labels.relevant & batch.target_mask
-    wrong[1] = False  # nothing was mined here
-    pairs = torch.tensor([[[3, 2], [4, 0]], [[1, 0], [2, 3]], [[11, 0], [3, 5]], [[6, 0], [1, 2]]])
-    batch = replace(batch, labels=replace(labels, saliency=scores.float(), wrong=wrong, pairs=pairs))
-    targets = [x[m] for x, m in zip(batch.target, batch.target_mask, strict=True)]
-    queries = [x[m] for x, m in zip(batch.query, batch.query_mask, strict=True)]
-    return batch, targets, queries
-
-
-def saved(tmp_path, **options):
-    network = random_network(make_opt(**options))
-    return network, save(network, tmp_path / "model.ckpt")
-
-
-def said(retriever, batch):
-    aligned, outputs = retriever(batch)
-    names = {"logits": "logits", "spans_cw": "spans", "quality": "iou", "masks": "masks", "states": "states"}
-    return {theirs: outputs[ours] for ours, theirs in names.items()} | {"saliency": aligned.saliency}
-
-
-def compare(ours, theirs, mask):
-    """The masks and the saliency on real clips; elsewhere nobody reads them."""
-    for name in ("logits", "spans", "iou", "states"):
-        torch.testing.assert_close(ours[name], theirs[name], atol=2e-5, rtol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
-    for name, axes in (("saliency", mask), ("masks", mask[None, :, None].expand_as(ours["masks"]))):
-        torch.testing.assert_close(ours[name][axes], theirs[name][axes], atol=2e-5, rtol=2e-5)
-
-
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("name", OPTIONS)
-@torch.no_grad()
-def test_outputs_are_those_of_the_official_network(name, stage, tmp_path):
-    """[AMR stage 1], [AMR stage 2] A padded batch as released; corrected, each sample as if it were alone."""
-    network, path = saved(tmp_path, stage=stage, **OPTIONS[name])
-    for given in ({}, {"lengths": [3, 5, 2], "windows": None}):
-        batch, targets, queries = (
-            labelled_batch()
-            if not given
-            else (b := make_batch([3, 5, 2], joint=None, motion=7, words=11, query=6), *rows_without_padding(b))
-        )
-        compare(said(load_official(path, "amr"), batch), network(targets, queries), batch.target_mask)
-        corrected = said(load_official(path, "amr", corrected=True), batch)
-        compare(corrected, alone(network, targets, queries), batch.target_mask)
-
-
-def rows_without_padding(batch):
-    pairs = ((batch.target, batch.target_mask), (batch.query, batch.query_mask))
-    return [[x[m] for x, m in zip(rows, mask, strict=True)] for rows, mask in pairs]
-
-
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("corrected", [False, True])
-@torch.no_grad()
-def test_losses_are_those_of_the_official_network(stage, corrected, tmp_path):
-    """[AMR, losses] Matching by trying everything, sums by loops; every layer, every term, and what a teacher adds."""
-    network, path = saved(tmp_path, stage=stage)
-    batch, targets, queries = labelled_batch()
-    windows = [[(s / n, e / n) for s, e in own] for own, n in zip(MOMENTS, LENGTHS, strict=True)]
-    out = alone(network, targets, queries) if corrected else network(targets, queries)
-    retriever = load_official(path, "amr", corrected)
-    aligned, outputs = retriever(batch)
-    matched = retriever.detector.match(outputs, retriever.detector.truth(batch))
-    by_layer = retriever.detector.layer_losses(outputs, batch)
-    for layer in range(len(out["logits"])):
-        for b, own in enumerate(windows):
-            found = matching(*(out[name][layer, b] for name in ("logits", "spans", "masks")), own, LENGTHS[b])
-            assert matched[layer, b].tolist() == [*found, *[-1] * (3 - len(own))]
-        expected = layer_losses(out, windows, layer)
-        expected["quality"] = expected.pop("iou")
-        if layer == len(out["logits"]) - 1:
-            expected["mask"] = 0.0  # as released
-        assert {name: x[layer].item() for name, x in by_layer.items()} == pytest.approx(expected, rel=1e-4, abs=1e-6)
-    labels = batch.labels
-    expected = clip_losses(out, windows, labels.pairs, labels.saliency, labels.wrong)
-    if corrected:  # the discrimination of the preset stays that against the video
-        told = clip_losses(out, windows, labels.pairs, labels.saliency, labels.wrong, corrected=True)
-        expected["ctc"] = told["ctc"]
-    found = {name: x.item() for name, x in retriever.aligner.losses(aligned, batch).items()}
-    assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
-    if stage == "distill":
-        other = random_network(make_opt(stage=stage), seed=5)
-        teacher = load_official(save(other, tmp_path / "teacher.ckpt"), "amr", corrected)(batch)[1]
-        their = alone(other, targets, queries) if corrected else other(targets, queries)
-        half = out["states"].shape[2] // 2
-        terms = retriever.losses(aligned, outputs, batch, {"states": teacher["states"][:, :, :half]})
-        assert terms["distill"].item() == pytest.approx(distill(out["states"], their["states"]), rel=1e-4)
-
-
-@torch.no_grad()
-def test_the_discrimination_of_the_paper_is_against_the_sentence_where_something_was_mined(tmp_path):
-    """[AMR, losses] Only over the samples with mined clips."""
-    network, path = saved(tmp_path)
-    batch, targets, queries = labelled_batch()
-    windows = [[(s / n, e / n) for s, e in own] for own, n in zip(MOMENTS, LENGTHS, strict=True)]
-    labels, out = batch.labels, alone(network, targets, queries)
-    aligner = load_official(path, "amr", corrected=True).aligner
-    aligner.against = "sentence"
-    found = aligner.losses(aligner(batch), batch)["discriminate"].item()
-    expected = clip_losses(out, windows, labels.pairs, labels.saliency, labels.wrong, corrected=True)
-    assert found == pytest.approx(expected["discriminate"], rel=1e-4)
-
-
-@torch.no_grad()
-def test_the_released_network_sees_batch_mates_and_padding_and_ours_does_not(tmp_path):
-    """[AMR, padding] So that the two ways of loading are known to differ."""
-    _, path = saved(tmp_path)
-    batch, _, _ = labelled_batch()
-    pair = [said(load_official(path, "amr", corrected=c), batch)["spans"] for c in (False, True)]
-    assert ((pair[0] - pair[1]).abs().amax((0, 2, 3)) > 1e-4).any()
-
-
-@pytest.mark.parametrize("stage", STAGES)
-@torch.no_grad()
-def test_a_loaded_model_is_saved_and_loaded_as_one_of_ours(stage, tmp_path):
-    """[AMR stage 2] The second set of queries with it."""
-    _, path = saved(tmp_path, stage=stage)
-    batch, _, _ = labelled_batch()
-    retriever = load_official(path, "amr")
-    checkpoint.save(retriever, tmp_path / "ours")
-    again = checkpoint.load(tmp_path / "ours")
-    assert again.predict(batch) == retriever.predict(batch)
-    assert len(again.predict(batch)[0]["pred_relevant_windows"]) == (4 if stage == "pretrain" else 8)
-
-
-def test_a_file_that_contradicts_itself_is_refused(tmp_path):
-    """[AMR stage 2] Its stage, its two copies of a head, its options."""
-    network, path = saved(tmp_path, stage="distill")
-    network.opt = make_opt(stage="pretrain")
-    with pytest.raises(ValueError, match="stage of opt must be distill where there is a new_query_embed"):
-        load_official(save(network, path), "amr")
-    for changes, message in (
-        ({"use_txt_pos": True}, "use_txt_pos of opt must be False"),
-        ({"pre_norm": True}, "pre_norm of opt must be False"),
-        ({"stage": "other"}, "stage of opt must be pretrain or distill"),
-        ({"dec_layers": 1}, "dec_layers of opt must be 2 or more"),
-        ({"enc_layers": 3}, "does not fit"),
-        ({"num_queries": 6}, "does not fit"),
-    ):
-        network.opt = make_opt(**({"stage": "distill"} | changes))
-        with pytest.raises(ValueError, match=message):
-            load_official(save(network, path), "amr")
-    network.opt = make_opt(stage="distill")
-    network.transformer.decoder.class_embed = torch.nn.Linear(16, 2)
-    with pytest.raises(ValueError, match=r"transformer.decoder.class_embed.weight and class_embed.weight differ"):
-        load_official(save(network, path), "amr")
-
-
-def test_our_parameters_are_as_many_as_released():
-    """[AMR stage 1], [AMR stage 2] Without the positions of words, which nothing reads."""
-    with torch.device("meta"):
-        ours = papers.build(papers.get("amr"), Widths(5376, 2048, None))
-        assert count(ours) + 8_704 == 11_801_641
-        papers.prepare(ours, "active_queries")
-    assert count(ours) + 8_704 == 13_903_933

@@ -6,7 +6,10 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from mrlib.data import Batch
+from mrlib.retriever import MomentRetriever
 
 
 class Call(NamedTuple):
@@ -36,3 +39,10 @@ def shaken(module: nn.Module) -> nn.Module:
         for p in module.parameters():
             p.add_(0.2 * torch.randn(p.shape, generator=g))
     return module.eval()
+
+
+def outputs_of(retriever: MomentRetriever, batch: Batch) -> dict[str, Tensor]:
+    """Of a retriever of clips: probabilities, spans and saliency, by the names of the official network."""
+    aligned, outputs = retriever(batch)
+    ours = {"prob": outputs["logits"].sigmoid(), "spans": outputs["spans"], "saliency": aligned.saliency}
+    return {name: x for name, x in ours.items() if x is not None}
