@@ -1,5 +1,6 @@
 """Splicing against a plain version of it, sample by sample on the same numbers, and against the videos' own values."""
 
+import os
 import random
 from collections import Counter
 from dataclasses import replace
@@ -348,6 +349,7 @@ def figures(data: MomentDataset, placement: str) -> dict[str, float]:
     }
 
 
+@pytest.mark.skipif("MRLIB_DATA" not in os.environ, reason="real annotations: set MRLIB_DATA")
 def test_the_real_training_set_has_the_released_algorithms_figures():
     """Measured on ten passes of it; here one pass. The even placement, beside it, has no bias."""
     data = real_training_set()

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -525,9 +526,7 @@ def test_without_numba_the_plain_way_is_taken(monkeypatch):
 @needs_triton
 def test_the_gpu_kernel_agrees_with_the_plain_way_in_the_interpreter():
     """Without a GPU: triton's interpreter runs the kernel, four lanes wide so that diagonals come in pieces."""
-    program = f"""
-import sys
-sys.path.insert(0, {os.getcwd()!r})
+    program = """
 import torch
 from mrlib.ops import alignment_gpu, alignment_plain
 from tests.ops.test_alignment import TOPOLOGIES, random_batches
@@ -543,9 +542,8 @@ for seed in range(12):
     float32 = alignment_gpu.soft(cost.float(), gamma, *lengths, topology, keep=True)
     torch.testing.assert_close(float32, tuple(x.float() for x in plain), rtol=1e-4, atol=1e-3)
 """
-    subprocess.run(
-        [sys.executable, "-c", program], check=True, timeout=120, env={**os.environ, "TRITON_INTERPRET": "1"}
-    )
+    environment, root = {**os.environ, "TRITON_INTERPRET": "1"}, Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120, env=environment, cwd=root)
 
 
 def test_importing_the_package_loads_neither_kernels_nor_cuda():
