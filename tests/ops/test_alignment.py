@@ -2,11 +2,9 @@
 
 import importlib.util
 import math
-import os
 import subprocess
 import sys
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +12,9 @@ import torch
 
 import mrlib.ops
 from mrlib.ops import alignment, alignment_plain
+from tests.support.alignments import TOPOLOGIES, by_enumeration, paths, random_batches, random_costs, soft_minimum
 
-TOPOLOGIES = ["global", "subsequence", "otam"]
 needs_numba = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba is not installed")
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 GOLDEN = torch.tensor(
     [[0.9, 0.8, 1.0], [0.1, 0.7, 0.9], [0.6, 0.2, 0.8], [0.7, 0.5, 0.1], [1.0, 0.9, 0.6]], dtype=torch.float64
 )[None]
@@ -29,24 +26,6 @@ def way(request, monkeypatch):
     if request.param == "plain":
         monkeypatch.setattr(alignment, "_way", lambda cost: alignment_plain)
     return request.param
-
-
-def random_costs(*shape, seed=0):
-    return torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def paths(T, N, topology):
-    """Every alignment, as a list of cells."""
-    moves = [(1, 1), (1, 0)] if topology == "otam" and T >= N else [(1, 1), (1, 0), (0, 1)]
-    starts = [(0, 0)] if topology == "global" else [(i, 0) for i in range(T)]
-    found, open_paths = [], [[start] for start in starts]
-    while open_paths:
-        path = open_paths.pop()
-        i, j = path[-1]
-        if j == N - 1 and (topology != "global" or i == T - 1):
-            found.append(path)
-        open_paths += [[*path, (i + di, j + dj)] for di, dj in moves if i + di < T and j + dj < N]
-    return found
 
 
 def drops_and_matches(T, N, exclusive):
@@ -67,16 +46,6 @@ def drops_and_matches(T, N, exclusive):
                 yield from extend(i + 1, i, b, [*cells, *((i, j) for j in range(a, b + 1))], dropped)
 
     return list(extend(0, -2, -1, [], []))
-
-
-def soft_minimum(totals, gamma):
-    totals = torch.stack(totals)
-    return totals.min() if gamma == 0 else -gamma * torch.logsumexp(-totals / gamma, 0)
-
-
-def by_enumeration(cost, gamma, topology):
-    T, N = cost.shape
-    return soft_minimum([sum(cost[cell] for cell in path) for path in paths(T, N, topology)], gamma)
 
 
 def drop_by_enumeration(cost, drop, gamma, exclusive):
@@ -259,37 +228,6 @@ def test_the_expected_alignment_is_a_distribution_over_cells(topology, way):
         torch.testing.assert_close(torch.stack([E[:, 0, 0], E[:, -1, -1]]), torch.ones(2, 4, dtype=torch.float64))
     if topology == "otam":
         assert (E.sum(2) < 1 + 1e-12).all()  # no target clip twice
-
-
-def random_batches(seed):
-    """Costs of all kinds: ragged, with forbidden cells, negative, tied, with anything in the padding."""
-    generator = torch.Generator().manual_seed(seed)
-    draw = lambda most: int(torch.randint(1, most + 1, (), generator=generator))  # noqa: E731
-    B, T, N = draw(18), draw(14), draw(14)
-    cost = torch.rand(B, T, N, dtype=torch.float64, generator=generator) * 2 - (seed % 2)
-    if seed % 3 == 0:
-        cost[torch.rand(cost.shape, generator=generator) < 0.2] = torch.inf
-    if seed % 5 == 0:
-        cost = (cost * 3).round()
-    T_b = torch.randint(0, T + 1, (B,), generator=generator)
-    N_b = torch.randint(0, N + 1, (B,), generator=generator)
-    junk = (torch.nan, torch.inf, 7.0, -torch.inf)[seed % 4]
-    return cost.masked_fill(~alignment_plain.valid(cost, T_b, N_b), junk), T_b, N_b
-
-
-@needs_numba
-@pytest.mark.parametrize("seed", range(24))
-def test_the_kernels_agree_with_the_plain_way(seed):
-    from mrlib.ops import alignment_cpu
-
-    cost, *lengths = random_batches(seed)
-    for topology, gamma in product(TOPOLOGIES, (1e-3, 0.1, 10.0)):
-        plain = alignment_plain.soft(cost, gamma, *lengths, topology, keep=True)
-        fast = alignment_cpu.soft(cost, gamma, *lengths, topology, keep=True)
-        torch.testing.assert_close(fast, plain, rtol=1e-9, atol=1e-9)
-        assert torch.equal(alignment_cpu.soft(cost, gamma, *lengths, topology, keep=False)[0], fast[0])
-        paths = [way.hard_path(cost, *lengths, topology) for way in (alignment_plain, alignment_cpu)]
-        assert torch.equal(*paths)
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
@@ -488,62 +426,6 @@ def test_extreme_gammas_are_answered(gamma, way):
         torch.testing.assert_close(value, (cost * mrlib.ops.hard_alignment(cost)).sum((1, 2)))
     else:
         torch.testing.assert_close(value / gamma, torch.tensor([-math.log(len(paths(6, 4, "global")))]).double())
-
-
-@needs_numba
-def test_the_bytes_do_not_depend_on_the_number_of_threads(monkeypatch):
-    cost = random_costs(37, 60, 25).float()
-    runs = []
-    for threads in (1, 2, 3):
-        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        runs.append((mrlib.ops.soft_dtw(cost), mrlib.ops.expected_alignment(cost), mrlib.ops.hard_alignment(cost)))
-    assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(run, runs[0], strict=True))
-
-
-@needs_numba
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_a_forked_process_computes_too():
-    program = """
-import os, torch
-import mrlib.ops
-torch.get_num_threads = lambda: 2
-cost = torch.rand(64, 40, 20)
-value = mrlib.ops.soft_dtw(cost)
-child = os.fork()
-if child == 0:
-    os._exit(0 if torch.equal(mrlib.ops.soft_dtw(cost), value) else 3)
-assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-"""
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
-
-
-def test_without_numba_the_plain_way_is_taken(monkeypatch):
-    monkeypatch.setitem(sys.modules, "numba", None)
-    monkeypatch.delitem(sys.modules, "mrlib.ops.alignment_cpu", raising=False)
-    assert alignment._way(torch.zeros(1, 1, 1)) is alignment_plain
-
-
-@needs_triton
-def test_the_gpu_kernel_agrees_with_the_plain_way_in_the_interpreter():
-    """Without a GPU: triton's interpreter runs the kernel, four lanes wide so that diagonals come in pieces."""
-    program = """
-import torch
-from mrlib.ops import alignment_gpu, alignment_plain
-from tests.ops.test_alignment import TOPOLOGIES, random_batches
-alignment_gpu._LANES = 4
-for seed in range(12):
-    cost, *lengths = random_batches(seed)
-    cost, lengths = cost[:4], [n[:4] for n in lengths]
-    topology, gamma = TOPOLOGIES[seed % 3], (1e-3, 0.1, 10.0, 1.0)[seed % 4]
-    plain = alignment_plain.soft(cost, gamma, *lengths, topology, keep=True)
-    fast = alignment_gpu.soft(cost, gamma, *lengths, topology, keep=True)
-    torch.testing.assert_close(fast, plain, rtol=1e-9, atol=1e-9)
-    assert torch.equal(alignment_gpu.soft(cost, gamma, *lengths, topology, keep=False)[0], fast[0])
-    float32 = alignment_gpu.soft(cost.float(), gamma, *lengths, topology, keep=True)
-    torch.testing.assert_close(float32, tuple(x.float() for x in plain), rtol=1e-4, atol=1e-3)
-"""
-    environment, root = {**os.environ, "TRITON_INTERPRET": "1"}, Path(__file__).parents[2]
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=120, env=environment, cwd=root)
 
 
 def test_importing_the_package_loads_neither_kernels_nor_cuda():

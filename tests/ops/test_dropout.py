@@ -6,7 +6,6 @@ import torch.nn.functional as F
 
 from mrlib.layers import Dropout, Projection, attend
 from mrlib.ops.dropout import dropout, fused, norm_dropout_linear
-from mrlib.ops.prelu import prelu
 
 needs_numba = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba is not installed")
 
@@ -144,13 +143,3 @@ def test_dropout_of_attention_drops_weights():
     counts = attend(q, k, v, 1, None, 0.5) * 2
     assert counts.round().sub(counts).abs().max() < 1e-5
     assert counts.unique().tolist() == [0, 1, 2, 3, 4]
-
-
-def test_prelu_and_its_gradients_are_those_of_torch():
-    x, slope = torch.randn(6, 7, dtype=torch.float64), torch.tensor([0.3], dtype=torch.float64)
-    x[0, :3] = 0
-    given = [t.requires_grad_() for t in (x, slope)]
-    ours, theirs, dy = prelu(*given), F.prelu(*given), torch.randn_like(x)
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
-    for a, b in zip(torch.autograd.grad(ours, given, dy), torch.autograd.grad(theirs, given, dy), strict=True):
-        torch.testing.assert_close(a, b)
