@@ -42,7 +42,7 @@ def by_enumeration(cost: Tensor, gamma: float, topology: str) -> Tensor:
 
 
 def random_batches(seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Costs (B, T, N) of all kinds and their lengths: ragged, with forbidden cells, negative, tied, with any padding."""
+    """Costs (B, T, N) of all kinds, and lengths: ragged, with forbidden cells, negative, tied, with any padding."""
     generator = torch.Generator().manual_seed(seed)
     draw = lambda most: int(torch.randint(1, most + 1, (), generator=generator))  # noqa: E731
     B, T, N = draw(18), draw(14), draw(14)
