@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from mrlib import checkpoint, files, papers
+from mrlib import checkpoint, papers
 from mrlib.data import Widths
 from mrlib.retriever import MomentRetriever
 
@@ -79,12 +79,3 @@ def test_a_retriever_without_a_recipe_is_not_saved(saved, tmp_path):
     retriever, _ = saved
     with pytest.raises(ValueError, match="recipe"):
         checkpoint.save(MomentRetriever(retriever.aligner, retriever.detector), tmp_path / "bare")
-
-
-def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path):
-    files.write_whole(tmp_path / "a.txt", "old")
-    with pytest.raises(RuntimeError), files.whole_file(tmp_path / "a.txt") as file:
-        file.write(b"ne")
-        raise RuntimeError
-    assert (tmp_path / "a.txt").read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]

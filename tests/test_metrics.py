@@ -10,10 +10,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import reference_metrics as reference
 
 from mrlib import metrics
 from mrlib.metrics import evaluate, moment_scores, read_jsonl, spurious
+from tests.reference import reference_metrics as reference
 
 
 @pytest.fixture(scope="module")

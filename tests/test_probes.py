@@ -5,7 +5,6 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
-from files import labelled, line, moment_detr, random, save_npy, save_npz, tvsum, windows_only, write_lines
 
 from mrlib import baselines
 from mrlib.data import Sample, open_dataset
@@ -13,6 +12,17 @@ from mrlib.data.layouts import open_files
 from mrlib.data.probes import PROBES, contexts, dynamic_context, mask_moments, read, show, write
 from mrlib.data.simulate import export
 from mrlib.data.world import World, parameters
+from tests.support.files import (
+    labelled,
+    line,
+    moment_detr,
+    random,
+    save_npy,
+    save_npz,
+    tvsum,
+    windows_only,
+    write_lines,
+)
 
 OF_FILES = [name for name in PROBES if name != "absent"]
 WINDOWS = {  # windows and, with a margin of two clips before and one after, what is replaced of ten clips of 2 s

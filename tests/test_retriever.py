@@ -4,8 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-import toy
-from batches import make_batch
 from torch import nn
 
 from mrlib import papers
@@ -14,6 +12,8 @@ from mrlib.data import Widths, open_dataset
 from mrlib.detect import Moments
 from mrlib.retriever import MomentRetriever
 from mrlib.train import fit
+from tests.support import toy
+from tests.support.batches import make_batch
 
 
 @pytest.fixture(scope="module")

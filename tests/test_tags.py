@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FILES = {
     "mrlib": sorted((ROOT / "mrlib").rglob("*.py")),
-    "tests": [file for file in sorted((ROOT / "tests").glob("test_*.py")) if file != Path(__file__).resolve()],
+    "tests": [file for file in sorted((ROOT / "tests").rglob("test_*.py")) if file != Path(__file__).resolve()],
     "notebooks": sorted((ROOT / "notebooks").glob("*.py")),
 }
 TAGS = [f"[A2FA Eq. {k}]" for k in range(1, 13)] + [f"[F2SGD Eq. {k}]" for k in range(13, 16)]

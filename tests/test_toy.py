@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import toy
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from mrlib import metrics, papers
 from mrlib.data import open_dataset
 from mrlib.train import fit
+from tests.support import toy
 
 SIZE = {"size": "small", "streams": "joint"}
 STEPS = 3  # of an epoch: 48 samples, 16 a batch
@@ -230,12 +230,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import toy
 from torch import nn
 
 from mrlib import papers, parallel
 from mrlib.data import open_dataset
 from mrlib.train import fit
+from tests.support import toy
 
 toy.register()
 parallel.start("cpu", 0)
@@ -275,7 +275,7 @@ def two_ranks(tmp_path_factory):
     """What each of two processes that trained the toy together ended with; they began with different weights."""
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "script.py").write_text(SCRIPT)
-    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": ":".join(paths)}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run([*launch, folder / "script.py", folder], env=environment, capture_output=True, text=True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,18 +19,16 @@ from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is there
-sys.path[:0] = [str(Path(__file__).parents[i]) for i in (0, 1)]
+import torch
+from torch import Tensor, nn
 
-import torch  # noqa: E402
-from batches import make_batch  # noqa: E402
-from official_amr import make_opt  # noqa: E402
-from straightforward_amr import StraightforwardAMR, inputs_of, losses, targets_of  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-
-from mrlib.checkpoint import load_official  # noqa: E402
-from mrlib.data import Batch  # noqa: E402
-from mrlib.papers import PAPERS, Stage  # noqa: E402
-from mrlib.retriever import MomentRetriever  # noqa: E402
+from mrlib.checkpoint import load_official
+from mrlib.data import Batch
+from mrlib.papers import PAPERS, Stage
+from mrlib.retriever import MomentRetriever
+from tests.reference.official_amr import make_opt
+from tests.reference.straightforward_amr import StraightforwardAMR, inputs_of, losses, targets_of
+from tests.support.batches import make_batch
 
 RELEASED = {"hidden_dim": 256, "dim_feedforward": 1024, "dec_layers": 4, "nheads": 8, "num_queries": 10, "max_q_l": 32}
 RELEASED |= {"v_feat_dim": 5378, "t_feat_dim": 2048}

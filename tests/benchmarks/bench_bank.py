@@ -7,7 +7,6 @@ QVHighlights-sized: 75 clips of 2304 + 514 numbers in float32, batches of 32; mi
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -17,10 +16,8 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from files import line, random, save_npz, write_lines
-
 from mrlib.data import MomentDataset, open_dataset
+from tests.support.files import line, random, save_npz, write_lines
 
 VIDEOS, BATCH, REPEATS = 256, 32, 5
 CLIPS, WIDTHS = 75, {"slowfast_features": 2304, "clip_features": 514}

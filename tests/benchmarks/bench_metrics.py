@@ -4,16 +4,13 @@ On the official sample of predictions where MRLIB_DATA is set, else on random fi
 """
 
 import os
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 
 from mrlib.metrics import evaluate, read_jsonl
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-import reference_metrics
+from tests.reference import reference_metrics
 
 
 def random_files(n_queries: int = 1550, clips: int = 75) -> tuple[list[dict], list[dict]]:

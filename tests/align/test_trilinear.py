@@ -1,0 +1,353 @@
+"""AMR's aligner against its formulas, its losses against hand-worked cases, and what must not show in it."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from mrlib import papers
+from mrlib.align import Aligned
+from mrlib.align.projected import Sizes
+from mrlib.align.trilinear import TrilinearAligner, TrilinearFusion, batch_contrast
+from mrlib.data import Widths
+from tests.support.batches import LENGTHS, alone, batch_of, make_batch, spoilt
+
+K = 1 / 0.07
+
+
+def aligner(**options):
+    sizes = {"width": 16, "hidden": 24, "heads": 4, "dropout": 0.0, "input_dropout": 0.0}
+    return papers.build(papers.get("amr", **sizes, **options), Widths(24, 12, 16), seed=3).aligner
+
+
+def fusion_of(width=6, dropout=0.0, seed=0):
+    torch.manual_seed(seed)
+    fusion = TrilinearFusion(width, dropout).double()
+    for vector in (fusion.clip, fusion.word, fusion.both, fusion.pool):
+        nn.init.normal_(vector)
+    return fusion
+
+
+def fusion_by_hand(fusion, video, text):
+    """Of one sample without padding: video (n, d), text (m, d), number by number."""
+    (n, d), m = video.shape, len(text)
+    score = torch.zeros(n, m, dtype=video.dtype)
+    for t in range(n):
+        for w in range(m):
+            for k in range(d):
+                score[t, w] += video[t, k] * fusion.clip[k] + text[w, k] * fusion.word[k]
+                score[t, w] += video[t, k] * fusion.both[k] * text[w, k]
+    shares = [math.exp(sum(text[w, k].item() * fusion.pool[k].item() for k in range(d))) for w in range(m)]
+    whole = sum(share * text[w] for w, share in enumerate(shares)) / sum(shares)
+    out = []
+    for t in range(n):
+        p, q = torch.zeros(d, dtype=video.dtype), torch.zeros(d, dtype=video.dtype)
+        for w in range(m):
+            word = score[t, w].exp() / score[t].exp().sum()
+            p = p + word * text[w]
+            for i in range(n):
+                q = q + word * score[i, w].exp() / score[:, w].exp().sum() * video[i]
+        x = torch.cat([video[t], p, video[t] * p, video[t] * q]) @ fusion.mix.weight.T + fusion.mix.bias
+        out.append((torch.cat([x, whole]) @ fusion.out.weight.T + fusion.out.bias).clamp(min=0))
+    return torch.stack(out)
+
+
+@torch.no_grad()
+def test_fusion_is_its_formula_on_every_sample_whatever_stands_on_padding():
+    """[AMR, fusion] Padding of clips and of words; a query of one word; a video of one clip."""
+    fusion, g = fusion_of(), torch.Generator().manual_seed(1)
+    n, m = [5, 3, 1, 4], [4, 1, 3, 2]
+    video, text = (torch.randn(4, length, 6, generator=g, dtype=torch.float64) for length in (5, 4))
+    mask, words = (torch.arange(length) < torch.tensor(real)[:, None] for length, real in ((5, n), (4, m)))
+    found = fusion(video, mask, text, words)
+    for b in range(4):
+        expected = fusion_by_hand(fusion, video[b, : n[b]], text[b, : m[b]])
+        torch.testing.assert_close(found[b, : n[b]], expected)
+    assert (found > 0).any() and (found == 0).any()
+
+
+def test_fusion_has_the_gradients_of_its_formula():
+    """[AMR, fusion] For clips, words and every parameter."""
+    fusion, g = fusion_of(3), torch.Generator().manual_seed(1)
+    video, text = (torch.randn(2, length, 3, generator=g, dtype=torch.float64, requires_grad=True) for length in (3, 2))
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    words = torch.tensor([[True, True], [True, False]])
+    names, values = zip(*fusion.named_parameters(), strict=True)
+
+    def run(video, text, *values):
+        given = dict(zip(names, values, strict=True))
+        return torch.func.functional_call(fusion, given, (video, mask, text, words))[mask]
+
+    assert torch.autograd.gradcheck(run, (video, text, *values))
+
+
+def test_a_query_without_a_word_gives_finite_numbers_and_gradients():
+    fusion = fusion_of().float()
+    video, text = torch.randn(2, 4, 6, requires_grad=True), torch.zeros(2, 3, 6)
+    nothing = torch.zeros(2, 3, dtype=torch.bool)
+    found = fusion(video, torch.tensor([[True] * 4, [False] * 4]), text, nothing)
+    found.sum().backward()
+    assert found.isfinite().all() and video.grad.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in fusion.parameters())
+
+
+def test_dropout_changes_the_scores_of_the_fusion_and_nothing_else():
+    """[AMR, fusion] With scores of zero it is not seen."""
+    fusion, ones = fusion_of(dropout=0.5), torch.ones(1, 4, dtype=torch.bool)
+    video, text = torch.randn(1, 4, 6, dtype=torch.float64), torch.randn(1, 4, 6, dtype=torch.float64)
+    assert not torch.allclose(fusion.train()(video, ones, text, ones), fusion.eval()(video, ones, text, ones))
+    for vector in (fusion.clip, fusion.word, fusion.both):
+        nn.init.zeros_(vector)
+    torch.testing.assert_close(
+        fusion.train()(video, ones, text, ones), fusion.eval()(video, ones, text, ones), rtol=0, atol=0
+    )
+
+
+def test_vectors_of_the_fusion_start_as_matrices_do():
+    """[AMR, decoder] Xavier-uniform: three as matrices of one column; w_m as the kernel (1, 1, d) of the release."""
+    fusion = TrilinearFusion(256, 0.0)
+    for vector, fans in ((fusion.clip, 257), (fusion.word, 257), (fusion.pool, 257), (fusion.both, 512)):
+        bound = math.sqrt(6 / fans)
+        assert 0.9 * bound < vector.abs().max() <= bound
+
+
+class Thirds(nn.Module):
+    """Takes a third of what comes in, and keeps it."""
+
+    def __init__(self):
+        super().__init__()
+        self.given = []
+
+    def forward(self, x, positions, mask):
+        self.given.append(x)
+        return x / 3
+
+
+@pytest.mark.parametrize("padding", ["hidden", "seen"])
+@torch.no_grad()
+def test_highlights_are_encoded_anew_with_the_clips_that_the_words_went_into(padding):
+    """[AMR, encoder] An encoder that takes a third: E = Y/3, then Z = (E + w Y)/3."""
+    module, batch = aligner(padding=padding).eval(), batch_of(wrong=True)
+    module.encoder = nn.ModuleList([Thirds()])
+    aligned = module(batch)
+    y, second = module.encoder[0].given
+    real = torch.ones_like(batch.target_mask) if padding == "seen" else batch.target_mask
+    for b in range(len(LENGTHS)):
+        sigma = [module.saliency(y[b, t] / 3).sum() / 4 for t in range(12)]
+        total = sum(s.exp() for t, s in enumerate(sigma) if real[b, t])
+        for t in range(LENGTHS[b]):
+            torch.testing.assert_close(aligned.saliency[b, t], sigma[t])
+            lifted = y[b, t] / 3 + sigma[t].exp() / total * y[b, t]
+            torch.testing.assert_close(second[b, t], lifted)
+            torch.testing.assert_close(aligned.target[b, t], lifted / 3)
+
+
+@torch.no_grad()
+def test_the_query_as_a_whole_is_its_last_word_and_words_go_on_as_projected():
+    """[AMR, projections] Also where it is the only one."""
+    module, batch = aligner().eval(), batch_of(wrong=True)
+    aligned, projected = module(batch), module.project_query(batch.query)
+    assert torch.equal(aligned.query, projected)
+    for b, words in enumerate([6, 5, 4, 6]):
+        assert torch.equal(aligned.query_global[b], projected[b, words - 1])
+    one = replace(batch, query_mask=torch.arange(6) < torch.ones(4, 1))
+    assert torch.equal(module(one).query_global, projected[:, 0])
+
+
+def hand_worked(**options):
+    """Two samples of which every direction is along an axis; the second has two real clips and one padded.
+
+    Clip 0 is relevant in both; the other clips of the first are mined.
+    """
+    module = TrilinearAligner(Widths(3, 3, None), Sizes(width=2, heads=1), [], [], **options)
+    batch = make_batch([3, 2], joint=None, motion=3, words=2, query=3, windows=[[(0, 1)], [(0, 1)]])
+    wrong = torch.tensor([[False, True, True], [False, False, False]])
+    pairs = torch.tensor([[[0, 1]], [[1, 0]]])
+    scores = torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    batch = replace(
+        batch,
+        query_mask=torch.tensor([[True, False], [True, True]]),
+        labels=replace(batch.labels, wrong=wrong, pairs=pairs, saliency=scores),
+    )
+    clips = torch.tensor([[[1.0, 0.0], [0.0, 2.0], [0.0, 1.0]], [[3.0, 0.0], [0.0, 1.0], [0.0, 5.0]]])
+    words = torch.tensor([[[0.0, 2.0], [9.0, 9.0]], [[4.0, 0.0], [0.0, 1.0]]])
+    saliency = torch.tensor([[0.5, 0.0, 0.0], [0.0, 0.0, 8.0]])
+    last = torch.tensor([[0.0, 2.0], [0.0, 1.0]])
+    clips.requires_grad_()
+    last.requires_grad_()
+    aligned = Aligned(clips, batch.target_mask, words, batch.query_mask, last, saliency, cache={"target": clips})
+    return module, aligned, batch
+
+
+def softplus(x):
+    return math.log1p(math.exp(x))
+
+
+# directions of the videos: of the first (1, 3), of the second (3, 1), with its padding (3, 6); of the sentences (0, 1)
+FIRST, SECOND, SECOND_SEEN = 3 / math.sqrt(10), 1 / math.sqrt(10), 2 / math.sqrt(5)
+
+
+@pytest.mark.parametrize("padding", ["hidden", "seen"])
+def test_losses_are_those_worked_by_hand(padding):
+    """[AMR, losses] Margin, rank contrast and both contrasts of video and text."""
+    module, aligned, batch = hand_worked(padding=padding)
+    terms = {name: x.item() for name, x in module.losses(aligned, batch).items()}
+    assert set(terms) == {"margin", "contrast", "vtc", "ctc", "discriminate"}
+    assert terms["margin"] == pytest.approx(2 * (0.0 + 0.2) / 2)
+    assert terms["contrast"] == pytest.approx(2 * math.log(1 + 2 * math.exp(-1)) / 12 / 2)
+    # both sentences are the same: a sentence is nearer to the second video or to the first, a video to neither
+    second = SECOND_SEEN if padding == "seen" else SECOND
+    vtc = softplus(K * (second - FIRST)) + softplus(K * (FIRST - second)) + 2 * math.log(2)
+    assert terms["vtc"] == pytest.approx(vtc / 4, rel=1e-5)
+    # words (0, 1); and (1/2, 1/2), a mean that is not made longer again
+    ctc = math.log(2) + 2 * softplus(K) + softplus(-K / 2) + softplus(K / 2)
+    ctc = (ctc + math.log(2)) / 6 if padding == "seen" else ctc / 5
+    assert terms["ctc"] == pytest.approx(ctc, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        # the first alone has mined clips: at right angles to the sentence the relevant one, along it the mined ones
+        ({}, softplus(K)),
+        ({"padding": "seen"}, softplus(K)),
+        # p = 1/sqrt(10), n = 3/sqrt(10); p = 3/sqrt(10), n = 0
+        ({"against": "video"}, (softplus(K * (FIRST - SECOND)) + softplus(-K * FIRST)) / 2),
+        ({"against": "video", "padding": "seen"}, (softplus(K * (FIRST - SECOND)) + softplus(-K / math.sqrt(5))) / 2),
+    ],
+    ids=["sentence", "sentence, padding seen", "video", "video, padding seen"],
+)
+def test_mined_clips_are_set_apart_from_relevant_ones(options, expected):
+    """[AMR, losses] By the sentence where there are some; as released by the mean of the video, and everywhere."""
+    module, aligned, batch = hand_worked(**options)
+    assert module.losses(aligned, batch)["discriminate"].item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("case", ["no file", "no clip", "all relevant", "none relevant"])
+def test_where_nothing_is_mined_or_relevant_the_discrimination_is_zero_and_teaches_nothing(case):
+    """[AMR, losses] In the second sample nothing is mined in any case; each case takes the first away too."""
+    module, aligned, batch = hand_worked()
+    labels, nothing = batch.labels, torch.zeros_like(batch.labels.relevant)
+    labels = {
+        "no file": replace(labels, wrong=None),
+        "no clip": replace(labels, wrong=nothing),
+        "all relevant": replace(labels, wrong=nothing, relevant=batch.target_mask),
+        "none relevant": replace(labels, relevant=nothing),
+    }[case]
+    loss = module.losses(aligned, replace(batch, labels=labels))
+    assert loss["discriminate"].item() == 0.0
+    for gradient in torch.autograd.grad(loss["discriminate"], (aligned.cache["target"], aligned.query_global)):
+        assert not gradient.any()
+    assert all(term.isfinite() for term in loss.values())
+
+
+def test_the_contrast_of_a_batch_is_a_loop_over_the_samples_that_are_there():
+    """[AMR, losses] Both ways; a row that is not there is no alternative either."""
+    g = torch.Generator().manual_seed(0)
+    query, video = (torch.randn(5, 4, generator=g, dtype=torch.float64) for _ in range(2))
+    rows, total = torch.tensor([True, False, True, True, False]), 0.0
+    there = [0, 2, 3]
+    for b in there:
+        for own, others in ((query[b], video), (video[b], query)):
+            near = [torch.cosine_similarity(own, others[o], dim=0).item() * K for o in there]
+            total += math.log(sum(map(math.exp, near))) - near[there.index(b)]
+    assert batch_contrast(query, video, rows).item() == pytest.approx(total / 6, rel=1e-9)
+    assert batch_contrast(query, video, torch.zeros(5, dtype=torch.bool)).item() == 0
+    assert batch_contrast(query[:1], video[:1], rows[:1]).item() == pytest.approx(0)
+
+
+def test_rows_of_nothing_but_padding_teach_nothing():
+    """The losses are those of the batch without them, whichever row it is; and nothing is NaN where they are all."""
+    module, batch = aligner(), batch_of([9, 7, 12, 5], wrong=True)
+    pairs = torch.tensor([[[1, 0], [2, 3]], [[3, 2], [0, 1]], [[1, 0], [5, 2]], [[0, 1], [4, 2]]])
+    batch = replace(batch, labels=replace(batch.labels, pairs=pairs))
+    mask, words = batch.target_mask.clone(), batch.query_mask.clone()
+    mask[3], words[3] = False, False
+    missing = replace(batch, target_mask=mask, query_mask=words)
+    missing = replace(missing, labels=replace(missing.labels, pairs=torch.where(mask[:, :1, None], pairs, -1)))
+    ours, theirs = (module.losses(module(x), x) for x in (missing, missing[:3]))
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, msg=lambda m, n=name: f"{n}: {m}")
+    for padding in ("hidden", "seen"):
+        for against in ("sentence", "video"):
+            module = aligner(padding=padding, against=against)
+            empty = replace(missing, target_mask=torch.zeros_like(mask), query_mask=torch.zeros_like(words))
+            for given in (missing, empty):
+                given = replace(given, labels=replace(given.labels, pairs=None))
+                sum(module.losses(module(given), given).values()).backward()
+            assert all(p.grad is None or p.grad.isfinite().all() for p in module.parameters())
+
+
+@pytest.mark.parametrize("term", ["margin", "contrast", "vtc", "ctc", "discriminate"])
+def test_each_loss_trains_what_it_is_of(term):
+    """[AMR, losses] The saliency's all below it; the contrasts the projections alone."""
+    module, batch = aligner(), batch_of(wrong=True)
+    module.losses(module(batch), batch)[term].backward()
+    touched = {name.split(".")[0] for name, p in module.named_parameters() if p.grad is not None and p.grad.any()}
+    projections = {"project_target", "project_query"}
+    deep = {"fusion", "layers", "encoder", "saliency"} if term in ("margin", "contrast") else set()
+    assert touched == projections | deep
+
+
+def differ(a, b):
+    """The largest difference of two samples on real clips."""
+    n = int(min(a.mask.sum(), b.mask.sum()))
+    pairs = ((a.target[0, :n], b.target[0, :n]), (a.saliency[0, :n], b.saliency[0, :n]))
+    return max((x - y).abs().max().item() for x, y in (*pairs, (a.query_global, b.query_global)))
+
+
+def row(aligned, b):
+    names = ("target", "mask", "query", "query_mask", "query_global", "saliency")
+    return Aligned(**{name: getattr(aligned, name)[b : b + 1] for name in names})
+
+
+@torch.no_grad()
+def test_padding_and_batch_mates_change_nothing_unless_they_are_seen():
+    """[AMR, padding] As released, a sample that has padding, or whose mates have some, is answered otherwise."""
+    hidden, seen = (aligner(padding=padding).eval() for padding in ("hidden", "seen"))
+    batch, wide = batch_of(wrong=True), batch_of(wrong=True, pad_to=15)
+    for given in (batch, wide, spoilt(wide)):
+        together, as_released = hidden(given), seen(given)
+        differences = []
+        for b in range(len(LENGTHS)):
+            one = alone(batch, b)
+            assert differ(row(together, b), hidden(one)) < 2e-5
+            differences.append(differ(row(as_released, b), seen(one)))
+            assert differ(hidden(one), seen(one)) < 2e-5
+        assert max(differences) > 1e-2
+
+
+@pytest.mark.parametrize("against", ["sentence", "video"])
+def test_losses_see_no_padding_unless_told_to(against):
+    """More of it, and something else on it; pairs are given, as they are drawn from the width of the batch."""
+    hidden, seen = (aligner(padding=padding, against=against).eval() for padding in ("hidden", "seen"))
+    pairs = torch.tensor([[[1, 0]], [[3, 2]], [[1, 0]], [[-1, -1]]])
+    batches = [
+        replace(x, labels=replace(x.labels, pairs=pairs))
+        for x in (batch_of(wrong=True), batch_of(wrong=True, pad_to=15))
+    ]
+    batches.append(spoilt(batches[1]))
+    ours, released = ([module.losses(module(x), x) for x in batches] for module in (hidden, seen))
+    for terms in ours[1:]:
+        for name, value in ours[0].items():
+            torch.testing.assert_close(terms[name], value, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    for name in ("vtc", "ctc", *(["discriminate"] if against == "video" else [])):
+        assert not torch.isclose(released[1][name], released[0][name], rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"padding": "shown"}, "padding must be hidden or seen"),
+        ({"against": "words"}, "against must be sentence or video"),
+        ({"activation": "swish"}, "unknown activation 'swish'; known: relu, gelu, prelu"),
+        ({"heads": 3}, "3 heads cannot share a width of 16"),
+        ({"projections": 0}, "projections must be 1 or more"),
+    ],
+)
+def test_unknown_choices_are_refused(options, message):
+    sizes = {"width": 16, "hidden": 24, "heads": 4, "detector": "boundary"} | options
+    with pytest.raises(ValueError, match=message):
+        papers.build(papers.get("amr", **sizes), Widths(24, 12, 16))

@@ -1,0 +1,400 @@
+"""Pairs of ActivityNet-VRL: from small files in the published form, against the rule in two loops."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from mrlib import baselines, open_dataset
+from mrlib.data import Sample, load_annotations
+from mrlib.data.check import check
+from mrlib.data.pairs import find_items, main, make_pairs, partners, read_items, read_pairs
+from mrlib.metrics import moment_scores
+from tests.support.files import random, save_npy, save_npz, write_lines
+
+FIRST = {"train": 0, "val": 160, "test": 180}  # the class that a split begins with
+N_FRAMES, SECONDS = 4800, 120.0  # of a video of 300 units: a unit is 0.4 s
+
+
+def item(video="v0", label=160, location=(10, 60), groundtruth=(5, 20)):
+    return {"id": video, "label": label, "location": list(location), "groundtruth": list(groundtruth)}
+
+
+def some_items(split: str, n: int) -> list[dict]:
+    rng = np.random.default_rng(n)
+    items = []
+    for _ in range(n):
+        start, end = np.sort(rng.choice(np.arange(1, 60), 2, replace=False)).tolist()
+        units = end + int(rng.integers(0, 40))
+        at = int(rng.integers(0, 200))
+        label = FIRST[split] + int(rng.integers(0, 4))
+        items.append(item(f"{split}{rng.integers(0, n // 2)}", label, (at, at + units), (start, end)))
+    return items
+
+
+def publish(root: Path, folder: str = "", durations: bool = True, **splits: list[dict]) -> Path:
+    """The files of `video_reloc`, and ActivityNet's own with the durations."""
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    videos = {each["id"] for items in splits.values() for each in items if isinstance(each, dict) and "id" in each}
+    for split, items in splits.items():
+        (root / folder / f"{split}.json").write_text(json.dumps(items))
+    lengths = {video: {"n_feat": 300, "n_frames": N_FRAMES} for video in videos}
+    (root / folder / "length.json").write_text(json.dumps(lengths))
+    if durations:
+        names = [f"activity {i:03}" for i in range(200)]
+        top = {"nodeName": "Root", "nodeId": 999, "parentId": None}
+        nodes = [{"nodeName": name, "nodeId": i, "parentId": 999} for i, name in enumerate(names)]
+        database = {video: {"duration": SECONDS, "annotations": []} for video in videos}
+        text = json.dumps({"database": database, "taxonomy": [top, *nodes]})
+        (root / folder / "activity_net.v1-3.min.json").write_text(text)
+    return root
+
+
+@pytest.fixture
+def published(tmp_path):
+    return publish(tmp_path, train=some_items("train", 40), val=some_items("val", 30), test=some_items("test", 24))
+
+
+def pairs_of(root, split, **options):
+    items, problems = read_items(find_items(root)[split])
+    assert not problems
+    return make_pairs(items, split, **options)
+
+
+# --- one pair by hand ------------------------------------------------------------------------------------------------
+
+
+def test_a_pair_by_hand(tmp_path):
+    """300 units are 120 s, a unit is 0.4 s: a crop of 50 units lasts 20 s, units 5 to 20 of it are 2 s to 8 s."""
+    root = publish(tmp_path, val=[item("a"), item("b", location=(0, 30), groundtruth=(0, 30))])
+    first, second = pairs_of(root, "val")
+    assert (first.qid, first.vid, first.duration) == ("a_160_0", "b_160_1", pytest.approx(12.0))
+    assert (second.qid, second.vid, second.duration) == ("b_160_1", "a_160_0", pytest.approx(20.0))
+    assert second.relevant_windows == [[pytest.approx(2.0), pytest.approx(8.0)]]
+    assert first.relevant_windows == [[0, first.duration]]
+    assert second.extra == {"label": 160, "query_vid": "b"}
+
+
+def test_the_places_in_the_video_that_features_are_taken_from(tmp_path):
+    (a, _), _ = read_items(publish(tmp_path, val=[item("a"), item("b")]) / "val.json")
+    assert a.crop_s == (pytest.approx(4.0), pytest.approx(24.0))
+    assert a.moment_s == (pytest.approx(6.0), pytest.approx(12.0))
+
+
+def test_a_crop_is_long_enough_if_it_is_as_long_as_the_moment(tmp_path):
+    moment = item("a", location=(0, 40), groundtruth=(0, 20))
+    same, short = (item(v, location=(0, n), groundtruth=(0, 1)) for v, n in (("b", 20), ("c", 19)))
+    items, _ = read_items(publish(tmp_path, val=[moment, same, short]) / "val.json")
+    assert [b.video for b in partners(items)[0]] == ["b"]
+
+
+# --- the rule, by enumeration ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("other_video", [False, True])
+def test_training_has_every_pair_that_the_rule_allows(published, other_video):
+    items = json.loads((published / "train.json").read_text())
+    expected = []
+    for i, a in enumerate(items):
+        for j, b in enumerate(items):
+            (gs, ge), (ls, le) = a["groundtruth"], b["location"]
+            if i != j and a["label"] == b["label"] and ge - gs <= le - ls and not (other_video and a["id"] == b["id"]):
+                expected.append((f"{a['id']}_{a['label']}_{i}", f"{b['id']}_{b['label']}_{j}"))
+    found = pairs_of(published, "train", exclude_same_video=other_video)
+    assert [(s.qid, s.vid) for s in found] == expected
+    assert len(expected) > 100
+
+
+def test_val_has_one_target_for_each_query_and_the_seed_decides_which(published):
+    allowed = {s.qid: {b.name for b in t} for s, t in _with_partners(published, "val")}
+    found = pairs_of(published, "val")
+    assert [s.qid for s in found] == list(allowed)
+    assert all(s.vid in allowed[s.qid] for s in found)
+    assert found == pairs_of(published, "val")
+    others = pairs_of(published, "val", seed=1)
+    assert 0 < sum(a.vid == b.vid for a, b in zip(found, others, strict=True)) < len(found)
+
+
+def _with_partners(root, split):
+    items, _ = read_items(root / f"{split}.json")
+    return [(Sample(a.name, "", 1.0, ""), t) for a, t in zip(items, partners(items), strict=True) if t]
+
+
+def test_the_drawn_targets_are_these(published):
+    """Written down once: a change of the dice would change everyone's validation set."""
+    assert [int(s.vid.rsplit("_", 1)[1]) for s in pairs_of(published, "val")[:8]] == [8, 10, 26, 4, 26, 15, 20, 14]
+
+
+def test_targets_are_drawn_evenly(tmp_path):
+    """Of 20 items each is a target in one of 20 draws on average; the spread is that of independent draws."""
+    root = publish(tmp_path, val=[item(f"v{i}") for i in range(20)])
+    counts = dict.fromkeys((f"v{i}" for i in range(20)), 0)
+    for seed in range(50):
+        for sample in pairs_of(root, "val", seed=seed):
+            counts[sample.vid.split("_")[0]] += 1
+    chi2 = sum((n - 50) ** 2 / 50 for n in counts.values())
+    assert 5 < chi2 < 45  # 19 degrees of freedom: 0.9994 of all draws
+
+
+def test_so_many_targets_per_query_are_drawn_without_repetition(published):
+    every, some = pairs_of(published, "train"), pairs_of(published, "train", per_item=3)
+    of = {qid: [s.vid for s in every if s.qid == qid] for qid in {s.qid for s in every}}
+    for qid, all_targets in of.items():
+        drawn = [s.vid for s in some if s.qid == qid]
+        assert len(set(drawn)) == len(drawn) == min(3, len(all_targets))
+        assert set(drawn) <= set(all_targets)
+    with pytest.raises(ValueError, match="per_item is 0"):
+        pairs_of(published, "train", per_item=0)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_pair_files_say_what_was_made_and_what_opening_makes(published, capsys):
+    assert main(["activitynet_vrl", str(published)]) == 0
+    out = capsys.readouterr().out.splitlines()
+    counts = {split: len(pairs_of(published, split)) for split in ("train", "val", "test")}
+    assert [" ".join(line.split()[:3]) for line in out] == [f"{split} {n} pairs" for split, n in counts.items()]
+    assert counts["train"] > 300 and (counts["val"], counts["test"]) == (30, 24)
+    for split in ("train", "val", "test"):
+        file = published / f"activitynet_vrl_{split}.jsonl"
+        assert load_annotations(file, words=False) == pairs_of(published, split)
+        assert load_annotations(file, words=False) == [s for _, s, _ in read_pairs(published / f"{split}.json")]
+
+
+def test_what_the_command_is_told_is_done(published):
+    assert main(["activitynet_vrl", str(published), "--seed", "3", "--per-item", "2", "--exclude-same-video"]) == 0
+    options = {"seed": 3, "exclude_same_video": True}
+    val, train = (load_annotations(published / f"activitynet_vrl_{s}.jsonl", words=False) for s in ("val", "train"))
+    assert val == pairs_of(published, "val", **options)
+    assert train == pairs_of(published, "train", per_item=2, **options)
+
+
+def test_other_pairs_are_replaced_only_by_force_and_equal_ones_always(published, capsys):
+    files = [published / f"activitynet_vrl_{split}.jsonl" for split in ("train", "val")]
+    assert main(["activitynet_vrl", str(published)]) == 0
+    before = [file.read_bytes() for file in files]
+    assert main(["activitynet_vrl", str(published)]) == 0
+    capsys.readouterr()
+    assert main(["activitynet_vrl", str(published), "--seed", "1"]) == 1
+    err = capsys.readouterr().err
+    assert "activitynet_vrl_val.jsonl" in err and "--force" in err and "activitynet_vrl_train.jsonl" not in err
+    assert [file.read_bytes() for file in files] == before
+    assert main(["activitynet_vrl", str(published), "--seed", "1", "--force"]) == 0
+    assert [file.read_bytes() == old for file, old in zip(files, before, strict=True)] == [True, False]
+
+
+def test_nothing_is_written_where_a_split_has_a_problem(published, capsys):
+    (published / "test.json").write_text(json.dumps([item(label=180, video="nowhere"), *some_items("test", 6)]))
+    assert main(["activitynet_vrl", str(published)]) == 1
+    assert "test.json, item 0: id: length.json has nothing for 'nowhere'" in capsys.readouterr().err
+    assert not list(published.glob("*.jsonl"))
+
+
+@pytest.mark.parametrize("arguments", ["activitynet_vrl .", "activitynet_vrl . --per-item 0", "x ."])
+def test_wrong_usage_is_answered(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main(arguments.split())
+    assert end.value.code == 2 and capsys.readouterr().err
+
+
+def test_the_command_runs_without_warnings(published):
+    command = [sys.executable, "-W", "error", "-m", "mrlib.data.pairs", "activitynet_vrl", str(published)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def features(root: Path, samples: list[Sample]) -> None:
+    for i, s in enumerate(samples):
+        save_npz(root / f"target_vid_clip/{s.vid}.npz", features=random(i, max(1, int(np.ceil(s.duration / 2))), 4))
+        save_npz(root / f"query_vid_clip/qid{s.qid}.npz", last_hidden_state=random(1000 + i, 2, 4))
+
+
+@pytest.mark.parametrize("folder", ["", "data"])
+def test_the_published_files_open_as_the_pair_files_do(folder, tmp_path):
+    root = publish(tmp_path, folder, train=some_items("train", 12), val=some_items("val", 12))
+    features(root, pairs_of(root, "train"))
+    opened = open_dataset("activitynet_vrl", root, "train")
+    assert opened.samples == pairs_of(root, "train")
+    assert len(opened) > len(opened.query) >= len(opened.target) > 1
+    for i, sample in enumerate(opened.samples):
+        batch = opened.batch([i])
+        rows = np.load(root / f"target_vid_clip/{sample.vid}.npz")["features"]
+        np.testing.assert_allclose(batch.target[0], rows / np.linalg.norm(rows, axis=1, keepdims=True), rtol=1e-4)
+        query = np.load(root / f"query_vid_clip/qid{sample.qid}.npz")["last_hidden_state"]
+        np.testing.assert_allclose(batch.query[0], query / np.linalg.norm(query, axis=1, keepdims=True), rtol=1e-4)
+    assert main(["activitynet_vrl", str(root)]) == 0
+    (root / folder / "train.json").write_text("[]")  # the pair file goes first
+    again = open_dataset("activitynet_vrl", root, "train")
+    assert again.samples == opened.samples and again.digest() == opened.digest()
+
+
+# --- what can be wrong -----------------------------------------------------------------------------------------------
+
+BAD = {
+    "no object": (["v0"], "json"),
+    "no id": ({k: v for k, v in item().items() if k != "id"}, "id"),
+    "id a path": (item("../v0"), "id"),
+    "no label": (item(label=None), "label"),
+    "location turned": (item(location=(60, 10)), "location"),
+    "location not whole": (item(location=(10, 60.5)), "location"),
+    "location of three": (item(location=(10, 60, 70)), "location"),
+    "location before the video": (item(location=(-1, 60)), "location"),
+    "location after the video": (item(location=(10, 301)), "location"),
+    "moment empty": (item(groundtruth=(5, 5)), "groundtruth"),
+    "moment after its crop": (item(groundtruth=(5, 51)), "groundtruth"),
+    "moment true": (item(groundtruth=(False, True)), "groundtruth"),
+}
+
+
+@pytest.mark.parametrize(("bad", "field"), BAD.values(), ids=BAD)
+def test_a_malformed_item_is_named_with_file_item_and_field(bad, field, tmp_path):
+    root = publish(tmp_path, val=[item("a"), item("b"), bad, item("v0")])
+    (problem,) = check("activitynet_vrl", root)[1:]  # the first: there are no features
+    assert (problem.line, problem.unit, problem.kind, problem.fatal) == (2, "item", field, True)
+    assert str(problem).startswith(f"{root}/val.json, item 2: {field}: ")
+    with pytest.raises(ValueError, match=rf"val\.json, item 2: {field}: "):
+        open_dataset("activitynet_vrl", root, "val")
+
+
+def test_a_video_without_length_is_named(tmp_path):
+    root = publish(tmp_path, val=[item("a"), item("b")])
+    (root / "length.json").write_text(json.dumps({"a": {"n_feat": 300}}))
+    found = [str(p) for p in read_items(root / "val.json")[1]]
+    assert "item 0: id: length.json has {'n_feat': 300}, not n_feat and n_frames above 0 for 'a'" in found[0]
+    assert "item 1: id: length.json has nothing for 'b'; add it, or take the item out" in found[1]
+
+
+def test_lengths_may_be_lists(tmp_path):
+    root = publish(tmp_path, val=[item("a"), item("b")])
+    expected = pairs_of(root, "val")
+    for form in ({v: [300, N_FRAMES] for v in "ab"}, [{"id": v, "n_feat": 300, "n_frames": N_FRAMES} for v in "ab"]):
+        (root / "length.json").write_text(json.dumps(form))
+        assert pairs_of(root, "val") == expected
+
+
+def test_a_file_that_is_missing_or_no_json_is_named(tmp_path):
+    root = publish(tmp_path, val=[item("a"), item("b")])
+    (root / "length.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"length\.json: missing file"):
+        open_dataset("activitynet_vrl", root, "val")
+    (root / "length.json").write_text("{")
+    with pytest.raises(ValueError, match=r"length\.json: json: "):
+        open_dataset("activitynet_vrl", root, "val")
+    (root / "length.json").write_text("3")
+    with pytest.raises(ValueError, match=r"length\.json: json: a int where a dict or list is expected"):
+        open_dataset("activitynet_vrl", root, "val")
+    (root / "val.json").write_text("[]")
+    (root / "length.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"val\.json: empty"):
+        open_dataset("activitynet_vrl", root, "val")
+
+
+def test_without_durations_a_second_has_thirty_frames_and_one_note_says_so(tmp_path):
+    """4800 frames are then 160 s, a unit is 16 / 30 s."""
+    root = publish(tmp_path, durations=False, val=[item("a"), item("b")])
+    features(root, make_pairs(read_items(root / "val.json")[0], "val"))
+    with pytest.warns(UserWarning, match=r"has none for 2 videos; they are taken as n_frames / 30 s") as caught:
+        opened = open_dataset("activitynet_vrl", root, "val")
+    assert len(caught) == 1
+    assert opened.samples[0].duration == pytest.approx(50 * 16 / 30)
+    (note,) = check("activitynet_vrl", root)
+    assert not note.fatal and note.kind == "duration"
+
+
+def test_classes_in_two_splits_are_an_error_that_names_them(tmp_path):
+    root = publish(tmp_path, train=[item("a", 3), item("b", 4)], val=[item("c", 4), item("d", 160), item("e", 160)])
+    with pytest.raises(ValueError, match=r"val\.json: label: 4 also in train\.json; no two splits share a class"):
+        open_dataset("activitynet_vrl", root, "val")
+    assert main(["activitynet_vrl", str(root)]) == 1
+    found = [str(p) for p in check("activitynet_vrl", root) if p.kind == "label" and p.fatal]
+    assert any("train.json: label: 4 also in val.json" in text for text in found)
+
+
+def test_pair_files_that_share_a_class_are_found_by_check(tmp_path):
+    line = {"qid": "a", "vid": "b", "duration": 20.0, "relevant_windows": [[2.0, 8.0]], "label": 7}
+    for split in ("train", "val"):
+        others = [line | {"vid": "c", "label": ["no class"]}, {k: line[k] for k in line if k != "label"} | {"vid": "d"}]
+        write_lines(tmp_path / f"activitynet_vrl_{split}.jsonl", [line, *others])
+    shared = [str(p) for p in check("activitynet_vrl", tmp_path) if p.kind == "label"]
+    assert [text.removeprefix(f"{tmp_path}/activitynet_vrl_").split(";")[0] for text in shared] == [
+        "train.jsonl: label: 7 also in activitynet_vrl_val.jsonl",
+        "val.jsonl: label: 7 also in activitynet_vrl_train.jsonl",
+    ]
+
+
+def test_an_item_without_any_partner_is_left_out_and_reported(tmp_path):
+    long = item("d", 161, location=(0, 300), groundtruth=(0, 299))
+    root = publish(tmp_path, val=[item("a"), item("b"), item("c", 162), long, item("e", 161)])
+    message = "no target of their class is as long as the moments of 2 items; no queries: 2, 3"
+    notes = [p for p in check("activitynet_vrl", root) if not p.fatal]
+    assert [p.message for p in notes] == [message]
+    assert [s.qid for s in pairs_of(root, "val")] == ["a_160_0", "b_160_1", "e_161_4"]
+
+
+def test_a_split_without_any_pair_is_refused(tmp_path):
+    publish(tmp_path, val=[item("a"), item("b", 161)])
+    with pytest.raises(ValueError, match=r"val\.json: groundtruth: no target of their class .* 2 items"):
+        open_dataset("activitynet_vrl", tmp_path, "val")
+    assert main(["activitynet_vrl", str(tmp_path)]) == 1 and not list(tmp_path.glob("*.jsonl"))
+
+
+def test_the_classes_of_a_split_are_those_of_the_permutation(tmp_path):
+    """Classes are numbered in alphabetical order here, so the permutation holds the labels themselves."""
+    root = publish(tmp_path, val=[item("a"), item("b"), item("c", 20)])
+    save_npy(root / "perm.npy", np.arange(200))
+    (problem,) = read_items(root / "val.json")[1]
+    assert "val.json, item 2: label: 20 is a class of another split in perm.npy" in str(problem)
+    save_npy(root / "perm.npy", np.roll(np.arange(200), 140))
+    assert [p.line for p in read_items(root / "val.json")[1]] == [0, 1]
+    save_npy(root / "perm.npy", np.arange(199))
+    assert "no permutation of the 200 classes" in str(read_items(root / "val.json")[1][0])
+    save_npy(root / "perm.npy", np.array([{}], object), allow_pickle=True)
+    assert "pickled" in str(read_items(root / "val.json")[1][0])
+
+
+def test_check_reads_the_features_of_the_published_items(tmp_path, capsys):
+    root = publish(tmp_path, train=some_items("train", 12), val=[item("a"), item("b")])
+    features(root, pairs_of(root, "train") + pairs_of(root, "val"))
+    assert check("activitynet_vrl", root) == []
+    (root / "query_vid_clip/qida_160_0.npz").unlink()
+    (problem,) = check("activitynet_vrl", root)
+    assert "qida_160_0.npz: missing file" in str(problem) and "needed by item 0 of val.json" in str(problem)
+
+
+# --- the published files themselves ----------------------------------------------------------------------------------
+
+REAL = Path(os.environ.get("MRLIB_DATA", "."), "activitynet_vrl")
+COUNTS = {  # items, ordered pairs of a class, of which the target is long enough, of which it is another video
+    "train": (7593, 503126, 472704, 452512),
+    "val": (829, 46244, 44007, 42214),
+    "test": (978, 65168, 60497, 57887),
+}
+REFERENCE = {"val": (29.8, 19.4, 34.8, 29.8), "test": (33.3, 22.1, 38.6, 36.7)}  # mIoU and R1 of both baselines
+
+
+@pytest.mark.skipif(not find_items(REAL), reason="$MRLIB_DATA/activitynet_vrl has no published items")
+@pytest.mark.parametrize("split", COUNTS)
+def test_the_published_items_are_so_many_and_so_are_their_pairs(split):
+    items, problems = read_items(find_items(REAL)[split])
+    assert not [p for p in problems if p.fatal]
+    of_class = [sum(a.label == b.label for b in items) - 1 for a in items]
+    long_enough = sum(map(len, partners(items)))
+    other_video = sum(map(len, partners(items, exclude_same_video=True)))
+    assert (len(items), sum(of_class), long_enough, other_video) == COUNTS[split]
+    if split in REFERENCE:
+        samples = [Sample(i.name, "", i.units, i.name, [list(i.moment)]) for i in items]
+        scores = [
+            moment_scores(predict(SimpleNamespace(samples=samples)), samples)["all"]
+            for predict in (baselines.whole_video, baselines.centred_window)
+        ]
+        found = [score[name] for score in scores for name in ("mIoU", "R1@0.5")]
+        assert found == pytest.approx(REFERENCE[split], abs=0.05)

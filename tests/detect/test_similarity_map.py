@@ -1,0 +1,326 @@
+"""`mrlib.detect.similarity_map` against the equations, written out cell by cell, and on the real annotations."""
+
+import dataclasses
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from mrlib.align import Aligned
+from mrlib.align.anchor import AnchorAligner, RawAligner
+from mrlib.detect.similarity_map import SimilarityMapDetector, similarity, target_map, window_cells
+from mrlib.ops import conv
+from tests.support.batches import make_batch
+
+real = pytest.mark.skipif("MRLIB_DATA" not in os.environ, reason="MRLIB_DATA does not name the folder of real data")
+
+
+def detector(**options):
+    """Small, and not at its initial values, where the output is 0 whatever comes in."""
+    torch.manual_seed(0)
+    made = SimilarityMapDetector(**{"kernel": 5, "channels": 3} | options)
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return made
+
+
+def aligned_to(target, mask) -> Aligned:
+    one = target[:, :1]
+    return Aligned(target, mask, one, mask[:, :1], one[:, 0])
+
+
+def similarity_by_hand(v):
+    n = len(v)
+    return torch.stack([torch.stack([v[i] @ v[j] / (v[i].norm() * v[j].norm()) for j in range(n)]) for i in range(n)])
+
+
+def network_by_hand(made, s):
+    """[F2SGD Eq. 13] for one map s (n, n) without padding around it: two convolutions, a pointwise MLP."""
+    n, x = len(s), s[None]
+    for layer in made.convolve:
+        weight, bias = layer.weight.detach(), layer.bias.detach()
+        half = weight.shape[-1] // 2
+        y = bias[:, None, None].expand(-1, n, n).clone()
+        for i in range(n):
+            for j in range(n):
+                for k in range(weight.shape[-2]):
+                    for m in range(weight.shape[-1]):
+                        r, c = i + k - half, j + m - half
+                        if 0 <= r < n and 0 <= c < n:
+                            y[:, i, j] += weight[:, :, k, m] @ x[:, r, c]
+        x = y.clamp(min=0)
+    y = torch.zeros(n, n, dtype=s.dtype)
+    for i in range(n):
+        for j in range(n):
+            hidden = (made.mix.weight.detach() @ x[:, i, j] + made.mix.bias.detach()).clamp(min=0)
+            y[i, j] = made.last.weight.detach()[0] @ hidden + made.last.bias.detach()[0]
+    return y
+
+
+@pytest.mark.parametrize("head", ["linear", "sigmoid"])
+@pytest.mark.parametrize("standardise", [False, True])
+def test_the_map_is_that_of_the_equation(head, standardise):
+    """[F2SGD Eq. 13] for a padded batch in float64."""
+    made = detector(head=head, standardise=standardise).double()
+    batch = make_batch([6, 1, 9], dtype=torch.float64)
+    outputs = made(aligned_to(batch.target_joint, batch.target_mask), batch)
+    for b, n in enumerate([6, 1, 9]):
+        s = similarity_by_hand(batch.target_joint[b, :n])
+        torch.testing.assert_close(outputs["similarity"][b, :n, :n], s)
+        if standardise:
+            s = (s - s.mean()) / (s.var(correction=0) + 1e-6).sqrt()
+        p = network_by_hand(made, s)
+        if head == "sigmoid":
+            p = 1 / (1 + (-p).exp())
+        torch.testing.assert_close(outputs["map"][b, :n, :n], p)
+
+
+def test_similarity_is_zero_on_padding_and_its_gradient_stays_small():
+    batch = make_batch([3, 5])
+    target = batch.target_joint.clone().requires_grad_()
+    s = similarity(target, batch.target_mask)
+    assert (s[0, 3:] == 0).all() and (s[0, :, 3:] == 0).all()
+    (s * 1e4).sum().backward()
+    assert (target.grad[0, 3:] == 0).all()
+
+
+def test_the_target_is_one_at_every_window():
+    """[F2SGD Eq. 14] three windows of a 6-clip video, clips included on both sides."""
+    batch = make_batch([6, 4], windows=[[(0, 1), (2, 6), (2, 4)], [(0, 4)]])
+    g = target_map(batch)
+    assert g.nonzero().tolist() == [[0, 0, 0], [0, 2, 3], [0, 2, 5], [1, 0, 3]]
+    assert set(g.unique().tolist()) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize(
+    ("span_clips", "cell"),
+    [
+        ((2, 5), (2, 4)),  # on the grid
+        ((2.4, 5.4), (2, 4)),
+        ((2.5, 5.5), (3, 5)),  # halves go up
+        ((3.1, 3.2), (2, 2)),  # shorter than a clip
+        ((0.2, 0.3), (0, 0)),
+        ((9.7, 10), (9, 9)),
+        ((0, 10), (0, 9)),
+        ((8, 13), (8, 9)),  # as far as the end
+        ((11, 13), (9, 9)),  # after it
+        ((-3, -1), (0, 0)),  # before the beginning
+    ],
+)
+def test_times_off_the_grid_are_rounded_and_clamped(span_clips, cell):
+    spans = torch.tensor([[span_clips]]) / 10
+    assert window_cells(spans, torch.tensor([10])).tolist() == [[list(cell)]]
+
+
+def test_halves_of_a_clip_go_up_though_fractions_are_float32():
+    for n in range(1, 200):
+        halves = torch.arange(n, dtype=torch.float64) + 0.5
+        spans = torch.stack([halves / n, torch.ones(n, dtype=torch.float64)], -1).float()
+        first = window_cells(spans[None], torch.tensor([n]))[0, :, 0]
+        assert first.tolist() == [min(k + 1, n - 1) for k in range(n)]
+
+
+def loss_by_hand(p, batch, loss_cells, reduction):
+    """[F2SGD Eq. 14], cell by cell."""
+    total = 0.0
+    for b, n in enumerate(batch.lengths.tolist()):
+        truth = {
+            (round(float(s) * n), round(float(e) * n) - 1) for s, e in batch.labels.spans[b][batch.labels.span_mask[b]]
+        }
+        counted = [(i, j) for i in range(n) for j in range(n) if i <= j or loss_cells == "full"]
+        terms = [(float(p[b, i, j]) - ((i, j) in truth)) ** 2 for i, j in counted]
+        total += sum(terms) / (len(terms) if reduction == "mean" else 1)
+    return total / len(batch)
+
+
+@pytest.mark.parametrize("loss_cells", ["triangle", "full"])
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_the_loss_is_the_squared_distance_to_the_target(loss_cells, reduction):
+    batch = make_batch([6, 4, 1], windows=[[(0, 1), (2, 6)], [(0, 4)], [(0, 1)]], dtype=torch.float64)
+    p = torch.randn(3, 6, 6, dtype=torch.float64)
+    made = SimilarityMapDetector(kernel=5, channels=2, loss_cells=loss_cells, reduction=reduction)
+    loss = made.losses({"map": p}, None, batch)
+    assert list(loss) == ["map"] and loss["map"].shape == ()
+    assert float(loss["map"]) == pytest.approx(loss_by_hand(p, batch, loss_cells, reduction), rel=1e-6)
+
+
+def test_the_best_cells_are_decoded_in_order():
+    """[F2SGD Eq. 15] against a sort of all cells by (-P, start, end); many ties."""
+    batch = make_batch([7, 2, 9])
+    p = torch.randint(0, 4, (3, 9, 9)).float()
+    moments = SimilarityMapDetector(kernel=5, channels=2, candidates=10).decode({"map": p}, batch)
+    assert moments.spans.shape == (3, 10, 2) and moments.scores.shape == moments.mask.shape == (3, 10)
+    for b, n in enumerate([7, 2, 9]):
+        order = sorted((-float(p[b, i, j]), i, j) for i in range(n) for j in range(i, n))[:10]
+        assert moments.mask[b].tolist() == [k < len(order) for k in range(10)]
+        kept = moments.mask[b]
+        assert moments.scores[b, kept].tolist() == [-x for x, _, _ in order]
+        torch.testing.assert_close(moments.spans[b, kept], torch.tensor([[i / n, (j + 1) / n] for _, i, j in order]))
+
+
+def test_a_target_of_one_clip_has_one_moment():
+    moments = SimilarityMapDetector(kernel=5, channels=2).decode({"map": torch.zeros(1, 1, 1)}, make_batch([1]))
+    assert moments.spans.tolist() == [[[0.0, 1.0]]] and moments.mask.tolist() == [[True]]
+
+
+@pytest.mark.parametrize("standardise", [False, True])
+def test_gradients_are_those_of_finite_differences(standardise):
+    """Through [F2SGD Eq. 13] and [F2SGD Eq. 14] to the clips and to every parameter."""
+    batch = make_batch([4, 2], joint=3, dtype=torch.float64)
+    made = detector(kernel=3, channels=2, standardise=standardise).double()
+    names = [name for name, _ in made.named_parameters()]
+
+    def loss(target, *values):
+        parameters = dict(zip(names, values, strict=True))
+        aligned = aligned_to(target, batch.target_mask)
+        outputs = torch.func.functional_call(made, parameters, (aligned, batch))
+        return made.losses(outputs, aligned, batch)["map"]
+
+    inputs = [batch.target_joint.clone(), *made.parameters()]
+    torch.autograd.gradcheck(loss, tuple(x.detach().requires_grad_() for x in inputs))
+
+
+def test_every_parameter_of_both_slots_gets_a_gradient():
+    batch = make_batch([9, 12, 5])
+    aligner, made = AnchorAligner(16), detector()
+    aligned = aligner(batch)
+    made.losses(made(aligned, batch), aligned, batch)["map"].backward()
+    assert all(p.grad.abs().max() > 0 for p in [*aligner.parameters(), *made.parameters()])
+
+
+@pytest.mark.parametrize("fourier", [False, True])
+@pytest.mark.parametrize("standardise", [False, True])
+def test_neither_padding_nor_batch_mates_change_a_sample(fourier, standardise, monkeypatch):
+    monkeypatch.setattr(conv, "fourier_is_faster", lambda *sizes: fourier)
+    aligner, made = AnchorAligner(16), detector(standardise=standardise)
+    outputs, decoded = [], []
+    for batch in (make_batch([7]), make_batch([7, 12, 1]), make_batch([7], pad_to=30)):
+        outputs.append(made(aligner(batch), batch))
+        decoded.append(made.decode(outputs[-1], batch))
+    for other, moments in zip(outputs[1:], decoded[1:], strict=True):
+        torch.testing.assert_close(other["map"][0, :7, :7], outputs[0]["map"][0], rtol=1e-4, atol=1e-5)
+        assert torch.equal(moments.spans[0], decoded[0].spans[0]) and torch.equal(moments.mask[0], decoded[0].mask[0])
+
+
+def test_outputs_do_not_depend_on_labels():
+    aligner, made, batch = AnchorAligner(16), detector(), make_batch([7, 12])
+    bare = batch.unlabelled()
+    with_labels, without = made(aligner(batch), batch), made(aligner(bare), bare)
+    assert all(torch.equal(with_labels[name], without[name]) for name in with_labels)
+    assert torch.equal(made.decode(with_labels, batch).spans, made.decode(without, bare).spans)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("head", ["linear", "sigmoid"])
+def test_odd_videos_under_autocast_stay_finite(dtype, head):
+    """A video of zeros, one clip, duplicated clips; values and gradients."""
+    batch = make_batch([6, 1, 8])
+    target = batch.target_joint.clone()
+    target[0] = 0
+    target[2, :8] = target[2, 0]
+    batch = dataclasses.replace(batch, target_joint=target)
+    aligner, made = AnchorAligner(16), detector(head=head, standardise=True)
+    with torch.autocast("cpu", dtype):
+        aligned = aligner(batch)
+        outputs = made(aligned, batch)
+        loss = made.losses(outputs, aligned, batch)["map"]
+    assert outputs["similarity"].dtype == torch.float32
+    loss.backward()
+    assert loss.isfinite() and all(x.isfinite().all() for x in outputs.values())
+    assert all(p.grad.isfinite().all() for p in [*aligner.parameters(), *made.parameters()])
+
+
+def test_training_starts_from_a_flat_map():
+    """0 everywhere with the linear head, one per cent with the sigmoid."""
+    batch = make_batch([7])
+    for head, value in (("linear", 0.0), ("sigmoid", 0.01)):
+        made = SimilarityMapDetector(kernel=5, channels=2, head=head)
+        p = made(RawAligner(16)(batch), batch)["map"]
+        torch.testing.assert_close(p, torch.full_like(p, value))
+    xavier = SimilarityMapDetector(kernel=5, channels=2, zero_init=False)
+    assert xavier.last.weight.abs().max() > 0
+
+
+def test_eight_samples_can_be_learnt_by_heart():
+    torch.manual_seed(0)
+    batch = make_batch([12, 9, 12, 7, 12, 10, 11, 12], joint=32, seed=3)
+    aligner, made = AnchorAligner(32), SimilarityMapDetector(kernel=9, channels=8)
+    optimiser = torch.optim.Adam([*aligner.parameters(), *made.parameters()], 2e-3)
+    for _ in range(100):
+        aligned = aligner(batch)
+        outputs = made(aligned, batch)
+        loss = made.losses(outputs, aligned, batch)["map"]
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert loss < 0.05  # per window, there is one each; 1 for a map of zeros
+    torch.testing.assert_close(made.decode(outputs, batch).spans[:, 0], batch.labels.spans[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"kernel": 4}, "no centre"), ({"head": "softmax"}, "head"), ({"loss_cells": "upper"}, "loss_cells")]
+    + [({"reduction": "none"}, "reduction")],
+)
+def test_unknown_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        SimilarityMapDetector(**options)
+
+
+def lines(*parts):
+    path = Path(os.environ["MRLIB_DATA"], *parts)
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def labels_only(samples, n):
+    """A batch of which only lengths and windows are looked at; windows in seconds over `duration`."""
+    batch = make_batch([1] * len(samples), joint=1, pad_to=max(n))
+    T, W = max(n), max(len(s) for s in samples)
+    spans, span_mask = torch.zeros(len(samples), W, 2), torch.zeros(len(samples), W, dtype=torch.bool)
+    for b, windows in enumerate(samples):
+        spans[b, : len(windows)] = torch.tensor(windows, dtype=torch.float64)
+        span_mask[b, : len(windows)] = True
+    labels = dataclasses.replace(batch.labels, spans=spans, span_mask=span_mask)
+    return dataclasses.replace(batch, target_mask=torch.arange(T) < torch.tensor(n)[:, None], labels=labels)
+
+
+@real
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_every_window_of_qvhighlights_is_encoded_and_decoded_unchanged(split):
+    """All windows lie on the 2 s grid; a map equal to its target returns them all, whatever their number."""
+    samples = lines("qvhighlights", f"highlight_{split}_release.jsonl")
+    made, count = SimilarityMapDetector(kernel=5, channels=2, candidates=30), 0
+    for start in range(0, len(samples), 512):
+        some = samples[start : start + 512]
+        n = [math.ceil(s["duration"] / 2) for s in some]
+        windows = [
+            [[s / (2 * n_b), e / (2 * n_b)] for s, e in x["relevant_windows"]] for x, n_b in zip(some, n, strict=True)
+        ]
+        batch = labels_only(windows, n)
+        g = target_map(batch)
+        assert g.sum((1, 2)).tolist() == [len(w) for w in windows]
+        moments = made.decode({"map": g}, batch)
+        for sample, n_b, spans, scores in zip(some, n, moments.spans, moments.scores, strict=True):
+            seconds = (spans[scores == 1].double() * n_b * 2).round(decimals=3).tolist()
+            assert seconds == sorted([float(s), float(e)] for s, e in sample["relevant_windows"])
+            count += len(seconds)
+    assert count == {"train": 12_803, "val": 2_803}[split]
+
+
+@real
+def test_rounding_to_whole_seconds_costs_charades_little():
+    """The ceiling of a perfect detector on the test split: R1@0.5 99.95, R1@0.7 99.44, mean IoU 0.932."""
+    samples = lines("charades_sta", "charades_test_release.jsonl")
+    n = [max(1, int(s["duration"])) for s in samples]
+    spans = torch.tensor([[s["relevant_windows"][0]] for s in samples], dtype=torch.float64)
+    clips = window_cells((spans / torch.tensor(n)[:, None, None]).float(), torch.tensor(n))[:, 0]
+    start, end = clips[:, 0].double(), clips[:, 1].double() + 1
+    overlap = (torch.minimum(end, spans[:, 0, 1]) - torch.maximum(start, spans[:, 0, 0])).clamp(min=0)
+    iou = overlap / (torch.maximum(end, spans[:, 0, 1]) - torch.minimum(start, spans[:, 0, 0]))
+    assert len(iou) == 3720
+    assert round(100 * float((iou >= 0.5).double().mean()), 2) == 99.95
+    assert round(100 * float((iou >= 0.7).double().mean()), 2) == 99.44
+    assert round(float(iou.mean()), 3) == 0.932

@@ -1,0 +1,583 @@
+"""`mrlib.ops.alignment`: every value is the minimum, soft or hard, over all alignments, whichever way computes it."""
+
+import importlib.util
+import math
+import subprocess
+import sys
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+import mrlib.ops
+from mrlib.ops import alignment, alignment_plain
+from tests.support.alignments import TOPOLOGIES, by_enumeration, paths, random_batches, random_costs, soft_minimum
+
+needs_numba = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba is not installed")
+GOLDEN = torch.tensor(
+    [[0.9, 0.8, 1.0], [0.1, 0.7, 0.9], [0.6, 0.2, 0.8], [0.7, 0.5, 0.1], [1.0, 0.9, 0.6]], dtype=torch.float64
+)[None]
+
+
+@pytest.fixture(params=[pytest.param("cpu", marks=needs_numba), "plain"])
+def way(request, monkeypatch):
+    """Each way that runs on the CPU."""
+    if request.param == "plain":
+        monkeypatch.setattr(alignment, "_way", lambda cost: alignment_plain)
+    return request.param
+
+
+def drops_and_matches(T, N, exclusive):
+    """Every choice of dropped target clips with an alignment of the others, as (cells, dropped target clips).
+
+    Target clip i takes query clips a..b, one if exclusive; the next to be matched goes on at b + 1 or, if it is clip
+    i + 1, at b.
+    """
+
+    def extend(i, last, reached, cells, dropped):
+        if i == T:
+            if reached == N - 1:
+                yield cells, dropped
+            return
+        yield from extend(i + 1, last, reached, cells, [*dropped, i])
+        for a in {reached, reached + 1} if last == i - 1 and cells else {reached + 1}:
+            for b in range(a, min(a + 1, N) if exclusive else N):
+                yield from extend(i + 1, i, b, [*cells, *((i, j) for j in range(a, b + 1))], dropped)
+
+    return list(extend(0, -2, -1, [], []))
+
+
+def drop_by_enumeration(cost, drop, gamma, exclusive):
+    choices = drops_and_matches(*cost.shape, exclusive)
+    return soft_minimum([sum(cost[c] for c in cells) + sum(drop[i] for i in out) for cells, out in choices], gamma)
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("T, N", [(5, 4), (4, 4), (3, 4), (1, 3), (5, 1), (1, 1), (2, 2)])
+def test_soft_dtw_is_the_soft_minimum_over_every_alignment(T, N, topology, way):
+    """The definition itself [Cuturi & Blondel 2017], [MATR §3.2], and its gradient; [OTAM] with its own moves."""
+    cost = random_costs(2, T, N, seed=T).mul_(2)
+    for gamma in (1e-3, 0.1, 1.0, 10.0):
+        ours, named = cost.clone().requires_grad_(), cost.clone().requires_grad_()
+        value = mrlib.ops.soft_dtw(ours, gamma, topology=topology)
+        defined = torch.stack([by_enumeration(c, gamma, topology) for c in named])
+        torch.testing.assert_close(value, defined, rtol=1e-11, atol=1e-11)
+        weight = torch.tensor([1.0, -2.0], dtype=torch.float64)
+        gradients = torch.autograd.grad(value @ weight, ours)[0], torch.autograd.grad(defined @ weight, named)[0]
+        torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("T, N", [(5, 4), (3, 4), (1, 3), (5, 1)])
+def test_the_hard_alignment_is_the_cheapest_of_all(T, N, topology, way):
+    cost = random_costs(3, T, N, seed=N)
+    for c, path in zip(cost, mrlib.ops.hard_alignment(cost, topology=topology), strict=True):
+        assert path.nonzero().tolist() in [[list(cell) for cell in p] for p in paths(T, N, topology)]
+        torch.testing.assert_close(c[path].sum(), by_enumeration(c, 0, topology))
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+@pytest.mark.parametrize("T, N", [(5, 3), (4, 4), (3, 1), (2, 3), (1, 1)])
+def test_drop_dtw_is_the_minimum_over_every_choice_of_drops(T, N, exclusive):
+    """[Drop-DTW], its gradients by cost and by drop, and its path."""
+    cost, drop = random_costs(2, T, N), random_costs(2, T, seed=1) / 2
+    for gamma in (1e-2, 0.1, 1.0):
+        inputs = [x.clone().requires_grad_() for x in (cost, drop)]
+        named = [x.clone().requires_grad_() for x in (cost, drop)]
+        value = mrlib.ops.drop_dtw(*inputs, gamma, exclusive=exclusive)
+        if exclusive and T < N:
+            assert value.isinf().all() and not torch.autograd.grad(value.sum(), inputs[0])[0].any()
+            continue
+        defined = torch.stack([drop_by_enumeration(c, d, gamma, exclusive) for c, d in zip(*named, strict=True)])
+        torch.testing.assert_close(value, defined, rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(
+            torch.autograd.grad(value.sum(), inputs), torch.autograd.grad(defined.sum(), named, materialize_grads=True)
+        )
+    for c, d, path in zip(cost, drop, mrlib.ops.drop_alignment(cost, drop, exclusive=exclusive), strict=True):
+        if exclusive and T < N:
+            assert not path.any()
+        else:
+            total = c[path].sum() + d[~path.any(1)].sum()
+            torch.testing.assert_close(total, drop_by_enumeration(c, d, 0, exclusive))
+
+
+@pytest.mark.parametrize("gamma", [0.1, 1.0])
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_the_worked_matrix_has_the_values_worked_out_for_it(topology, gamma, way):
+    values = {
+        ("global", 0.1): 1.896862, ("global", 1.0): -0.535943,
+        ("subsequence", 0.1): 0.397874, ("subsequence", 1.0): -2.791704,
+        ("otam", 0.1): 0.399735, ("otam", 1.0): -1.003155,
+    }  # fmt: skip
+    assert mrlib.ops.soft_dtw(GOLDEN, gamma, topology=topology).item() == pytest.approx(
+        values[topology, gamma], abs=1e-6
+    )
+
+
+def test_the_worked_matrix_has_the_paths_worked_out_for_it(way):
+    path = {t: (mrlib.ops.hard_alignment(GOLDEN, topology=t)[0].nonzero() + 1).tolist() for t in TOPOLOGIES}
+    assert path["global"] == [[1, 1], [2, 1], [3, 2], [4, 3], [5, 3]]
+    assert path["subsequence"] == path["otam"] == [[2, 1], [3, 2], [4, 3]]
+    assert [len(paths(5, 3, t)) for t in TOPOLOGIES] == [41, 155, 15]
+    costs = [GOLDEN[mrlib.ops.hard_alignment(GOLDEN, topology=t)].sum().item() for t in TOPOLOGIES]
+    assert costs == pytest.approx([1.9, 0.4, 0.4])
+
+
+def test_the_worked_matrix_has_the_expected_alignments_worked_out_for_it(way):
+    rows = {
+        "global": [[1.0, 0.0946, 0.0036], [0.7243, 0.4263, 0.0385], [0.298, 0.7455, 0.2123],
+                   [0.063, 0.5212, 0.6649], [0.0048, 0.1096, 1.0]],
+        "subsequence": [[0.2987, 0.0451, 0.0076], [0.662, 0.2854, 0.0609], [0.4003, 0.6569, 0.2794],
+                        [0.1111, 0.419, 0.6755], [0.0107, 0.0689, 0.4141]],
+    }  # fmt: skip
+    for topology, E in rows.items():
+        ours = mrlib.ops.expected_alignment(GOLDEN, 1.0, topology=topology)[0]
+        torch.testing.assert_close(ours, torch.tensor(E, dtype=torch.float64), rtol=0, atol=5.1e-5)
+
+
+@pytest.mark.parametrize(
+    "drop, exclusive, hard, soft", [(0.4, True, 1.2, 1.185758), (0.3, True, 1.0, 0.9941), (0.4, False, 1.2, 1.184593)]
+)
+def test_the_worked_matrix_has_the_drop_dtw_values_worked_out_for_it(drop, exclusive, hard, soft):
+    assert mrlib.ops.drop_dtw(GOLDEN, drop, 0.1, exclusive=exclusive).item() == pytest.approx(soft, abs=1e-6)
+    path = mrlib.ops.drop_alignment(GOLDEN, drop, exclusive=exclusive)[0]
+    assert (GOLDEN[0][path].sum() + drop * (~path.any(1)).sum()).item() == pytest.approx(hard)
+    for form in (torch.tensor([drop]), torch.full((1, 5), drop)):
+        again = mrlib.ops.drop_dtw(GOLDEN, form.double(), 0.1, exclusive=exclusive)
+        torch.testing.assert_close(again, mrlib.ops.drop_dtw(GOLDEN, drop, 0.1, exclusive=exclusive))
+
+
+def test_the_worked_matrix_has_the_starts_and_ends_worked_out_for_it():
+    start, end = mrlib.ops.alignment_ends(GOLDEN, 0.1)
+    assert start[0].tolist() == pytest.approx([0.0001, 0.9928, 0.0070, 0.0001, 0], abs=5.1e-5)
+    assert end[0].tolist() == pytest.approx([0, 0, 0.0009, 0.9966, 0.0025], abs=5.1e-5)
+
+
+def test_starts_and_ends_are_how_likely_a_path_begins_and_ends_there():
+    cost, gamma = random_costs(1, 5, 3), 0.5
+    likely = {"start": torch.zeros(5), "end": torch.zeros(5)}
+    for path in paths(5, 3, "subsequence"):
+        weight = math.exp(-sum(cost[0][cell] for cell in path) / gamma)
+        likely["start"][path[0][0]] += weight
+        likely["end"][path[-1][0]] += weight
+    for ours, defined in zip(mrlib.ops.alignment_ends(cost, gamma), likely.values(), strict=True):
+        torch.testing.assert_close(ours[0].float(), defined / defined.sum())
+    lengths = torch.tensor([4, 1, 0]), torch.tensor([2, 3, 2])
+    for ours in mrlib.ops.alignment_ends(random_costs(3, 6, 3), 0.1, *lengths):
+        torch.testing.assert_close(ours.sum(1), torch.tensor([1.0, 1.0, 0.0]).double())
+
+
+def test_a_moment_in_slow_motion_is_trimmed_by_soft_dtw_and_complete_with_drops(way):
+    target = [0, 0, 1, 1, 2, 2, 3, 3, 0, 0]
+    cost = torch.tensor([[[0.05 if t == q else 1.0 for q in (1, 2, 3)] for t in target]], dtype=torch.float64)
+    path = mrlib.ops.hard_alignment(cost, topology="subsequence")
+    assert cost[path].sum().item() == pytest.approx(0.2)
+    assert [int(x) for x in mrlib.ops.span_of(path)] == [3, 7]
+    path = mrlib.ops.drop_alignment(cost, 0.3)
+    assert (cost[path].sum() + 0.3 * (~path.any(2)).sum()).item() == pytest.approx(1.5)
+    assert [int(x) for x in mrlib.ops.span_of(path)] == [2, 8]
+    path = mrlib.ops.hard_alignment(cost - 0.3, topology="otam")
+    assert (cost - 0.3)[path].sum().item() == pytest.approx(-1.5)
+    assert [int(x) for x in mrlib.ops.span_of(path)] == [2, 8]
+
+
+def test_mean_dtw_takes_the_weighted_mean_of_the_ways_in():
+    """The soft minimum of (1, 1.2, 1.5) at 0.1 is 0.986715, the mean 1.026650; with them a 2 x 2 table by hand."""
+    a = torch.tensor([1.0, 1.2, 1.5], dtype=torch.float64)
+    assert -0.1 * torch.logsumexp(-a / 0.1, 0).item() == pytest.approx(0.986715, abs=1e-6)
+    mean = (a * (-a / 0.1).softmax(0)).sum().item()
+    assert mean == pytest.approx(1.026650, abs=1e-6)
+    cost = torch.tensor([[[1.0, 0.5], [0.2, 7.0]]], dtype=torch.float64)  # R = 1, 1.5, 1.2, and 7 + mean(1, 1.2, 1.5)
+    assert mrlib.ops.mean_dtw(cost, 0.1).item() == pytest.approx(7 + mean)
+
+
+def test_mean_dtw_differs_by_its_soft_minimum_alone():
+    cost, gamma, T, N = random_costs(1, 6, 4), 0.2, 6, 4
+    R = {(-1, -1): torch.zeros(())}
+    for i, j in product(range(T), range(N)):
+        a = torch.stack([R[p] for p in ((i - 1, j - 1), (i - 1, j), (i, j - 1)) if p in R])
+        R[i, j] = cost[0, i, j] + (a * (-a / gamma).softmax(0)).sum()
+    torch.testing.assert_close(mrlib.ops.mean_dtw(cost, gamma)[0], R[T - 1, N - 1])
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_gradients_are_those_of_finite_differences(topology, way):
+    cost = random_costs(3, 5, 4).requires_grad_()
+    lengths = torch.tensor([5, 4, 0]), torch.tensor([3, 4, 4])
+    torch.autograd.gradcheck(lambda c: mrlib.ops.soft_dtw(c, 0.3, *lengths, topology), cost)
+
+
+def test_gradients_of_the_variants_are_those_of_finite_differences():
+    cost, drop = random_costs(3, 5, 4).requires_grad_(), random_costs(3, 5).requires_grad_()
+    lengths = torch.tensor([5, 4, 0]), torch.tensor([3, 4, 4])
+    for exclusive in (True, False):
+        torch.autograd.gradcheck(lambda c, d, e=exclusive: mrlib.ops.drop_dtw(c, d, 0.3, *lengths, e), (cost, drop))
+    torch.autograd.gradcheck(lambda c: mrlib.ops.mean_dtw(c, 0.3, *lengths), cost)
+    features = random_costs(3, 5, 6).requires_grad_(), random_costs(3, 4, 6, seed=1).requires_grad_()
+    torch.autograd.gradcheck(lambda t, q: mrlib.ops.tcc(t, q, *lengths), features)
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_the_expected_alignment_is_a_distribution_over_cells(topology, way):
+    E = mrlib.ops.expected_alignment(random_costs(4, 9, 6), 0.2, topology=topology)
+    assert (E >= 0).all() and (E < 1 + 1e-12).all()
+    assert (E.sum(1) > 1 - 1e-12).all()  # every query clip is matched
+    if topology == "global":
+        assert (E.sum(2) > 1 - 1e-12).all()
+        torch.testing.assert_close(torch.stack([E[:, 0, 0], E[:, -1, -1]]), torch.ones(2, 4, dtype=torch.float64))
+    if topology == "otam":
+        assert (E.sum(2) < 1 + 1e-12).all()  # no target clip twice
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_long_alignments_are_the_recursion_cell_by_cell(topology, way):
+    T, N, gamma = 37, 33, 0.05
+    cost = random_costs(1, T, N)
+    R = {}
+    for i, j in product(range(T), range(N)):
+        moves = [(i - 1, j - 1), (i - 1, j)] + [(i, j - 1)] * (topology != "otam")
+        ways = [R[p] for p in moves if p in R]
+        ways += [torch.zeros((), dtype=torch.float64)] * (j == 0 and (topology != "global" or i == 0))
+        if ways:
+            R[i, j] = cost[0, i, j] + soft_minimum(ways, gamma)
+    ends = [R[T - 1, N - 1]] if topology == "global" else [R[i, N - 1] for i in range(T) if (i, N - 1) in R]
+    value = mrlib.ops.soft_dtw(cost, gamma, topology=topology)[0]
+    torch.testing.assert_close(value, soft_minimum(ends, gamma), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("junk", [torch.nan, torch.inf, -torch.inf, 1e30])
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_padding_changes_nothing(topology, junk, way):
+    alone = [random_costs(1, T, N, seed=T) for T, N in ((7, 4), (3, 6), (1, 1), (9, 2))]
+    T_b, N_b = (torch.tensor([c.shape[d] for c in alone]) for d in (1, 2))
+    padded = torch.full((4, 11, 8), junk, dtype=torch.float64)
+    for b, c in enumerate(alone):
+        padded[b, : T_b[b], : N_b[b]] = c
+    padded.requires_grad_()
+    value = mrlib.ops.soft_dtw(padded, 0.1, T_b, N_b, topology)
+    gradient = torch.autograd.grad(value.sum(), padded)[0]
+    path = mrlib.ops.hard_alignment(padded, T_b, N_b, topology)
+    for b, c in enumerate(alone):
+        inside = b, slice(T_b[b]), slice(N_b[b])
+        torch.testing.assert_close(value[b], mrlib.ops.soft_dtw(c, 0.1, topology=topology)[0])
+        torch.testing.assert_close(gradient[inside], mrlib.ops.expected_alignment(c, 0.1, topology=topology)[0])
+        assert torch.equal(path[inside], mrlib.ops.hard_alignment(c, topology=topology)[0])
+    assert not (gradient * ~alignment_plain.valid(padded, T_b, N_b)).any()
+    assert not (path & ~alignment_plain.valid(padded, T_b, N_b)).any()
+
+
+@pytest.mark.parametrize("junk", [torch.nan, torch.inf])
+def test_padding_changes_nothing_for_the_variants(junk):
+    T_b, N_b = torch.tensor([6, 3]), torch.tensor([4, 2])
+    cost, features = random_costs(2, 6, 4), (random_costs(2, 6, 5), random_costs(2, 4, 5, seed=1))
+    for variant in (mrlib.ops.mean_dtw, lambda *a: mrlib.ops.drop_dtw(a[0], 0.3, *a[1:])):
+        padded = cost.masked_fill(~alignment_plain.valid(cost, T_b, N_b), junk).requires_grad_()
+        value = variant(padded, 0.1, T_b, N_b)
+        torch.testing.assert_close(value[1:], variant(cost[1:, :3, :2], 0.1))
+        gradient = torch.autograd.grad(value.sum(), padded)[0]
+        assert gradient.isfinite().all() and not gradient[1, 3:].any() and not gradient[1, :, 2:].any()
+    target, query = features
+    target[1, 3:], query[1, 2:] = junk, junk
+    torch.testing.assert_close(mrlib.ops.tcc(target, query, T_b, N_b)[1:], mrlib.ops.tcc(target[1:, :3], query[1:, :2]))
+    path = mrlib.ops.tcc_alignment(target, query, T_b, N_b)[1]
+    assert torch.equal(path[:3, :2], mrlib.ops.tcc_alignment(target[1:, :3], query[1:, :2])[0]) and path.sum() == 2
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_an_empty_sample_has_value_0_gradient_0_and_no_path(topology, way):
+    cost = random_costs(4, 5, 3).requires_grad_()
+    lengths = torch.tensor([0, 4, 0, 5]), torch.tensor([2, 0, 0, 3])
+    value = mrlib.ops.soft_dtw(cost, 0.1, *lengths, topology)
+    assert value[:3].tolist() == [0, 0, 0] and value[3] != 0
+    assert not torch.autograd.grad(value.sum(), cost)[0][:3].any()
+    assert not mrlib.ops.hard_alignment(cost, *lengths, topology)[:3].any()
+    assert not mrlib.ops.drop_dtw(cost, 0.3, 0.1, *lengths)[:3].any()
+    assert not mrlib.ops.drop_alignment(cost, 0.3, *lengths)[:3].any()
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 3), (2, 0, 3), (2, 4, 0), (0, 0, 0)])
+def test_empty_tensors_are_answered(shape, way):
+    cost = torch.zeros(shape, requires_grad=True)
+    for function in (mrlib.ops.soft_dtw, mrlib.ops.mean_dtw, lambda c: mrlib.ops.drop_dtw(c, 0.3)):
+        value = function(cost)
+        assert value.shape == shape[:1] and not value.any()
+        assert torch.autograd.grad(value.sum(), cost)[0].shape == shape
+    assert mrlib.ops.expected_alignment(cost).shape == shape
+    for path in (mrlib.ops.hard_alignment(cost), mrlib.ops.drop_alignment(cost, 0.3)):
+        assert path.shape == shape and path.dtype == torch.bool
+        assert [x.tolist() for x in mrlib.ops.span_of(path)] == [[0] * shape[0]] * 2
+    assert mrlib.ops.alignment_ends(cost)[0].shape == shape[:2]
+    features = torch.ones(*shape[:2], 6), torch.ones(shape[0], shape[2], 6)
+    value = mrlib.ops.tcc(*features)
+    assert value.shape == shape[:1] and not value.any()
+    assert mrlib.ops.tcc_alignment(*features).shape == shape
+
+
+def test_of_equal_paths_the_diagonal_then_the_target_step_is_taken(way):
+    """All cells cost 1: a path of 3 cells each way; all cost 0: every path is equal."""
+    path = {t: mrlib.ops.hard_alignment(torch.zeros(1, 4, 3), topology=t)[0].nonzero().tolist() for t in TOPOLOGIES}
+    assert path["global"] == [[0, 0], [1, 0], [2, 1], [3, 2]]  # backwards: diagonal while there is one
+    assert path["subsequence"] == [[0, 0], [0, 1], [0, 2]]  # the earliest end; from row 0 only sideways
+    assert path["otam"] == [[0, 0], [1, 1], [2, 2]]
+    one_way_round = torch.tensor([[[0.0, 1, 0], [1, 5, 1], [0, 1, 0]]])
+    assert mrlib.ops.hard_alignment(one_way_round)[0].nonzero().tolist() == [[0, 0], [0, 1], [1, 2], [2, 2]]
+    up_or_left = torch.tensor([[[0.0, 1], [1, 9], [9, 0]]])  # to (2, 1): diagonal from (1, 0)
+    assert mrlib.ops.hard_alignment(up_or_left)[0].nonzero().tolist() == [[0, 0], [1, 0], [2, 1]]
+    no_diagonal = torch.tensor([[[0.0, 0, 9], [0, 9, 2], [9, 2, 0]]])  # (1, 2) and (2, 1) lead to the end at equal cost
+    assert mrlib.ops.hard_alignment(no_diagonal)[0].nonzero().tolist() == [[0, 0], [0, 1], [1, 2], [2, 2]]
+    start_free = torch.tensor([[[0.0], [0.0], [-1.0]]])  # stopping costs as much as going on
+    assert mrlib.ops.hard_alignment(start_free, topology="subsequence")[0].nonzero().tolist() == [[2, 0]]
+
+
+def test_of_equal_choices_a_target_clip_is_matched_rather_than_dropped():
+    """Dropping costs as much as matching, so every choice costs 2; backwards, diagonal before staying."""
+    path = mrlib.ops.drop_alignment(torch.full((1, 4, 2), 0.5), 0.5)[0]
+    assert path.nonzero().tolist() == [[2, 0], [3, 1]]
+    path = mrlib.ops.drop_alignment(torch.tensor([[[0.5], [0.25], [0.5]]]), 0.5)[0]
+    assert path.nonzero().tolist() == [[1, 0], [2, 0]]
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_an_infinite_cost_forbids_a_cell(topology, way):
+    cost = random_costs(3, 6, 4)
+    cost[0, 2, 1], cost[1, :, 2], cost[2, 4:, 3] = torch.inf, torch.inf, torch.inf
+    cost.requires_grad_()
+    value = mrlib.ops.soft_dtw(cost, 0.1, topology=topology)
+    torch.testing.assert_close(value[0], by_enumeration(cost[0], 0.1, topology))
+    gradient = torch.autograd.grad(value.sum(), cost)[0]
+    assert gradient.isfinite().all() and not gradient[cost.isinf()].any()
+    assert value[1] == torch.inf and not gradient[1].any()
+    path = mrlib.ops.hard_alignment(cost, topology=topology)
+    assert not (path & cost.isinf()).any() and path[0].any() and not path[1].any()
+    if topology == "global":
+        assert value[2] == torch.inf
+
+
+def test_an_infinite_cost_forbids_a_cell_in_the_variants_too():
+    cost = random_costs(2, 6, 4)
+    cost[0, 2, 1], cost[1, :, 2] = torch.inf, torch.inf
+    for variant in (mrlib.ops.mean_dtw, lambda c: mrlib.ops.drop_dtw(c, 0.3)):
+        forbidden = cost.clone().requires_grad_()
+        value = variant(forbidden)
+        gradient = torch.autograd.grad(value.sum(), forbidden)[0]
+        assert value[0].isfinite() and value[1] == torch.inf
+        assert gradient.isfinite().all() and not gradient[1].any() and not gradient[forbidden.isinf()].any()
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_a_cost_that_is_no_number_gives_no_number_for_its_sample_alone(topology, way):
+    cost = random_costs(3, 5, 4).float()
+    cost[1, 2, 1] = torch.nan
+    cost.requires_grad_()
+    value = mrlib.ops.soft_dtw(cost, 0.1, topology=topology)
+    assert value.isnan().tolist() == [False, True, False]
+    gradient = torch.autograd.grad(value.sum(), cost)[0]
+    assert gradient[[0, 2]].isfinite().all()
+    assert mrlib.ops.hard_alignment(cost, topology=topology).any((1, 2)).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("topology", ["global", "subsequence"])
+def test_float32_costs_lose_nothing_at_a_small_gamma(topology, way):
+    """[MATR §3.2] at 512 x 512 and gamma 0.01, where R / gamma has six digits before the point."""
+    cost = random_costs(1, 512, 512).float()
+    exact, value = (mrlib.ops.soft_dtw(c, 0.01, topology=topology) for c in (cost.double(), cost))
+    assert ((value - exact) / exact).abs().max() < 1e-6
+    exact, E = (mrlib.ops.expected_alignment(c, 0.01, topology=topology) for c in (cost.double(), cost))
+    assert (E - exact).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_float32_costs_of_all_kinds_are_answered_as_in_float64(seed, way):
+    """Forbidden cells, ties and padding too, with nothing reported to a caller who wants to hear of every overflow."""
+    cost, *lengths = random_batches(seed)
+    cost = cost.float()
+    before = cost.clone()
+    for topology, gamma in product(TOPOLOGIES, (0.01, 0.1, 10.0)):
+        with np.errstate(all="raise"):
+            value = mrlib.ops.soft_dtw(cost, gamma, *lengths, topology)
+            E = mrlib.ops.expected_alignment(cost, gamma, *lengths, topology)
+        exact = cost.double(), gamma, *lengths, topology
+        assert value.dtype == E.dtype == torch.float32
+        torch.testing.assert_close(value.double(), mrlib.ops.soft_dtw(*exact), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(E.double(), mrlib.ops.expected_alignment(*exact), rtol=0, atol=1e-5)
+    torch.testing.assert_close(cost, before, rtol=0, atol=0, equal_nan=True)
+
+
+def test_the_value_falls_with_gamma_to_which_the_hard_value_is_the_limit(way):
+    cost = random_costs(3, 7, 5)
+    for topology in TOPOLOGIES:
+        path = mrlib.ops.hard_alignment(cost, topology=topology)
+        hard = (cost * path).sum((1, 2))
+        values = [mrlib.ops.soft_dtw(cost, gamma, topology=topology) for gamma in (1e-6, 1e-3, 0.1, 1.0, 10.0)]
+        torch.testing.assert_close(values[0], hard, rtol=0, atol=1e-4)
+        assert all((a >= b - 1e-12).all() for a, b in zip(values, values[1:], strict=False))
+        E = mrlib.ops.expected_alignment(cost, 1e-6, topology=topology)
+        torch.testing.assert_close(E, path.double(), rtol=0, atol=1e-6)
+    free = mrlib.ops.soft_dtw(cost, 1e-6, topology="subsequence")
+    assert (free <= mrlib.ops.soft_dtw(cost, 1e-6)).all()
+
+
+@pytest.mark.parametrize("gamma", [1e-20, 1e20])
+def test_extreme_gammas_are_answered(gamma, way):
+    cost = random_costs(1, 6, 4)
+    value = mrlib.ops.soft_dtw(cost, gamma)
+    if gamma < 1:
+        torch.testing.assert_close(value, (cost * mrlib.ops.hard_alignment(cost)).sum((1, 2)))
+    else:
+        torch.testing.assert_close(value / gamma, torch.tensor([-math.log(len(paths(6, 4, "global")))]).double())
+
+
+def test_importing_the_package_loads_neither_kernels_nor_cuda():
+    program = """
+import sys, mrlib.ops
+assert not {"mrlib.ops.alignment", "numba", "triton"} & set(sys.modules)
+mrlib.ops.soft_dtw
+import torch
+assert "numba" not in sys.modules and not torch.cuda.is_initialized()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+def test_a_second_derivative_is_refused(way):
+    cost = random_costs(1, 4, 3).requires_grad_()
+    with pytest.raises(RuntimeError, match="differentiated once only"):
+        torch.autograd.grad(mrlib.ops.soft_dtw(cost).sum(), cost, create_graph=True)
+
+
+def test_the_gradient_can_be_asked_for_twice_and_is_scaled_by_what_comes_from_above(way):
+    cost = random_costs(2, 4, 3).requires_grad_()
+    value = mrlib.ops.soft_dtw(cost, 0.1)
+    E = mrlib.ops.expected_alignment(cost, 0.1)
+    assert not E.requires_grad
+    for weight in (torch.tensor([1.0, -3.0]).double(), torch.tensor([0.5, 0.0]).double()):
+        gradient = torch.autograd.grad(value, cost, weight, retain_graph=True)[0]
+        torch.testing.assert_close(gradient, weight[:, None, None] * E)
+
+
+def test_without_grad_mode_a_cost_with_gradient_is_taken_as_it_is(way):
+    cost = random_costs(2, 5, 4).requires_grad_()
+    with torch.no_grad():
+        value = mrlib.ops.soft_dtw(cost)
+    assert not value.requires_grad
+    assert torch.equal(value, mrlib.ops.soft_dtw(cost))
+
+
+def test_strided_costs_are_those_of_their_copies(way):
+    cost = random_costs(4, 8, 6).transpose(1, 2)[::2, :, 1::2]
+    assert torch.equal(mrlib.ops.soft_dtw(cost), mrlib.ops.soft_dtw(cost.contiguous()))
+    strided = cost.clone(memory_format=torch.preserve_format).requires_grad_()
+    gradient = torch.autograd.grad(mrlib.ops.soft_dtw(strided).sum(), strided)[0]
+    torch.testing.assert_close(gradient, mrlib.ops.expected_alignment(cost.contiguous()))
+    assert torch.equal(mrlib.ops.hard_alignment(cost), mrlib.ops.hard_alignment(cost.contiguous()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32_with_and_without_autocast(dtype, way):
+    cost = random_costs(2, 5, 4).to(dtype).requires_grad_()
+    functions = mrlib.ops.soft_dtw, mrlib.ops.mean_dtw, lambda c: mrlib.ops.drop_dtw(c, 0.3)
+    for function in functions:
+        expected = function(cost.float())
+        with torch.autocast("cpu", torch.bfloat16):
+            value = function(cost)
+        assert value.dtype == torch.float32
+        assert torch.equal(value, expected) and torch.equal(function(cost), expected)
+        assert torch.autograd.grad(value.sum(), cost)[0].dtype == dtype
+    features = random_costs(2, 5, 8).float(), random_costs(2, 4, 8, seed=1).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        value = mrlib.ops.tcc(*features)
+    assert torch.equal(value, mrlib.ops.tcc(*features))
+
+
+def test_a_span_is_the_hull_of_the_matched_target_clips():
+    path = torch.zeros(4, 6, 3, dtype=torch.bool)
+    path[0, 2:4, 1], path[1, 0, 0], path[1, 5, 2], path[2, 5, 0] = True, True, True, True
+    start, end = mrlib.ops.span_of(path)
+    assert start.tolist() == [2, 0, 5, 0] and end.tolist() == [4, 6, 6, 0]
+    assert start.dtype == end.dtype == torch.int64
+
+
+def test_otam_falls_back_where_the_target_is_too_short(way):
+    cost = random_costs(3, 5, 4)
+    lengths = torch.tensor([5, 2, 3]), torch.tensor([4, 4, 3])
+    value = mrlib.ops.soft_dtw(cost, 0.1, *lengths, "otam")
+    torch.testing.assert_close(value[1], mrlib.ops.soft_dtw(cost[1:2, :2], 0.1, topology="subsequence")[0])
+    for b in (0, 2):
+        alone = cost[b, : lengths[0][b], : lengths[1][b]]
+        torch.testing.assert_close(value[b], by_enumeration(alone, 0.1, "otam"))
+
+
+def test_tcc_is_the_cycle_written_out():
+    """[TCC] query -> target -> query, one query clip after another."""
+    target, query = random_costs(1, 6, 5)[0] - 0.5, random_costs(1, 4, 5, seed=1)[0] - 0.5
+    cosine = lambda a, b: float(a @ b / (a.norm() * b.norm()))  # noqa: E731
+    N, loss = len(query), 0.0
+    for j, q in enumerate(query, 1):
+        alpha = torch.tensor([cosine(q, t) / 0.1 for t in target], dtype=torch.float64).softmax(0)
+        nearest = (alpha[:, None] * target).sum(0)
+        beta = torch.tensor([cosine(nearest, m) / 0.1 for m in query], dtype=torch.float64).softmax(0).tolist()
+        mu = sum(b * m / N for m, b in enumerate(beta, 1))
+        variance = max(sum(b * (m / N - mu) ** 2 for m, b in enumerate(beta, 1)), 1e-4)
+        loss += ((j / N - mu) ** 2 / variance + 0.001 * math.log(math.sqrt(variance))) / N
+        assert mrlib.ops.tcc_alignment(target[None], query[None])[0, :, j - 1].nonzero().item() == alpha.argmax()
+    assert mrlib.ops.tcc(target[None], query[None]).item() == pytest.approx(loss)
+
+
+def test_tcc_is_0_for_a_query_of_one_clip_and_small_where_every_clip_finds_back():
+    target, query = random_costs(2, 6, 16) - 0.5, random_costs(2, 4, 16, seed=1) - 0.5
+    assert mrlib.ops.tcc(target, query, query_lengths=torch.tensor([1, 4]))[0] == 0
+    there = target.clone()
+    there[:, 1:5] = query
+    assert (mrlib.ops.tcc(there, query, temperature=0.01) < 0.01).all()
+    assert mrlib.ops.tcc_alignment(there, query)[0].nonzero().tolist() == [[1, 0], [2, 1], [3, 2], [4, 3]]
+
+
+@pytest.mark.parametrize("gamma", [0, -0.1, math.nan, math.inf, "0.1", None, True, torch.tensor(0.1)])
+def test_a_gamma_that_is_no_number_above_0_is_refused(gamma):
+    for function in (mrlib.ops.soft_dtw, mrlib.ops.expected_alignment, mrlib.ops.mean_dtw, mrlib.ops.alignment_ends):
+        with pytest.raises(ValueError, match="gamma -> 0 is hard_alignment"):
+            function(GOLDEN, gamma)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"cost": torch.zeros(3, 4)}, r"cost must be a floating-point tensor \(B, T, N\), not torch.float32 of .*3, 4"),
+        ({"cost": torch.zeros(1, 3, 4, dtype=torch.int64)}, "cost must be a floating-point tensor"),
+        ({"cost": [[[1.0]]]}, "cost must be a floating-point tensor .* not list"),
+        ({"topology": "sub"}, "topology must be one of global, subsequence, otam, not 'sub'"),
+        ({"target_lengths": torch.tensor([6])}, r"target_lengths must lie in 0..5 .* not \[6\]"),
+        ({"query_lengths": torch.tensor([-1])}, r"query_lengths must lie in 0..3 .* not \[-1\]"),
+        ({"query_lengths": torch.tensor([1, 1])}, r"query_lengths must have shape \(1,\)"),
+        ({"target_lengths": torch.tensor([1.0])}, "target_lengths must be an integer tensor"),
+        ({"target_lengths": [1]}, "target_lengths must be an integer tensor"),
+    ],
+)
+def test_bad_input_is_refused_and_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        mrlib.ops.soft_dtw(**{"cost": GOLDEN, **arguments})
+    with pytest.raises(ValueError, match=message):
+        mrlib.ops.hard_alignment(**{"cost": GOLDEN, **arguments})
+
+
+def test_bad_input_of_the_variants_is_refused_and_named():
+    with pytest.raises(ValueError, match=r"drop must be a number, \(1,\) or \(1, 5\), not \(3,\)"):
+        mrlib.ops.drop_dtw(GOLDEN, torch.zeros(3))
+    with pytest.raises(ValueError, match="temperature must be a finite number above 0, not 0"):
+        mrlib.ops.tcc(torch.zeros(1, 3, 4), torch.zeros(1, 3, 4), temperature=0)
+    with pytest.raises(ValueError, match="differ in batch or features"):
+        mrlib.ops.tcc(torch.zeros(1, 3, 4), torch.zeros(1, 3, 5))
+    with pytest.raises(ValueError, match="query must be a floating-point tensor of three dimensions"):
+        mrlib.ops.tcc(torch.zeros(1, 3, 4), torch.zeros(3, 4))
+
+
+def test_a_compiled_model_may_call_it(way):
+    cost = random_costs(2, 5, 4)
+    compiled = torch.compile(lambda c: mrlib.ops.soft_dtw(c.relu(), 0.1) * 2, backend="aot_eager")
+    torch.testing.assert_close(compiled(cost), mrlib.ops.soft_dtw(cost, 0.1) * 2)
+
+
+def test_an_unknown_name_of_the_package_is_named():
+    with pytest.raises(AttributeError, match="no attribute 'hard_dtw'"):
+        mrlib.ops.hard_dtw  # noqa: B018
+    assert "soft_dtw" in dir(mrlib.ops)

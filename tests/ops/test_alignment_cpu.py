@@ -1,0 +1,55 @@
+"""The kernels on the CPU against the plain recursion; threads and processes."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from itertools import product
+
+import pytest
+import torch
+
+import mrlib.ops
+from mrlib.ops import alignment_plain
+from tests.support.alignments import TOPOLOGIES, random_batches, random_costs
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba is not installed")
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_the_kernels_agree_with_the_plain_way(seed):
+    from mrlib.ops import alignment_cpu
+
+    cost, *lengths = random_batches(seed)
+    for topology, gamma in product(TOPOLOGIES, (1e-3, 0.1, 10.0)):
+        plain = alignment_plain.soft(cost, gamma, *lengths, topology, keep=True)
+        fast = alignment_cpu.soft(cost, gamma, *lengths, topology, keep=True)
+        torch.testing.assert_close(fast, plain, rtol=1e-9, atol=1e-9)
+        assert torch.equal(alignment_cpu.soft(cost, gamma, *lengths, topology, keep=False)[0], fast[0])
+        paths = [way.hard_path(cost, *lengths, topology) for way in (alignment_plain, alignment_cpu)]
+        assert torch.equal(*paths)
+
+
+def test_the_bytes_do_not_depend_on_the_number_of_threads(monkeypatch):
+    cost = random_costs(37, 60, 25).float()
+    runs = []
+    for threads in (1, 2, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        runs.append((mrlib.ops.soft_dtw(cost), mrlib.ops.expected_alignment(cost), mrlib.ops.hard_alignment(cost)))
+    assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(run, runs[0], strict=True))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_process_computes_too():
+    program = """
+import os, torch
+import mrlib.ops
+torch.get_num_threads = lambda: 2
+cost = torch.rand(64, 40, 20)
+value = mrlib.ops.soft_dtw(cost)
+child = os.fork()
+if child == 0:
+    os._exit(0 if torch.equal(mrlib.ops.soft_dtw(cost), value) else 3)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)

@@ -1,0 +1,83 @@
+"""The kernels of dropout against their definition in Python's whole numbers, place by place."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+pytest.importorskip("numba")
+from mrlib.ops import dropout_cpu
+
+KEY = 0x1234_5678_9ABC_DEF0
+
+
+def kept(place, key, p):
+    """lowbias32 of Wellons, the two halves of the key worked in before and between its multiplications."""
+    word = 2**32 - 1
+    x = (place & word) ^ (key & word)
+    x = (x ^ x >> 16) * 0x7FEB352D & word
+    x = (x + (key >> 32)) & word
+    x = (x ^ x >> 15) * 0x846CA68B & word
+    return (x ^ x >> 16) >= min(round(p * 2**32), word)
+
+
+def mask(shape, key, p):
+    """What dropout multiplies with, of numbers that lie one after another."""
+    places = range(int(np.prod(shape)))
+    return np.array([kept(i, key, p) / (1 - p) for i in places]).reshape(shape)
+
+
+@pytest.fixture(params=[1, 3], ids=["one thread", "three threads"])
+def threads(request, monkeypatch):
+    """Also of few numbers, which one thread would do alone."""
+    monkeypatch.setattr(dropout_cpu, "_ALONE", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: request.param)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("key", [0, 1, KEY, 2**63 - 2])
+def test_a_number_is_dropped_by_the_hash_of_its_place(key, p, dtype, threads):
+    x = np.random.default_rng(0).standard_normal(501).astype(dtype)
+    out = np.full_like(x, np.nan)
+    dropout_cpu.drop(x, key, p, out)
+    np.testing.assert_allclose(out, x * mask(x.shape, key, p), rtol=1e-6)
+    assert 0 < (out == 0).sum() < 501
+
+
+def test_another_key_is_another_mask():
+    """Keys as they are drawn, of 63 bits."""
+    x, out = np.ones(1000), np.empty((3, 1000))
+    for key, row in zip(torch.randint(2**63 - 1, (3,), generator=torch.Generator().manual_seed(0)), out, strict=True):
+        dropout_cpu.drop(x, int(key), 0.5, row)
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert 400 < (out[a] == out[b]).sum() < 600
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_norm_is_torchs_layer_norm_with_the_mask(dtype, threads):
+    """Rows of 11 numbers, places counted through all rows; mean and 1 / sd of each row are handed out."""
+    g = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(*shape, generator=g, dtype=dtype) for shape in ((7, 11), (11,), (11,)))
+    mean, rstd, out = torch.empty(7, dtype=dtype), torch.empty(7, dtype=dtype), torch.empty(7, 11, dtype=dtype)
+    dropout_cpu.norm(*(t.numpy() for t in (x, weight, bias)), 1e-5, KEY, 0.4, mean.numpy(), rstd.numpy(), out.numpy())
+    expected = F.layer_norm(x, (11,), weight, bias, 1e-5) * torch.from_numpy(mask((7, 11), KEY, 0.4)).to(dtype)
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(mean, x.mean(1))
+    torch.testing.assert_close(rstd, (x.var(1, correction=0) + 1e-5).rsqrt())
+
+
+def test_the_gradient_of_the_mapping_is_added_some_rows_at_a_time(threads):
+    """Rows 2, 3 and 4 of six, on top of what was there; against autograd."""
+    g = torch.Generator().manual_seed(1)
+    x, dy = (torch.randn(6, 11, generator=g, dtype=torch.float64) for _ in range(2))
+    weight, bias = torch.randn(11, generator=g, dtype=torch.float64), torch.zeros(11, dtype=torch.float64)
+    parameters = weight.clone().requires_grad_(), bias.clone().requires_grad_()
+    y = F.layer_norm(x, (11,), *parameters, 1e-5) * torch.from_numpy(mask((6, 11), KEY, 0.4))
+    expected = torch.autograd.grad(y[2:5], parameters, dy[2:5])
+    mean, rstd, out = np.empty(6), np.empty(6), np.empty((6, 11))
+    dropout_cpu.norm(x.numpy(), weight.numpy(), bias.numpy(), 1e-5, KEY, 0.4, mean, rstd, out)
+    sums = np.ones((2, 11))
+    dropout_cpu.norm_gradient(dy[2:5].numpy(), 2, x.numpy(), KEY, 0.4, mean, rstd, *sums)
+    for ours, theirs in zip(sums, expected, strict=True):
+        torch.testing.assert_close(torch.from_numpy(ours) - 1, theirs)

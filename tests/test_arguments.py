@@ -1,0 +1,55 @@
+"""Checks of settings: what is plain, of which kind a value must be, and the message that names it."""
+
+import numpy as np
+import pytest
+import torch
+
+from mrlib.settings import is_plain, require, require_like
+
+
+@pytest.mark.parametrize(
+    "value", [None, True, 3, 0.5, "text", [], [1, [2.0, None]], (1, "a"), {}, {"a": {"b": [1]}}], ids=repr
+)
+def test_what_json_gives_back_is_plain(value):
+    assert is_plain(value)
+
+
+@pytest.mark.parametrize(
+    "value", [print, {1: "a"}, {"a": print}, [1, {2}], b"bytes", 1j, np.float64(1.0), torch.tensor(1.0)], ids=repr
+)
+def test_what_json_does_not_give_back_is_not_plain(value):
+    assert not is_plain(value)
+
+
+@pytest.mark.parametrize(
+    ("before", "value"),
+    [(True, False), ("a", "b"), (3, 4), (3, -1), (0.5, 1), (0.5, 2.5), (None, "anything"), ([1], 3), ({}, "a")],
+    ids=repr,
+)
+def test_a_value_of_the_kind_that_stood_there_passes(before, value):
+    """A whole number where a number stood, too; what stood there as None, list or table is checked elsewhere."""
+    require_like(before, "lr", value)
+
+
+@pytest.mark.parametrize(
+    ("before", "value", "message"),
+    [
+        (True, 1, "lr must be true or false, not 1"),
+        ("a", 1, "lr must be text, not 1"),
+        ("a", None, "lr must be text, not None"),
+        (3, 4.0, "lr must be a whole number, not 4.0"),
+        (3, True, "lr must be a whole number, not True"),
+        (0.5, "0.5", "lr must be a number, not '0.5'"),
+        (0.5, False, "lr must be a number, not False"),
+        (0.5, None, "lr must be a number, not None"),
+    ],
+)
+def test_a_value_of_another_kind_is_refused_and_named(before, value, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        require_like(before, "lr", value)
+
+
+def test_a_requirement_names_the_setting_what_it_must_be_and_what_it_is():
+    require(True, "width", -1, "above 0")
+    with pytest.raises(ValueError, match="^width must be above 0, not 'wide'$"):
+        require(False, "width", "wide", "above 0")

@@ -1,0 +1,33 @@
+"""`tests` mirrors `mrlib`: every module has a file of tests, under its name and in its folder."""
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+MODULES = sorted(
+    path.relative_to(ROOT / "mrlib") for path in (ROOT / "mrlib").rglob("*.py") if not path.stem.startswith("__")
+)
+FOLDERS = sorted({module.parent for module in MODULES} - {Path(".")})
+# what several modules of a folder have in common, or what its `__init__` defines
+COMMON = {"align/test_aligners.py", "data/test_batch.py"}
+
+
+def test_there_are_modules_in_folders():
+    assert len(MODULES) > 50 and {"align", "augment", "data", "detect", "ops"} <= {str(folder) for folder in FOLDERS}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_a_module_has_a_file_of_tests(module):
+    path = ROOT / "tests" / module.with_name(f"test_{module.name}")
+    assert path.is_file(), f"mrlib/{module} has no {path.relative_to(ROOT)}"
+    assert "\ndef test_" in path.read_text("utf-8"), f"{path.relative_to(ROOT)} has no test"
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=str)
+def test_a_file_of_tests_in_a_folder_has_a_module(folder):
+    for path in sorted((ROOT / "tests" / folder).glob("*.py")):
+        name = path.relative_to(ROOT / "tests").as_posix()
+        assert path.name.startswith("test_"), f"tests/{name}: what tests share is in tests/support"
+        module = ROOT / "mrlib" / folder / path.name.removeprefix("test_")
+        assert name in COMMON or module.is_file(), f"tests/{name} is named after no module of mrlib/{folder}"

@@ -1,0 +1,81 @@
+"""What processes do together, worked out by hand for three of them; alone, nothing happens."""
+
+import pytest
+import torch
+from torch import nn
+
+from mrlib import parallel
+from tests.support.processes import in_processes
+
+CPU = torch.device("cpu")
+
+
+def together(rank):
+    weights = nn.Linear(2, 1)
+    nn.init.constant_(weights.weight, rank + 1.0)
+    nn.init.constant_(weights.bias, -rank)
+    parallel.same_everywhere(weights)
+
+    every, first, none, frozen = (nn.Parameter(torch.zeros(2)) for _ in range(4))
+    half = nn.Parameter(torch.zeros(2, 1, dtype=torch.bfloat16))
+    frozen.requires_grad_(False)
+    every.grad = torch.tensor([rank, 10.0 * rank])
+    half.grad = torch.full_like(half, rank)
+    if rank == 0:
+        first.grad = torch.tensor([3.0, -6.0])
+    parallel.average_gradients(nn.ParameterList([every, first, none, frozen, half]))
+
+    parallel.barrier()
+    return {
+        "ranks": list(parallel.ranks()),
+        "weights": [weights.weight.tolist(), weights.bias.tolist()],
+        "gradients": [None if p.grad is None else p.grad.tolist() for p in (every, first, none, frozen)],
+        "half": half.grad,
+        "average": parallel.average({"a": 3.0 * rank, "b": 0.1}, CPU),
+        "seven": parallel.dealt(list(range(rank, 7, 3))),
+        "words": parallel.dealt([["a"], {"b": 1}][rank : rank + 1]),
+    }
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return in_processes(together, tmp_path_factory.mktemp("ranks"), 3)
+
+
+def test_every_process_knows_its_number(results):
+    assert [result["ranks"] for result in results] == [[0, 3], [1, 3], [2, 3]]
+
+
+def test_all_get_the_weights_of_the_first(results):
+    for result in results:
+        assert result["weights"] == [[[1.0, 1.0]], [0.0]]
+
+
+def test_gradients_are_the_mean_and_those_of_no_rank_stay_away(results):
+    """Ranks 0, 1 and 2; where a rank has none, it counts as 0. A gradient keeps its shape and type."""
+    for result in results:
+        assert result["gradients"] == [[1.0, 10.0], [1.0, -2.0], None, None]
+        assert result["half"].dtype == torch.bfloat16 and result["half"].tolist() == [[1.0], [1.0]]
+
+
+def test_values_are_averaged_by_name(results):
+    for result in results:
+        assert result["average"] == pytest.approx({"a": 3.0, "b": 0.1}, rel=1e-12)
+
+
+def test_a_list_dealt_out_comes_back_in_order(results):
+    """Seven things among three ranks; two things, of which the third rank has none."""
+    for result in results:
+        assert result["seven"] == list(range(7))
+        assert result["words"] == [["a"], {"b": 1}]
+
+
+def test_one_process_alone_keeps_what_it_has():
+    assert parallel.ranks() == (0, 1)
+    parallel.barrier()
+    module = nn.Linear(2, 1)
+    before = module.weight.clone()
+    parallel.same_everywhere(module)
+    assert torch.equal(module.weight, before)
+    assert parallel.average({"a": 2.0}, CPU) == {"a": 2.0}
+    assert parallel.dealt((3, 1, 2)) == [3, 1, 2]
