@@ -20,9 +20,9 @@ from mrlib.baselines import (
     whole_video,
 )
 from mrlib.data import Bank, MomentDataset, Sample, load_annotations
-from mrlib.data.simulate import open_sim
 from mrlib.metrics import evaluate, moment_scores
 from mrlib.ops.boundary import boundaries
+from mrlib.sim import open_sim
 
 
 def toy(*videos: list[float], windows: tuple = ((0, 2),), joint: bool = True) -> MomentDataset:

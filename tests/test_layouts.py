@@ -24,7 +24,7 @@ from files import (
 
 from mrlib.data import open_dataset
 from mrlib.data.layouts import DATASETS, open_files
-from mrlib.data.simulate import export
+from mrlib.sim import export
 
 
 def unit(x):

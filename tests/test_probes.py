@@ -11,8 +11,8 @@ from mrlib import baselines
 from mrlib.data import Sample, open_dataset
 from mrlib.data.layouts import open_files
 from mrlib.data.probes import PROBES, contexts, dynamic_context, mask_moments, read, show, write
-from mrlib.data.simulate import export
-from mrlib.data.world import World, parameters
+from mrlib.sim import export
+from mrlib.sim.world import World, parameters
 
 OF_FILES = [name for name in PROBES if name != "absent"]
 WINDOWS = {  # windows and, with a margin of two clips before and one after, what is replaced of ten clips of 2 s

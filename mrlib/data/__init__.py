@@ -121,18 +121,18 @@ class Batch(_Tensors):
 
 
 _MEMBERS = {
-    "load_annotations": "annotations",
-    "Bank": "bank",
-    "MomentDataset": "dataset",
-    "open_dataset": "dataset",
+    "load_annotations": "mrlib.data.annotations",
+    "Bank": "mrlib.data.bank",
+    "MomentDataset": "mrlib.data.dataset",
+    "open_dataset": "mrlib.datasets",
 }
 _SUBMODULES = ("annotations", "arrays", "bank", "check", "dataset", "features", "layouts", "pairs", "probes")
-_SUBMODULES += ("problems", "script", "simulate", "sportsmoments", "stand_in", "world")
+_SUBMODULES += ("problems", "sportsmoments", "stand_in")
 
 
 def __getattr__(name: str):
     if name in _MEMBERS:
-        return getattr(import_module(f"mrlib.data.{_MEMBERS[name]}"), name)
+        return getattr(import_module(_MEMBERS[name]), name)
     if name in _SUBMODULES:
         return import_module(f"mrlib.data.{name}")
     raise AttributeError(f"module 'mrlib.data' has no attribute {name!r}")

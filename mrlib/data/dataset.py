@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -226,21 +225,3 @@ def _votes(sample: Sample) -> Tensor | None:
     if sample.relevant_windows is not None or not isinstance(labels, list):
         return None
     return torch.tensor(labels, dtype=torch.float64) - 1
-
-
-def open_dataset(name: str, root: str | os.PathLike | None = None, split: str = "train", **options) -> MomentDataset:
-    """A dataset by name.
-
-    name     "sim", the simulator, or a dataset of `mrlib.data.layouts.DATASETS`
-    root     folder with the annotations and features; None: the folder of that name in $MRLIB_DATA
-    split    "train", "val", "test"; the simulator has more
-    options  of `mrlib.data.simulate.open_sim` or `mrlib.data.layouts.open_files`; both take `streams`: names of the
-             streams to concatenate, "joint" for only the one in the joint space, None for all
-    """
-    from mrlib.data import layouts, simulate
-
-    if name == "sim":
-        return simulate.open_sim(split, **options)
-    if name not in layouts.DATASETS:
-        raise ValueError(f"unknown dataset {name!r}; known: sim, {', '.join(layouts.DATASETS)}")
-    return layouts.open_files(name, root, split, **options)

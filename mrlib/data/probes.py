@@ -32,10 +32,10 @@ from mrlib.data import MomentDataset, Sample
 from mrlib.data.arrays import unit
 from mrlib.data.bank import Bank
 from mrlib.data.layouts import LAYOUTS
-from mrlib.data.simulate import open_sim
 from mrlib.files import write_whole
 from mrlib.metrics import read_jsonl
 from mrlib.ops.draw import Draw
+from mrlib.sim import open_sim
 
 # ---- without the moments
 
