@@ -292,7 +292,7 @@ def bare(name, samples, clips):
         target=Bank(torch.zeros(int(lengths.sum()), 1), F.pad(lengths.cumsum(0), (1, 0))),
         video=torch.tensor([numbers[s.vid] for s in samples]),
         query=Bank(torch.zeros(len(samples), 1), torch.arange(len(samples) + 1)),
-        question=torch.arange(len(samples)),
+        query_item=torch.arange(len(samples)),
         query_joint=None,
         streams={"none": slice(0, 1)},
         joint=None,
@@ -1260,7 +1260,7 @@ in_batches = {
 }
 audit, foreign = (test.batch(range(a, a + len(eight))) for a in (0, len(test) - len(eight)))
 assert not reads_labels(retriever, audit, foreign)
-another = replace(test, question=test.question.roll(1), query_joint=test.query_joint)
+another = replace(test, query_item=test.query_item.roll(1), query_joint=test.query_joint)
 in_batches["AMR, another video's query"] = scores(predict_all(retriever, another), test)
 if save_figures:
     keep(pd.DataFrame(in_batches).T.rename_axis("network"), "01_leaks")

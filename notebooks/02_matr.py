@@ -950,7 +950,7 @@ audit, foreign = test.batch(range(few)), test.batch(range(few, 2 * few))
 assert not reads_labels(retriever, audit, foreign)
 
 order = torch.arange(len(test)).roll(1)
-blind = scores(predict_all(retriever, replace(test, question=test.question[order])), test)
+blind = scores(predict_all(retriever, replace(test, query_item=test.query_item[order])), test)
 print("Both stages are on disk, the second starts from the first, and predictions do not depend on labels.")
 
 # %% tags=["nbval-ignore-output"]

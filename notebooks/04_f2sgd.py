@@ -284,7 +284,7 @@ for one, many in zip(alone, together, strict=True):
     torch.testing.assert_close(one, many[: len(one), : len(one)], rtol=1e-3, atol=1e-4)
 
 order = torch.arange(len(test)).roll(1)
-rolled = replace(test, question=test.question[order])
+rolled = replace(test, query_item=test.query_item[order])
 blind = metrics.evaluate(predict_all(retriever, rolled), truth)["brief"]
 
 one_video, other_query = test.batch([0]), replace(test.batch([0]), query_joint=test.batch([1]).query_joint)

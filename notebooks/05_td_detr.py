@@ -847,7 +847,7 @@ if real is not None:
     no_features = MomentDataset(
         name="qvhighlights", split="train", samples=real,
         target=Bank(torch.zeros(int(offsets[-1]), 1), offsets), video=torch.tensor([numbers[s.vid] for s in real]),
-        query=Bank(torch.zeros(len(real), 1), torch.arange(len(real) + 1)), question=torch.arange(len(real)),
+        query=Bank(torch.zeros(len(real), 1), torch.arange(len(real) + 1)), query_item=torch.arange(len(real)),
         query_joint=None, streams={"none": slice(0, 1)}, joint=None, clip_s=2.0,
     )  # fmt: skip
     sets["QVHighlights, random partners"] = (no_features, made(no_features, "random", 32))

@@ -55,7 +55,7 @@ def test_a_query_that_searches_two_videos_opens(name, tmp_path):
     write(tmp_path / "vids.csv", "no annotations")
     features(tmp_path, "q__1_5", "r__1_7", "s__1_8")
     opened = open_dataset("sportsmoments", tmp_path, "val")
-    assert (len(opened), opened.video.tolist(), opened.question.tolist()) == (3, [0, 1, 1], [0, 0, 1])
+    assert (len(opened), opened.video.tolist(), opened.query_item.tolist()) == (3, [0, 1, 1], [0, 0, 1])
     batch = opened.batch([1])
     rows = np.load(tmp_path / "target_vid_clip/s__1_8.npz")["features"]
     np.testing.assert_allclose(batch.target[0], rows / np.linalg.norm(rows, axis=1, keepdims=True), rtol=1e-4)

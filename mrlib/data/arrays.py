@@ -85,7 +85,7 @@ def same_width(shape: tuple[int, ...], width: int | None, file: Path) -> int:
     return shape[1]
 
 
-def unit(rows: np.ndarray, parts: int = 1) -> np.ndarray:
+def normalized_rows(rows: np.ndarray, parts: int = 1) -> np.ndarray:
     """Rows divided by (their L2 norm + 1e-5), as the official loaders do; each of a row's `parts` by its own norm.
 
     rows  float32 (L, D)

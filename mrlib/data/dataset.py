@@ -26,7 +26,7 @@ class MomentDataset:
     target: Bank  # an item per video, all streams concatenated
     video: Tensor  # int64 (S,) the item of `target` that sample s searches in
     query: Bank  # an item per query
-    question: Tensor  # int64 (S,) the item of `query` that sample s searches with
+    query_item: Tensor  # int64 (S,) the item of `query` that sample s searches with
     query_joint: Tensor | None  # (Q, J) every query as one vector of the joint space, a row per item of `query`
     streams: dict[str, slice]  # name -> columns of `target`
     joint: str | None  # the stream that lives in the joint space
@@ -65,7 +65,7 @@ class MomentDataset:
             self,
             samples=[self.samples[i] for i in rows.tolist()],
             video=self.video[rows],
-            question=self.question[rows],
+            query_item=self.query_item[rows],
             _annotations=tuple(a[rows] for a in self._annotations),
         )
 
@@ -88,7 +88,7 @@ class MomentDataset:
         duration_s  (B,)          of the videos thus made; None: those of `indices`
         """
         target, mask = self.target.gather(rows), rows >= 0
-        words = self.query.index(self.question[indices])
+        words = self.query.index(self.query_item[indices])
         if labels is None and self.labelled:
             labels = self.labels(indices)
         samples = [self.samples[i] for i in indices.tolist()]
@@ -101,7 +101,7 @@ class MomentDataset:
             query=self.query.gather(words),
             query_mask=words >= 0,
             target_joint=target[..., self.streams[self.joint]] if joint else None,
-            query_joint=self.query_joint[self.question[indices]].float() if joint else None,
+            query_joint=self.query_joint[self.query_item[indices]].float() if joint else None,
             video=self.video[indices],
             duration_s=duration_s,
             clip_s=duration_s.new_full((len(indices),), self.clip_s),
@@ -152,7 +152,7 @@ class MomentDataset:
         """Of the samples and some hundred rows of their features: equal for equal data."""
         lines = json.dumps([s.as_line() for s in self.samples])
         digest = hashlib.blake2b(lines.encode(), digest_size=8)
-        for items, bank in ((self.video, self.target), (self.question, self.query)):
+        for items, bank in ((self.video, self.target), (self.query_item, self.query)):
             some = items[:: max(1, len(items) // 100)]
             first = bank.at(some, some.new_zeros(len(some), 1))[:, 0]
             digest.update(bank.rows[first].float().cpu().numpy().tobytes())
@@ -165,7 +165,7 @@ class MomentDataset:
             target=self.target.to(device),
             video=self.video.to(device),
             query=self.query.to(device),
-            question=self.question.to(device),
+            query_item=self.query_item.to(device),
             query_joint=None if self.query_joint is None else self.query_joint.to(device),
             _annotations=tuple(a.to(device) for a in self._annotations),
         )

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from mrlib.data import Sample
 from mrlib.data.annotations import plain_name
-from mrlib.data.arrays import as_rows, read_array, read_glove, same_width, unit
+from mrlib.data.arrays import as_rows, normalized_rows, read_array, read_glove, same_width
 from mrlib.data.problems import DataError, MissingFile, Problem
 
 
@@ -173,11 +173,11 @@ class Features:
         if self.joint is None:
             return None
         if self.sentence == "mean":
-            return unit(unit(rows).mean(0, keepdims=True))
+            return normalized_rows(normalized_rows(rows).mean(0, keepdims=True))
         return self._form(self.joint, self.query.vector(sample, self.sentence))
 
     def _form(self, name: str, rows: np.ndarray, parts: int = 1) -> np.ndarray:
-        return unit(rows, parts) if name in self.normalized else rows
+        return normalized_rows(rows, parts) if name in self.normalized else rows
 
     def state(self, samples: Iterable[Sample], sources: Iterable[Source | WordVectors]) -> str:
         """A digest of which files the samples' features are in, and of their sizes and times."""

@@ -318,7 +318,7 @@ def open_files(
         target=target,
         video=torch.tensor([video_item[s.vid] for s in samples]),
         query=query,
-        question=torch.tensor([query_item[s.qid] for s in samples]),
+        query_item=torch.tensor([query_item[s.qid] for s in samples]),
         query_joint=vectors,
         streams={stream: slice(a, b) for stream, a, b in zip(features.video, [0, *ends], ends, strict=False)},
         joint=features.joint,

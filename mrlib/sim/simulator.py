@@ -136,7 +136,7 @@ def _dataset(
         target=Bank(torch.from_numpy(target).flatten(0, 1), torch.arange(n + 1) * p.clips),  # (n * T, D), (n + 1,)
         video=items,
         query=Bank.from_arrays(query),
-        question=items,
+        query_item=items,
         query_joint=torch.from_numpy(query_joint) if joint else None,
         streams=columns,
         joint="appearance" if joint else None,
@@ -205,7 +205,7 @@ def export(dataset: MomentDataset, root: str | os.PathLike) -> None:
         (root / folder).mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(sample.as_line()) for sample in dataset.samples]
     (root / annotations.format(dataset.split)).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    for sample, v, q in zip(dataset.samples, dataset.video.tolist(), dataset.question.tolist(), strict=True):
+    for sample, v, q in zip(dataset.samples, dataset.video.tolist(), dataset.query_item.tolist(), strict=True):
         for name, columns in dataset.streams.items():
             if name in folders:
                 np.savez(root / folders[name] / f"{sample.vid}.npz", features=_rows(dataset.target, v)[:, columns])
