@@ -32,7 +32,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mrlib.data import Sample
-from mrlib.data.annotations import sound
+from mrlib.data.annotations import checked_samples
 from mrlib.data.features import count_clips, words_of
 from mrlib.data.layouts import DATASETS, dataset_root, find_annotations, read_samples
 from mrlib.files import whole_file, write_whole
@@ -96,7 +96,7 @@ def _first(name: str, file: Path, count: int) -> tuple[list[Sample], list[bytes]
     """The samples of the first lines of an annotation file, and these lines as they are."""
     read = list(islice(read_samples(name, file), count))
     numbers = {number for number, _, _ in read}
-    samples = sound(file, DATASETS[name].clip_s, read)
+    samples = checked_samples(file, DATASETS[name].clip_s, read)
     with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as lines:
         return samples, [line.rstrip(b"\r\n") + b"\n" for i, line in enumerate(lines, 1) if i in numbers]
 
