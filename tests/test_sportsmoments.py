@@ -83,7 +83,7 @@ def test_a_moment_less_than_a_clip_past_the_end_is_clamped_with_one_warning(tmp_
 def test_a_row_that_comes_again_is_read_once(tmp_path):
     samples, (note,) = read(write(tmp_path / "val.csv", ROW, "q.mp4,r.mp4,4,8,1,20", ROW, ROW))
     assert [s.qid for s in samples] == ["q__1_5", "q"]
-    assert not note.fatal and note.message == "2 rows are there before, the first on line 4; read once"
+    assert not note.fatal and note.message == "2 rows repeat an earlier one, the first on line 4; each is read once"
 
 
 SEGMENT = "reference_segment_start and reference_segment_end"
