@@ -12,6 +12,7 @@ _SUBMODULES = (
     "baselines",
     "checkpoint",
     "data",
+    "datasets",
     "detect",
     "files",
     "grid",
@@ -24,6 +25,7 @@ _SUBMODULES = (
     "plots",
     "retriever",
     "settings",
+    "sim",
     "train",
     "widgets",
 )
@@ -31,7 +33,7 @@ _MEMBERS = {
     "MomentRetriever": "retriever",
     "build": "papers",
     "fit": "train",
-    "open_dataset": "data",
+    "open_dataset": "datasets",
 }
 
 

@@ -1,7 +1,11 @@
-"""The pictures that notebooks share. Target time runs left to right, in seconds; truth and prediction keep colours."""
+"""The pictures that notebooks share.
+
+Target time runs left to right, in seconds; truth and prediction have the same colours everywhere.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,25 +17,31 @@ from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-FIGURES = Path(__file__).resolve().parent.parent / "figures"
 TRUTH, PREDICTED, QUERY, OTHER = (sns.color_palette("colorblind")[i] for i in (2, 3, 0, 7))
 
 
 def setup() -> None:
-    """One look for every notebook."""
+    """Set the style that all notebooks share."""
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind", rc={"figure.dpi": 90, "font.size": 10})
 
 
-def save(fig: Figure, name: str, table: pd.DataFrame | None = None) -> None:
-    """Write a picture, and the numbers it was drawn from, to figures/."""
-    FIGURES.mkdir(exist_ok=True)
-    fig.savefig(FIGURES / f"{name}.png", dpi=150, bbox_inches="tight", metadata={"Software": None})
+def save(fig: Figure, file: str | os.PathLike, table: pd.DataFrame | None = None) -> None:
+    """Write a picture as .png, and the numbers that it was drawn from beside it as .csv.
+
+    file  the .png, or its path without the ending; its folder is created
+    """
+    file = Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(file.with_suffix(".png"), dpi=150, bbox_inches="tight", metadata={"Software": None})
     if table is not None:
-        table.to_csv(FIGURES / f"{name}.csv", index=False)
+        table.to_csv(file.with_suffix(".csv"), index=False)
 
 
 def timeline(ax: Axes, rows: Mapping[str, Sequence[Sequence[float]]], duration_s: float) -> None:
-    """Windows as bars, a row for each name; "truth" has its colour.  rows: name -> [[start, end, ...], ...], seconds"""
+    """Windows as bars, one row per name.
+
+    rows  name -> [[start, end, ...], ...] in seconds; "truth" has the colour of truth, all others that of predictions
+    """
     for height, (name, windows) in enumerate(rows.items()):
         colour = TRUTH if name == "truth" else PREDICTED
         ax.broken_barh([(w[0], w[1] - w[0]) for w in windows], (-height - 0.35, 0.7), color=colour, alpha=0.8)
@@ -40,7 +50,12 @@ def timeline(ax: Axes, rows: Mapping[str, Sequence[Sequence[float]]], duration_s
 
 
 def along(ax: Axes, values: Mapping[str, np.ndarray], clip_s: float, windows_s: Sequence[Sequence[float]] = ()) -> None:
-    """Curves over the clips of a video, true windows shaded.  values: name -> (T,)"""
+    """Curves over the clips of a video, with the true windows shaded.
+
+    values     name -> (T,)
+    clip_s     seconds per clip
+    windows_s  (W, 2), seconds
+    """
     for start, end in windows_s:
         ax.axvspan(start, end, color=TRUTH, alpha=0.2, lw=0)
     for name, curve in values.items():
@@ -59,22 +74,26 @@ def time_map(
     predicted_s: Sequence[Sequence[float]] = (),
     peaks: bool = False,
 ) -> None:
-    """A map over (clip, clip) or (start, end); rings are true windows, crosses predicted ones.  cells (T, T)
+    """A map over (clip, clip) or (start, end), with true windows as rings and predicted ones as crosses.
 
-    Cell (i, j) covers the clips i..j [F2SGD §3.3], so a window is drawn in the cell of its first and last clip.
-    peaks: dark is high and all below 0 is white, for maps that are 0 nearly everywhere; else light is high.
+    cells                   (T, T)  cell (i, j) covers the clips i..j [F2SGD §3.3], so a window is drawn in the cell of
+                            its first and last clip
+    clip_s                  seconds per clip; sets both axes
+    windows_s, predicted_s  (W, 2), seconds
+    peaks                   for maps that are 0 nearly everywhere: dark is high and everything below 0 is white; else
+                            light is high
     """
     span, others = len(cells) * clip_s, cells[~np.eye(len(cells), dtype=bool)]
     low, high = (0, cells.max()) if peaks else np.percentile(others, [1, 99])  # the diagonal of cosines is 1
-    look = {"cmap": "rocket_r" if peaks else "mako", "vmin": low, "vmax": high}
-    picture = ax.imshow(cells.T, origin="lower", extent=(0, span, 0, span), interpolation="nearest", **look)
-    ax.figure.colorbar(picture, ax=ax, fraction=0.046)
+    colours = {"cmap": "rocket_r" if peaks else "mako", "vmin": low, "vmax": high}
+    image = ax.imshow(cells.T, origin="lower", extent=(0, span, 0, span), interpolation="nearest", **colours)
+    ax.figure.colorbar(image, ax=ax, fraction=0.046)
     halo = [patheffects.withStroke(linewidth=5, foreground="white")]
     for windows, marker, colour, size in ((windows_s, "o", TRUTH, 110), (predicted_s, "x", PREDICTED, 45)):
         edge = {"facecolors": "none", "edgecolors": colour} if marker == "o" else {"color": colour}
         for start, end in windows:
-            at = start + clip_s / 2, end - clip_s / 2
-            ax.scatter(*at, marker=marker, s=size, linewidths=2, path_effects=halo, zorder=3, clip_on=False, **edge)
+            cell = start + clip_s / 2, end - clip_s / 2
+            ax.scatter(*cell, marker=marker, s=size, linewidths=2, path_effects=halo, zorder=3, clip_on=False, **edge)
     ax.set(xlabel="start (s)", ylabel="end (s)", xlim=(0, span), ylim=(0, span))
     ax.grid(visible=False)
 
@@ -87,9 +106,12 @@ def alignment(
     clip_s: float,
     windows_s: Sequence[Sequence[float]] = (),
 ) -> None:
-    """How unlike every two clips are, dark is alike; dots are the clips that a path matches, bars true windows.
+    """The cost of every pair of clips; dark is a low cost.
 
-    cost (T, N), path bool (T, N); clip_s, seconds per clip, sets both axes
+    cost       (T, N)
+    path       bool (T, N)  the pairs that an alignment matches, drawn as dots
+    clip_s     seconds per clip; sets both axes
+    windows_s  (W, 2)  true windows in seconds, drawn as vertical lines at their ends
     """
     T, N = cost.shape
     ax.imshow(
@@ -111,7 +133,11 @@ def alignment(
 
 
 def learning_curves(axes: Sequence[Axes], history: pd.DataFrame, scores: Sequence[str]) -> None:
-    """Loss on the first axes, validation scores on the second.  history: `History.frame()`"""
+    """Training loss on the first axes, validation scores on the second.
+
+    history  `History.frame()`
+    scores   the columns of `history` to draw
+    """
     axes[0].plot(history["step"], history["loss"], color=QUERY, marker=".")
     axes[0].set(xlabel="step", ylabel="training loss")
     for score in scores:
@@ -121,7 +147,7 @@ def learning_curves(axes: Sequence[Axes], history: pd.DataFrame, scores: Sequenc
 
 
 def inside_outside(ax: Axes, inside: np.ndarray, outside: np.ndarray, label: str) -> None:
-    """How a value is distributed over clips inside and outside the moments."""
+    """Histograms of a value over the clips inside and outside the moments."""
     edges = np.linspace(min(inside.min(), outside.min()), max(inside.max(), outside.max()), 50)
     for name, values, colour in (("inside", inside, TRUTH), ("outside", outside, OTHER)):
         ax.hist(values, edges, density=True, alpha=0.6, color=colour, label=name)
@@ -130,12 +156,12 @@ def inside_outside(ax: Axes, inside: np.ndarray, outside: np.ndarray, label: str
 
 
 def arms(ax: Axes, rows: pd.DataFrame, score: str) -> None:
-    """A score of every arm of a grid: bars are means, dots the seeds."""
+    """A score of every arm of a grid: a bar is the mean over seeds, a dot one seed."""
     sns.barplot(rows, y="arm", x=score, errorbar=None, color=QUERY, alpha=0.5, ax=ax)
     sns.stripplot(rows, y="arm", x=score, color="black", size=4, jitter=False, ax=ax)
     ax.set(ylabel="")
 
 
 def figure(width: float, height: float, **grid) -> tuple[Figure, np.ndarray]:
-    """A figure with its axes always as an array."""
+    """A figure and its axes, always as an array (rows, columns); width and height in inches."""
     return plt.subplots(figsize=(width, height), squeeze=False, layout="constrained", **grid)

@@ -1,4 +1,4 @@
-"""A slider over pictures; a static picture stands above it, for readers without a running kernel."""
+"""A slider over pictures, for readers with a running kernel; others see the static picture above it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ipywidgets import Image, SelectionSlider, VBox
 
 
 def browse(draw: Callable[[Any], None], choices: Sequence[Any], label: str) -> VBox:
-    """A slider over `choices` and under it what `draw(choice)` draws; the last line of a cell shows both.
+    """A slider over `choices`, and below it the figure that `draw(choice)` makes; shown by the last line of a cell.
 
     draw     makes one matplotlib figure and leaves it open; it is closed here
-    choices  numbers of videos, values of a knob; the slider starts at the first
-    raises   ValueError if there is nothing to choose, or `draw` makes no figure
+    choices  for example numbers of videos, or values of a knob; the slider starts at the first
+    raises   ValueError if `choices` is empty, or if `draw` does not make exactly one figure
     """
     if len(choices) == 0:
         raise ValueError(f"nothing to choose for {label!r}: choices is empty")
@@ -31,15 +31,15 @@ def browse(draw: Callable[[Any], None], choices: Sequence[Any], label: str) -> V
 
 
 def _png(draw: Callable[[Any], None], choice: Any) -> bytes:
-    """The figure that `draw(choice)` makes; figures that were open before stay as they are."""
+    """The figure that `draw(choice)` makes, as PNG; figures that were open before stay open."""
     before = set(plt.get_fignums())
     try:
         draw(choice)
-        made = [number for number in plt.get_fignums() if number not in before]
-        if len(made) != 1:
-            raise ValueError(f"draw must make one figure, it made {len(made)} for {choice!r}")
+        figures = [number for number in plt.get_fignums() if number not in before]
+        if len(figures) != 1:
+            raise ValueError(f"draw must make one figure, it made {len(figures)} for {choice!r}")
         file = io.BytesIO()
-        plt.figure(made[0]).savefig(file, format="png", bbox_inches="tight")
+        plt.figure(figures[0]).savefig(file, format="png", bbox_inches="tight")
         return file.getvalue()
     finally:
         for number in set(plt.get_fignums()) - before:

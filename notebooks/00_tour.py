@@ -53,6 +53,7 @@ from mrlib.data import Batch, Labels, layouts, load_annotations
 from mrlib.ops.boundary import boundaries
 from mrlib.train import predict_all
 
+figures = Path(mrlib.__file__).resolve().parent.parent / "figures"
 plots.setup()
 torch.set_num_threads(1)
 
@@ -121,7 +122,7 @@ tell(axes[0, 0], sample)
 plots.along(axes[1, 0], {"clip": cosines(world, video)}, world.clip_s, sample.relevant_windows)
 axes[1, 0].set_ylabel("cosine with\nthe query")
 if save_figures:
-    plots.save(fig, "00_task")
+    plots.save(fig, figures / "00_task")
 
 # %% [markdown]
 # The curve is high inside the green windows, but it is ragged, and clips elsewhere that share the actor or the object
@@ -179,7 +180,7 @@ axes[1, 1].axis("off")
 words = sample.query.rstrip(".").split()
 axes[0, 1].set(xlabel="target video (s)", yticks=np.arange(len(words)) + 0.5, yticklabels=words, ylabel="")
 if save_figures:
-    plots.save(fig, "00_sample")
+    plots.save(fig, figures / "00_sample")
 
 # %% [markdown]
 # The target under the query video is another rendition than on the left: where queries are videos, training and
@@ -236,9 +237,9 @@ def real_annotations():
 long_world = mrlib.open_dataset("sim", split="val", size="paper", seed=seed, n=512, streams="motion")
 real = real_annotations()
 annotated = {f"simulated, {size}": world.samples} | {"simulated, paper": long_world.samples} | real
-figures = (7218, 67, 17, 7, 9, 37, 39, 24, 16, 30, 150, 10.5)
+measured = (7218, 67, 17, 7, 9, 37, 39, 24, 16, 30, 150, 10.5)
 rows = {name: layout(samples) for name, samples in annotated.items()}
-rows["QVHighlights, as measured"] = dict(zip(rows["simulated, paper"], figures, strict=True))
+rows["QVHighlights, as measured"] = dict(zip(rows["simulated, paper"], measured, strict=True))
 print("real annotations:", ", ".join(real) or "none, MRLIB_DATA is not set")
 pd.DataFrame(rows).T.round(1)
 
@@ -254,7 +255,7 @@ axes[0, 0].set(xlabel="length of a window, share of its video", ylabel="windows 
 axes[0, 0].legend(fontsize=7)
 axes[0, 1].set(xlabel="windows of a query", ylabel="queries (%)")
 if save_figures:
-    plots.save(fig, "00_layout", pd.DataFrame(rows).T.reset_index(names="data"))
+    plots.save(fig, figures / "00_layout", pd.DataFrame(rows).T.reset_index(names="data"))
 
 # %% [markdown]
 # At its paper size the simulator's layout is that of QVHighlights within about three percentage points. The small one,
@@ -363,7 +364,7 @@ axes[0, 2].bar(list(by_threshold), list(by_threshold.values()), color=plots.PRED
 axes[0, 2].set(xlabel="IoU threshold", ylabel="AP", ylim=(0, 1.08))
 axes[0, 2].tick_params(axis="x", labelrotation=90)
 if save_figures:
-    plots.save(fig, "00_ap")
+    plots.save(fig, figures / "00_ap")
 
 # %% [markdown]
 # **Highlights** are scored on clips. At "Very Good", a clip is positive for an annotator who gave it a 4. Hit1 asks
@@ -523,7 +524,7 @@ titles = "target", "query", "joint: cosine", "labels: relevant, saliency"
 for ax, title in zip(axes[0], titles, strict=True):
     ax.set_title(title, fontsize=10)
 if save_figures:
-    plots.save(fig, "00_batch")
+    plots.save(fig, figures / "00_batch")
 
 # %% [markdown]
 # The aligner of A²FA: it finds the most query-like clip, the *anchor*, bounds a segment around it, weighs the clips
@@ -557,7 +558,7 @@ axes[0, 1].set_title("cache: segment, anchor (dotted)", fontsize=10)
 plots.along(axes[0, 2], {"saliency": aligned.saliency[0].numpy()}, world.clip_s, windows_s)
 axes[0, 2].set_title("saliency", fontsize=10)
 if save_figures:
-    plots.save(fig, "00_aligned")
+    plots.save(fig, figures / "00_aligned")
 
 # %% [markdown]
 # The detector of F²SGD draws the cosines of every two aligned clips as a map, runs large convolutions over it and
@@ -591,7 +592,7 @@ plots.time_map(
 )
 axes[0, 1].set_title("map and moments, untrained", fontsize=10)
 if save_figures:
-    plots.save(fig, "00_moments")
+    plots.save(fig, figures / "00_moments")
 
 # %% [markdown]
 # ## 5. A first retrieval, without training
@@ -646,7 +647,7 @@ ten = [w[:2] for w in answers["fixed list"][video]["pred_relevant_windows"]]
 plots.timeline(axes[0, 1], {str(k): [w] for k, w in enumerate(ten, 1)}, shown.duration)
 axes[0, 1].set_title("the fixed list", fontsize=10)
 if save_figures:
-    plots.save(fig, "00_baselines")
+    plots.save(fig, figures / "00_baselines")
 
 
 # %% tags=["nbval-ignore-output"]
@@ -725,7 +726,7 @@ def show(i):
 
 show(video)
 if save_figures:
-    plots.save(plt.gcf(), "00_retrieval", scored.reset_index(names="method"))
+    plots.save(plt.gcf(), figures / "00_retrieval", scored.reset_index(names="method"))
 
 # %% [markdown]
 # With a running kernel, the slider goes through the first sixty videos, or all of a smaller set.
@@ -820,7 +821,7 @@ for row, knob, values, split, options in (
 for ax in axes.flat:
     ax.title.set_fontsize(10)
 if save_figures:
-    plots.save(fig, "00_knobs_features")
+    plots.save(fig, figures / "00_knobs_features")
 
 # %% [markdown]
 # **Picture.** `spurious` (TD-DETR), with its preset, gives every action a home place, in training and in validation
@@ -858,7 +859,7 @@ for ax, speed in zip(axes[1], (1.0, 2.0, 4.0), strict=True):
     ax.title.set_fontsize(10)
 axes[1, 0].set_ylabel("query video (s)")
 if save_figures:
-    plots.save(fig, "00_knobs_scripts")
+    plots.save(fig, figures / "00_knobs_scripts")
 
 # %% [markdown]
 # The seventh knob, `n_train`, is the number of training videos (AMR); its picture is a learning curve. With a running

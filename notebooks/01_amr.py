@@ -61,6 +61,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
+import mrlib
 from mrlib import baselines, checkpoint, grid, papers, plots, widgets
 from mrlib.align.trilinear import TEMPERATURE
 from mrlib.audit import cut, on_its_own, reads_labels
@@ -73,6 +74,7 @@ from mrlib.ops import spans
 from mrlib.ops.draw import Draw
 from mrlib.train import fit, headline, predict_all, scores_of
 
+figures = Path(mrlib.__file__).resolve().parent.parent / "figures"
 plots.setup()
 torch.set_num_threads(1)  # small models are no faster on two
 simulated = dataset == "sim"
@@ -103,7 +105,7 @@ clip_s = train.clip_s
 
 def keep(table, name):
     """Write a table to figures/."""
-    table.round(4).to_csv(plots.FIGURES / f"{name}.csv")
+    table.round(4).to_csv(figures / f"{name}.csv")
 
 
 def parts(data, count=128):
@@ -195,7 +197,7 @@ if simulated:
     axes[0, 2].set(xlabel="training samples", ylabel="questions seen before (%)", ylim=(0, 100))
     axes[0, 2].set_xticks(sizes, sizes, fontsize=8)
     if save_figures:
-        plots.save(fig, "01_bottlenecks", pd.DataFrame({"samples": sizes, "seen (%)": np.round(seen, 1)}))
+        plots.save(fig, figures / "01_bottlenecks", pd.DataFrame({"samples": sizes, "seen (%)": np.round(seen, 1)}))
 
 # %% [markdown]
 # **Experiment.** What the knobs do to features, before anything is trained: how often the clip most like the query lies
@@ -292,7 +294,7 @@ def bare(name, samples, clips):
         target=Bank(torch.zeros(int(lengths.sum()), 1), F.pad(lengths.cumsum(0), (1, 0))),
         video=torch.tensor([numbers[s.vid] for s in samples]),
         query=Bank(torch.zeros(len(samples), 1), torch.arange(len(samples) + 1)),
-        question=torch.arange(len(samples)),
+        query_item=torch.arange(len(samples)),
         query_joint=None,
         streams={"none": slice(0, 1)},
         joint=None,
@@ -361,7 +363,7 @@ told = [b for b, s in enumerate(spliced.samples) if "kept" not in s.extra]
 chosen = [next(b for b in told if len(spliced.samples[b].extra["pasted"]) == k) for k in (1, 2)]
 fig = splice_pictures(spliced, train, chosen)
 if save_figures:
-    plots.save(fig, "01_splice")
+    plots.save(fig, figures / "01_splice")
 
 
 # %% tags=["nbval-ignore-output"]
@@ -456,7 +458,7 @@ for ax, name in zip(axes[0], sets, strict=True):
     ax.set(xlabel="centre of a window, share of the video", ylabel="density", title=name)
 axes[0, 0].legend(["annotated", "splice", "splice_official"], fontsize=8, loc="lower center")
 if save_figures:
-    plots.save(fig, "01_placement", by_placement.rename_axis(["data", "windows"]).reset_index().round(2))
+    plots.save(fig, figures / "01_placement", by_placement.rename_axis(["data", "windows"]).reset_index().round(2))
 
 # %% [markdown]
 # **Disk.** For each of 71,000 copies the released code writes two files, CLIP rows of 4 × 768 numbers and SlowFast rows
@@ -609,7 +611,7 @@ if with_mined:
         mined_picture(ax, sample)
         ax.label_outer()
     if save_figures:
-        plots.save(fig, "01_mined")
+        plots.save(fig, figures / "01_mined")
 
 # %% [markdown]
 # **Boost.** Spliced now, a mined window of the donor comes along and answers nothing: `labels.wrong`, orange in the
@@ -630,7 +632,7 @@ both = [b for b, s in enumerate(boosted.samples) if wrong_of(s)][:2]
 if both:
     fig = splice_pictures(boosted, confused, both)
     if save_figures:
-        plots.save(fig, "01_boost")
+        plots.save(fig, figures / "01_boost")
 if confused.mined:
     assert not (boosted.labels.wrong & boosted.labels.relevant).any()
     for b in both:
@@ -903,7 +905,7 @@ for ax, (name, decoder) in zip(axes[0], begun.items(), strict=True):
     ax.set(xlabel="centre", xlim=(0, 1), ylim=(0, 1), title=name)
 axes[0, 0].set(ylabel="width")
 if save_figures:
-    plots.save(fig, "01_first_spans")
+    plots.save(fig, figures / "01_first_spans")
 
 
 # %%
@@ -1002,7 +1004,7 @@ right.set(xlabel="step", ylabel="distillation", ylim=(0, None))
 if save_figures:
     kept = ["stage", "epoch", "step", "loss", "R1@0.5", "R1@0.7", "mAP", "mIoU"]
     written = pd.concat([plain_curves.assign(stage="baseline")[kept], both_curves[[*kept, "loss/distill"]]])
-    plots.save(fig, "01_training", written.round(4))
+    plots.save(fig, figures / "01_training", written.round(4))
 both_curves[["stage", "epoch", "step", "loss", "loss/mask", "loss/quality", "loss/vtc", "mAP"]].round(2)
 
 # %% [markdown]
@@ -1069,7 +1071,7 @@ view = test.batch([pictured]).to("cpu")
 fig, axes = plots.figure(13, 2.8, ncols=3)
 looked_at(retriever, view, 0, axes[0])
 if save_figures:
-    plots.save(fig, "01_network")
+    plots.save(fig, figures / "01_network")
 
 # %% [markdown]
 # **Picture.** Four test videos with an inner moment that stands out: the best answers of the three networks.
@@ -1085,7 +1087,7 @@ for ax, i in zip(axes[0], few, strict=False):
     ax.set_title(test.samples[i].query, fontsize=7)
     ax.label_outer()
 if save_figures:
-    plots.save(fig, "01_answers")
+    plots.save(fig, figures / "01_answers")
 
 # %% [markdown]
 # ## 7. What the active queries learn
@@ -1191,7 +1193,7 @@ right.set(xlabel="score", ylabel="moments")
 left.legend(fontsize=7)
 right.legend(fontsize=8)
 if save_figures:
-    plots.save(fig, "01_active")
+    plots.save(fig, figures / "01_active")
 
 # %% [markdown]
 # ## 8. Leaks, and the audit
@@ -1260,7 +1262,7 @@ in_batches = {
 }
 audit, foreign = (test.batch(range(a, a + len(eight))) for a in (0, len(test) - len(eight)))
 assert not reads_labels(retriever, audit, foreign)
-another = replace(test, question=test.question.roll(1), query_joint=test.query_joint)
+another = replace(test, query_item=test.query_item.roll(1), query_joint=test.query_joint)
 in_batches["AMR, another video's query"] = scores(predict_all(retriever, another), test)
 if save_figures:
     keep(pd.DataFrame(in_batches).T.rename_axis("network"), "01_leaks")
@@ -1328,7 +1330,7 @@ def arm(kind, n):
 arms = {f"{kind}, {n}": arm(kind, n) for n in sizes for kind in kinds}
 arms |= {f"{kind}, 256": arm(kind, 256) for kind in changed}
 seeds = list(range(3))
-file = plots.FIGURES / "01_grid.csv"
+file = figures / "01_grid.csv"
 rows = grid.run(file, arms, seeds) if full else grid.read(file, arms, seeds)
 rows = rows.rename(columns=lambda name: name.removeprefix("MR-full-"))
 scored = ["R1@0.5", "R1@0.7", "mAP", "mIoU"]
@@ -1340,7 +1342,7 @@ fig, axes = plots.figure(11, 5, ncols=2, sharey=True)
 for ax, score in zip(axes[0], ("R1@0.7", "mAP"), strict=True):
     plots.arms(ax, rows, score)
 if save_figures:
-    plots.save(fig, "01_grid")
+    plots.save(fig, figures / "01_grid")
 
 # %%
 by_seed = {score: rows.pivot(index="seed", columns="arm", values=score) for score in scored}

@@ -56,6 +56,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
+import mrlib
 from mrlib import baselines, checkpoint, grid, papers, plots, widgets
 from mrlib.align.dual_stage import cosine_cost
 from mrlib.audit import reads_labels
@@ -65,6 +66,7 @@ from mrlib.ops import alignment
 from mrlib.ops.draw import Draw
 from mrlib.train import fit, headline, predict_all, scores_of
 
+figures = Path(mrlib.__file__).resolve().parent.parent / "figures"
 plots.setup()
 torch.set_num_threads(1)  # small models are no faster on two
 simulated = dataset == "sim"
@@ -175,7 +177,7 @@ if simulated:
             words = f"{event['actor']} {event['action']}\n{event['object']}, {event['place']}"
             axes[0, 0].text((start + end) / 2, 1.06, words, ha="center", va="bottom", fontsize=7)
 if save_figures:
-    plots.save(fig, "02_pair")
+    plots.save(fig, figures / "02_pair")
 
 # %% [markdown]
 # ## 2. A film is more than its mean
@@ -367,7 +369,7 @@ plots.alignment(axes[0, 1], moment, path, clip_s=clip_s)
 axes[0, 0].set(title="target and query")
 axes[0, 1].set(xlabel="moment (s)", title="moment and query")
 if save_figures:
-    plots.save(fig, "02_cost")
+    plots.save(fig, figures / "02_cost")
 
 # %% [markdown]
 # How soft is soft? The expected alignment of the same two films for five values of $\gamma$, each with its own scale,
@@ -388,7 +390,7 @@ for ax, softness in zip(axes[0], softnesses, strict=True):
     expected_picture(ax, softness)
     ax.label_outer()
 if save_figures:
-    plots.save(fig, "02_gamma")
+    plots.save(fig, figures / "02_gamma")
 
 
 # %% tags=["nbval-ignore-output"]
@@ -462,7 +464,7 @@ for ax, name, path in zip(axes[0], names, (trimmed, dropped, shifted), strict=Tr
     ax.set(title=name)
     ax.label_outer()
 if save_figures:
-    plots.save(fig, "02_planted")
+    plots.save(fig, figures / "02_planted")
 
 # %% [markdown]
 # **Experiment: alignment as an answer, with nothing learned.** The part that the cheapest path selects, on the raw
@@ -546,7 +548,7 @@ if simulated:
     for name in ("free ends, centred, δ", "OTAM, centred, δ"):
         assert r1[name] > r1[f"{name}; query backwards"]
 if save_figures:
-    by_alignment.rename_axis("answer").reset_index().round(2).to_csv(plots.FIGURES / "02_untrained.csv", index=False)
+    by_alignment.rename_axis("answer").reset_index().round(2).to_csv(figures / "02_untrained.csv", index=False)
 
 # %% tags=["nbval-ignore-output"]
 by_alignment.round(1)
@@ -589,7 +591,7 @@ if rows:
         ax.set(xlabel="a query runs up to … times faster or slower", ylabel=score, xticks=(1, 2, 3), ylim=(0, None))
     axes[0, 0].legend(fontsize=8, loc="lower left")
     if save_figures:
-        plots.save(fig, "02_stretched", stretched.round(2))
+        plots.save(fig, figures / "02_stretched", stretched.round(2))
     paired = stretched.pivot(index=["speed", "seed"], columns="answer", values="R1@0.7")
     gain = paired["free ends, centred, δ"] - paired["mean and length"]
     assert (gain.loc[1.0] < 0).all() and (gain.loc[3.0] > 10).all()
@@ -708,7 +710,7 @@ axes[0, 0].set_yscale("symlog", linthresh=1e-3)
 axes[0, 0].set(ylabel="change of the logit", ylim=(0, None))
 axes[0, 0].legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
 if save_figures:
-    plots.save(fig, "02_reach", pd.DataFrame(reach).round(5))
+    plots.save(fig, figures / "02_reach", pd.DataFrame(reach).round(5))
 
 # %% [markdown]
 # **How large.** The paper's model, width 1024, four layers in encoder and decoder, ten learned queries, for CLIP
@@ -769,7 +771,7 @@ for column, kind in zip(axes.T, ("reverse", "noise", "fast", "slow"), strict=Tru
         ax.set(xlim=(0, n_b * clip_s), ylabel=ax.get_ylabel() if kind == "reverse" else "")
     column[2].set(xlabel="video (s)")
 if save_figures:
-    plots.save(fig, "02_clips")
+    plots.save(fig, figures / "02_clips")
 
 # %% [markdown]
 # **Nothing of the annotation is in it.** Take the labels away, and the same queries come out. And: *as it is*, a clip
@@ -845,7 +847,7 @@ if weighed and simulated and len(train) >= 1024:
     assert collapse.loc[1.0, "mean cost, pre"] < collapse.loc[0.01, "mean cost, pre"] / 3
     assert collapse.loc[1.0, "loss above its least, pre"] < 0.15 < collapse.loc[0.01, "loss above its least, pre"]
 if save_figures:
-    plots.save(fig, "02_collapse", collapse.round(4).reset_index())
+    plots.save(fig, figures / "02_collapse", collapse.round(4).reset_index())
 
 # %% tags=["nbval-ignore-output"]
 collapse.round(3)
@@ -879,7 +881,7 @@ for ax in axes[0]:
     ax.axvline(ends.iloc[0], color=plots.OTHER, ls="--")
 axes[0, 0].text(ends.iloc[0], 0.98, " fine-tuning", transform=axes[0, 0].get_xaxis_transform(), va="top", fontsize=8)
 if save_figures:
-    plots.save(fig, "02_training", curves.drop(columns=["train_s", "val_s"]).round(4))
+    plots.save(fig, figures / "02_training", curves.drop(columns=["train_s", "val_s"]).round(4))
 curves[["stage", "epoch", "loss", "loss/fg", "mIoU", "R1@0.5"]].round(2)
 
 # %% [markdown]
@@ -909,7 +911,7 @@ results |= {f"its {name}-fusion cost, OTAM": answers(test, partial(otam_of, name
 selected = [end - start for batch in parts(test) for start, end in [path_of(batch, "post")]]
 results = pd.DataFrame({name: scores(lines, test) for name, lines in results.items()}).T
 if save_figures:
-    results.rename_axis("answer").reset_index().round(2).to_csv(plots.FIGURES / "02_scores.csv", index=False)
+    results.rename_axis("answer").reset_index().round(2).to_csv(figures / "02_scores.csv", index=False)
 
 # %% tags=["nbval-ignore-output"]
 print(f"Clips that the second alignment selects for the decoder, median: {int(torch.cat(selected).median())}.")
@@ -927,7 +929,7 @@ for ax, i in zip(axes[0], shown, strict=True):
     plots.timeline(ax, rows, test.samples[i].duration)
     ax.label_outer()
 if save_figures:
-    plots.save(fig, "02_answers")
+    plots.save(fig, figures / "02_answers")
 
 # %% [markdown]
 # **The audit.** Are both stages on disk, and does the second begin where the first ended? (A fine-tuning with a
@@ -950,7 +952,7 @@ audit, foreign = test.batch(range(few)), test.batch(range(few, 2 * few))
 assert not reads_labels(retriever, audit, foreign)
 
 order = torch.arange(len(test)).roll(1)
-blind = scores(predict_all(retriever, replace(test, question=test.question[order])), test)
+blind = scores(predict_all(retriever, replace(test, query_item=test.query_item[order])), test)
 print("Both stages are on disk, the second starts from the first, and predictions do not depend on labels.")
 
 # %% tags=["nbval-ignore-output"]
@@ -1027,7 +1029,7 @@ arms = {
     "soft-DTW, speed 3": Arm("matr", only, fast),
 }
 seeds = list(range(3))
-file = plots.FIGURES / "02_grid.csv"
+file = figures / "02_grid.csv"
 rows = grid.run(file, arms, seeds) if full else grid.read(file, arms, seeds)
 rows = rows.rename(columns=lambda name: name.removeprefix("MR-full-"))
 assert len(rows) == len(arms) * len(seeds)
@@ -1113,7 +1115,7 @@ for ax, score in zip(axes[0], ("mIoU", "R1@0.5"), strict=True):
     if simulated:
         ax.axvline(yardstick[score].mean(), color=plots.PREDICTED, ls="--")
 if save_figures:
-    plots.save(fig, "02_grid")
+    plots.save(fig, figures / "02_grid")
 
 # %% [markdown]
 # Some trainings never leave the plateau of section 7, or only towards their end. These are below an R1@0.5 of 40:
@@ -1214,7 +1216,7 @@ for ax, score in zip(axes[0], ("R1@0.5", "R1@0.7"), strict=True):
     ax.set(xlabel="a query runs up to … times faster or slower", ylabel=score, xticks=(1, 2, 3), ylim=(0, None))
 axes[0, 0].legend(fontsize=8, loc="lower center", bbox_to_anchor=(1.1, 1), ncols=5)
 if save_figures:
-    plots.save(fig, "02_speed", by_speed.round(2))
+    plots.save(fig, figures / "02_speed", by_speed.round(2))
 
 # %% tags=["nbval-ignore-output"]
 by_speed.groupby(["method", "speed"], sort=False)[["mIoU", "R1@0.5", "R1@0.7"]].agg(["mean", "std"]).round(1)

@@ -59,6 +59,7 @@ from mrlib.detect.similarity_map import similarity
 from mrlib.ops.boundary import anchor, boundaries, query_embedded, transitions
 from mrlib.train import predict_all
 
+figures = Path(mrlib.__file__).resolve().parent.parent / "figures"
 plots.setup()
 torch.set_num_threads(1)  # small models are no faster on two
 
@@ -180,7 +181,7 @@ ax.annotate(
 )
 ax.set(ylabel="cos(query, clip)", title=f"“{story.query}”")
 if save_figures:
-    plots.save(fig, "03_anchor", anchor_table.round(2).reset_index(names="data"))
+    plots.save(fig, figures / "03_anchor", anchor_table.round(2).reset_index(names="data"))
 
 # %% [markdown]
 # ## 2. The anchor needs no equation
@@ -244,7 +245,7 @@ ax.plot(grid_c, closed_form(grid_c), color=plots.QUERY)
 ax.scatter((v @ q).numpy(), embedded.numpy(), s=14, color=plots.PREDICTED, zorder=3)
 ax.set(xlabel="cos(q, $v$)", ylabel="cos(q, $v^e$)")
 if save_figures:
-    plots.save(fig, "03_order", pd.DataFrame({"clip": range(n), "v": v @ q, "v^e": embedded}).round(4))
+    plots.save(fig, figures / "03_order", pd.DataFrame({"clip": range(n), "v": v @ q, "v^e": embedded}).round(4))
 
 # %% [markdown]
 # Left: [A2FA Eq. 1] keeps the order; the dots are the example's clips. Right: the same clips in time.
@@ -349,7 +350,7 @@ for ax in (top, bottom):
 if save_figures:
     plots.save(
         fig,
-        "03_boundaries",
+        figures / "03_boundaries",
         pd.DataFrame({"clip": range(n), "u": gram[0], "w": gram[1], "z": gram[2], "D": D, "E": E}).round(4),
     )
 
@@ -521,7 +522,7 @@ for name in profile.columns[1:]:
 axes[0, 0].set(xlabel="IoU threshold", ylabel="R1 of the segment (%)", ylim=(0, None))
 axes[0, 0].legend(fontsize=8)
 if save_figures:
-    plots.save(fig, "03_segment_profile", profile.round(2))
+    plots.save(fig, figures / "03_segment_profile", profile.round(2))
 
 # %% tags=["nbval-ignore-output"]
 print(f"mAP / R1@0.7 of one segment per query: published {31.4 / 23.8:.2f}, here:")
@@ -614,7 +615,7 @@ for ax, (name, cells) in zip(axes[0], maps.items(), strict=True):
         ax.axhline(edge, color="white", ls="--", lw=0.8)
     ax.set(xlabel="clip at (s)", ylabel="clip at (s)", title=name)
 if save_figures:
-    plots.save(fig, "03_start_maps")
+    plots.save(fig, figures / "03_start_maps")
 
 # %% [markdown]
 # ## 7. Training
@@ -664,7 +665,7 @@ for ax, name, label in ((axes[0, 0], "reweight", "re-weighting r"), (axes[0, 1],
 if save_figures:
     plots.save(
         fig,
-        "03_pull",
+        figures / "03_pull",
         pd.DataFrame(
             {
                 "clip": range(n),
@@ -688,7 +689,7 @@ for ax, (name, cells) in zip(axes[0], maps.items(), strict=True):
     plots.time_map(ax, cells.numpy(), clip_s, windows_s=story.relevant_windows)
     ax.set(xlabel="clip, or start (s)", ylabel="clip, or end (s)", title=name)
 if save_figures:
-    plots.save(fig, "03_maps")
+    plots.save(fig, figures / "03_maps")
 
 # %% [markdown]
 # ## 8. Does alignment separate the moment?
@@ -760,7 +761,7 @@ for ax, (name, table) in zip(axes[0], stages.items(), strict=True):
     )
     ax.set_title(f"{name}, AUC {separation.loc[name, 'AUC']:.3f}", fontsize=10)
 if save_figures:
-    plots.save(fig, "03_separation", separation.round(4).reset_index(names="clips"))
+    plots.save(fig, figures / "03_separation", separation.round(4).reset_index(names="clips"))
 
 # %% tags=["nbval-ignore-output"]
 print("; ".join(f"{name}: {value:.1%}" for name, value in covered.items()))
@@ -841,7 +842,7 @@ arms = {f"irrelevant {x}": grid.Arm("f2sgd", data={"irrelevant": x}) for x in kn
 arms["mirror"] = grid.Arm("f2sgd", {"right": "mirror"}, data={"irrelevant": 0.1})
 arms["1/√d in Eq. 7"] = grid.Arm("f2sgd", {"scale": True}, data={"irrelevant": 0.1})
 run = grid.run if full else grid.read
-trained = run(plots.FIGURES / "03_grid.csv", arms, seeds).set_index(["arm", "seed"])
+trained = run(figures / "03_grid.csv", arms, seeds).set_index(["arm", "seed"])
 trained = trained[["MR-full-R1@0.5", "MR-full-R1@0.7", "MR-full-mAP"]].set_axis(["R1@0.5", "R1@0.7", "mAP"], axis=1)
 
 
@@ -867,7 +868,7 @@ def started_at(beta, seed):
     return row | scores(predict_all(model, sets[2]), sets[2])
 
 
-beta_file = plots.FIGURES / "03_beta.csv"
+beta_file = figures / "03_beta.csv"
 starts = pd.read_csv(beta_file) if beta_file.is_file() else pd.DataFrame()
 for beta, s in [(beta, s) for beta in (1.0, 0.0) for s in seeds] if full else []:
     if not len(starts) or not ((starts["beta"] == beta) & (starts["seed"] == s)).any():
@@ -906,7 +907,7 @@ for ax, (columns, label) in zip(axes[0], panels, strict=True):
     ax.set(xlabel="irrelevant", ylabel=label, ylim=(0, 100) if label == "queries (%)" else (0, None))
     ax.legend(fontsize=8, loc="lower left")
 if save_figures:
-    plots.save(fig, "03_irrelevant", free.round(2))
+    plots.save(fig, figures / "03_irrelevant", free.round(2))
 
 # %% tags=["nbval-ignore-output"]
 free.groupby("irrelevant").agg(["mean", "std"]).drop(columns="seed").round(1)
@@ -920,7 +921,7 @@ fig, axes = plots.figure(9, 2.4, ncols=2, sharey=True)
 for ax, score in zip(axes[0], ("R1@0.7", "mAP"), strict=True):
     plots.arms(ax, compared, score)
 if save_figures:
-    plots.save(fig, "03_open_choices", compared.round(2))
+    plots.save(fig, figures / "03_open_choices", compared.round(2))
 
 # %% tags=["nbval-ignore-output"]
 compared.groupby("arm", sort=False)[["R1@0.5", "R1@0.7", "mAP"]].agg(["mean", "std"]).round(1)

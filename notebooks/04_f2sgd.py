@@ -47,18 +47,21 @@ threads: int = 0  # CPU threads; 0: one for small models, which are no faster on
 import tempfile
 import textwrap
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 
+import mrlib
 from mrlib import baselines, grid, metrics, papers, plots
 from mrlib.audit import reads_labels
 from mrlib.detect.similarity_map import similarity, target_map
 from mrlib.grid import Arm
 from mrlib.train import fit, predict_all
 
+figures = Path(mrlib.__file__).resolve().parent.parent / "figures"
 plots.setup()
 simulated = dataset == "sim"
 usual = papers.usual("f2sgd", dataset)
@@ -132,7 +135,7 @@ for ax, name, v in zip(axes[0], ("raw clips", "after A²FA, untrained"), (raw, a
     ax.set(title=name)
 fig.suptitle(story.query)
 if save_figures:
-    plots.save(fig, "04_similarity")
+    plots.save(fig, figures / "04_similarity")
 
 # %% [markdown]
 # ## 2. The network
@@ -215,7 +218,7 @@ fig, axes = plots.figure(10, 3, ncols=2)
 curves = history.frame().rename(columns=lambda name: name.removeprefix("MR-full-"))
 plots.learning_curves(axes[0], curves, ["mAP", "R1@0.5", "R1@0.7"])
 if save_figures:
-    plots.save(fig, "04_training", curves.drop(columns=["train_s", "val_s"]))
+    plots.save(fig, figures / "04_training", curves.drop(columns=["train_s", "val_s"]))
 
 # %% [markdown]
 # **Result**, beside what can be had without learning: the whole video; one fixed list of ten windows, chosen on the
@@ -237,7 +240,7 @@ columns = ["R1@0.5", "R1@0.7", "mAP", "mAP@0.5", "mAP@0.75"]
 scores = pd.DataFrame({name: metrics.evaluate(lines, truth)["brief"] for name, lines in answers.items()}).T
 scores = scores[[f"MR-full-{c}" for c in columns]].set_axis(columns, axis=1)
 if save_figures:
-    scores.round(2).rename_axis("model").reset_index().to_csv(plots.FIGURES / "04_scores.csv", index=False)
+    scores.round(2).rename_axis("model").reset_index().to_csv(figures / "04_scores.csv", index=False)
 scores.round(1)
 
 # %% [markdown]
@@ -264,7 +267,7 @@ for b, sample in enumerate(shown.samples):
     axes[0, b].set_title("\n".join(textwrap.wrap(sample.query, 26)), fontsize=9)
     axes[1, b].set_title("painted", fontsize=9)
 if save_figures:
-    plots.save(fig, "04_map")
+    plots.save(fig, figures / "04_map")
 
 # %% [markdown]
 # ## 7. The leak audit
@@ -284,7 +287,7 @@ for one, many in zip(alone, together, strict=True):
     torch.testing.assert_close(one, many[: len(one), : len(one)], rtol=1e-3, atol=1e-4)
 
 order = torch.arange(len(test)).roll(1)
-rolled = replace(test, question=test.question[order])
+rolled = replace(test, query_item=test.query_item[order])
 blind = metrics.evaluate(predict_all(retriever, rolled), truth)["brief"]
 
 one_video, other_query = test.batch([0]), replace(test.batch([0]), query_joint=test.batch([1]).query_joint)
@@ -327,7 +330,7 @@ arms = {
     "raw similarities": Arm("f2sgd", {"standardise": False}, world),
 }
 seeds = [0, 1, 2]
-file = plots.FIGURES / "04_grid.csv"
+file = figures / "04_grid.csv"
 rows = grid.run(file, arms, seeds) if full else grid.read(file, arms, seeds)
 rows = rows.rename(columns=lambda name: name.removeprefix("MR-full-"))
 table = grid.summary(rows, ["R1@0.5", "R1@0.7", "mAP"]).round(1)
@@ -344,7 +347,7 @@ fig, axes = plots.figure(11, 4.5, ncols=2, sharey=True)
 for ax, score in zip(axes[0], ["R1@0.7", "mAP"], strict=True):
     plots.arms(ax, rows, score)
 if save_figures:
-    plots.save(fig, "04_grid")
+    plots.save(fig, figures / "04_grid")
 
 # %% [markdown]
 # What holds in all three worlds, and is asserted. Without A²FA both scores are far lower: the map of raw clips is the

@@ -61,6 +61,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
+import mrlib
 from mrlib import baselines, grid, metrics, papers, plots, widgets
 from mrlib.align.dynamics import dynamic_tokens
 from mrlib.align.text_to_video import Words
@@ -68,12 +69,13 @@ from mrlib.audit import cut, on_its_own, reads_labels
 from mrlib.augment.synthesize import pair_similarity, synthesize
 from mrlib.data import Bank, MomentDataset, load_annotations
 from mrlib.data.probes import dynamic_context, mask_moments, take_out
-from mrlib.data.world import World, parameters
 from mrlib.layers import endpoints, sine_positions
 from mrlib.ops import spans
 from mrlib.ops.draw import Draw
+from mrlib.sim.world import World, parameters
 from mrlib.train import fit, headline, predict_all, scores_of
 
+figures = Path(mrlib.__file__).resolve().parent.parent / "figures"
 plots.setup()
 torch.set_num_threads(1)  # small models are no faster on two
 simulated = dataset == "sim"
@@ -104,12 +106,12 @@ val = open_split(papers.validation_split(dataset), **knobs, **({"n": 300} if sim
 moved = open_split("val_shift", **knobs, n=len(val)) if simulated else None
 test = open_split("test", **knobs, n=300) if simulated else val
 clip_s = train.clip_s
-file = plots.FIGURES / "05_grid.csv"
+file = figures / "05_grid.csv"
 
 
 def keep(table, name):
     """Write a table to figures/."""
-    table.round(4).to_csv(plots.FIGURES / f"{name}.csv")
+    table.round(4).to_csv(figures / f"{name}.csv")
 
 
 def scores(lines, data):
@@ -159,7 +161,7 @@ if simulated:
         ax.grid(visible=False)
     fig.colorbar(picture, ax=axes[0].tolist(), label="events of the action (%)")
     if save_figures:
-        plots.save(fig, "05_homes", where(train).rename_axis("action").reset_index().round(1))
+        plots.save(fig, figures / "05_homes", where(train).rename_axis("action").reset_index().round(1))
     for one, other in zip(val.samples, moved.samples, strict=True):
         assert one.query == other.query and one.relevant_windows == other.relevant_windows
     assert all(homes[0][action] != homes[1][action] for action in actions)
@@ -254,7 +256,7 @@ if simulated:
     clearest = np.argsort(np.negative(lost), kind="stable").tolist()
     fig = twins(clearest[0])
     if save_figures:
-        plots.save(fig, "05_twins")
+        plots.save(fig, figures / "05_twins")
 
 
 # %% [markdown]
@@ -422,7 +424,7 @@ for (above, below), (name, data) in zip(axes.T, shown.items(), strict=True):
         plots.along(below, {"cosine": cosines}, clip_s, windows)
 axes[1, 0].set(ylabel="cosine with the query")
 if save_figures:
-    plots.save(fig, "05_masked")
+    plots.save(fig, figures / "05_masked")
 
 # %% [markdown]
 # **Experiment.** QD-DETR of section 1, on all of them. The blind list has the same score whatever is shown: it is the
@@ -589,7 +591,7 @@ if simulated:
         script(inset, train.samples[i])
         inset.set_title(f"video {i}: {train.samples[i].query}", fontsize=8)
 if save_figures:
-    plots.save(fig, "05_pairs")
+    plots.save(fig, figures / "05_pairs")
 
 # %% [markdown]
 # **Experiment.** What does a similar partner share? A pass over the training set, in batches as TD-DETR trains: of the
@@ -777,7 +779,7 @@ fig, axes = plots.figure(13, 3.2, ncols=2)
 for ax, b in zip(axes[0], (firsts[0], firsts[-1]), strict=True):
     synthesis_picture(ax, b)
 if save_figures:
-    plots.save(fig, "05_synthesis")
+    plots.save(fig, figures / "05_synthesis")
 
 
 # %% tags=["nbval-ignore-output"]
@@ -847,7 +849,7 @@ if real is not None:
     no_features = MomentDataset(
         name="qvhighlights", split="train", samples=real,
         target=Bank(torch.zeros(int(offsets[-1]), 1), offsets), video=torch.tensor([numbers[s.vid] for s in real]),
-        query=Bank(torch.zeros(len(real), 1), torch.arange(len(real) + 1)), question=torch.arange(len(real)),
+        query=Bank(torch.zeros(len(real), 1), torch.arange(len(real) + 1)), query_item=torch.arange(len(real)),
         query_joint=None, streams={"none": slice(0, 1)}, joint=None, clip_s=2.0,
     )  # fmt: skip
     sets["QVHighlights, random partners"] = (no_features, made(no_features, "random", 32))
@@ -863,7 +865,7 @@ for ax, (name, places_of) in zip(axes[0], moments_at.items(), strict=True):
 axes[0, 0].legend(fontsize=8, loc="lower center")
 by_set = pd.DataFrame(table).T
 if save_figures:
-    plots.save(fig, "05_places", by_set.rename_axis("data").reset_index().round(2))
+    plots.save(fig, figures / "05_places", by_set.rename_axis("data").reset_index().round(2))
 print("Mixed videos are as long as expected.")
 
 # %% tags=["nbval-ignore-output"]
@@ -969,7 +971,7 @@ left.set_title(test.samples[pictured].query, fontsize=9)
 right.plot(profile.index, profile, marker="o", color=plots.QUERY)
 right.set(xlabel="clips to the nearest border (6: or more)", ylabel="mean length of $T_t$")
 if save_figures:
-    plots.save(fig, "05_tokens", profile.rename("mean length").rename_axis("clips").reset_index().round(4))
+    plots.save(fig, figures / "05_tokens", profile.rename("mean length").rename_axis("clips").reset_index().round(4))
 if simulated:
     assert profile.idxmax() == 0 and profile[0] > 1.05 * profile[2:].mean()
     print("Tokens are longest where an event begins, ends or gives way to another.")
@@ -1088,7 +1090,7 @@ names = ["step", "loss", "R1@0.5", "mAP", "val_shift/R1@0.5", "val_shift/mAP", "
 both = pd.concat([frame.assign(model=name) for name, frame in curves.items()])
 both = both[["model", "epoch", *(name for name in names if name in both)]]
 if save_figures:
-    plots.save(fig, "05_training", both.round(4))
+    plots.save(fig, figures / "05_training", both.round(4))
 both.round(2)
 
 # %% [markdown]
@@ -1155,7 +1157,7 @@ if simulated:
         ax.set_title(moved.samples[i].query, fontsize=7)
         ax.label_outer()
     if save_figures:
-        plots.save(fig, "05_answers")
+        plots.save(fig, figures / "05_answers")
 
 # %% [markdown]
 # ## 7. The audit
@@ -1271,7 +1273,7 @@ for ax, (title, world_name) in zip(axes[0], strengths.items(), strict=True):
     ax.set(title=title)
 axes[0, 0].set(ylabel="R1@0.5", ylim=(0, None))
 if save_figures:
-    plots.save(fig, "05_grid")
+    plots.save(fig, figures / "05_grid")
 
 # %% [markdown]
 # **Sweeps.** $\alpha$ and $\beta$ of the arm "both" in the world "context" with `spurious` 1. Published beside them,
@@ -1310,7 +1312,7 @@ for (ours, theirs), (name, by_value) in zip(axes.reshape(2, 2), sweeps.items(), 
     theirs.set(xlabel=name, ylabel="mAP, published", ylim=(40, 50))
 axes[0, 0].legend(fontsize=8)
 if save_figures:
-    plots.save(fig, "05_sweeps")
+    plots.save(fig, figures / "05_sweeps")
 
 # %% [markdown]
 # **Partners and other contexts.** Table S4 (QVHighlights `val`) has what similar partners add to random ones, Table S5

@@ -40,6 +40,7 @@ repeat: str = "F²SGD"  # the arm whose row is trained again, with `seed`, and c
 
 # %%
 import math
+from pathlib import Path
 
 import pandas as pd
 import seaborn as sns
@@ -47,6 +48,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import mrlib
 from mrlib import grid, papers, plots
 from mrlib.align.cg_detr import AdaptiveAttention
 from mrlib.align.taskweave import peaks, shining
@@ -59,10 +61,11 @@ from mrlib.train import fit
 
 if dataset != "sim" or size != "small":
     raise ValueError("06_compare compares in the small simulated world; for files, see the commands of its ledger")
+figures = Path(mrlib.__file__).resolve().parent.parent / "figures"
 plots.setup()
 torch.set_num_threads(1)  # small models are no faster on two
 torch.manual_seed(seed)
-file = plots.FIGURES / "06_grid.csv"
+file = figures / "06_grid.csv"
 seeds = [0, 1, 2]
 
 # %% [markdown]
@@ -106,7 +109,7 @@ sns.heatmap(table, annot=True, fmt=".0f", cmap="rocket_r", cbar=False, ax=axes[0
 axes[0, 0].set(xlabel="detector", ylabel="aligner")
 axes[0, 0].tick_params(axis="x", rotation=20)
 if save_figures:
-    plots.save(fig, "06_pairs", table.round(1).reset_index(names="aligner"))
+    plots.save(fig, figures / "06_pairs", table.round(1).reset_index(names="aligner"))
 
 # %% [markdown]
 # **One of your own** takes a file, or a cell: a module with `forward`, `losses` and `decode`, and a line in the table.
@@ -278,7 +281,7 @@ assert (apart <= 3 * scores["spread"] + 2).all(), "further from the row than see
 print(f"The row of {repeat}, seed {seed}, comes out again, within what seeds differ; the table has the digits.")
 
 # %%
-cost = pd.read_csv(plots.FIGURES / "06_cost.csv").set_index("model")
+cost = pd.read_csv(figures / "06_cost.csv").set_index("model")
 own = {"epochs": 16}  # of 32 steps
 probes = ("masked_noise", "dynamic_context")
 short = {name: name.removeprefix("MR-full-") for name in ("MR-full-R1@0.5", "MR-full-R1@0.7", "MR-full-mAP")}
@@ -387,7 +390,7 @@ plots.arms(axes[0, 1], eight, "mAP")
 axes[0, 0].set_title("A²FA in front (Table 7)")
 axes[0, 1].set_title("F²SGD behind (Table 8)")
 if save_figures:
-    plots.save(fig, "06_plugins")
+    plots.save(fig, figures / "06_plugins")
 
 # %% [markdown]
 # **Table 8 reproduces, and by more than is published.** Behind every aligner the map gains over moment queries, for
@@ -471,7 +474,7 @@ for ax, score in zip(axes[0], ["R1@0.5", "mAP"], strict=True):
     ax.set(xlabel="")
     ax.tick_params(axis="x", rotation=20)
 if save_figures:
-    plots.save(fig, "06_mixed")
+    plots.save(fig, figures / "06_mixed")
 
 # %% [markdown]
 # **In this world mixed videos cost more than they bring, with one exception:** splices give SnAG 4.5 ± 2.2 mAP, for
@@ -563,7 +566,7 @@ axes[2].set_yticks([])
 for ax, label in ((axes[0], "mAP, mean ± spread of three seeds"), (axes[2], "time of a step, x UniVTG")):
     ax.set(xlabel=label, ylim=(len(means), 0))
 if save_figures:
-    plots.save(fig, "06_choose", means.round(2).reset_index(names="arm"))
+    plots.save(fig, figures / "06_choose", means.round(2).reset_index(names="arm"))
 
 # %% [markdown]
 # **In a minute.** Borders to the clip, and the best mAP: the map behind UVCOM's aligner or QD-DETR's (74.8 ± 2.1, 73.1
@@ -662,7 +665,7 @@ for ax, (knob, score) in zip(axes.flat, views, strict=True):
 axes[0, 0].legend(fontsize=8)
 if save_figures:
     table = points.groupby(["knob", "value", "paper"], sort=False)[main].agg(["mean", "std"]).round(2)
-    plots.save(fig, "06_knobs", table.set_axis([" ".join(c) for c in table.columns], axis=1).reset_index())
+    plots.save(fig, figures / "06_knobs", table.set_axis([" ".join(c) for c in table.columns], axis=1).reset_index())
 
 # %% [markdown]
 # What holds for every seed, and is asserted: blurred transitions cost F²SGD mAP (40.0 ± 0.3, 35.3 ± 0.4, 28.5 ± 1.1 for
@@ -705,7 +708,7 @@ assert (falls("AMR", "mAP", "blur", 0.5, 3.0) > 0).all()
 # them says that the path from real files to metrics runs, and nothing about a method.
 
 # %% tags=["nbval-ignore-output"]
-ledger = pd.read_csv(plots.FIGURES / "ledger.csv", dtype=str, keep_default_na=False)
+ledger = pd.read_csv(figures / "ledger.csv", dtype=str, keep_default_na=False)
 about = {"kind": "simulated", "dataset": "sim", "split": "test", "features": "simulated"}
 note = f"{len(seeds)} worlds of 1,024 samples, 512 steps; figures/06_grid.csv; the command is of seed 0"
 measured = [
@@ -718,7 +721,7 @@ measured = [
 measured = pd.DataFrame(measured)[ledger.columns]
 if save_figures:
     ledger = pd.concat([ledger[ledger["kind"] != "simulated"], measured])
-    ledger.to_csv(plots.FIGURES / "ledger.csv", index=False)
+    ledger.to_csv(figures / "ledger.csv", index=False)
 kinds = ["published", "simulated", "stand-in features", "verified", "not verified", "command"]
 ledger.groupby(["paper", "kind"]).size().unstack(fill_value=0).loc[list(papers.PAPERS), kinds]
 

@@ -20,9 +20,9 @@ from mrlib.baselines import (
     whole_video,
 )
 from mrlib.data import Bank, MomentDataset, Sample, load_annotations
-from mrlib.data.simulate import open_sim
 from mrlib.metrics import evaluate, moment_scores
 from mrlib.ops.boundary import boundaries
+from mrlib.sim import open_sim
 
 
 def toy(*videos: list[float], windows: tuple = ((0, 2),), joint: bool = True) -> MomentDataset:
@@ -39,7 +39,7 @@ def toy(*videos: list[float], windows: tuple = ((0, 2),), joint: bool = True) ->
         target=Bank.from_arrays(rows),
         video=each,
         query=Bank.from_arrays([np.ones((1, 3), np.float32)] * len(videos)),
-        question=each,
+        query_item=each,
         query_joint=torch.tensor([[2.0, 0, 0]]).expand(len(videos), 3),  # a query's length does not matter
         streams={"clip": slice(0, 3)},
         joint="clip" if joint else None,

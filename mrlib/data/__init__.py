@@ -1,4 +1,4 @@
-"""From files on disk to a `Batch`: what every aligner, detector and loss may look at.
+"""From files on disk to a `Batch`, which is all that aligners, detectors and losses read.
 
     annotations + features -> MomentDataset -> augment -> Batch -> align -> Aligned -> detect -> Moments
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sample:
-    """One annotated (video, query) pair, a line in the QVHighlights schema."""
+    """One annotated (video, query) pair: a line in the QVHighlights schema."""
 
     qid: int | str
     query: str
@@ -29,36 +29,37 @@ class Sample:
     vid: str
     relevant_windows: list[list[float]] | None = None  # [[start, end], ...] in seconds
     relevant_clip_ids: list[int] | None = None  # clips that the annotators scored
-    saliency_scores: list[list[int]] | None = None  # per scored clip, one score 0..4 of each annotator
-    extra: dict[str, Any] = field(default_factory=dict)  # whatever else the line holds
+    saliency_scores: list[list[int]] | None = None  # for each scored clip, one score 0..4 of each annotator
+    extra: dict[str, Any] = field(default_factory=dict)  # all other fields of the line
 
     def as_line(self) -> dict[str, Any]:
-        """The line it was read from, as a dict; fields that are None are left out."""
+        """The line that the sample was read from, as a dict without the fields that are None."""
         known = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
         return {k: v for k, v in known.items() if v is not None} | self.extra
 
 
 @dataclass(frozen=True)
 class Widths:
-    """What a model must know of a dataset to be built: the widths of its vectors."""
+    """The widths of a dataset's vectors, which a model needs to be built."""
 
     target: int  # D
     query: int  # D'
-    joint: int | None  # J, None where no stream lives in a joint language-vision space
+    joint: int | None  # J; None if no stream lives in a joint language-vision space
 
 
 class _Tensors:
-    """Fields that move and are selected together."""
+    """Tensor fields that are moved and indexed together."""
 
     def to(self, device: torch.device | str) -> Self:
-        """The same on `device`; what is not a tensor stays as it is."""
+        """The same with all tensors on `device`."""
         return self._each(lambda x: x if isinstance(x, list) else x.to(device))
 
     def __getitem__(self, rows: slice) -> Self:
-        """The same for some rows of the batch."""
+        """The same for some samples of the batch."""
         return self._each(lambda x: x[rows])
 
     def _each(self, change: Callable) -> Self:
+        """The same with every field changed that is not None; of a dict, every value."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         named = {k: {name: change(x) for name, x in v.items()} for k, v in values.items() if isinstance(v, dict)}
         plain = {k: change(v) for k, v in values.items() if v is not None and k not in named}
@@ -67,44 +68,44 @@ class _Tensors:
 
 @dataclass(frozen=True)
 class Labels(_Tensors):
-    """What the annotators said; losses read it, models do not."""
+    """The annotations of a batch; losses read them, models do not."""
 
     spans: Tensor  # (B, W, 2) start and end of every window, fractions of n_b * clip_s_b
     span_mask: Tensor  # bool (B, W)
-    relevant: Tensor  # bool (B, T) clips inside a window; where clips are labelled and no windows set, the better half
-    saliency: Tensor  # (B, T) summed score of three annotators, 0..12; of more or fewer, brought to that range
+    relevant: Tensor  # bool (B, T) clips inside a window; in videos with labelled clips and no window, the better half
+    saliency: Tensor  # (B, T) summed score of three annotators, 0..12; scaled to that range for another number of them
     saliency_mask: Tensor  # bool (B,) the sample has saliency scores
     pairs: Tensor | None = None  # int64 (B, P, 2) clips of which the first ranks above the second; -1: none
-    negative: Tensor | None = None  # int64 (B,) row of the batch whose query is foreign to this video; -1: none
+    negative: Tensor | None = None  # int64 (B,) row of the batch whose query does not concern this video; -1: none
     wrong: Tensor | None = None  # bool (B, T) mined clips that confuse a trained model
     backwards: Tensor | None = None  # bool (B,) the query is a video that runs backwards
 
     def __getitem__(self, rows: slice) -> Labels:
-        """The same for some rows of the batch; a foreign query that is not among them is none."""
-        some = super().__getitem__(rows)
+        """The same for some samples of the batch; `negative` is -1 if its row is not among them."""
+        labels = super().__getitem__(rows)
         if self.negative is None:
-            return some
+            return labels
         kept = torch.arange(len(self.negative), device=self.negative.device)[rows]
-        place = torch.full_like(self.negative, -1).index_copy(0, kept, torch.arange(len(kept), device=kept.device))
-        return replace(some, negative=torch.where(some.negative < 0, -1, place[some.negative]))
+        new_row = torch.full_like(self.negative, -1).index_copy(0, kept, torch.arange(len(kept), device=kept.device))
+        return replace(labels, negative=torch.where(labels.negative < 0, -1, new_row[labels.negative]))
 
 
 @dataclass(frozen=True)
 class Batch(_Tensors):
     """One batch on one device."""
 
-    target: Tensor  # (B, T, D) clip features of the video searched in, all streams, without TEF; 0 on padding
+    target: Tensor  # (B, T, D) clip features of the video searched in, all streams, no endpoint features; 0 on padding
     target_mask: Tensor  # bool (B, T)
     query: Tensor  # (B, N, D') token features of the sentence, or clip features of the query video; 0 on padding
     query_mask: Tensor  # bool (B, N)
     target_joint: Tensor | None  # (B, T, J) the columns of `target` that live in the joint space
     query_joint: Tensor | None  # (B, J) the whole query in the joint space
-    video: Tensor  # int64 (B,) equal numbers = same video
+    video: Tensor  # int64 (B,) equal numbers mean the same video
     duration_s: Tensor  # (B,) length of the video, seconds
     clip_s: Tensor  # (B,) length of a clip, seconds
     labels: Labels | None
     samples: list[Sample]  # for metrics and pictures; no model reads it
-    counts: dict[str, Tensor] = field(default_factory=dict)  # (B,) what the augmenter did, for the record of a training
+    counts: dict[str, Tensor] = field(default_factory=dict)  # (B,) each; what the augmenter did, for the run's records
 
     def __len__(self) -> int:
         return len(self.target)
@@ -115,24 +116,24 @@ class Batch(_Tensors):
         return self.target_mask.sum(1)
 
     def unlabelled(self) -> Batch:
-        """The same without a trace of the annotation, so that no prediction can depend on it."""
-        bare = [Sample(s.qid, s.query, s.duration, s.vid) for s in self.samples]
-        return replace(self, labels=None, samples=bare)
+        """The same batch without annotations, so that no prediction can depend on them."""
+        samples = [Sample(s.qid, s.query, s.duration, s.vid) for s in self.samples]
+        return replace(self, labels=None, samples=samples)
 
 
 _MEMBERS = {
-    "load_annotations": "annotations",
-    "Bank": "bank",
-    "MomentDataset": "dataset",
-    "open_dataset": "dataset",
+    "load_annotations": "mrlib.data.annotations",
+    "Bank": "mrlib.data.bank",
+    "MomentDataset": "mrlib.data.dataset",
+    "open_dataset": "mrlib.datasets",
 }
 _SUBMODULES = ("annotations", "arrays", "bank", "check", "dataset", "features", "layouts", "pairs", "probes")
-_SUBMODULES += ("problems", "script", "simulate", "sportsmoments", "stand_in", "world")
+_SUBMODULES += ("problems", "sportsmoments", "stand_in")
 
 
 def __getattr__(name: str):
     if name in _MEMBERS:
-        return getattr(import_module(f"mrlib.data.{_MEMBERS[name]}"), name)
+        return getattr(import_module(_MEMBERS[name]), name)
     if name in _SUBMODULES:
         return import_module(f"mrlib.data.{name}")
     raise AttributeError(f"module 'mrlib.data' has no attribute {name!r}")

@@ -1,7 +1,7 @@
-"""Annotation files: JSON lines in the QVHighlights schema, one (video, query) pair a line, every line checked.
+"""Annotation files: JSON lines in the QVHighlights schema, one (video, query) pair per line; every line is checked.
 
-A reader of another form, such as `mrlib.data.pairs`, hands its samples and problems on as `read_annotations` does.
-A line of TVSum has no windows; its `label`, which goes to `extra`, is what the annotators give every clip, 1 to 5.
+A reader of another format, such as `mrlib.data.pairs`, yields samples and problems as `read_annotations` does.
+A line of TVSum has no windows; its `label`, which goes to `extra`, holds the annotators' labels of every clip, 1 to 5.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from mrlib.data import Sample
 from mrlib.data.problems import DataError, MissingFile, Problem
 
 _PLAIN = re.compile(r"(?!\.)[^/\\\x00-\x1f\ud800-\udfff]{1,200}")
-_LONGEST_S = 1e9  # beyond is no time: infinite, or too large for a float
+_LONGEST_S = 1e9  # no number from here on is a time: infinite, or too large for a float
 _OPTIONAL = ("relevant_windows", "relevant_clip_ids", "saliency_scores")
 _FIELDS = frozenset(("qid", "query", "duration", "vid", *_OPTIONAL))
 
-Line = tuple[int | None, Sample | None, list[Problem]]  # its number, its sample, what is wrong with it
+Line = tuple[int | None, Sample | None, list[Problem]]  # the line's number, its sample, its problems
+Defect = tuple[str, str, bool]  # the field, a message, whether it is fatal
 
 
 def plain_name(name: str) -> bool:
-    """Whether an id can be part of a file name and stays in its folder: no separator, no leading dot, not empty."""
+    """Whether an id can be part of a file name without leaving its folder: no separator, no leading dot, not empty."""
     return _PLAIN.fullmatch(name) is not None
 
 
 def load_annotations(path: str | os.PathLike, clip_s: float = 2.0, *, words: bool = True) -> list[Sample]:
     """The samples of a .jsonl or .jsonl.gz file.
 
-    clip_s   seconds per clip: a window may end this much after its video, less than a clip, and is clamped; how many
-             were is one warning per file
-    words    every query is a sentence; False: queries are videos, `query` may be absent and a `qid`, which then names
-             a query video, may come again with another `vid`
-
-    FileNotFoundError if there is no such file; ValueError naming file, line and field at the first bad line.
+    clip_s   seconds per clip; a window that ends after its video by less than a clip is clamped, with one warning per
+             file that counts such windows
+    words    every query is a sentence; False: queries are videos, `query` may be absent, and a `qid`, which then names
+             a query video, may occur again with another `vid`
+    raises   FileNotFoundError if there is no such file; ValueError naming file, line and field at the first bad line
     """
-    return sound(path, clip_s, read_annotations(path, clip_s, words=words))
+    return checked_samples(path, clip_s, read_annotations(path, clip_s, words=words))
 
 
-def sound(path: str | os.PathLike, clip_s: float, lines: Iterable[Line]) -> list[Sample]:
-    """The samples that a reader of `path` gives; its first fatal problem is raised, what it bears is warned of."""
+def checked_samples(path: str | os.PathLike, clip_s: float, lines: Iterable[Line]) -> list[Sample]:
+    """The samples that a reader of `path` yields; raises its first fatal problem and warns of the others."""
     samples, clamped = [], 0
     for number, sample, problems in lines:
         for problem in problems:
@@ -66,7 +66,7 @@ def sound(path: str | os.PathLike, clip_s: float, lines: Iterable[Line]) -> list
 
 
 def read_annotations(path: str | os.PathLike, clip_s: float = 2.0, *, words: bool = True) -> Iterator[Line]:
-    """Every line: its number, its sample (None where the line has a fatal problem) and what is wrong with it.
+    """Every line as its number, its sample (None if the line has a fatal problem) and its problems.
 
     A problem of the file as a whole comes last, as (None, None, [problem]).
     """
@@ -80,13 +80,14 @@ def read_annotations(path: str | os.PathLike, clip_s: float = 2.0, *, words: boo
                 if not line.strip():
                     continue
                 empty = False
-                sample, found = _parse(line, clip_s, words)
+                sample, defects = _parse(line, clip_s, words)
                 if sample is not None:
                     key = (str(sample.qid), None if words else sample.vid)
                     if seen.setdefault(key, number) != number:
-                        what = "a qid" if words else "a pair of qid and vid"
-                        found.append(("qid", f"{sample.qid!r} is also on line {seen[key]}; {what} comes once", True))
-                problems = [Problem(file, number, *each) for each in found]
+                        unique = "a qid" if words else "a pair of qid and vid"
+                        message = f"{sample.qid!r} is also on line {seen[key]}; {unique} comes once"
+                        defects.append(("qid", message, True))
+                problems = [Problem(file, number, *each) for each in defects]
                 yield number, None if any(p.fatal for p in problems) else sample, problems
     except (OSError, EOFError, zlib.error) as error:
         yield None, None, [Problem(file, number + 1, "unreadable", f"{error}; copy or download the file again")]
@@ -95,8 +96,8 @@ def read_annotations(path: str | os.PathLike, clip_s: float = 2.0, *, words: boo
         yield None, None, [Problem(file, None, "empty", "no annotation in this file; copy or download it again")]
 
 
-def _parse(line: bytes, clip_s: float, words: bool) -> tuple[Sample | None, list[tuple[str, str, bool]]]:
-    """A line as a sample, None where it is too broken to be one, and (field, message, fatal) of what is wrong."""
+def _parse(line: bytes, clip_s: float, words: bool) -> tuple[Sample | None, list[Defect]]:
+    """The sample of a line, None if a defect is fatal, and the line's defects."""
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -106,29 +107,29 @@ def _parse(line: bytes, clip_s: float, words: bool) -> tuple[Sample | None, list
     return sample_of(fields, clip_s, words)
 
 
-def sample_of(fields: dict[str, Any], clip_s: float, words: bool) -> tuple[Sample | None, list[tuple[str, str, bool]]]:
-    """A line's fields as a sample, None where it is too broken to be one, and (field, message, fatal) of what is wrong.
+def sample_of(fields: dict[str, Any], clip_s: float, words: bool) -> tuple[Sample | None, list[Defect]]:
+    """The sample of a line's fields, None if a defect is fatal, and the defects.
 
-    fields  of the QVHighlights schema; all others go to the sample's `extra`
+    fields  those of the QVHighlights schema; all others go to the sample's `extra`
 
-    A video of TVSum ends with its last label, and where its duration is as many as it has labels, that counts clips, as
-    in the released files; the sample has seconds.
+    A video of TVSum ends with its last label. Where its duration is about its number of labels, as in the released
+    files, the duration counts clips; the sample has seconds.
     """
-    found = _wrong(fields, words)
-    if not found:
-        found = _wrong_windows("relevant_windows", fields, clip_s) + _wrong_saliency(fields, clip_s)
-        found += _wrong_labels(_labels(fields, words))
-        if fields.get("wrong_spans") != []:  # of clips that confuse a model there may be none
-            found += [each for each in _wrong_windows("wrong_spans", fields, clip_s) if each[2]]
-    if any(fatal for *_, fatal in found):
-        return None, found
+    defects = _field_defects(fields, words)
+    if not defects:
+        defects = _window_defects("relevant_windows", fields, clip_s) + _saliency_defects(fields, clip_s)
+        defects += _label_defects(_labels(fields, words))
+        if fields.get("wrong_spans") != []:  # a sample may have no clip that confuses a model
+            defects += [each for each in _window_defects("wrong_spans", fields, clip_s) if each[2]]
+    if any(fatal for *_, fatal in defects):
+        return None, defects
     duration = float(fields["duration"])
     labels = _labels(fields, words)
     if labels is not None:
         counts_clips = abs(duration - len(labels)) <= len(labels) / 20
         duration = min(duration * clip_s if counts_clips else duration, len(labels) * clip_s)
     windows = fields.get("relevant_windows")
-    if found and windows is not None:
+    if defects and windows is not None:
         windows = [[start, min(end, duration)] for start, end in windows]
     return Sample(
         qid=fields["qid"],
@@ -139,101 +140,108 @@ def sample_of(fields: dict[str, Any], clip_s: float, words: bool) -> tuple[Sampl
         relevant_clip_ids=fields.get("relevant_clip_ids"),
         saliency_scores=fields.get("saliency_scores"),
         extra={k: v for k, v in fields.items() if k not in _FIELDS},
-    ), found
+    ), defects
 
 
 def shared_classes(field: str, classes: Mapping[Path, set[Hashable]]) -> list[Problem]:
-    """What splits have in common that should have no class in common; the classes of each annotation file."""
+    """A problem for every two splits that share a class.
+
+    field    the field that holds the class
+    classes  the classes in each annotation file
+    """
     problems = []
-    for file, own in classes.items():
-        for other, others in classes.items():
-            if other != file and (both := sorted(own & others, key=str)):
-                more = f" and {len(both) - 5} more" if len(both) > 5 else ""
-                message = f"{', '.join(map(str, both[:5]))}{more} also in {other.name}; no two splits share a class"
+    for file, file_classes in classes.items():
+        for other, other_classes in classes.items():
+            if other != file and (shared := sorted(file_classes & other_classes, key=str)):
+                more = f" and {len(shared) - 5} more" if len(shared) > 5 else ""
+                message = f"{', '.join(map(str, shared[:5]))}{more} also in {other.name}; no two splits share a class"
                 problems.append(Problem(str(file), None, field, message))
     return problems
 
 
-def _wrong(fields: dict[str, Any], words: bool) -> list[tuple[str, str, bool]]:
-    """What is wrong with qid, query, duration and vid."""
-    found = []
+def _field_defects(fields: dict[str, Any], words: bool) -> list[Defect]:
+    """Defects of qid, query, duration and vid."""
+    defects = []
     for name, types in (("qid", (int, str)), ("query", (str,)), ("duration", (int, float)), ("vid", (str,))):
         value = fields.get(name)
         if value is None and name == "query" and not words:
             continue
         expected = " or ".join(t.__name__ for t in types)
         if name not in fields:
-            found.append((name, f"is missing; every line has it, {expected}", True))
+            defects.append((name, f"is missing; every line needs it, {expected}", True))
         elif type(value) not in types:
-            found.append((name, f"is {_short(value)}, not {expected}", True))
+            defects.append((name, f"is {_short(value)}, not {expected}", True))
         elif name in ("qid", "vid") and not plain_name(str(value)):
-            found.append(
+            defects.append(
                 (name, f"{_short(value)} is not a plain name: no / or \\, no leading dot, not empty; rename it", True)
             )
         elif name == "query" and words and not any(c.isalnum() for c in value):
-            found.append((name, f"{_short(value)} has no word; describe the moment, or take the line out", True))
+            defects.append((name, f"{_short(value)} has no word; describe the moment, or take the line out", True))
         elif name == "duration" and not 0 < value < _LONGEST_S:
-            found.append((name, f"is {value}, not a positive number of seconds", True))
-    return found
+            defects.append((name, f"is {value}, not a positive number of seconds", True))
+    return defects
 
 
-def _wrong_windows(name: str, fields: dict[str, Any], clip_s: float) -> list[tuple[str, str, bool]]:
+def _window_defects(name: str, fields: dict[str, Any], clip_s: float) -> list[Defect]:
+    """Defects of a field of windows, in seconds."""
     windows, duration = fields.get(name), fields["duration"]
     if windows is None:
         return []
     if not isinstance(windows, list) or not windows:
         return [(name, f"is {_short(windows)}, not [[start, end], ...]; leave it out where nothing is annotated", True)]
-    found = []
+    defects = []
     for window in windows:
         if not isinstance(window, list) or len(window) != 2 or not all(map(_is_number, window)):
-            found.append((name, f"{_short(window)} is not [start, end] in seconds", True))
+            defects.append((name, f"{_short(window)} is not [start, end] in seconds", True))
             continue
         start, end = window
         if end <= start:
-            found.append((name, f"{window} ends before it starts; swap or correct the two", True))
+            defects.append((name, f"{window} ends before it starts; swap or correct the two", True))
         elif start < 0:
-            found.append((name, f"{window} starts before the video; times count from its beginning, 0", True))
+            defects.append((name, f"{window} starts before the video; times count from its beginning, 0", True))
         elif start >= duration:
-            found.append((name, f"{window} starts after the video, {duration:g} s; correct it or the duration", True))
+            defects.append((name, f"{window} starts after the video, {duration:g} s; correct it or the duration", True))
         elif end - duration >= clip_s:
             late = f"{window} ends a clip or more after the video, {duration:g} s"
-            found.append((name, f"{late}; correct it or the duration", True))
+            defects.append((name, f"{late}; correct it or the duration", True))
         elif end > duration:
-            found.append((name, f"{window} ends after the video, {duration:g} s; clamped to its end", False))
-    return found
+            defects.append((name, f"{window} ends after the video, {duration:g} s; clamped to its end", False))
+    return defects
 
 
-def _wrong_saliency(fields: dict[str, Any], clip_s: float) -> list[tuple[str, str, bool]]:
+def _saliency_defects(fields: dict[str, Any], clip_s: float) -> list[Defect]:
+    """Defects of relevant_clip_ids and saliency_scores."""
     clips, scores = fields.get("relevant_clip_ids"), fields.get("saliency_scores")
     if clips is None:
-        return [] if scores is None else [("saliency_scores", "is there without relevant_clip_ids; add them", True)]
+        return [] if scores is None else [("saliency_scores", "is given without relevant_clip_ids; add them", True)]
     if not isinstance(clips, list) or not all(type(c) is int for c in clips):
         return [("relevant_clip_ids", f"is {_short(clips)}, not a list of integers", True)]
-    found, duration = [], fields["duration"]
+    defects, duration = [], fields["duration"]
     outside = [c for c in clips if c < 0 or c >= duration / clip_s]
     if outside:
         end = f"the video, {duration:g} s in clips of {clip_s:g} s"
-        found.append(("relevant_clip_ids", f"clip {outside[0]} lies outside {end}; correct it or the duration", True))
+        defects.append(("relevant_clip_ids", f"clip {outside[0]} lies outside {end}; correct it or the duration", True))
     if len(set(clips)) < len(clips):
-        found.append(("relevant_clip_ids", "names a clip twice; take one out", True))
+        defects.append(("relevant_clip_ids", "names a clip twice; take one out", True))
     if scores is None:
-        return found
+        return defects
     if not isinstance(scores, list) or len(scores) != len(clips):
         count = len(scores) if isinstance(scores, list) else _short(scores)
-        return [*found, ("saliency_scores", f"{count} for {len(clips)} relevant_clip_ids; one entry per clip", True)]
+        return [*defects, ("saliency_scores", f"{count} for {len(clips)} relevant_clip_ids; one entry per clip", True)]
     for clip, score in zip(clips, scores, strict=True):
         if not isinstance(score, list) or len(score) != 3 or not all(type(s) is int and 0 <= s <= 4 for s in score):
-            found.append(("saliency_scores", f"clip {clip} has {_short(score)}, not three scores from 0 to 4", True))
+            defects.append(("saliency_scores", f"clip {clip} has {_short(score)}, not three scores from 0 to 4", True))
             break
-    return found
+    return defects
 
 
 def _labels(fields: dict[str, Any], words: bool) -> Any:
-    """What the annotators of TVSum say of every clip; beside windows, or for a video query, `label` is a name."""
+    """TVSum's labels of every clip; in a line with windows or with a video query, `label` is the name of a class."""
     return fields.get("label") if words and fields.get("relevant_windows") is None else None
 
 
-def _wrong_labels(labels: Any) -> list[tuple[str, str, bool]]:
+def _label_defects(labels: Any) -> list[Defect]:
+    """Defects of the labels of every clip."""
     if labels is None:
         return []
     if not isinstance(labels, list) or not labels:

@@ -1,4 +1,4 @@
-"""One array of vectors out of an .npz, .npy, .hdf5 or GloVe file, checked; nothing is ever unpickled."""
+"""Read and check arrays of vectors from .npz, .npy, .hdf5 and GloVe files; nothing is ever unpickled."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from mrlib.data.problems import DataError, MissingFile, MissingKey, Problem
 
 
 def read_array(file: Path, key: str = "") -> np.ndarray:
-    """The array of a .npy file, or the one called `key` of an .npz or .hdf5 file.
+    """The array of a .npy file, or the array `key` of an .npz or .hdf5 file.
 
     An .hdf5 key may be a path, and may lead to a group that holds nothing but the array.
+    raises  FileNotFoundError, KeyError or ValueError, naming the file
     """
     try:
         if not file.is_file():
@@ -29,12 +30,12 @@ def read_array(file: Path, key: str = "") -> np.ndarray:
             return content[key]
     except DataError:
         raise
-    except Exception as error:  # numpy lets through whatever zip, header parser and allocator raise
+    except Exception as error:  # numpy passes on whatever the zip reader, its header parser and malloc raise
         raise _unreadable(file, error) from error
 
 
 def _read_hdf5(file: Path, key: str) -> np.ndarray:
-    import h5py  # a tenth of a second that most layouts need not spend
+    import h5py  # takes a tenth of a second, and most layouts do not need it
 
     with h5py.File(file, "r") as content:
         node = content
@@ -50,9 +51,11 @@ def _read_hdf5(file: Path, key: str) -> np.ndarray:
 
 
 def as_rows(array: np.ndarray, file: Path, *, parts: int = 1) -> np.ndarray:
-    """Feature rows as they are on disk, checked: finite float32 (L, D), L and D at least 1.
+    """An array as feature rows, float32 (L, D).
 
-    parts  vectors per row: (L, parts, D / parts) is flattened, (L, D) must divide
+    array   (L, D), or (L, parts, D / parts)
+    parts   vectors per row; they must divide D
+    raises  ValueError for another type or shape, an empty array, NaN or Inf
     """
 
     def wrong(kind: str, message: str) -> DataError:
@@ -62,7 +65,7 @@ def as_rows(array: np.ndarray, file: Path, *, parts: int = 1) -> np.ndarray:
     if not np.issubdtype(array.dtype, np.floating):
         raise wrong("dtype", f"{array.dtype} where floating-point features are expected; extract them again")
     if parts > 1 and len(shape) == 3 and shape[1] == parts:
-        array = array.reshape(shape[0], -1)
+        array = array.reshape(shape[0], -1)  # (L, D)
     if array.ndim != 2 or 0 in shape or array.shape[1] % parts:
         expected = "(rows, width)" if parts == 1 else f"(rows, {parts}, width)"
         raise wrong("shape", f"{shape} where {expected} is expected; extract the features again")
@@ -78,24 +81,24 @@ def as_rows(array: np.ndarray, file: Path, *, parts: int = 1) -> np.ndarray:
 
 
 def same_width(shape: tuple[int, ...], width: int | None, file: Path) -> int:
-    """The width of rows of some shape (L, D), which must be `width` if that is known."""
+    """The D of a shape (L, D); ValueError if it is not `width`, where that is known."""
     if width is not None and shape[1] != width:
         message = f"vectors of width {shape[1]} where others have {width}; extract all with one model"
         raise DataError(Problem(str(file), None, "shape", message))
     return shape[1]
 
 
-def unit(rows: np.ndarray, parts: int = 1) -> np.ndarray:
-    """Rows divided by (their L2 norm + 1e-5), as the official loaders do; each of a row's `parts` by its own norm.
+def normalized_rows(rows: np.ndarray, parts: int = 1) -> np.ndarray:
+    """Rows divided by their L2 norm + 1e-5, as in the official loaders; each of a row's `parts` by its own norm.
 
     rows  float32 (L, D)
     """
-    split = rows.reshape(len(rows), parts, -1)
-    return (split / (np.linalg.norm(split, axis=-1, keepdims=True) + 1e-5)).reshape(rows.shape)
+    vectors = rows.reshape(len(rows), parts, -1)  # (L, parts, D / parts)
+    return (vectors / (np.linalg.norm(vectors, axis=-1, keepdims=True) + 1e-5)).reshape(rows.shape)
 
 
-def _missing_key(file: Path, key: str, there: list[str]) -> MissingKey:
-    return MissingKey(Problem(str(file), None, "missing key", f"no array {key!r}; the keys there are {there}"))
+def _missing_key(file: Path, key: str, keys: list[str]) -> MissingKey:
+    return MissingKey(Problem(str(file), None, "missing key", f"no array {key!r}; the keys there are {keys}"))
 
 
 def _unreadable(file: Path, error: BaseException) -> DataError:
@@ -106,14 +109,14 @@ def _unreadable(file: Path, error: BaseException) -> DataError:
     return DataError(Problem(str(file), None, "unreadable", reason))
 
 
-def read_glove(file: Path, wanted: Container[str]) -> dict[str, np.ndarray]:
-    """The vectors of some words; a line is a word and its numbers, between spaces."""
+def read_glove(file: Path, words: Container[str]) -> dict[str, np.ndarray]:
+    """The vectors (D,) of those of some words that a GloVe file has; a line is a word and D numbers."""
     vectors, width = {}, None
     with file.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, 1):
             width = width or line.count(" ")
-            word, *numbers = line.rsplit(" ", width)  # a word may hold spaces itself
-            if word not in wanted:
+            word, *numbers = line.rsplit(" ", width)  # a word may contain spaces
+            if word not in words:
                 continue
             try:
                 vectors[word] = np.array(numbers, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""The feature bank: rows of many videos (or queries) in one contiguous tensor, and any batch of them by one gather.
+"""The feature bank: the rows of many videos (or queries) in one contiguous tensor; one gather reads any batch of them.
 
 On disk a bank is a .safetensors file, memory-mapped when it is opened.
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 from mrlib.files import whole_file
 
 _DTYPES = {torch.float32: (np.dtype("<f4"), "F32"), torch.float16: (np.dtype("<f2"), "F16")}
-_HEADER = 4096  # bytes before the tensors, so that rows start where a page does but for the offsets
+_HEADER = 4096  # bytes before the tensors; a whole page, so that only the offsets shift rows off its borders
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Bank:
     """Feature rows of V items, one after the other."""
 
     rows: Tensor  # (R, D) float32 or float16; memory-mapped or resident
-    offsets: Tensor  # int64 (V + 1,) item v owns rows[offsets[v] : offsets[v + 1]]
-    places: Tensor | None = None  # int64 (P,) item v owns rows[places[offsets[v] : offsets[v + 1]]]: items share rows
+    offsets: Tensor  # int64 (V + 1,) item v has rows[offsets[v] : offsets[v + 1]]
+    places: Tensor | None = None  # int64 (P,) if items share rows: item v has rows[places[offsets[v] : offsets[v + 1]]]
 
     @classmethod
     def from_arrays(cls, arrays: Sequence[np.ndarray], dtype: torch.dtype = torch.float32) -> Bank:
@@ -41,33 +41,34 @@ class Bank:
 
     @property
     def width(self) -> int:
+        """D."""
         return self.rows.shape[1]
 
     @property
     def lengths(self) -> Tensor:
-        """Rows of every item, int64 (V,)."""
+        """The number of rows of every item, int64 (V,)."""
         return self.offsets.diff()
 
     def index(self, items: Tensor) -> Tensor:
-        """Where the rows of some items are.
+        """The positions of all rows of some items.
 
         items    int64 (B,)
-        returns  int64 (B, T)  rows of the bank, T the longest of these items; -1 on padding
+        returns  int64 (B, T)  rows of the bank, T the length of the longest of these items; -1 on padding
         """
         lengths = self.lengths[items]
         t = torch.arange(int(lengths.max()), device=items.device)
-        there = t < lengths[:, None]
-        return torch.where(there, self.at(items, torch.where(there, t, 0)), -1)
+        mask = t < lengths[:, None]  # (B, T)
+        return torch.where(mask, self.at(items, torch.where(mask, t, 0)), -1)
 
     def at(self, items: Tensor, clips: Tensor) -> Tensor:
-        """Where some rows of some items are.
+        """The positions of some rows of some items.
 
         items    int64 (B,)
-        clips    int64 (B, T)  which of its rows, from 0
+        clips    int64 (B, T)  numbers of the rows in their items, from 0
         returns  int64 (B, T)  rows of the bank
         """
-        place = self.offsets[items][:, None] + clips
-        return place if self.places is None else self.places[place]
+        rows = self.offsets[items][:, None] + clips  # (B, T)
+        return rows if self.places is None else self.places[rows]
 
     def gather(self, rows: Tensor) -> Tensor:
         """The features of some rows.
@@ -75,19 +76,20 @@ class Bank:
         rows     int64 (B, T)  rows of the bank; -1 is padding
         returns  float32 (B, T, D)  0 on padding
         """
-        flat = rows.flatten()
-        features = self.rows.index_select(0, flat.clamp(min=0)).float()
-        padding = (flat < 0).nonzero().squeeze(1)
-        features.index_fill_(0, padding, 0)  # seven times as fast as masked_fill_, which looks at every number
-        return features.view(*rows.shape, -1)
+        flat = rows.flatten()  # (B * T,)
+        features = self.rows.index_select(0, flat.clamp(min=0)).float()  # (B * T, D)
+        padding = (flat < 0).nonzero().squeeze(1)  # (number of padded rows,)
+        features.index_fill_(0, padding, 0)  # seven times as fast as masked_fill_, which reads every number
+        return features.view(*rows.shape, -1)  # (B, T, D)
 
     def to(self, device: torch.device | str) -> Bank:
+        """The same bank with all its rows on `device`."""
         places = None if self.places is None else self.places.to(device)
         return replace(self, rows=self.rows.to(device), offsets=self.offsets.to(device), places=places)
 
 
 def load_bank(file: Path) -> tuple[Bank, Tensor | None] | None:
-    """A bank and the vectors beside it as `save_bank` wrote them, memory-mapped; None where there is no whole one."""
+    """A bank and the vectors beside it as `save_bank` wrote them, memory-mapped; None if the file is not complete."""
     try:
         with safe_open(file, framework="pt") as tensors:
             vectors = tensors.get_tensor("vectors") if "vectors" in tensors.keys() else None  # noqa: SIM118
@@ -99,10 +101,11 @@ def load_bank(file: Path) -> tuple[Bank, Tensor | None] | None:
 def save_bank(
     file: Path, items: Iterable[tuple[np.ndarray, np.ndarray | None]], count: int, dtype: torch.dtype
 ) -> None:
-    """Write a bank item by item, never holding more than one, under a temporary name until it is whole.
+    """Write a bank item by item, with one item in memory at a time, under a temporary name until it is complete.
 
-    items  `count` pairs: rows (L_v, D) and a vector (J,) beside them, or None in every pair
-    dtype  torch.float32 or torch.float16
+    items   `count` pairs: rows (L_v, D) and a vector (J,) beside them, or None in every pair
+    dtype   torch.float32 or torch.float16
+    raises  ValueError for another dtype, or a feature too large for it
     """
     if dtype not in _DTYPES:
         raise ValueError(f"a bank is float32 or float16, not {dtype}")
@@ -130,7 +133,7 @@ def _cast(rows: np.ndarray, kind: np.dtype) -> np.ndarray:
 
 
 def _header(shapes: dict[str, tuple[str, tuple[int, ...]]]) -> bytes:
-    """The first bytes of a .safetensors file whose tensors lie one after the other; spaces fill it up to `_HEADER`."""
+    """The header of a .safetensors file whose tensors follow one another, padded with spaces to `_HEADER` bytes."""
     entries, end = {}, 0
     for name, (dtype, shape) in shapes.items():
         start, end = end, end + int(np.prod(shape, dtype=object)) * {"I64": 8, "F32": 4, "F16": 2}[dtype]

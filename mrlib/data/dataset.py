@@ -1,13 +1,12 @@
-"""A dataset is samples plus two banks; `batch` looks any of its samples up with one gather."""
+"""A dataset: samples and two feature banks; `batch` reads any of the samples with one gather."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,29 +16,41 @@ from mrlib.data.bank import Bank
 from mrlib.ops.spans import inside
 
 
+class _Annotations(NamedTuple):
+    """The annotations of all samples as tensors."""
+
+    windows: Tensor  # (S, W, 2) fractions
+    counts: Tensor  # int64 (S,) windows of each sample
+    saliency: Tensor  # (S, L) summed scores, 0..12
+    scored: Tensor  # bool (S,) the sample has saliency scores
+    wrong: Tensor  # (S, V, 2) mined windows, `wrong_spans` of the file, fractions
+    wrong_counts: Tensor  # int64 (S,)
+    high: Tensor  # bool (S, L) clips that are relevant, where no sample has windows
+
+
 @dataclass(frozen=True, eq=False)
 class MomentDataset:
     """Annotated (video, query) pairs with their features."""
 
     name: str  # "sim", "qvhighlights", ...
     split: str
-    samples: list[Sample]
+    samples: list[Sample]  # S of them
     target: Bank  # an item per video, all streams concatenated
     video: Tensor  # int64 (S,) the item of `target` that sample s searches in
     query: Bank  # an item per query
-    question: Tensor  # int64 (S,) the item of `query` that sample s searches with
+    query_item: Tensor  # int64 (S,) the item of `query` that sample s searches with
     query_joint: Tensor | None  # (Q, J) every query as one vector of the joint space, a row per item of `query`
     streams: dict[str, slice]  # name -> columns of `target`
     joint: str | None  # the stream that lives in the joint space
-    clip_s: float
-    settings: dict[str, Any] = field(default_factory=dict)  # what it was opened with, for records
-    _annotations: tuple[Tensor, ...] | None = field(default=None, repr=False)
+    clip_s: float  # seconds per clip
+    settings: dict[str, Any] = field(default_factory=dict)  # the options that it was opened with, for records
+    _annotations: _Annotations | tuple[()] | None = field(default=None, repr=False)  # (): the samples have no labels
 
     def __post_init__(self):
         if not self.samples:
             raise ValueError(f"{self.name} {self.split} has no samples")
         if self._annotations is None:
-            object.__setattr__(self, "_annotations", self._annotated())
+            object.__setattr__(self, "_annotations", self._stack_annotations())
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -57,17 +68,17 @@ class MomentDataset:
     @property
     def mined(self) -> bool:
         """Some sample has `wrong_spans`."""
-        return self.labelled and self._annotations[4].shape[1] > 0
+        return self.labelled and self._annotations.wrong.shape[1] > 0
 
     def subset(self, indices: Sequence[int]) -> MomentDataset:
-        """The samples at these positions as a dataset of their own; the banks are shared."""
+        """A dataset of the samples at these positions; the banks are shared."""
         rows = torch.as_tensor(indices, dtype=torch.long, device=self.video.device)
         return replace(
             self,
             samples=[self.samples[i] for i in rows.tolist()],
             video=self.video[rows],
-            question=self.question[rows],
-            _annotations=tuple(a[rows] for a in self._annotations),
+            query_item=self.query_item[rows],
+            _annotations=self._map_annotations(lambda a: a[rows]),
         )
 
     def batch(self, indices: Tensor | Sequence[int]) -> Batch:
@@ -81,15 +92,16 @@ class MomentDataset:
     def gather(
         self, rows: Tensor, indices: Tensor, *, labels: Labels | None = None, duration_s: Tensor | None = None
     ) -> Batch:
-        """A batch whose targets are put together from any rows of the bank: spliced, synthesised or as they are.
+        """A batch whose targets consist of any rows of the bank: spliced, synthesised or unchanged videos.
 
         rows        int64 (B, T)  rows of `target.rows`; -1 is padding, at the end only
-        indices     int64 (B,)    the samples that the queries, numbers and durations are taken from
-        labels      of the videos thus made; None: the annotations of `indices`, whose clips `rows` then are
-        duration_s  (B,)          of the videos thus made; None: those of `indices`
+        indices     int64 (B,)    the samples whose queries, video numbers and durations the batch has
+        labels      of the videos that `rows` form; None: the annotations of `indices`, whose clips `rows` must be
+        duration_s  (B,)          of the videos that `rows` form; None: the durations of `indices`
         """
-        target, mask = self.target.gather(rows), rows >= 0
-        words = self.query.index(self.question[indices])
+        target, mask = self.target.gather(rows), rows >= 0  # (B, T, D), (B, T)
+        items = self.query_item[indices]  # (B,)
+        query_rows = self.query.index(items)  # (B, N)
         if labels is None and self.labelled:
             labels = self.labels(indices)
         samples = [self.samples[i] for i in indices.tolist()]
@@ -99,10 +111,10 @@ class MomentDataset:
         return Batch(
             target=target,
             target_mask=mask,
-            query=self.query.gather(words),
-            query_mask=words >= 0,
-            target_joint=target[..., self.streams[self.joint]] if joint else None,
-            query_joint=self.query_joint[self.question[indices]].float() if joint else None,
+            query=self.query.gather(query_rows),  # (B, N, D')
+            query_mask=query_rows >= 0,
+            target_joint=target[..., self.streams[self.joint]] if joint else None,  # (B, T, D) -> (B, T, J)
+            query_joint=self.query_joint[items].float() if joint else None,  # (Q, J) -> (B, J)
             video=self.video[indices],
             duration_s=duration_s,
             clip_s=duration_s.new_full((len(indices),), self.clip_s),
@@ -111,85 +123,93 @@ class MomentDataset:
         )
 
     def labels(self, indices: Tensor) -> Labels:
-        """What the annotators said of the samples at these positions, int64 (B,), of their videos as they are.
+        """The annotations of some samples, for their videos unchanged.
 
-        Where they labelled clips and set no window, as on TVSum, the saliency is 0..12 whatever their number, and
-        relevant (ours) are the clips that together they put above the lower median of the video.
+        indices  int64 (B,)  positions in `samples`
+
+        Where the annotators labelled clips and set no window, as on TVSum, the saliency is scaled to 0..12 whatever
+        their number, and the relevant clips (our choice) are those whose summed label is above the lower median of the
+        video.
         """
-        windows, counts, saliency, scored, wrong, wrong_counts, high = (a[indices] for a in self._annotations)
-        n = self.target.lengths[self.video[indices]]
+        windows, counts, saliency, scored, wrong, wrong_counts, high = self._map_annotations(lambda a: a[indices])
+        n = self.target.lengths[self.video[indices]]  # (B,)
         T = int(n.max())
-        spans = windows[:, : max(1, int(counts.max()))]
-        span_mask = torch.arange(spans.shape[1], device=n.device) < counts[:, None]
-        relevant = (inside(spans, n, T) & span_mask[..., None]).any(1)
-        scores = torch.zeros(relevant.shape, device=n.device)
+        spans = windows[:, : max(1, int(counts.max()))]  # (B, W, 2)
+        span_mask = torch.arange(spans.shape[1], device=n.device) < counts[:, None]  # (B, W)
+        relevant = (inside(spans, n, T) & span_mask[..., None]).any(1)  # (B, W, T) -> (B, T)
+        scores = torch.zeros(relevant.shape, device=n.device)  # (B, T)
         shared = min(relevant.shape[1], saliency.shape[1])
         scores[:, :shared] = saliency[:, :shared]
         relevant[:, : high.shape[1]] |= high[:, :T]
         confusing = None
         if self.mined:
-            there = torch.arange(wrong.shape[1], device=n.device) < wrong_counts[:, None]
-            confusing = (inside(wrong, n, T) & there[..., None]).any(1) & ~relevant
+            wrong_mask = torch.arange(wrong.shape[1], device=n.device) < wrong_counts[:, None]  # (B, V)
+            confusing = (inside(wrong, n, T) & wrong_mask[..., None]).any(1) & ~relevant  # (B, V, T) -> (B, T)
         return Labels(spans, span_mask, relevant, scores, scored, wrong=confusing)
 
     def clips(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The clips of every annotated window, then of every mined one, of the samples at these positions.
+        """The clips of all annotated windows, then of all mined ones, of some samples.
 
-        indices  int64 (B,)
-        returns  first clip and number of clips, int64 (B, W, 2), in the order of the annotation; bool (B, W), there is
-                 such a window; bool (B, W), it is mined: it confuses a model and answers nothing
+        indices  int64 (B,)  positions in `samples`
+        returns  first clip and number of clips, int64 (B, W, 2), in the order of the annotation; bool (B, W), False on
+                 padding; bool (B, W), the window is mined: it confuses a model and is no answer
         """
-        windows, counts, _, _, wrong, wrong_counts, _ = (a[indices] for a in self._annotations)
-        n = self.target.lengths[self.video[indices]]
-        shown = inside(torch.cat([windows, wrong], 1), n, int(n.max()))
-        true, mined = (
-            torch.arange(x.shape[1], device=n.device) < c[:, None]
-            for x, c in ((windows, counts), (wrong, wrong_counts))
+        windows, counts, _, _, wrong, wrong_counts, _ = self._map_annotations(lambda a: a[indices])
+        n = self.target.lengths[self.video[indices]]  # (B,)
+        covered = inside(torch.cat([windows, wrong], 1), n, int(n.max()))  # (B, W, T)
+        window_mask, wrong_mask = (
+            torch.arange(spans.shape[1], device=n.device) < count[:, None]
+            for spans, count in ((windows, counts), (wrong, wrong_counts))
         )
-        kind = torch.cat([torch.zeros_like(true), torch.ones_like(mined)], 1)
-        return torch.stack([shown.long().argmax(-1), shown.sum(-1)], -1), torch.cat([true, mined], 1), kind
+        mask = torch.cat([window_mask, wrong_mask], 1)  # (B, W)
+        mined = torch.cat([torch.zeros_like(window_mask), torch.ones_like(wrong_mask)], 1)  # (B, W)
+        return torch.stack([covered.long().argmax(-1), covered.sum(-1)], -1), mask, mined
 
     def digest(self) -> str:
-        """Of the samples and some hundred rows of their features: equal for equal data."""
+        """A digest of the samples and of about a hundred rows of their features; equal for equal data."""
         lines = json.dumps([s.as_line() for s in self.samples])
         digest = hashlib.blake2b(lines.encode(), digest_size=8)
-        for items, bank in ((self.video, self.target), (self.question, self.query)):
-            some = items[:: max(1, len(items) // 100)]
-            first = bank.at(some, some.new_zeros(len(some), 1))[:, 0]
+        for items, bank in ((self.video, self.target), (self.query_item, self.query)):
+            chosen = items[:: max(1, len(items) // 100)]
+            first = bank.at(chosen, chosen.new_zeros(len(chosen), 1))[:, 0]  # the first row of each, (about 100,)
             digest.update(bank.rows[first].float().cpu().numpy().tobytes())
         return digest.hexdigest()
 
     def to(self, device: torch.device | str) -> MomentDataset:
-        """The same with banks and annotations resident on `device`."""
+        """The same dataset with its banks and annotations on `device`."""
         return replace(
             self,
             target=self.target.to(device),
             video=self.video.to(device),
             query=self.query.to(device),
-            question=self.question.to(device),
+            query_item=self.query_item.to(device),
             query_joint=None if self.query_joint is None else self.query_joint.to(device),
-            _annotations=tuple(a.to(device) for a in self._annotations),
+            _annotations=self._map_annotations(lambda a: a.to(device)),
         )
 
-    def _annotated(self) -> tuple[Tensor, ...]:
-        """Windows as fractions (S, W, 2), how many (S,), summed saliency (S, L), whether there is any (S,); of
-        `wrong_spans`, mined windows in seconds, fractions (S, V, 2) and how many (S,); clips that are relevant where no
-        sample has windows, bool (S, L)."""
+    def _map_annotations(self, change: Callable[[Tensor], Tensor]) -> _Annotations | tuple[()]:
+        return _Annotations(*map(change, self._annotations)) if self._annotations else ()
+
+    def _stack_annotations(self) -> _Annotations | tuple[()]:
+        """The annotations of all samples, () if no sample has any; ValueError if only some have."""
         votes = [_votes(s) for s in self.samples]
-        without = [s.qid for s in self.samples if s.relevant_windows is None]
-        silent = [s.qid for s, v in zip(self.samples, votes, strict=True) if s.relevant_windows is None and v is None]
-        if len(silent) == len(self):
+        without_windows = [s.qid for s in self.samples if s.relevant_windows is None]
+        unlabelled = [
+            s.qid for s, v in zip(self.samples, votes, strict=True) if s.relevant_windows is None and v is None
+        ]
+        if len(unlabelled) == len(self):
             return ()
-        lacking, what = (silent, "labels") if len(without) == len(self) else (without, "windows")
+        no_windows = len(without_windows) == len(self)
+        lacking, kind = (unlabelled, "labels") if no_windows else (without_windows, "windows")
         if lacking:
-            mixed = "; those with labels of clips go into a file of their own" if len(silent) < len(lacking) else ""
+            mixed = "; those with labels of clips go into a file of their own" if len(unlabelled) < len(lacking) else ""
             raise ValueError(
-                f"{self.name} {self.split}: {len(lacking)} of {len(self)} samples have no {what}, {lacking[:5]}{mixed}"
+                f"{self.name} {self.split}: {len(lacking)} of {len(self)} samples have no {kind}, {lacking[:5]}{mixed}"
             )
-        clips = self.target.lengths[self.video].cpu()
-        has_saliency = torch.tensor([s.saliency_scores is not None or bool(without) for s in self.samples])
-        saliency = torch.zeros(len(self), int(clips.max()) if has_saliency.any() else 0)
-        high = torch.zeros(len(self), int(clips.max()) if without else 0, dtype=torch.bool)
+        clips = self.target.lengths[self.video].cpu()  # (S,)
+        scored = torch.tensor([s.saliency_scores is not None or no_windows for s in self.samples])  # (S,)
+        saliency = torch.zeros(len(self), int(clips.max()) if scored.any() else 0)  # (S, L)
+        high = torch.zeros(len(self), int(clips.max()) if no_windows else 0, dtype=torch.bool)  # (S, L)
         for i, s in enumerate(self.samples):
             if votes[i] is not None:
                 total = votes[i][: clips[i]].sum(1)
@@ -201,12 +221,12 @@ class MomentDataset:
                 saliency[i, ids[kept]] = scores[kept].float()
         windows = self._fractions([s.relevant_windows or [] for s in self.samples], clips, 1)
         wrong = self._fractions([s.extra.get("wrong_spans") or [] for s in self.samples], clips, 0)
-        return tuple(a.to(self.video.device) for a in (*windows, saliency, has_saliency, *wrong, high))
+        return _Annotations(*(a.to(self.video.device) for a in (*windows, saliency, scored, *wrong, high)))
 
     def _fractions(self, windows_s: list[list[list[float]]], clips: Tensor, least: int) -> tuple[Tensor, Tensor]:
-        """Windows of every sample as fractions of its clips, (S, W, 2), and how many there are, (S,).
+        """The windows of every sample as fractions of its clips, (S, W, 2), and their number, (S,).
 
-        least  W is this or more
+        least  W is at least this
         """
         counts = torch.tensor([len(windows) for windows in windows_s])
         spans = torch.zeros(len(self), max(least, int(counts.max())), 2, dtype=torch.float64)
@@ -214,33 +234,15 @@ class MomentDataset:
             if windows:
                 spans[i, : counts[i]] = torch.tensor(windows, dtype=torch.float64)
         spans = (spans / (clips * self.clip_s)[:, None, None]).clamp(0, 1)
-        # features may end before the video does: a window after them is the last clip
-        last = (1 - 1 / clips.double())[:, None].expand(spans.shape[:2])
+        # features may end before the video does; a window after their end becomes the last clip
+        last = (1 - 1 / clips.double())[:, None].expand(spans.shape[:2])  # (S, W)
         spans[..., 0] = spans[..., 0].where(spans[..., 0] < 1, last)
         return spans.float(), counts
 
 
 def _votes(sample: Sample) -> Tensor | None:
-    """What each annotator of a sample without windows gives its clips, 0..4, (L, A); None: there are no labels."""
+    """The labels 0..4 that each annotator gives the clips of a sample without windows, (L, A); None without labels."""
     labels = sample.extra.get("label")
     if sample.relevant_windows is not None or not isinstance(labels, list):
         return None
     return torch.tensor(labels, dtype=torch.float64) - 1
-
-
-def open_dataset(name: str, root: str | os.PathLike | None = None, split: str = "train", **options) -> MomentDataset:
-    """A dataset by name.
-
-    name     "sim", the simulator, or a dataset of `mrlib.data.layouts.DATASETS`
-    root     folder with the annotations and features; None: the folder of that name in $MRLIB_DATA
-    split    "train", "val", "test"; the simulator has more
-    options  of `mrlib.data.simulate.open_sim` or `mrlib.data.layouts.open_files`; both take `streams`: names of the
-             streams to concatenate, "joint" for only the one in the joint space, None for all
-    """
-    from mrlib.data import layouts, simulate
-
-    if name == "sim":
-        return simulate.open_sim(split, **options)
-    if name not in layouts.DATASETS:
-        raise ValueError(f"unknown dataset {name!r}; known: sim, {', '.join(layouts.DATASETS)}")
-    return layouts.open_files(name, root, split, **options)

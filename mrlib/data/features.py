@@ -1,4 +1,4 @@
-"""From feature files to the rows of a bank: where a sample's vectors are, and the form in which they are used."""
+"""From feature files to the rows of a bank: find the vectors of a sample, read, check, cut and normalise them."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from tqdm import tqdm
 
 from mrlib.data import Sample
 from mrlib.data.annotations import plain_name
-from mrlib.data.arrays import as_rows, read_array, read_glove, same_width, unit
+from mrlib.data.arrays import as_rows, normalized_rows, read_array, read_glove, same_width
 from mrlib.data.problems import DataError, MissingFile, Problem
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where vectors of one kind are, and how a sample's are read."""
+    """The files of one kind of vectors, and how to read those of a sample."""
 
     root: Path
-    template: str  # "folder/{vid}.npz:key"; "a + b" are put side by side
+    template: str  # "folder/{vid}.npz:key"; for "a + b" the rows of both are concatenated
     qid: str  # what {query} stands for, a template of {qid}
     parts: int  # vectors per row, each normalised by itself
-    clip_s: float | None = None  # rows come at a rate of their own: average them over clips of this many seconds
+    clip_s: float | None = None  # rows have another rate; average them over clips of this length.  None: rows are clips
 
     def files(self, sample: Sample) -> list[tuple[Path, str]]:
-        """Files of a sample, and the keys of its arrays in them; ValueError for an id that would leave the folder."""
+        """The files of a sample, each with the key of its array; ValueError for an id that is not a plain name."""
         for name, value in (("vid", sample.vid), ("qid", str(sample.qid))):
             if not plain_name(value):
                 raise DataError(Problem(str(self.root), None, name, f"{value!r} is not a plain name; rename it"))
@@ -42,7 +42,7 @@ class Source:
         return [(self.root / file.format(**ids), key.format(**ids)) for file, _, key in parts]
 
     def rows(self, sample: Sample) -> np.ndarray:
-        """The rows as they are on disk, float32 (L, D)."""
+        """The rows of a sample, not normalised, float32 (L, D)."""
         files = self.files(sample)
         arrays = [as_rows(read_array(file, key), file, parts=self.parts) for file, key in files]
         lengths = {file.name: len(array) for (file, _), array in zip(files, arrays, strict=True)}
@@ -53,14 +53,14 @@ class Source:
         return rows if self.clip_s is None else averaged(rows, sample.duration / self.clip_s)
 
     def vector(self, sample: Sample, key: str) -> np.ndarray:
-        """An array beside the rows that is one vector, as a row: float32 (1, J)."""
+        """The vector in the array `key` of the same file, as a row: float32 (1, J)."""
         file, _ = self.files(sample)[0]
         array = read_array(file, key)
-        return as_rows(array[None] if array.ndim == 1 else array, file)[:1]
+        return as_rows(array[None] if array.ndim == 1 else array, file)[:1]  # (J,) or (1, J) -> (1, J)
 
 
 class WordVectors:
-    """A `Source` of queries that looks their words up in a GloVe text file; lower case, unknown words are zeros."""
+    """A `Source` of queries that looks up their lower-case words in a GloVe text file; unknown words are zeros."""
 
     parts = 1
 
@@ -69,20 +69,22 @@ class WordVectors:
 
     @cached_property
     def _vectors(self) -> dict[str, np.ndarray]:
-        wanted = Counter(word for s in self._samples for word in words_of(s.query))
-        vectors = read_glove(self.file, wanted)
-        if unknown := [word for word, _ in wanted.most_common() if word not in vectors]:
-            some = ", ".join(unknown[:5])
+        words = Counter(word for s in self._samples for word in words_of(s.query))
+        vectors = read_glove(self.file, words)
+        if unknown := [word for word, _ in words.most_common() if word not in vectors]:
+            examples = ", ".join(unknown[:5])
             warnings.warn(
-                f"{self.file}: {len(unknown)} of {len(wanted)} words have no vector and become zeros: {some}, ...",
+                f"{self.file}: {len(unknown)} of {len(words)} words have no vector and become zeros: {examples}, ...",
                 stacklevel=2,
             )
         return vectors
 
     def files(self, sample: Sample) -> list[tuple[Path, str]]:
+        """The GloVe file, as `Source.files` gives files."""
         return [(self.file, "")]
 
     def rows(self, sample: Sample) -> np.ndarray:
+        """The vector of every word of a query, float32 (N, D); ValueError if no word has one."""
         words = words_of(sample.query)
         known = [self._vectors[w] for w in words if w in self._vectors]
         if not known:
@@ -91,14 +93,14 @@ class WordVectors:
 
 
 def words_of(query: str) -> list[str]:
-    """Lower-case words as GloVe has them: "the man's" is the, man, 's."""
+    """Lower-case words as GloVe splits them: "the man's" is the, man, 's."""
     return re.findall(r"[^\W_]+|'[a-z]+", query.lower())
 
 
 def averaged(rows: np.ndarray, duration: float) -> np.ndarray:
-    """Rows that cover a video evenly as one row per clip: the mean of those that begin in it, or the one it lies in.
+    """One row per clip: the mean of the rows that begin in the clip, or the one row that covers it.
 
-    rows      (R, D)
+    rows      (R, D)  rows that cover the video evenly
     duration  of the video, in clips
     returns   (ceil(duration), D)
     """
@@ -109,44 +111,45 @@ def averaged(rows: np.ndarray, duration: float) -> np.ndarray:
 
 
 def count_clips(duration: float) -> int:
-    """Clips that a video has, the last maybe a short one; duration in clips."""
+    """The number of clips of a video, including a shorter last one; duration in clips."""
     return max(1, math.ceil(duration - 1e-6))
 
 
 def agreed_length(lengths: dict[Path, int], sample: Sample, clip_s: float) -> int:
-    """How many clips a video has: the rows of its shortest stream, none beyond its end.
+    """The number of clips of a video: the rows of its shortest stream, but none beyond the video's end.
 
-    lengths  rows of every stream, by file; ValueError where they are more than two apart, or more than two and a
-             twentieth from the duration: then something has another rate
+    lengths  rows of every stream, by file
+    raises   ValueError if streams differ by more than two rows, or differ from the duration by more than two rows and
+             by more than a twentieth of it; then something has another rate
     """
-    there = ", ".join(f"{n} in {file.parent.name}/{file.name}" for file, n in lengths.items())
+    counts = ", ".join(f"{n} in {file.parent.name}/{file.name}" for file, n in lengths.items())
     expected = count_clips(sample.duration / clip_s)
     file = str(max(lengths, key=lambda f: abs(lengths[f] - expected)))
     if max(lengths.values()) - min(lengths.values()) > 2:
-        message = f"streams of one video differ by more than two rows: {there}; extract them at one rate"
+        message = f"streams of one video differ by more than two rows: {counts}; extract them at one rate"
         raise DataError(Problem(file, None, "length", message))
     if any(abs(n - expected) > max(2, expected // 20) for n in lengths.values()):
-        message = f"rows: {there}; the video is {sample.duration:g} s, {expected} clips of {clip_s:g} s"
+        message = f"rows: {counts}; the video is {sample.duration:g} s, {expected} clips of {clip_s:g} s"
         raise DataError(Problem(file, None, "length", f"{message}; extract them at that rate or correct the duration"))
     return min(expected, *lengths.values())
 
 
 @dataclass(frozen=True)
 class Features:
-    """The features of some samples: what to read, and in which form it goes into a bank."""
+    """The features of some samples: which files to read, and how to prepare their rows for a bank."""
 
     video: dict[str, Source]
     query: Source | WordVectors
     sentence: str | None  # the array beside a query's rows that is the whole query in the joint space; "mean" of rows
     tokens: int | None  # a query is cut to this many rows
     joint: str | None  # the stream of `video` in the joint space
-    widths: dict[str, int]  # of the streams
+    widths: dict[str, int]  # width of every stream
     normalized: frozenset[str]  # names of streams and "query"
     clip_s: float
-    hint: str  # how to go on after an error
+    hint: str  # what an error message ends with: how to list all problems
 
     def videos(self, samples: Collection[Sample]) -> Iterator[tuple[np.ndarray, None]]:
-        """For every sample the rows of its video, all streams side by side (L, D)."""
+        """For every sample the rows of its video, all streams concatenated, (L, D), and None."""
         for sample in tqdm(samples, desc="videos", leave=False, disable=None):
             with self.reading(sample):
                 rows = {name: source.rows(sample) for name, source in self.video.items()}
@@ -154,10 +157,11 @@ class Features:
                 for name, width in self.widths.items():
                     same_width(rows[name].shape, width, files[name])
                 n = agreed_length({files[name]: len(x) for name, x in rows.items()}, sample, self.clip_s)
-            yield np.concatenate([self._form(name, x[:n], self.video[name].parts) for name, x in rows.items()], 1), None
+            streams = [self._normalized(name, x[:n], self.video[name].parts) for name, x in rows.items()]
+            yield np.concatenate(streams, 1), None  # (n, D)
 
     def queries(self, samples: Collection[Sample]) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-        """For every sample the rows of its query (N, D') and, where the video has a joint stream, one vector (J,)."""
+        """For every sample the rows of its query (N, D') and, if the video has a joint stream, one vector (J,)."""
         width = None
         for sample in tqdm(samples, desc="queries", leave=False, disable=None):
             with self.reading(sample):
@@ -166,44 +170,46 @@ class Features:
                 vector = self._vector(sample, rows)
                 if vector is not None:
                     same_width(vector.shape, self.widths[self.joint], file)
-            yield self._form("query", rows[: self.tokens], self.query.parts), None if vector is None else vector[0]
+            rows = self._normalized("query", rows[: self.tokens], self.query.parts)
+            yield rows, None if vector is None else vector[0]
 
     def _vector(self, sample: Sample, rows: np.ndarray) -> np.ndarray | None:
-        """A whole query in the joint space (1, J); None where no stream is."""
+        """The whole query in the joint space, (1, J); None if no stream is in it."""
         if self.joint is None:
             return None
         if self.sentence == "mean":
-            return unit(unit(rows).mean(0, keepdims=True))
-        return self._form(self.joint, self.query.vector(sample, self.sentence))
+            return normalized_rows(normalized_rows(rows).mean(0, keepdims=True))
+        return self._normalized(self.joint, self.query.vector(sample, self.sentence))
 
-    def _form(self, name: str, rows: np.ndarray, parts: int = 1) -> np.ndarray:
-        return unit(rows, parts) if name in self.normalized else rows
+    def _normalized(self, name: str, rows: np.ndarray, parts: int = 1) -> np.ndarray:
+        return normalized_rows(rows, parts) if name in self.normalized else rows
 
     def state(self, samples: Iterable[Sample], sources: Iterable[Source | WordVectors]) -> str:
-        """A digest of which files the samples' features are in, and of their sizes and times."""
-        found, digest = {}, hashlib.sha256()
+        """A digest of the files that hold the samples' features, and of their sizes and times."""
+        stamps, digest = {}, hashlib.sha256()
         for sample in samples:
             with self.reading(sample):
                 digest.update(f"{sample.vid} {sample.qid} {sample.duration}\n".encode())
                 for source in sources:
                     for file, key in source.files(sample):
-                        if file not in found:
-                            found[file] = _stamp(file)
-                        digest.update(f"{file} {key} {found[file]}\n".encode())
+                        if file not in stamps:
+                            stamps[file] = _stamp(file)
+                        digest.update(f"{file} {key} {stamps[file]}\n".encode())
         return digest.hexdigest()[:16]
 
     @contextmanager
     def reading(self, sample: Sample) -> Iterator[None]:
-        """Errors say for which sample it was."""
+        """Add to errors inside the block which sample was read."""
         try:
             yield
         except DataError as error:
-            whose = f"needed by query {sample.qid} {sample.query!r} on video {sample.vid}"
-            message = f"{error.problem.message}; {whose}; {self.hint}"
+            need = f"needed by query {sample.qid} {sample.query!r} on video {sample.vid}"
+            message = f"{error.problem.message}; {need}; {self.hint}"
             raise type(error)(replace(error.problem, message=message)) from error
 
 
 def _stamp(file: Path) -> str:
+    """Size and time of a file."""
     try:
         stat = file.stat()
     except OSError as error:

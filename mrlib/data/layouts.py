@@ -1,12 +1,12 @@
-"""Datasets and the layouts their features come in: a table to read, and the one reader for all of it.
+"""A table of datasets, a table of the layouts of their feature files, and the one reader for all of them.
 
-A dataset says where its annotations are; a layout says where features are, as templates under the dataset's root,
+A dataset names its annotation files; a layout names its feature files, as templates under the dataset's root,
 
     clip_features/{vid}.npz:features          file of a video : array in it
     vgg_rgb_features.hdf5:{vid}               one file of all videos : array of a video
     {vid}_rgb.npy + {vid}_opt.npy             two files side by side
 
-with {vid} a video, {qid} a query, {query} a query as the dataset spells it. Of several templates one is there.
+with {vid} a video, {qid} a query, {query} a query as the dataset spells it. Of several templates one applies.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mrlib.data import Sample
-from mrlib.data.annotations import Line, read_annotations, sound
+from mrlib.data.annotations import Line, checked_samples, read_annotations
 from mrlib.data.bank import Bank, load_bank, save_bank
 from mrlib.data.dataset import MomentDataset
 from mrlib.data.features import Features, Source, WordVectors
@@ -35,19 +36,19 @@ from mrlib.data.sportsmoments import read_csv
 
 @dataclass(frozen=True)
 class Dataset:
-    """Where the annotations of a dataset are and how it counts."""
+    """The annotation files of a dataset, and how to read them."""
 
-    annotations: tuple[str, ...]  # templates with {split}; the first that is there is read
+    annotations: tuple[str, ...]  # templates with {split}; the first one of which a file exists is read
     clip_s: float  # seconds per row of features
     query: str = "qid{qid}"  # what {query} stands for in a layout
     words: bool = True  # queries are sentences
-    classes: str | None = None  # a field of `extra`; no two splits share a value
+    classes: str | None = None  # a field of `extra` of which no two splits share a value
 
 
 DATASETS: dict[str, Dataset] = {
     "qvhighlights": Dataset(
         (
-            "highlight_{split}_with_neg_spans.jsonl",  # AMR's for training: `wrong_spans` beside the windows
+            "highlight_{split}_with_neg_spans.jsonl",  # AMR's training file, with `wrong_spans` beside the windows
             "highlight_{split}_with_gt.jsonl",
             "highlight_{split}_release.jsonl",
         ),
@@ -80,18 +81,18 @@ class Stream:
 
     templates: tuple[str, ...]
     parts: int = 1  # vectors per row, each normalised by itself
-    per_clip: bool = True  # a row is a clip; False: rows come at a rate of their own and are averaged over each clip
+    per_clip: bool = True  # a row is a clip; False: rows have another rate and are averaged over each clip
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which features an official release has, and where."""
+    """The features of an official release, and their files."""
 
     video: dict[str, Stream]  # in the order in which they are concatenated
     query: Stream
     joint: str | None = None  # the stream whose space the query's vector shares
-    sentence: str | None = None  # the query's vector: an array beside `query`; "mean" of its normalised rows
-    tokens: int | None = None  # the official loader reads this many rows of a query
+    sentence: str | None = None  # the query's vector: an array beside `query`, or "mean" of its normalised rows
+    tokens: int | None = None  # the most rows of a query that the official loader reads
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -106,7 +107,7 @@ LAYOUTS: dict[str, Layout] = {
         sentence="pooler_output",
         tokens=32,
     ),
-    # AMR: [CLS] of the last four CLIP blocks, before the projection, so in no joint space
+    # AMR: [CLS] of the last four CLIP blocks, before the projection, so they are in no joint space
     "amr": Layout(
         {
             "slowfast": Stream(("slowfast_features/{vid}.npz:features",)),
@@ -129,7 +130,7 @@ LAYOUTS: dict[str, Layout] = {
         joint="clip",
         sentence="mean",
     ),
-    # lighthouse and QD-DETR on TVSum; they leave the tokens as they are: normalize=["i3d"]
+    # lighthouse and QD-DETR on TVSum; they do not normalise the tokens: normalize=["i3d"]
     "tvsum": Layout(
         {
             "i3d": Stream(
@@ -156,7 +157,7 @@ def dataset_root(name: str, root: str | os.PathLike | None) -> Path:
         raise ValueError(f"unknown dataset {name!r}; known: {', '.join(DATASETS)}")
     if root is None:
         if not os.environ.get("MRLIB_DATA"):
-            raise ValueError(f"where is {name}? give root=, or set MRLIB_DATA to the folder that holds {name}/")
+            raise ValueError(f"no folder for {name}: give root=, or set MRLIB_DATA to the folder that holds {name}/")
         root = Path(os.environ["MRLIB_DATA"], name)
     if not Path(root).is_dir():
         raise _missing(root, f"no such folder; the annotations and features of {name} are expected there")
@@ -164,7 +165,10 @@ def dataset_root(name: str, root: str | os.PathLike | None) -> Path:
 
 
 def find_annotations(name: str, root: Path) -> dict[str, Path]:
-    """The annotation file of every split under `root`; where a split is all of a file's name, one of `SPLITS`."""
+    """The annotation file of every split under `root`.
+
+    A file that is named by its split alone, as train.json, counts only if that split is one of `SPLITS`.
+    """
     splits: dict[str, Path] = {}
     for template in DATASETS[name].annotations:
         for ending in ("",) if template.endswith(".json") else ("", ".gz"):
@@ -177,22 +181,25 @@ def find_annotations(name: str, root: Path) -> dict[str, Path]:
 
 
 def read_samples(name: str, file: Path) -> Iterator[Line]:
-    """What an annotation file of a dataset says, in whichever form it was published; see `read_annotations`."""
+    """The lines of an annotation file, in whichever format it was published; see `read_annotations`."""
     return READERS[Path(file.name.removesuffix(".gz")).suffix](file, DATASETS[name])
 
 
 def find_source(root: Path, stream: Stream, dataset: Dataset) -> Source:
-    """Where a stream is under `root`; FileNotFoundError where it is not, ValueError where two spellings of it are."""
-    there = [t for t in stream.templates if _there(root, t, dataset)]
-    if not there:
+    """The files of a stream under `root`.
+
+    raises  FileNotFoundError if none of its templates has files, ValueError if two have
+    """
+    templates = [t for t in stream.templates if _has_files(root, t, dataset)]
+    if not templates:
         raise _missing(root, f"no {' or '.join(stream.templates)}; streams= chooses among the streams that are there")
-    if len(there) > 1:
-        raise DataError(Problem(str(root), None, "ambiguous", f"{' and '.join(there)} are there; keep one of them"))
-    return Source(root, there[0], dataset.query, stream.parts, None if stream.per_clip else dataset.clip_s)
+    if len(templates) > 1:
+        raise DataError(Problem(str(root), None, "ambiguous", f"{' and '.join(templates)} are there; keep one of them"))
+    return Source(root, templates[0], dataset.query, stream.parts, None if stream.per_clip else dataset.clip_s)
 
 
 def find_query(root: Path, layout: str, dataset: Dataset, samples: Collection[Sample]) -> Source | WordVectors:
-    """Where the query vectors of some samples are."""
+    """The files of the query vectors of some samples."""
     source = find_source(root, LAYOUTS[layout].query, dataset)
     if not source.template.endswith(".txt"):
         return source
@@ -202,36 +209,39 @@ def find_query(root: Path, layout: str, dataset: Dataset, samples: Collection[Sa
     return WordVectors(files[0], samples)
 
 
-def _there(root: Path, template: str, dataset: Dataset) -> bool:
-    """Whether there is a file for each part of a template that could be some sample's."""
+def _has_files(root: Path, template: str, dataset: Dataset) -> bool:
+    """Whether each part of a template matches a file."""
     files = [part.partition(":")[0].replace("{query}", dataset.query) for part in template.split(" + ")]
     patterns = [re.sub(r"{\w+}", "*", file) for file in files]
     return all(next(root.glob(pattern), None) for pattern in patterns)
 
 
 def find_layout(root: Path, dataset: Dataset) -> str:
-    """The one layout of which query features and video features are under `root`."""
-    there = [
+    """The one layout of which query features and video features are under `root`.
+
+    raises  FileNotFoundError if there is none, ValueError if there are several
+    """
+    names = [
         name
         for name, layout in LAYOUTS.items()
-        if any(_there(root, t, dataset) for t in layout.query.templates)
-        and any(_there(root, t, dataset) for stream in layout.video.values() for t in stream.templates)
+        if any(_has_files(root, t, dataset) for t in layout.query.templates)
+        and any(_has_files(root, t, dataset) for stream in layout.video.values() for t in stream.templates)
     ]
-    if len(there) > 1:
-        message = f"features in the layouts {', '.join(there)}; say which by layout="
+    if len(names) > 1:
+        message = f"features in the layouts {', '.join(names)}; say which by layout="
         raise DataError(Problem(str(root), None, "ambiguous", message))
-    if not there:
-        sought = (
+    if not names:
+        templates = (
             f"  {name}: {'; '.join(' or '.join(s.templates) for s in layout.video.values())}"
             f"; query: {' or '.join(layout.query.templates)}"
             for name, layout in LAYOUTS.items()
         )
-        raise _missing(root, "features in no known layout; looked for\n" + "\n".join(sought))
-    return there[0]
+        raise _missing(root, "features in no known layout; looked for\n" + "\n".join(templates))
+    return names[0]
 
 
-def _missing(where: str | os.PathLike, message: str) -> MissingFile:
-    return MissingFile(Problem(str(where), None, "missing file", message))
+def _missing(folder: str | os.PathLike, message: str) -> MissingFile:
+    return MissingFile(Problem(str(folder), None, "missing file", message))
 
 
 def open_files(
@@ -252,41 +262,29 @@ def open_files(
     name       of DATASETS
     root       folder with the annotations and features; None: $MRLIB_DATA/name
     split      as in the names of the annotation files: "train", "val", "test"
-    layout     of LAYOUTS; None: the one that is there
+    layout     of LAYOUTS; None: the one whose files are there
     streams    names of the video streams to concatenate, in this order; "joint" for only the one in the joint space;
                None for all of the layout
     normalize  which vectors are divided by their L2 norm: True for all, as in the official loaders, False for none, or
-               names of streams and "query"; the query's vector in the joint space goes with the stream that it shares
+               names of streams and "query"; the query's vector in the joint space is treated as the joint stream is
     dtype      of the features in the cache, float32 or float16; batches are float32 either way
     cache      folder for the memory-mapped features; None: `.mrlib_cache` under root or, where that cannot be written,
                `mrlib` under $XDG_CACHE_HOME
     limit      only the first samples
-    domain     only the samples whose `domain` is this: on TVSum the official recipe trains a model for each
+    domain     only the samples of this domain; on TVSum the official recipe trains one model per domain
+    raises     ValueError, FileNotFoundError or KeyError, naming the file, the problem and what to do
 
-    A video with more rows than its duration has clips is cut, streams are cut to the shortest, a query is cut to what
-    the official loader reads (32 tokens for Moment-DETR and AMR). ValueError, and FileNotFoundError or KeyError where
-    that is the reason, naming the file and the way out.
+    The streams of a video are cut to the shortest and to the video's duration; a query is cut to what the official
+    loader reads (32 tokens for Moment-DETR and AMR).
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}; at least one sample, or None for all")
     root = dataset_root(name, root)
-    dataset, splits = DATASETS[name], find_annotations(name, root)
-    if split not in splits:
-        expected = " or ".join(t.replace("{split}", split) for t in dataset.annotations)
-        raise _missing(root, f"no split {split!r} of {name}: {expected} is expected; there are {sorted(splits)}")
-    samples = sound(splits[split], dataset.clip_s, read_samples(name, splits[split]))
-    if domain is not None:
-        there = sorted({d for s in samples if isinstance(d := s.extra.get("domain"), str)})
-        if domain not in there:
-            raise ValueError(f"{name} {split} has no domain {domain!r}; there are {', '.join(there) or 'none'}")
-        samples = [s for s in samples if s.extra.get("domain") == domain]
-    samples = samples[:limit]
-    layout = layout or find_layout(root, dataset)
+    file = _annotation_file(name, root, split)
+    samples = checked_samples(file, DATASETS[name].clip_s, read_samples(name, file))
+    samples = _in_domain(samples, domain, f"{name} {split}")[:limit]
+    layout = layout or find_layout(root, DATASETS[name])
     features = open_features(name, root, samples, layout, streams, normalize)
-    videos, queries = {}, {}
-    for sample in samples:
-        videos.setdefault(sample.vid, sample)
-        queries.setdefault(sample.qid, sample)
     settings = {
         "layout": layout,
         "streams": list(features.video),
@@ -294,20 +292,48 @@ def open_files(
         "dtype": str(dtype).removeprefix("torch."),
         "limit": limit,
     } | ({} if domain is None else {"domain": domain})
-    setting = hashlib.sha256(json.dumps([str(root.resolve()), settings]).encode()).hexdigest()[:8]
-    file = _cache_folder(root, cache) / f"{name}-{split}-{setting}"
+    digest = hashlib.sha256(json.dumps([str(root.resolve()), settings]).encode()).hexdigest()[:8]
+    stem = _cache_folder(root, cache) / f"{name}-{split}-{digest}"
+    return _read_dataset(name, split, samples, features, dtype, stem, settings)
 
-    def bank(kind: str, read: Callable, owners: Collection[Sample], sources: Iterable) -> tuple[Bank, Tensor | None]:
-        whole = file.with_name(f"{file.name}-{kind}-{features.state(owners, sources)}.safetensors")
-        if (found := load_bank(whole)) is not None:
-            return found
-        save_bank(whole, read(owners), len(owners), dtype)
-        for stale in set(file.parent.glob(f"{file.name}-{kind}-*.safetensors")) - {whole}:
-            stale.unlink(missing_ok=True)
-        return load_bank(whole)
 
-    target, _ = bank("target", features.videos, videos.values(), features.video.values())
-    query, vectors = bank("query", features.queries, queries.values(), [features.query])
+def _annotation_file(name: str, root: Path, split: str) -> Path:
+    splits = find_annotations(name, root)
+    if split not in splits:
+        expected = " or ".join(t.replace("{split}", split) for t in DATASETS[name].annotations)
+        raise _missing(root, f"no split {split!r} of {name}: {expected} is expected; there are {sorted(splits)}")
+    return splits[split]
+
+
+def _in_domain(samples: list[Sample], domain: str | None, dataset: str) -> list[Sample]:
+    """The samples of one domain, all if it is None; ValueError for a domain that no sample has."""
+    if domain is None:
+        return samples
+    domains = sorted({d for s in samples if isinstance(d := s.extra.get("domain"), str)})
+    if domain not in domains:
+        raise ValueError(f"{dataset} has no domain {domain!r}; there are {', '.join(domains) or 'none'}")
+    return [s for s in samples if s.extra.get("domain") == domain]
+
+
+def _read_dataset(
+    name: str,
+    split: str,
+    samples: list[Sample],
+    features: Features,
+    dtype: torch.dtype,
+    stem: Path,
+    settings: dict[str, Any],
+) -> MomentDataset:
+    """The samples with their features, from the cache whose files begin with `stem`."""
+    videos: dict[str, Sample] = {}
+    queries: dict[int | str, Sample] = {}
+    for sample in samples:
+        videos.setdefault(sample.vid, sample)
+        queries.setdefault(sample.qid, sample)
+    state = features.state(videos.values(), features.video.values())
+    target, _ = _cached_bank(f"{stem}-target", state, features.videos(videos.values()), len(videos), dtype)
+    state = features.state(queries.values(), [features.query])
+    query, vectors = _cached_bank(f"{stem}-query", state, features.queries(queries.values()), len(queries), dtype)
     ends = np.cumsum([features.widths[stream] for stream in features.video]).tolist()
     video_item = {vid: i for i, vid in enumerate(videos)}
     query_item = {qid: i for i, qid in enumerate(queries)}
@@ -318,13 +344,31 @@ def open_files(
         target=target,
         video=torch.tensor([video_item[s.vid] for s in samples]),
         query=query,
-        question=torch.tensor([query_item[s.qid] for s in samples]),
+        query_item=torch.tensor([query_item[s.qid] for s in samples]),
         query_joint=vectors,
         streams={stream: slice(a, b) for stream, a, b in zip(features.video, [0, *ends], ends, strict=False)},
         joint=features.joint,
-        clip_s=dataset.clip_s,
+        clip_s=features.clip_s,
         settings=settings,
     )
+
+
+def _cached_bank(
+    stem: str, state: str, items: Iterable[tuple[np.ndarray, np.ndarray | None]], count: int, dtype: torch.dtype
+) -> tuple[Bank, Tensor | None]:
+    """The bank in the file `{stem}-{state}.safetensors`, written first if it is not there; other states are removed.
+
+    state        digest of the feature files
+    items, count  as in `save_bank`; not read if the file is there
+    """
+    file = Path(f"{stem}-{state}.safetensors")
+    bank = load_bank(file)
+    if bank is None:
+        save_bank(file, items, count, dtype)
+        for stale in set(file.parent.glob(f"{Path(stem).name}-*.safetensors")) - {file}:
+            stale.unlink(missing_ok=True)
+        bank = load_bank(file)
+    return bank
 
 
 def open_features(
@@ -335,7 +379,7 @@ def open_features(
     streams: str | Iterable[str] | None,
     normalize: bool | Iterable[str],
 ) -> Features:
-    """What `open_files` reads, found but not yet read except for the first sample."""
+    """The features that `open_files` reads; only those of the first sample are read here, for their widths."""
     if layout not in LAYOUTS:
         raise ValueError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}")
     row, dataset = LAYOUTS[layout], DATASETS[name]
@@ -353,7 +397,7 @@ def open_features(
         widths={},
         normalized=frozenset(normalized),
         clip_s=dataset.clip_s,
-        hint=f"`python -m mrlib.data.check {name} {root}` lists all that is wrong",
+        hint=f"`python -m mrlib.data.check {name} {root}` lists all problems",
     )
     with features.reading(samples[0]):
         widths = {stream: source.rows(samples[0]).shape[1] for stream, source in video.items()}
@@ -361,14 +405,14 @@ def open_features(
 
 
 def _stream_names(layout: str, streams: str | Iterable[str] | None) -> tuple[str, ...]:
-    row = LAYOUTS[layout]
+    video, joint = LAYOUTS[layout].video, LAYOUTS[layout].joint
     if streams == "joint":
-        if row.joint is None:
-            raise ValueError(f"layout {layout} has no stream in a joint space; its streams are {list(row.video)}")
-        return (row.joint,)
-    names = tuple(row.video) if streams is None else (streams,) if isinstance(streams, str) else tuple(streams)
-    if not names or len(set(names)) < len(names) or set(names) - set(row.video):
-        raise ValueError(f"streams {list(names)} of layout {layout}; choose among {list(row.video)}, each once")
+        if joint is None:
+            raise ValueError(f"layout {layout} has no stream in a joint space; its streams are {list(video)}")
+        return (joint,)
+    names = tuple(video) if streams is None else (streams,) if isinstance(streams, str) else tuple(streams)
+    if not names or len(set(names)) < len(names) or set(names) - set(video):
+        raise ValueError(f"streams {list(names)} of layout {layout}; choose among {list(video)}, each once")
     return names
 
 

@@ -1,12 +1,12 @@
-"""ActivityNet-VRL as pairs: a moment of one video, searched in a crop of another that shows the same activity.
+"""ActivityNet-VRL as pairs: a moment of one video is searched in a crop of another that shows the same activity.
 
     python -m mrlib.data.pairs activitynet_vrl ROOT [--seed 0] [--per-item 10] [--exclude-same-video] [--force]
 
 Paper    Kumar et al., "Aligning Moments in Time using Video Queries", ICCV 2025 (arXiv 2508.15439), on the items of
          Feng et al., "Video Re-localization", ECCV 2018 (arXiv 1808.01575), `fengyang0317/video_reloc`, folder data/
-Here     an item is a crop of a video with one moment of its class; its name is that of its features, both as a target,
-         the crop, and as a query, the moment. Any item is a query for every other of its class whose crop is as long
-         as the moment or longer
+Here     an item is a crop of a video with one moment of its class. Its features have its name, both as a target (the
+         crop) and as a query (the moment). An item is a query for every other item of its class whose crop is at
+         least as long as the moment
 Departs  neither paper's pairs are public: for val and test one target per query is drawn here, with our seed, so our
          scores are not the same measurement as the published ones; training has all pairs
 
@@ -36,16 +36,16 @@ from mrlib.ops.draw import Draw
 SPLITS = ("train", "val", "test")
 CLASSES = {"train": slice(0, 160), "val": slice(160, 180), "test": slice(180, 200)}  # of the permutation in perm.npy
 FRAMES = 16  # in a unit
-FPS = 30  # where the duration in seconds is not known
+FPS = 30  # frames per second where the duration in seconds is not known
 ACTIVITYNET = "activity_net.v1-3.min.json"
 
 
 @dataclass(frozen=True)
 class Item:
-    """A crop of a video that holds one moment of its class."""
+    """A crop of a video with one moment of its class."""
 
     index: int  # position in the split's file
-    video: str  # that it is a crop of
+    video: str  # the video that it is cropped from
     label: int | str
     start: int  # of the crop in the video, units
     units: int  # length of the crop
@@ -54,21 +54,22 @@ class Item:
 
     @property
     def name(self) -> str:
-        """Of its features: `{vid}` of the crop, `{qid}` of the moment."""
+        """The name of its features: `{vid}` of the crop, `{qid}` of the moment."""
         return f"{self.video}_{self.label}_{self.index}"
 
     @property
     def moment_units(self) -> int:
+        """Length of the moment, units."""
         return self.moment[1] - self.moment[0]
 
     @property
     def crop_s(self) -> tuple[float, float]:
-        """Start and end of the crop in the video: where the features of a target are taken from."""
+        """Start and end of the crop in the video, seconds; the features of a target are those of the crop."""
         return self.start * self.unit_s, (self.start + self.units) * self.unit_s
 
     @property
     def moment_s(self) -> tuple[float, float]:
-        """Start and end of the moment in the video: where the features of a query are taken from."""
+        """Start and end of the moment in the video, seconds; the features of a query are those of the moment."""
         return tuple((self.start + unit) * self.unit_s for unit in self.moment)
 
 
@@ -77,12 +78,12 @@ class Item:
 
 def find_items(root: Path) -> dict[str, Path]:
     """The published file of every split, under `root` or its folder data/."""
-    places = [(split, folder / f"{split}.json") for split in SPLITS for folder in (root / "data", root)]
-    return {split: file for split, file in places if file.is_file()}
+    files = [(split, folder / f"{split}.json") for split in SPLITS for folder in (root / "data", root)]
+    return {split: file for split, file in files if file.is_file()}
 
 
 def read_items(file: Path) -> tuple[list[Item], list[Problem]]:
-    """The sound items of a split, and all that is wrong with its file and with those beside it."""
+    """The items of a split that have no problem, and all problems of its file and of those beside it."""
     try:
         entries = _json(file, list)
         lengths = _lengths(file.with_name("length.json"))
@@ -94,11 +95,11 @@ def read_items(file: Path) -> tuple[list[Item], list[Problem]]:
         return [], [Problem(str(file), None, "empty", "no item in this file; copy or download it again")]
     items, problems, guessed = [], [], set()
     for index, entry in enumerate(entries):
-        wrong = _wrong(entry, lengths)
-        if not wrong and expected is not None and entry["label"] not in expected:
-            wrong = [("label", f"{entry['label']!r} is a class of another split in perm.npy; correct one of the two")]
-        problems += [Problem(str(file), index, *each, unit="item") for each in wrong]
-        if wrong:
+        defects = _defects(entry, lengths)
+        if not defects and expected is not None and entry["label"] not in expected:
+            defects = [("label", f"{entry['label']!r} is a class of another split in perm.npy; correct one of the two")]
+        problems += [Problem(str(file), index, *each, unit="item") for each in defects]
+        if defects:
             continue
         video, (start, end) = entry["id"], entry["location"]
         frames = lengths[video]["n_frames"]
@@ -139,26 +140,26 @@ def _lengths(file: Path) -> dict[str, dict[str, int]]:
 
 
 def _activitynet(items: Path) -> Path | None:
-    """ActivityNet's own annotations, where they are: beside the items, or a folder up from data/."""
+    """The file of ActivityNet's annotations, beside the items or in the parent of data/, or None."""
     folders = (items.parent, items.parent.parent) if items.parent.name == "data" else (items.parent,)
     return next((folder / ACTIVITYNET for folder in folders if (folder / ACTIVITYNET).is_file()), None)
 
 
 def _durations(items: Path) -> dict[str, float]:
-    """Seconds of every video that ActivityNet's own annotations have."""
+    """The duration in seconds of every video in ActivityNet's annotations; empty without that file."""
     if (file := _activitynet(items)) is None:
         return {}
     database = _json(file, dict).get("database")
     if not isinstance(database, dict):
         raise DataError(Problem(str(file), None, "database", "is missing; copy or download the file again"))
-    found = {video: each.get("duration") for video, each in database.items() if isinstance(each, dict)}
-    return {video: x for video, x in found.items() if type(x) in (int, float) and 0 < x < 1e9}
+    durations_s = {video: each.get("duration") for video, each in database.items() if isinstance(each, dict)}
+    return {video: x for video, x in durations_s.items() if type(x) in (int, float) and 0 < x < 1e9}
 
 
 def _classes(items: Path) -> set[int] | None:
-    """The labels of a split: its part of the permutation of the class names in alphabetical order.
+    """The labels of a split: its part of perm.npy, a permutation of the class names in alphabetical order.
 
-    None where perm.npy or the names, which ActivityNet's own annotations have, are not there.
+    None without perm.npy or without ActivityNet's annotations, which have the names.
     """
     perm, names = items.with_name("perm.npy"), _activitynet(items)
     if not perm.is_file() or names is None or items.stem not in CLASSES:
@@ -177,31 +178,31 @@ def _classes(items: Path) -> set[int] | None:
     return {leaves[i][1] for i in order[CLASSES[items.stem]].tolist()}
 
 
-def _wrong(entry: Any, lengths: dict[str, Any]) -> list[tuple[str, str]]:
-    """(field, message) of what is wrong with an entry."""
+def _defects(entry: Any, lengths: dict[str, Any]) -> list[tuple[str, str]]:
+    """(field, message) of every defect of an entry."""
     if not isinstance(entry, dict):
         return [("json", f"a {type(entry).__name__} where an object is expected")]
     video, label = entry.get("id"), entry.get("label")
-    found = []
+    defects = []
     if not isinstance(video, str) or not plain_name(video):
-        found.append(("id", f"{video!r} is not a plain name: no / or \\, no leading dot, not empty"))
+        defects.append(("id", f"{video!r} is not a plain name: no / or \\, no leading dot, not empty"))
     elif not _is_length(lengths.get(video)):
-        has = f"{lengths[video]!r}, not n_feat and n_frames above 0" if video in lengths else "nothing"
-        found.append(("id", f"length.json has {has} for {video!r}; add it, or take the item out"))
+        content = f"{lengths[video]!r}, not n_feat and n_frames above 0" if video in lengths else "nothing"
+        defects.append(("id", f"length.json has {content} for {video!r}; add it, or take the item out"))
     if type(label) not in (int, str) or not plain_name(str(label)):
-        found.append(("label", f"is {label!r}, not the number or the plain name of a class"))
+        defects.append(("label", f"is {label!r}, not the number or the plain name of a class"))
     location, moment = entry.get("location"), entry.get("groundtruth")
     if not _is_interval(location):
-        found.append(("location", f"is {location!r}, not [start, end] in whole units, 0 <= start < end"))
-    elif not found and location[1] > lengths[video]["n_feat"]:
+        defects.append(("location", f"is {location!r}, not [start, end] in whole units, 0 <= start < end"))
+    elif not defects and location[1] > lengths[video]["n_feat"]:
         end = f"the video, {lengths[video]['n_feat']} units in length.json"
-        found.append(("location", f"{location} ends after {end}; correct one of the two"))
+        defects.append(("location", f"{location} ends after {end}; correct one of the two"))
     if not _is_interval(moment):
-        found.append(("groundtruth", f"is {moment!r}, not [start, end] in whole units, 0 <= start < end"))
+        defects.append(("groundtruth", f"is {moment!r}, not [start, end] in whole units, 0 <= start < end"))
     elif _is_interval(location) and moment[1] > location[1] - location[0]:
         units = location[1] - location[0]
-        found.append(("groundtruth", f"{moment} ends after its crop, {units} units; it counts from the crop"))
-    return found
+        defects.append(("groundtruth", f"{moment} ends after its crop, {units} units; it counts from the crop"))
+    return defects
 
 
 def _is_length(x: Any) -> bool:
@@ -216,9 +217,10 @@ def _is_interval(x: Any) -> bool:
 
 
 def partners(items: list[Item], *, exclude_same_video: bool = False) -> list[list[Item]]:
-    """For every item the targets that its moment can be searched in, in the order of the file.
+    """For every item the targets in which its moment can be searched, in the order of the file.
 
-    Another item of the same class, as long as the moment or longer; with `exclude_same_video` of another video.
+    A target is another item of the same class, at least as long as the moment; with `exclude_same_video`, it is also
+    from another video.
     """
     of_class = defaultdict(list)
     for item in items:
@@ -236,13 +238,13 @@ def partners(items: list[Item], *, exclude_same_video: bool = False) -> list[lis
 def make_pairs(
     items: list[Item], split: str, *, seed: int = 0, per_item: int | None = None, exclude_same_video: bool = False
 ) -> list[Sample]:
-    """Every item as a query, in the order of the file; one that has no partner is left out.
+    """The pairs of all items as queries, in the order of the file; items without a target are left out.
 
-    split     its name is part of the dice
-    seed      of the targets drawn
+    split     its name is part of the key that targets are drawn by
+    seed      of the drawn targets
     per_item  targets per query, drawn without repetition; None: all of them in "train", one elsewhere
-    returns   samples: duration and window in seconds of the target's crop; `extra` has "label" and "query_vid", the
-              video that the query is taken from
+    returns   samples whose duration and window are seconds of the target's crop; `extra` has "label" and "query_vid",
+              the video of the query
     """
     if per_item is None and split != "train":
         per_item = 1
@@ -262,7 +264,7 @@ def make_pairs(
 def read_pairs(
     file: Path, *, seed: int = 0, per_item: int | None = None, exclude_same_video: bool = False
 ) -> Iterator[Line]:
-    """The pairs of a published file, as `mrlib.data.annotations.read_annotations` gives lines; a number is an item's.
+    """The pairs of a published file, as `mrlib.data.annotations.read_annotations` yields lines; numbers are of items.
 
     seed, per_item, exclude_same_video  as in `make_pairs`
     """
@@ -274,10 +276,10 @@ def read_pairs(
         if problem.file == str(file):
             yield None, None, [problem]
     samples = make_pairs(items, file.stem, seed=seed, per_item=per_item, exclude_same_video=exclude_same_video)
-    searching = {sample.qid for sample in samples}
-    if alone := [item.index for item in items if item.name not in searching]:
-        some = ", ".join(map(str, alone[:5])) + (", ..." if len(alone) > 5 else "")
-        message = f"no target of their class is as long as the moments of {len(alone)} items; no queries: {some}"
+    queries = {sample.qid for sample in samples}
+    if unpaired := [item.index for item in items if item.name not in queries]:
+        examples = ", ".join(map(str, unpaired[:5])) + (", ..." if len(unpaired) > 5 else "")
+        message = f"no target of their class is as long as the moments of {len(unpaired)} items; no queries: {examples}"
         yield None, None, [Problem(str(file), None, "groundtruth", message, fatal=not samples)]
     of_query = {item.name: item.index for item in items}
     for sample in samples:
@@ -285,7 +287,7 @@ def read_pairs(
 
 
 def _labels(file: Path) -> set[int | str]:
-    """The classes of a split's items; what is wrong there is said where that split is read."""
+    """The classes of a split's items; its problems are reported when that split is read."""
     try:
         entries = _json(file, list)
     except DataError:
@@ -298,46 +300,45 @@ def _labels(file: Path) -> set[int | str]:
 
 
 def pair_file(root: Path, split: str) -> Path:
-    """Where the pairs of a split are written, and where `mrlib.open_dataset` looks for them first."""
+    """The file to which the pairs of a split are written, and that `mrlib.open_dataset` reads first."""
     return root / f"activitynet_vrl_{split}.jsonl"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the pair files of the splits that are there and print counts; 1, and none, if something is wrong."""
+    """Write the pair files of the splits that are there and print counts; with any problem, write none and return 1."""
     parser = argparse.ArgumentParser(prog="python -m mrlib.data.pairs", description="Make the pairs of a dataset.")
     parser.add_argument("name", choices=["activitynet_vrl"])
     parser.add_argument("root", type=Path, help="folder of the published files, {train,val,test}.json and length.json")
-    parser.add_argument("--seed", type=int, default=0, help="of the targets that are drawn; default 0")
+    parser.add_argument("--seed", type=int, default=0, help="of the drawn targets; default 0")
     parser.add_argument("--per-item", type=int, help="training targets per query, drawn; default all")
     parser.add_argument("--exclude-same-video", action="store_true", help="query and target are of different videos")
-    parser.add_argument("--force", action="store_true", help="replace pair files that say something else")
-    given = parser.parse_args(arguments)
-    if given.per_item is not None and given.per_item < 1:
-        parser.error(f"--per-item is {given.per_item}; at least 1")
-    published = find_items(given.root)
+    parser.add_argument("--force", action="store_true", help="replace pair files that have other pairs")
+    options = parser.parse_args(arguments)
+    if options.per_item is not None and options.per_item < 1:
+        parser.error(f"--per-item is {options.per_item}; at least 1")
+    published = find_items(options.root)
     if not published:
-        parser.error(f"no train.json, val.json or test.json in {given.root} or its folder data/")
+        parser.error(f"no train.json, val.json or test.json in {options.root} or its folder data/")
     files, counts, fatal = {}, [], 0
     for split, source in published.items():
-        per_item = given.per_item if split == "train" else None
-        options = {"seed": given.seed, "per_item": per_item, "exclude_same_video": given.exclude_same_video}
+        drawn = {"seed": options.seed, "per_item": options.per_item if split == "train" else None}
         samples = []
-        for _, sample, problems in read_pairs(source, **options):
+        for _, sample, problems in read_pairs(source, **drawn, exclude_same_video=options.exclude_same_video):
             for problem in problems:
                 print(problem if problem.fatal else f"{problem} (not fatal)", file=sys.stderr)
                 fatal += problem.fatal
             samples += [] if sample is None else [sample]
-        file = pair_file(given.root, split)
+        file = pair_file(options.root, split)
         files[file] = "".join(json.dumps(sample.as_line()) + "\n" for sample in samples).encode()
         targets, queries = ({getattr(sample, field) for sample in samples} for field in ("vid", "qid"))
         counts.append(f"{split:6}{len(samples):>8} pairs of {len(queries)} queries and {len(targets)} targets: {file}")
     if fatal:
         print(f"{fatal} problems, nothing written", file=sys.stderr)
         return 1
-    others = [file for file, text in files.items() if file.exists() and file.read_bytes() != text]
-    if others and not given.force:
-        names = ", ".join(map(str, others))
-        print(f"{names}: there, with other pairs; --force replaces them, nothing written", file=sys.stderr)
+    different = [file for file, text in files.items() if file.exists() and file.read_bytes() != text]
+    if different and not options.force:
+        names = ", ".join(map(str, different))
+        print(f"{names}: exists with other pairs; --force replaces it, nothing written", file=sys.stderr)
         return 1
     for file, text in files.items():
         write_whole(file, text)

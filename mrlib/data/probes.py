@@ -29,13 +29,13 @@ from torch import Tensor
 
 from mrlib.augment.synthesize import most_alike
 from mrlib.data import MomentDataset, Sample
-from mrlib.data.arrays import unit
+from mrlib.data.arrays import normalized_rows
 from mrlib.data.bank import Bank
 from mrlib.data.layouts import LAYOUTS
-from mrlib.data.simulate import open_sim
 from mrlib.files import write_whole
 from mrlib.metrics import read_jsonl
 from mrlib.ops.draw import Draw
+from mrlib.sim import open_sim
 
 # ---- without the moments
 
@@ -68,7 +68,7 @@ def mask_moments(
             name: FILLS[mode](video[:, columns], gone, partial(draw, name, key[None]))
             for name, columns in dataset.streams.items()
         }
-        formed = [unit(x.numpy(), parts[name]) if parts[name] else x.numpy() for name, x in fill.items()]
+        formed = [normalized_rows(x.numpy(), parts[name]) if parts[name] else x.numpy() for name, x in fill.items()]
         made.append(torch.cat([torch.from_numpy(x) for x in formed], 1))
         rows[s, masked[s]] = end + torch.arange(len(made[-1]), device=rows.device)
         end += len(made[-1])

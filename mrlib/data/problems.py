@@ -1,4 +1,4 @@
-"""What can be wrong with a data file: said once, raised by the readers and listed by `mrlib.data.check`."""
+"""Problems of data files, as the readers raise them and as `mrlib.data.check` lists them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong in one place."""
+    """One problem in one place of a file."""
 
     file: str
-    line: int | None  # of an annotation file, from 1; or what `unit` counts
-    kind: str  # the field, or what sort of defect: "json", "missing file", "missing key", "shape", "nan", ...
+    line: int | None  # of an annotation file, from 1; or the number of what `unit` names
+    kind: str  # the field, or the kind of defect: "json", "missing file", "missing key", "shape", "nan", ...
     message: str  # what is wrong and what to do
-    fatal: bool = True  # False: the reader can go on, and does
+    fatal: bool = True  # False: the reader continues
     unit: str = "line"  # "item": an entry of a JSON list, from 0
 
     def __str__(self) -> str:
@@ -32,8 +32,8 @@ class DataError(ValueError):
 
 
 class MissingFile(DataError, FileNotFoundError):
-    """A file that should be there."""
+    """A file that is needed does not exist."""
 
 
 class MissingKey(DataError, KeyError):
-    """A file without the array that should be in it."""
+    """A file does not contain the array that is needed."""

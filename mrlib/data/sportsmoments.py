@@ -1,11 +1,11 @@
-"""SportsMoments from its CSV files: moments of soccer and cricket matches, searched with a clip of another one.
+"""SportsMoments from its CSV files: moments of soccer and cricket matches, searched with a clip of another match.
 
 Paper    Kumar et al., "Aligning Moments in Time using Video Queries", ICCV 2025 (arXiv 2508.15439)
 Here     a row of `train.csv`, `val.csv`, `test.csv` is a pair: the query clip, the reference clip in which to search,
-         the moment there in seconds, the class of both
-Departs  a clip is named as its features are, without the files' ".mp4"; a row that comes again is read once
+         the moment in the reference clip in seconds, the class of both
+Departs  a clip is named as its features are, without the ".mp4" of the files; a repeated row is read once
 
-vl2g/MATR has the files for val and test, and the names of the classes in `id_class_mapping.json`; train lies elsewhere.
+vl2g/MATR has the files for val and test, and the names of the classes in `id_class_mapping.json`; it links train.csv.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mrlib.data import Sample
-from mrlib.data.annotations import Line, sample_of
+from mrlib.data.annotations import Defect, Line, sample_of
 from mrlib.data.problems import MissingFile, Problem
 
 _CRICKET = {
@@ -57,14 +57,14 @@ _SOCCER = {
 CLASSES = _CRICKET | _SOCCER
 
 _WINDOW = ("reference_segment_start", "reference_segment_end")
-_FIELD = {"qid": "query_id", "vid": "reference_id", "duration": "reference_duration"}  # of a sample: of a row
+_FIELD = {"qid": "query_id", "vid": "reference_id", "duration": "reference_duration"}  # field of a sample: column
 _COLUMNS = (*_FIELD.values(), *_WINDOW, "action_class")
 
 
 def read_csv(path: Path, clip_s: float = 2.0) -> Iterator[Line]:
-    """Every row as `mrlib.data.annotations.read_annotations` gives a line; `extra` has "action_class" and "action".
+    """Every row as `mrlib.data.annotations.read_annotations` yields a line; `extra` has "action_class" and "action".
 
-    clip_s  a window may end this much after its video, less than a clip, and is clamped
+    clip_s  seconds per clip; a window that ends after its video by less than a clip is clamped
     """
     file, rows = str(path), None
     if not path.is_file():
@@ -84,28 +84,28 @@ def _rows(rows: csv.DictReader, file: str, clip_s: float) -> Iterator[Line]:
         message = f"no such column; needed are {', '.join(_COLUMNS)}, there are {', '.join(columns) or 'none'}"
         yield None, None, [Problem(file, 1, missing[0], message)]
         return
-    seen, again, empty = {}, [], True
+    first_uses, repeated, empty = {}, [], True
     for row in rows:
         empty, number = False, rows.line_num
-        sample, found = _sample(row, clip_s)
+        sample, defects = _sample(row, clip_s)
         if sample is not None:
-            first, before = seen.setdefault((sample.qid, sample.vid), (number, sample))
-            if first != number and before == sample:
-                again.append(number)
+            first_number, first_sample = first_uses.setdefault((sample.qid, sample.vid), (number, sample))
+            if first_number != number and first_sample == sample:
+                repeated.append(number)
                 continue
-            if first != number:
-                message = f"the pair of query_id and reference_id is on line {first} with other values; keep one"
-                sample, found = None, [("query_id", message, True)]
-        yield number, sample, [Problem(file, number, *each) for each in found]
-    if again:
-        message = f"{len(again)} rows are there before, the first on line {again[0]}; read once"
+            if first_number != number:
+                message = f"the pair of query_id and reference_id is on line {first_number} with other values; keep one"
+                sample, defects = None, [("query_id", message, True)]
+        yield number, sample, [Problem(file, number, *each) for each in defects]
+    if repeated:
+        message = f"{len(repeated)} rows repeat an earlier one, the first on line {repeated[0]}; each is read once"
         yield None, None, [Problem(file, None, "query_id", message, fatal=False)]
     if empty:
         yield None, None, [Problem(file, None, "empty", "no row in this file; copy or download it again")]
 
 
-def _sample(row: dict, clip_s: float) -> tuple[Sample | None, list[tuple[str, str, bool]]]:
-    """A row as a sample, None where it is too broken to be one, and (column, message, fatal) of what is wrong."""
+def _sample(row: dict, clip_s: float) -> tuple[Sample | None, list[Defect]]:
+    """The sample of a row, None if a defect is fatal, and the row's defects, by column."""
     if None in row or None in row.values():  # fields beyond the columns, columns without a field
         return None, [("row", "has more or fewer fields than there are columns", True)]
     fields = {
@@ -116,16 +116,16 @@ def _sample(row: dict, clip_s: float) -> tuple[Sample | None, list[tuple[str, st
         "action_class": _number(row["action_class"]),
     }
     fields["action"] = CLASSES.get(fields["action_class"])
-    sample, found = sample_of(fields, clip_s, words=False)
-    found = [(_FIELD.get(field, " and ".join(_WINDOW)), message, fatal) for field, message, fatal in found]
+    sample, defects = sample_of(fields, clip_s, words=False)
+    defects = [(_FIELD.get(field, " and ".join(_WINDOW)), message, fatal) for field, message, fatal in defects]
     if fields["action"] is None:
         known = f"not one of the {len(CLASSES)} class ids, 1 to {max(CLASSES)}"
-        return None, [*found, ("action_class", f"is {row['action_class']!r}, {known}", True)]
-    return sample, found
+        return None, [*defects, ("action_class", f"is {row['action_class']!r}, {known}", True)]
+    return sample, defects
 
 
 def _number(text: str) -> int | float | str:
-    """The number that a text is; the text where it is none."""
+    """The number that a text spells, or the text if it spells none."""
     for kind in (int, float) if "_" not in text else ():  # Python reads 1_0 as ten
         try:
             return kind(text)

@@ -1,19 +1,19 @@
-"""Stand-in features for real annotations, so that the whole path runs where only the annotation files are.
+"""Stand-in features for real annotations, so that everything runs without the real feature files.
 
     python -m mrlib.data.stand_in qvhighlights FOLDER OUT --limit train=1000 val=500 --seed 0
 
-The queries, windows and saliency scores in OUT are the real ones. The features are not: they are drawn numbers, into
-which the words of a query are mixed where its windows are, so that a model has something to learn. A score on them says
-that everything runs on real annotations, from the files to the metrics. It says nothing about a method, and stands
-beside no published score.
+The queries, windows and saliency scores in OUT are the real ones. The features are random numbers; inside the windows
+of a query its words are added to them, so that a model has something to learn. A score on them shows that everything
+runs on real annotations, from the files to the metrics. It says nothing about a method, and is not compared with any
+published score.
 
-A word        is a unit vector of its own, the same in every query and split
-A query       has its words as tokens, and their mean as its sentence vector, divided by its norm
-A video       is noise of every clip and pieces of events that no query is about; in a query's windows, its sentence too
-`slowfast`    is the same seen through a fixed projection, with noise of its own; narrower than the published features,
-              as readers take the width from the files
+A word        is a random unit vector, the same in every query and split
+A query       has its words as tokens; its sentence vector is their mean, divided by its norm
+A video       is noise in every clip plus events that no query is about; inside a query's windows, plus its sentence
+`slowfast`    is a fixed projection of the same, with other noise; it is narrower than the published features, since
+              readers take the width from the files
 
-All of it is a function of (seed, vid, qid, word) and of the annotations that are kept; files are float16.
+All features are a function of (seed, vid, qid, word) and of the annotations that are kept; files are float16.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import gzip
 import hashlib
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -32,7 +32,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mrlib.data import Sample
-from mrlib.data.annotations import sound
+from mrlib.data.annotations import checked_samples
 from mrlib.data.features import count_clips, words_of
 from mrlib.data.layouts import DATASETS, dataset_root, find_annotations, read_samples
 from mrlib.files import whole_file, write_whole
@@ -47,15 +47,14 @@ MEANING = (
 def write(
     name: str, root: str | os.PathLike | None, out: str | os.PathLike, *, limit: Mapping[str, int], seed: int = 0
 ) -> dict[str, int]:
-    """Real annotations with drawn features, in a folder that `mrlib.open_dataset` opens.
+    """Write real annotations with drawn features to a folder that `mrlib.open_dataset` opens.
 
     name, root  of a dataset with annotation files, as in `open_dataset`; its features are not read
-    out         new or empty folder; its annotation files come last, so that one left half way is not taken for whole
-    limit       the splits to write, and how many of the first lines of each
-    returns     how many lines each split has, and how many "videos" there are
-
-    ValueError for another dataset, a split that is not there, a limit below 1, a folder that holds something and a line
-    that the readers refuse.
+    out         new or empty folder; annotation files are written last, so that an incomplete folder does not open
+    limit       the splits to write, and the number of first lines of each
+    returns     the number of lines of each split, and the number of "videos"
+    raises      ValueError for another dataset, a split that is not there, a limit below 1, a folder that is not empty,
+                or a line that the readers refuse
     """
     if name not in NAMES:
         raise ValueError(f"no stand-in features for {name!r}; there are for {', '.join(NAMES)}, queried by sentences")
@@ -67,22 +66,22 @@ def write(
             raise ValueError(f"limit: {split}={lines}; at least one line")
     out = Path(out)
     if out.exists() and not (out.is_dir() and next(out.iterdir(), None) is None):
-        raise ValueError(f"{out} is a file, or holds something; give a new or empty folder")
+        raise ValueError(f"{out} is a file, or is not empty; give a new or empty folder")
     kept = {split: _first(name, splits[split], lines) for split, lines in limit.items()}
     samples = [sample for of_split, _ in kept.values() for sample in of_split]
     queries: dict[int | str, Sample] = {}
     videos: dict[str, list[Sample]] = {}
     for sample in samples:
         if queries.setdefault(sample.qid, sample).query != sample.query:
-            raise ValueError(f"{name}: query {sample.qid} is another in another split; one qid has one sentence")
+            raise ValueError(f"{name}: query {sample.qid} has two sentences in two splits; one qid has one sentence")
         videos.setdefault(sample.vid, []).append(sample)
     for qid, sample in tqdm(queries.items(), desc="queries", leave=False, disable=None):
         words = words_of(sample.query)
         tokens = np.stack([word_vector(word, seed) for word in words])
         file = out / "clip_text_features" / f"{dataset.query.format(qid=qid)}.npz"
         _save(file, last_hidden_state=tokens, pooler_output=sentence(words, seed))
-    for vid, asked in tqdm(videos.items(), desc="videos", leave=False, disable=None):
-        clip, slowfast = video(vid, asked, dataset.clip_s, seed)
+    for vid, video_samples in tqdm(videos.items(), desc="videos", leave=False, disable=None):
+        clip, slowfast = video_features(vid, video_samples, dataset.clip_s, seed)
         _save(out / "clip_features" / f"{vid}.npz", features=clip)
         _save(out / "slowfast_features" / f"{vid}.npz", features=slowfast)
     for split, (_, lines) in kept.items():
@@ -93,57 +92,61 @@ def write(
 
 
 def _first(name: str, file: Path, count: int) -> tuple[list[Sample], list[bytes]]:
-    """The samples of the first lines of an annotation file, and these lines as they are."""
-    read = list(islice(read_samples(name, file), count))
-    numbers = {number for number, _, _ in read}
-    samples = sound(file, DATASETS[name].clip_s, read)
+    """The samples of the first lines of an annotation file, and these lines unchanged."""
+    first = list(islice(read_samples(name, file), count))
+    numbers = {number for number, _, _ in first}
+    samples = checked_samples(file, DATASETS[name].clip_s, first)
     with (gzip.open if file.suffix == ".gz" else open)(file, "rb") as lines:
         return samples, [line.rstrip(b"\r\n") + b"\n" for i, line in enumerate(lines, 1) if i in numbers]
 
 
 def _random(*names: int | str) -> np.random.Generator:
-    """Numbers of their own for every name."""
+    """A generator whose numbers are a function of the names."""
     return np.random.default_rng(int.from_bytes(hashlib.sha256(repr(names).encode()).digest()[:16], "little"))
 
 
-def _units(random: np.random.Generator, count: int, width: int) -> np.ndarray:
+def _unit_rows(random: np.random.Generator, count: int, width: int) -> np.ndarray:
+    """Random rows of norm 1, (count, width)."""
     rows = random.standard_normal((count, width))
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 @cache
 def word_vector(word: str, seed: int) -> np.ndarray:
-    """What a word is, wherever it stands: (512,), of norm 1."""
-    return _units(_random(seed, "word", word), 1, JOINT)[0]
+    """The vector of a word in every query, (512,), of norm 1."""
+    return _unit_rows(_random(seed, "word", word), 1, JOINT)[0]
 
 
 def sentence(words: Sequence[str], seed: int) -> np.ndarray:
-    """The mean of the vectors of some words, divided by its norm: (512,)."""
+    """The mean of the vectors of some words, divided by its norm, (512,)."""
     mean = np.mean([word_vector(word, seed) for word in words], axis=0)
     return mean / np.linalg.norm(mean)
 
 
 @cache
 def _projection(seed: int) -> np.ndarray:
+    """From `clip` to `slowfast`, (512, 128)."""
     return _random(seed, "slowfast").standard_normal((JOINT, MOTION)) / math.sqrt(MOTION)
 
 
-def video(vid: str, asked: Iterable[Sample], clip_s: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The clips of a video that some queries ask for: (T, 512), and what moves in them: (T, 128).
+def video_features(vid: str, samples: Sequence[Sample], clip_s: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The features of a video, `clip` (T, 512) and `slowfast` (T, 128).
 
-    asked  all samples of this video; clip_s  seconds per clip
+    samples  all samples of this video
+    clip_s   seconds per clip
     """
-    asked, random = list(asked), _random(seed, "video", vid)
-    clips = count_clips(max(sample.duration for sample in asked) / clip_s)
-    pieces = random.integers(3, 16, clips)  # clips per event; more than enough of them
-    events = _units(random, clips, JOINT)
-    content = np.repeat(events, pieces, axis=0)[:clips]
-    for sample in asked:
+    random = _random(seed, "video", vid)
+    clips = count_clips(max(sample.duration for sample in samples) / clip_s)
+    lengths = random.integers(3, 16, clips)  # clips of each event; more events than the video needs
+    events = _unit_rows(random, clips, JOINT)
+    content = np.repeat(events, lengths, axis=0)[:clips]  # (T, 512)
+    for sample in samples:
         strength = _random(seed, "query", sample.qid).uniform(0.8, 1.2)
         for start, end in sample.relevant_windows or ():
             inside = slice(int(start / clip_s), math.ceil(end / clip_s))
             content[inside] += strength * sentence(words_of(sample.query), seed)
-    return content + _units(random, clips, JOINT), content @ _projection(seed) + _units(random, clips, MOTION)
+    slowfast = content @ _projection(seed)  # (T, 128)
+    return content + _unit_rows(random, clips, JOINT), slowfast + _unit_rows(random, clips, MOTION)
 
 
 def _save(path: Path, **arrays: np.ndarray) -> None:
@@ -159,7 +162,7 @@ def _limit(text: str) -> tuple[str, int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write a folder, and say what is in it and what a score on it means."""
+    """Write a folder and print what it contains and what a score on it means."""
     parser = argparse.ArgumentParser(prog="python -m mrlib.data.stand_in", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("name", help=", ".join(NAMES))
     parser.add_argument("root", help="folder with the real annotation files")
@@ -170,15 +173,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nargs="+",
         required=True,
         metavar="SPLIT=LINES",
-        help="the splits to write, and how many of the first lines of each",
+        help="the splits to write, and the number of first lines of each",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn; default 0")
-    given = parser.parse_args(arguments)
+    parser.add_argument("--seed", type=int, default=0, help="of the drawn features; default 0")
+    options = parser.parse_args(arguments)
     try:
-        counts = write(given.name, given.root, given.out, limit=dict(given.limit), seed=given.seed)
+        counts = write(options.name, options.root, options.out, limit=dict(options.limit), seed=options.seed)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    print(f"{', '.join(f'{count} {what}' for what, count in counts.items())}: {given.out}")
+    print(f"{', '.join(f'{count} {kind}' for kind, count in counts.items())}: {options.out}")
     print(MEANING)
     return 0
 

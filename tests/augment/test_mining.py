@@ -9,8 +9,8 @@ import torch
 from mrlib import papers
 from mrlib.augment import mining
 from mrlib.data import load_annotations, open_dataset
-from mrlib.data.simulate import export
 from mrlib.ops.draw import Draw
+from mrlib.sim import export
 from mrlib.train import fit
 from tests.support.worlds import world
 

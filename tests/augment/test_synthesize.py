@@ -321,7 +321,7 @@ def test_the_samples_of_a_batch_annotate_its_videos():
             samples=[batch.samples[r] for r in made],
             target=Bank.from_arrays([batch.target[r, : batch.lengths[r]].numpy() for r in made]),
             video=torch.arange(len(made)),
-            question=torch.zeros(len(made), dtype=torch.long),
+            query_item=torch.zeros(len(made), dtype=torch.long),
             _annotations=None,
         )
         theirs, T = again.batch(range(len(made))).labels, int(batch.lengths[made].max())

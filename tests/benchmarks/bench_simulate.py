@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from mrlib.baselines import FixedList, anchor_interval, query_similarity
-from mrlib.data.simulate import open_sim
-from mrlib.data.world import SIZES
+from mrlib.sim import open_sim
+from mrlib.sim.world import SIZES
 
 
 def fastest(*functions: Callable[[], object], repeats: int = 3) -> list[float]:

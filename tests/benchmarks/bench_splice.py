@@ -53,7 +53,7 @@ def dataset(dtype: torch.dtype) -> MomentDataset:
         target=Bank(torch.randn(VIDEOS * CLIPS, WIDTH).to(dtype), torch.arange(VIDEOS + 1) * CLIPS),
         video=torch.arange(SAMPLES) % VIDEOS,
         query=Bank(torch.randn(SAMPLES * 12, 64).to(dtype), torch.arange(SAMPLES + 1) * 12),
-        question=torch.arange(SAMPLES),
+        query_item=torch.arange(SAMPLES),
         query_joint=None,
         streams={"all": slice(0, WIDTH)},
         joint=None,

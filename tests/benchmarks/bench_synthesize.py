@@ -58,7 +58,7 @@ def dataset() -> MomentDataset:
         target=Bank(torch.randn(VIDEOS * CLIPS, WIDTH), torch.arange(VIDEOS + 1) * CLIPS),
         video=each,
         query=Bank(torch.randn(VIDEOS * WORDS, WORD), torch.arange(VIDEOS + 1) * WORDS),
-        question=each,
+        query_item=each,
         query_joint=None,
         streams={"all": slice(0, WIDTH)},
         joint=None,

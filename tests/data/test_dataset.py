@@ -28,7 +28,7 @@ def data() -> MomentDataset:
         target=Bank.from_arrays([np.zeros((n, 2), np.float32) for n in (10, 4)]),
         video=torch.tensor([v for v, *_ in said]),
         query=Bank.from_arrays([np.zeros((1, 2), np.float32)]),
-        question=torch.zeros(4, dtype=torch.long),
+        query_item=torch.zeros(4, dtype=torch.long),
         query_joint=None,
         streams={"all": slice(0, 2)},
         joint=None,

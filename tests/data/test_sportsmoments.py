@@ -55,7 +55,7 @@ def test_a_query_that_searches_two_videos_opens(name, tmp_path):
     write(tmp_path / "vids.csv", "no annotations")
     features(tmp_path, "q__1_5", "r__1_7", "s__1_8")
     opened = open_dataset("sportsmoments", tmp_path, "val")
-    assert (len(opened), opened.video.tolist(), opened.question.tolist()) == (3, [0, 1, 1], [0, 0, 1])
+    assert (len(opened), opened.video.tolist(), opened.query_item.tolist()) == (3, [0, 1, 1], [0, 0, 1])
     batch = opened.batch([1])
     rows = np.load(tmp_path / "target_vid_clip/s__1_8.npz")["features"]
     np.testing.assert_allclose(batch.target[0], rows / np.linalg.norm(rows, axis=1, keepdims=True), rtol=1e-4)
@@ -83,7 +83,7 @@ def test_a_moment_less_than_a_clip_past_the_end_is_clamped_with_one_warning(tmp_
 def test_a_row_that_comes_again_is_read_once(tmp_path):
     samples, (note,) = read(write(tmp_path / "val.csv", ROW, "q.mp4,r.mp4,4,8,1,20", ROW, ROW))
     assert [s.qid for s in samples] == ["q__1_5", "q"]
-    assert not note.fatal and note.message == "2 rows are there before, the first on line 4; read once"
+    assert not note.fatal and note.message == "2 rows repeat an earlier one, the first on line 4; each is read once"
 
 
 SEGMENT = "reference_segment_start and reference_segment_end"

@@ -151,7 +151,7 @@ def test_clips_inside_the_windows_are_nearer_to_their_sentence_and_a_shared_vide
 def test_the_other_stream_tells_moments_from_the_rest_too():
     """Asked for by one sentence, two videos are alike in their windows and nowhere else."""
     samples = [stand_in.Sample(i, "A dog runs", 60.0, vid, [[20.0, 40.0]]) for i, vid in enumerate("ab")]
-    (_, a), (_, b) = (stand_in.video(sample.vid, [sample], 2.0, 0) for sample in samples)
+    (_, a), (_, b) = (stand_in.video_features(sample.vid, [sample], 2.0, 0) for sample in samples)
     assert a.shape == b.shape == (30, stand_in.MOTION)
     alike = (a / np.linalg.norm(a, axis=1, keepdims=True)) @ (b / np.linalg.norm(b, axis=1, keepdims=True)).T
     assert alike[10:20, 10:20].mean() > alike[:10, 20:].mean() + 0.2
@@ -160,7 +160,7 @@ def test_the_other_stream_tells_moments_from_the_rest_too():
 def test_a_window_between_two_clips_marks_both():
     sample = stand_in.Sample(1, "A dog runs", 10.0, "a", [[3.9, 4.1]])
     unasked = stand_in.Sample(1, "A dog runs", 10.0, "a")
-    changed = stand_in.video("a", [sample], 2.0, 0)[0] != stand_in.video("a", [unasked], 2.0, 0)[0]
+    changed = stand_in.video_features("a", [sample], 2.0, 0)[0] != stand_in.video_features("a", [unasked], 2.0, 0)[0]
     assert changed.any(1).tolist() == [False, True, True, False, False]
 
 
@@ -179,7 +179,7 @@ def test_a_run_that_is_stopped_leaves_no_annotations(root, tmp_path, monkeypatch
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stand_in, "video", stop)
+    monkeypatch.setattr(stand_in, "video_features", stop)
     with pytest.raises(KeyboardInterrupt):
         stand_in.write("qvhighlights", root, tmp_path / "out", limit=LIMIT)
     assert not list((tmp_path / "out").rglob("*.jsonl"))
@@ -211,7 +211,7 @@ def test_a_bad_line_is_named_and_one_beyond_the_limit_is_not_read(root, tmp_path
 
 def test_one_qid_with_two_sentences_is_refused(root, tmp_path):
     write_lines(root / "highlight_val_release.jsonl", [line(1, query="Another sentence")])
-    with pytest.raises(ValueError, match="query 1 is another in another split"):
+    with pytest.raises(ValueError, match="query 1 has two sentences in two splits"):
         stand_in.write("qvhighlights", root, tmp_path / "out", limit=LIMIT)
 
 

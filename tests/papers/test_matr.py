@@ -9,7 +9,7 @@ import torch
 
 from mrlib import checkpoint, files, metrics, papers
 from mrlib.data import open_dataset
-from mrlib.data.simulate import export
+from mrlib.sim import export
 from mrlib.train import fit, main, predict_all
 
 QUICK = {"width": 16, "hidden": 16, "layers": 1, "moment_queries": 2, "heads": 2, "epochs": 2}

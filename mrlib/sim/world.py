@@ -1,7 +1,7 @@
-"""The simulated world: what there is in it, its sizes and knobs, and the words for it.
+"""The concepts of a simulated world: their vectors and words, the world's sizes and its knobs.
 
 Concepts (actors, actions, objects, places) are unit vectors of a joint language-vision space; actions have a second
-vector in the motion space. Pictures and sentences lie apart in the joint space, as CLIP's do: `gap_video`, `gap_text`.
+vector in the motion space. Images and sentences lie apart in the joint space, as CLIP's do: `gap_video`, `gap_text`.
 A world is a function of its seed: every split of one seed shows the same concepts.
 """
 
@@ -66,11 +66,11 @@ class Parameters:
 
     # layout of events in time
     windows: tuple[float, ...]  # chances of 1, 2, ... windows per event
-    scale: float  # of the lengths of windows and of the gaps between them
+    scale: float  # factor of the lengths of windows and of the gaps between them
     full: float  # chance of an event that covers the whole video
-    context: float  # mean idle clips around an event, each side; the place is seen there, the event is not
+    context: float  # mean number of idle clips on each side of an event; they show its place, not the event
     irrelevant: float  # knob: chance that another event resembles the queried one
-    blur: float  # knob: sd of the transition between events
+    blur: float  # knob: standard deviation of the transition between events, clips
     cut: float  # chance of a new shot at a clip inside a window
 
     # appearance
@@ -82,27 +82,27 @@ class Parameters:
     shot: float  # h
     content: float  # c
     memory: float  # rho, lag-1 correlation of the noise
-    asked: float  # k, the event in the query's vector
-    asked_noise: float  # kappa
-    visible: float  # m, and d: visibility is sigmoid(m + d z)
-    visible_sd: float
+    query_event: float  # k, the event in the query's vector
+    query_noise: float  # kappa
+    visible: float  # m; the visibility of a clip is sigmoid(m + d z)
+    visible_sd: float  # d
     wordy: float  # chance of each optional part of a sentence
 
     # the same at every size
     gap_video: float = 1.0  # v
-    gap_cosine: float = 0.3  # of the two gaps
+    gap_cosine: float = 0.3  # cosine of the two gaps
     visible_memory: float = 0.25
     weights: tuple[float, float, float] = (0.5, 0.5, 0.7)  # of actor, action, object in an event
     visible_query: float = 2.0  # m in a query video, which is cut to show the event
-    phase: float = 0.0  # weight of how far an action has got; 0: an action looks the same from start to end
+    phase: float = 0.0  # weight of the phase of an action; 0: an action looks the same from start to end
     action_motion: float = 0.8  # a
     scene_motion: float = 0.4  # b
     noise_motion: float = 0.5
     family_motion: float | None = 0.2  # share of the motion vector that is the family's; None: as `family`
     spurious: float = 0.0  # knob: chance that an action happens in its home place
-    speed: float = 2.0  # knob: a query video runs up to so many times faster or slower
-    context_least: int = 0
-    place_inside: float = 1.0  # share of p inside a window: 0, an event hides where it happens
+    speed: float = 2.0  # knob: a query video runs up to this many times faster or slower
+    context_least: int = 0  # fewest idle clips on each side of an event
+    place_inside: float = 1.0  # share of p inside a window; 0: the place is not seen during the event
     length: float = 1.0  # factor of the lengths of windows
     siblings: float = 0.5  # share of resembling events that differ by an action of the same family
 
@@ -113,7 +113,7 @@ SIZES = {
         actors=6, families=4, members=3, objects=12, places=8,
         windows=(0.75, 0.18, 0.07), scale=0.5, full=0.03, context=1.0, irrelevant=0.10, blur=0.5, cut=0.05,
         noise=0.6, family=0.5, gap_text=1.0, scene=0.5, place=0.35, shot=0.4, content=0.7, memory=0.2,
-        asked=0.6, asked_noise=0.2, visible=-0.2, visible_sd=1.9, wordy=0.1,
+        query_event=0.6, query_noise=0.2, visible=-0.2, visible_sd=1.9, wordy=0.1,
     ),
     "paper": Parameters(
         clips=75, joint=512, motion=256, n_train=7218, n_val=1550, n_test=1542,
@@ -121,12 +121,12 @@ SIZES = {
         windows=(0.695, 0.155, 0.065, 0.03, 0.014, 0.012, 0.01, 0.008, 0.006, 0.005), scale=1.0, full=0.05,
         context=1.5, irrelevant=0.03, blur=0.8, cut=0.15,
         noise=0.65, family=0.6, gap_text=1.5, scene=0.45, place=0.2, shot=0.48, content=0.62, memory=0.15,
-        asked=0.4, asked_noise=0.35, visible=-0.5, visible_sd=1.9, wordy=0.53,
+        query_event=0.4, query_noise=0.35, visible=-0.5, visible_sd=1.9, wordy=0.53,
     ),
 }  # fmt: skip
 
-# What a knob needs beside it where the defaults do not show its effect; "context" is for `spurious` too: close-ups that
-# show little of the event and nothing of its place, which is seen before and after it.
+# Parameters under which a knob shows its effect where the defaults do not. "context" is for `spurious` too: inside a
+# window, close-ups show little of the event and nothing of its place, which is seen before and after it.
 PRESETS: dict[str, dict] = {knob: {} for knob in KNOBS} | {
     "family": {"irrelevant": 0.4, "siblings": 1.0, "weights": (0.5, 0.8, 0.7), "family_motion": None},
     "spurious": {
@@ -138,14 +138,14 @@ PRESETS: dict[str, dict] = {knob: {} for knob in KNOBS} | {
     },
 }  # fmt: skip
 
-# One window per pair [MATR §3], and actions that go through phases: without them there is no order to align.
+# One window per pair [MATR §3], and actions that go through phases; without phases there is no order to align.
 QUERIES = {"text": {}, "video": {"windows": (1.0,), "phase": 0.6, "content": 0.9, "families": 8}}
 
 
 def parameters(size: str, query: str, preset: str | None, knobs: dict) -> Parameters:
-    """The parameters of a size, with the changes that a kind of query and a preset make, and with knobs turned.
+    """The parameters of a size, changed by the kind of query, by a preset and by knobs.
 
-    raises  ValueError for anything unknown, or a knob out of its range
+    raises  ValueError for an unknown name, or a knob out of its range
     """
     for name, value, known in (("size", size, SIZES), ("query", query, QUERIES), ("preset", preset, [None, *PRESETS])):
         if value not in known:
@@ -168,7 +168,10 @@ def parameters(size: str, query: str, preset: str | None, knobs: dict) -> Parame
 
 @dataclass(frozen=True)
 class Dice:
-    """Random generators by name: what is drawn under one name does not depend on what is drawn under any other."""
+    """Random generators by name; the numbers of one name do not depend on those of any other.
+
+    A name seeds its generator, so renaming one changes the data.
+    """
 
     key: tuple
 
@@ -183,19 +186,19 @@ class Dice:
         return self(name).random(shape)
 
     def pick(self, name: str, n: int, *shape: int) -> np.ndarray:
-        """Whole numbers below n; the same uniform numbers are behind every n."""
+        """Whole numbers below n, from uniform numbers that do not depend on n."""
         return (self.uniform(name, *shape) * n).astype(np.int64)
 
 
 def unit(x: np.ndarray) -> np.ndarray:
-    """x / |x| along the last axis; in place."""
+    """x / |x| along the last axis, in place."""
     x /= np.sqrt(np.einsum("...d,...d->...", x, x))[..., None]
     return x
 
 
 @dataclass(frozen=True)
 class World:
-    """The vectors of a seed's concepts and words."""
+    """The vectors of the concepts and words of one seed."""
 
     p: Parameters
     seed: int
@@ -209,35 +212,38 @@ class World:
 
     @cached_property
     def actors(self) -> np.ndarray:
+        """Vectors of the actors, (actors, J)."""
         return self._units("actors", self.p.actors, self.p.joint)
 
     @cached_property
     def objects(self) -> np.ndarray:
+        """Vectors of the objects, (objects, J)."""
         return self._units("objects", self.p.objects, self.p.joint)
 
     @cached_property
     def places(self) -> np.ndarray:
+        """Vectors of the places, (places, J)."""
         return self._units("places", self.p.places, self.p.joint)
 
     @cached_property
     def actions(self) -> np.ndarray:
-        """(families * members, J)"""
+        """Vectors of the actions in the joint space, (families * members, J)."""
         return self._actions("actions", self.p.joint, self.p.family)
 
     @cached_property
     def motions(self) -> np.ndarray:
-        """(families * members, motion)"""
+        """Vectors of the actions in the motion space, (families * members, motion)."""
         p = self.p
         return self._actions("motions", p.motion, p.family if p.family_motion is None else p.family_motion)
 
     @cached_property
     def phases(self) -> np.ndarray:
-        """What an action looks like at four moments from start to end (families * members, 4, J)."""
+        """The look of every action at four points from its start to its end, (families * members, 4, J)."""
         return self._units("phases", self.p.families * self.p.members, 4, self.p.joint)
 
     @cached_property
     def gaps(self) -> np.ndarray:
-        """What all pictures, and all sentences, have in common (2, J)."""
+        """The vector that all images share, and the one that all sentences share, (2, J)."""
         video, other = self._units("gaps", 2, self.p.joint)
         other = unit(other - (other @ video) * video)
         cosine = self.p.gap_cosine
@@ -245,27 +251,31 @@ class World:
 
     @cached_property
     def gap_motion(self) -> np.ndarray:
+        """The vector that all clips share in the motion space, (motion,)."""
         return self._units("gap_motion", self.p.motion)
 
     def _actions(self, name: str, width: int, family: float) -> np.ndarray:
-        shared = self._units(f"{name}/family", self.p.families, 1, width)
-        own = self._units(f"{name}/own", self.p.families, self.p.members, width)
-        return unit(np.sqrt(family) * shared + np.sqrt(1 - family) * own).reshape(-1, width).astype(np.float32)
+        """Vectors of actions; `family` is the share of the vector that an action has in common with its family."""
+        common = self._units(f"{name}/family", self.p.families, 1, width)
+        single = self._units(f"{name}/own", self.p.families, self.p.members, width)
+        actions = unit(np.sqrt(family) * common + np.sqrt(1 - family) * single)  # (families, members, width)
+        return actions.reshape(-1, width).astype(np.float32)  # (families * members, width)
 
     def homes(self, *, shifted: bool) -> np.ndarray:
-        """The place where each action is at home, or a permutation of places under which none stays."""
+        """The home place of each action, (families * members,); `shifted`: each has another home than in `train`."""
         order = self.dice("homes").permutation(self.p.places)
         homes = order[np.arange(self.p.families * self.p.members) % self.p.places]
         shift = 1 + self.dice.pick("shift", self.p.places - 1, 1)
         return (homes + shift) % self.p.places if shifted else homes
 
     def event(self, actor: np.ndarray, action: np.ndarray, thing: np.ndarray) -> np.ndarray:
-        """The vectors of events (..., J)."""
+        """The vectors of events, (..., J), from the numbers of their actors, actions and objects, (...)."""
         a, c, o = np.float32(np.array(self.p.weights) / np.linalg.norm(self.p.weights))
         return (a * self.actors)[actor] + (c * self.actions)[action] + (o * self.objects)[thing]
 
     @cached_property
     def names(self) -> dict[str, list[str]]:
+        """The word for every concept, by kind."""
         actions = [verb for row in ACTIONS[: self.p.families] for verb in row.split()[: self.p.members]]
         return {
             "actor": ACTORS.split()[: self.p.actors],
@@ -276,22 +286,23 @@ class World:
 
     @cached_property
     def vocabulary(self) -> dict[str, int]:
+        """The number of every word that a sentence may have."""
         lists = ["a the in shirt", ACTORS, *ACTIONS, OBJECTS, COLORS, LOOKS, STATES, *TAILS]
         return {word: i for i, word in enumerate(dict.fromkeys(" ".join(lists).split()))}
 
     @cached_property
     def words(self) -> np.ndarray:
-        """(vocabulary, J), not in the joint space"""
+        """Word vectors, (vocabulary, J); they are not in the joint space."""
         return self._units("words", len(self.vocabulary), self.p.joint)
 
     def sentence(self, actor: int, action: int, thing: int, u: np.ndarray) -> str:
-        """English for an event. It never names the place: where things happen can only be learned by association.
+        """An English sentence about an event. It never names the place, which can only be learned by association.
 
-        u  (10,) uniform numbers that choose what else is said
+        u  (9,) uniform numbers that choose the optional words
         """
 
-        def some(i: int, options: str, before: str = "", after: str = "") -> list[str]:
-            """With chance `wordy` one of the options, between its words."""
+        def optional(i: int, options: str, before: str = "", after: str = "") -> list[str]:
+            """With chance `wordy`, one of the options between the words before and after it."""
             if u[i] >= self.p.wordy:
                 return []
             words = options.split()
@@ -300,12 +311,12 @@ class World:
         names = self.names
         words = [
             "a",
-            *some(0, LOOKS),
+            *optional(0, LOOKS),
             names["actor"][actor],
-            *some(2, COLORS, "in a", "shirt"),
+            *optional(2, COLORS, "in a", "shirt"),
             names["action"][action],
         ]
-        words += ["the" if u[4] < 0.5 else "a", *some(5, STATES), names["object"][thing]]
+        words += ["the" if u[4] < 0.5 else "a", *optional(5, STATES), names["object"][thing]]
         if u[7] < self.p.wordy:
             words += TAILS[int(u[8] * len(TAILS))].split()
         return " ".join(words).capitalize() + "."
