@@ -50,7 +50,7 @@ import torch.nn.functional as F
 import mrlib
 from mrlib import baselines, metrics, papers, plots, widgets
 from mrlib.data import Batch, Labels, layouts, load_annotations
-from mrlib.ops.boundary import boundaries
+from mrlib.ops.boundary_search import boundaries
 from mrlib.train import predict_all
 
 figures = Path(mrlib.__file__).resolve().parent.parent / "figures"

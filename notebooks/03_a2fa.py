@@ -56,7 +56,7 @@ import mrlib
 from mrlib import baselines, grid, metrics, papers, plots
 from mrlib.align.anchor import RawAligner
 from mrlib.detect.similarity_map import similarity
-from mrlib.ops.boundary import anchor, boundaries, query_embedded, transitions
+from mrlib.ops.boundary_search import anchor, boundaries, query_embedded, transitions
 from mrlib.train import predict_all
 
 figures = Path(mrlib.__file__).resolve().parent.parent / "figures"
@@ -195,7 +195,7 @@ if save_figures:
 # simply the clip of the largest cosine with the query. (That vectors are made unit vectors first is our reading: raw
 # CLIP norms would weigh in [A2FA Eq. 1].)
 #
-# **Code.** By hand as printed, for some queries; `mrlib.ops.boundary.anchor` never forms $v^e$ and must agree.
+# **Code.** By hand as printed, for some queries; `mrlib.ops.boundary_search.anchor` never forms $v^e$ and must agree.
 
 
 # %%

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mrlib.settings import is_plain, require, require_like
+from mrlib.arguments import is_plain, require, require_like
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from mrlib.baselines import (
 )
 from mrlib.data import Bank, MomentDataset, Sample, load_annotations
 from mrlib.metrics import evaluate, moment_scores
-from mrlib.ops.boundary import boundaries
+from mrlib.ops.boundary_search import boundaries
 from mrlib.sim import open_sim
 
 

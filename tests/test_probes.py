@@ -10,8 +10,8 @@ from mrlib import baselines
 from mrlib.data import Sample, open_dataset
 from mrlib.data.layouts import open_files
 from mrlib.data.probes import PROBES, contexts, dynamic_context, mask_moments, read, show, write
-from mrlib.data.simulate import export
-from mrlib.data.world import World, parameters
+from mrlib.sim import export
+from mrlib.sim.world import World, parameters
 from tests.support.files import (
     labelled,
     line,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mrlib.align.anchor import AnchorAligner, ConcatAligner, RawAligner
-from mrlib.ops.boundary import boundaries
+from mrlib.ops.boundary_search import boundaries
 from tests.support.batches import make_batch
 
 ALIGNERS = [

@@ -14,7 +14,7 @@ from mrlib.align.dual_stage import (
     turned,
 )
 from mrlib.align.joint import JointEncoder
-from mrlib.align.projected import Sizes
+from mrlib.layers import Sizes
 from mrlib.data import Widths
 from mrlib.ops import alignment
 from tests.support.batches import alone, make_batch

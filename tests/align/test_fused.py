@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from mrlib import papers
-from mrlib.align.projected import FusedAligner, Projected, Sizes
+from mrlib.align.fused import FusedAligner
+from mrlib.layers import Projected, Sizes
 from mrlib.data import Widths
 from tests.support.batches import LENGTHS, batch_of
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from mrlib.align.separate import SeparateAligner
+from mrlib.align.snag import SnagAligner
 from mrlib.data import Widths
 from mrlib.layers import masked_mean
 from tests.support.batches import batch_of
@@ -13,7 +13,7 @@ from tests.support.batches import batch_of
 def aligner_of(**options):
     torch.manual_seed(0)
     sizes = {"width": 8, "layers": 2, "heads": 2, "hidden": 16, "dropout": 0.1}
-    return SeparateAligner(Widths(24, 12, 16), **sizes | options).eval()
+    return SnagAligner(Widths(24, 12, 16), **sizes | options).eval()
 
 
 @torch.no_grad()

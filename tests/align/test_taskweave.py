@@ -7,8 +7,8 @@ import torch
 
 from mrlib import papers
 from mrlib.align import saliency
-from mrlib.align.projected import Sizes
-from mrlib.align.taskweave import TaskWeaveAligner, peaks, shining
+from mrlib.layers import Sizes
+from mrlib.align.taskweave import TaskWeaveAligner, peaks, above_mean
 from mrlib.align.text_to_video import Words
 from mrlib.data import Widths
 from mrlib.layers import sine_positions
@@ -44,7 +44,7 @@ def test_clips_above_the_mean_of_their_own_video_shine():
     scores = torch.tensor([[1.0, 3.0, 2.5, 1.0, 99.0], [-5.0, -1.0, -4.0, -3.0, -2.0], [7.0, 9.0, 9.0, 9.0, 9.0]])
     mask = torch.arange(5) < torch.tensor([4, 5, 1])[:, None]
     expected = [[False, True, True, False, False], [False, True, False, False, True], [False] * 5]
-    assert shining(scores, mask).tolist() == expected
+    assert above_mean(scores, mask).tolist() == expected
 
 
 def gathered_by_hand(module, target, words, p):

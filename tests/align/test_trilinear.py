@@ -9,7 +9,7 @@ from torch import nn
 
 from mrlib import papers
 from mrlib.align import Aligned
-from mrlib.align.projected import Sizes
+from mrlib.layers import Sizes
 from mrlib.align.trilinear import TrilinearAligner, TrilinearFusion, batch_contrast
 from mrlib.data import Widths
 from tests.support.batches import LENGTHS, alone, batch_of, make_batch, spoilt

@@ -188,7 +188,7 @@ def test_the_samples_of_a_batch_annotate_its_videos():
             samples=[batch.samples[i] for i in made],
             target=Bank.from_arrays([batch.target[i, : batch.lengths[i]].numpy() for i in made]),
             video=torch.arange(len(made)),
-            question=torch.tensor([batch.samples[i].qid for i in made]),
+            query_item=torch.tensor([batch.samples[i].qid for i in made]),
             _annotations=None,
         )
         theirs, T = again.batch(range(len(made))), int(batch.lengths[made].max())

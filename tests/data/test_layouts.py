@@ -12,7 +12,7 @@ import torch
 
 from mrlib.data import open_dataset
 from mrlib.data.layouts import DATASETS, open_files
-from mrlib.data.simulate import export
+from mrlib.sim import export
 from tests.support.files import (
     labelled,
     line,
@@ -137,7 +137,7 @@ def test_matr_searches_with_videos_and_one_query_searches_many(folders, tmp_path
     same(target(dataset, 1), unit(videos["b"]))
     same(query(dataset, 1), unit(clips))
     same(dataset.query_joint, unit(unit(clips).mean(0, keepdims=True)))
-    assert (len(dataset), len(dataset.query), dataset.question.tolist()) == (2, 1, [0, 0])
+    assert (len(dataset), len(dataset.query), dataset.query_item.tolist()) == (2, 1, [0, 0])
 
 
 @pytest.mark.parametrize("folders", [("target_vid_clip", "query_vid_clip"), ("vid_clip", "vid_clip_query")])

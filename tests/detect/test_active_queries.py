@@ -9,7 +9,7 @@ import torch
 
 from mrlib import checkpoint, papers
 from mrlib.data import Widths
-from mrlib.detect.dual_query import SplitFeedForward, active_queries, released_queries
+from mrlib.detect.active_queries import SplitFeedForward, active_queries, released_queries
 from mrlib.layers import FeedForward
 from tests.support.batches import make_batch
 

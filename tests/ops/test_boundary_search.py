@@ -1,9 +1,9 @@
-"""`mrlib.ops.boundary` against the paper's sums, written out one by one."""
+"""`mrlib.ops.boundary_search` against the paper's sums, written out one by one."""
 
 import pytest
 import torch
 
-from mrlib.ops.boundary import anchor, boundaries, query_embedded, transitions
+from mrlib.ops.boundary_search import anchor, boundaries, query_embedded, transitions
 from tests.support.batches import make_batch
 
 

@@ -61,7 +61,7 @@ def test_a_paper_of_sentences_learns_from_a_film_and_answers_it(name, scored):
     for line, sample in zip(lines, data.samples, strict=True):
         assert line["pred_relevant_windows"]
         assert all(0 <= start <= end <= sample.duration for start, end, _ in line["pred_relevant_windows"])
-    others = predict_all(retriever, replace(data, question=data.question.roll(1)))
+    others = predict_all(retriever, replace(data, question=data.query_item.roll(1)))
     scores = [[[w[2] for w in line["pred_relevant_windows"]] for line in found] for found in (lines, others)]
     assert all(own != other for own, other in zip(*scores, strict=True))
 

@@ -13,7 +13,7 @@ import torch
 from mrlib import papers
 from mrlib.checkpoint import load_official
 from mrlib.data import Batch, Labels, Sample, open_dataset
-from mrlib.official import RELEASES, _renamed
+from mrlib.papers.release import RELEASES, _renamed
 from mrlib.train import fit, headline, main, predict_all, scores_of
 from tests.support.files import labelled, tvsum
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from mrlib.baselines import anchor_inside
-from mrlib.data.simulate import open_sim
+from mrlib.sim import open_sim
 from tests.support.simulated import val
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mrlib.data import Labels
-from mrlib.data.script import SHOWN, remember, rendition, saliency, shots, visibility, write
-from mrlib.data.world import Dice, World, parameters
+from mrlib.sim.script import SHOWN, correlate, rendition, saliency, shots, visibility, draw_script
+from mrlib.sim.world import Dice, World, parameters
 from tests.support.simulated import homes, val
 
 
@@ -73,7 +73,7 @@ def script_of(videos=64, query="text", seed=0, **knobs):
     world = World(parameters("small", query, None, knobs), seed)
     dice = Dice((seed, "script"))
     actions = np.arange(world.p.families * world.p.members)
-    return world, dice, write(world, dice, actions, False, videos)
+    return world, dice, draw_script(world, dice, actions, False, videos)
 
 
 def test_what_is_relevant_are_the_windows_of_the_event_asked_for():
@@ -127,11 +127,11 @@ def test_no_other_event_of_a_video_is_the_one_asked_for():
 def test_noise_remembers_the_clip_before():
     """Three clips by hand, 0.6 of the one before and 0.8 of its own; in place."""
     x = np.array([[[1.0], [2.0], [-1.0]]], np.float32)
-    remember(x, 0.6)
+    correlate(x, 0.6)
     second = 0.8 * 2 + 0.6 * 1
     np.testing.assert_allclose(x[0, :, 0], [1, second, 0.8 * -1 + 0.6 * second], rtol=1e-6)
     x = Dice((0,)).normal("x", 200, 50, 20)
-    remember(x, 0.3)
+    correlate(x, 0.3)
     assert x.var() == pytest.approx(1, abs=0.02)
     assert (x[:, 1:] * x[:, :-1]).mean() == pytest.approx(0.3, abs=0.02)
 

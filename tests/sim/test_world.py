@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mrlib.data.simulate import open_sim
-from mrlib.data.world import ACTIONS, KNOBS, PRESETS, SIZES, Dice, World, parameters, unit
+from mrlib.sim import open_sim
+from mrlib.sim.world import ACTIONS, KNOBS, PRESETS, SIZES, Dice, World, parameters, unit
 from tests.support.simulated import homes, val
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from functools import cache
 
 from mrlib.data import MomentDataset
-from mrlib.data.simulate import open_sim
+from mrlib.sim import open_sim
 
 
 @cache

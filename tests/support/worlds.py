@@ -43,7 +43,7 @@ def world(lengths: list[int], annotated: list[tuple], clip_s: float = 2.0, late:
         target=Bank.from_arrays(clips),
         video=torch.tensor([a[0] for a in annotated]),
         query=Bank.from_arrays(questions),
-        question=torch.arange(len(samples)),
+        query_item=torch.arange(len(samples)),
         query_joint=None,
         streams={"number": slice(0, 1), "clip": slice(1, 2)},
         joint=None,
@@ -75,7 +75,7 @@ def real_training_set() -> MomentDataset:
         target=Bank.from_arrays([np.ones((n, 1), np.float32) for n in videos.values()]),
         video=torch.tensor([numbers[s.vid] for s in samples]),
         query=Bank.from_arrays([np.zeros((1, 1), np.float32)]),
-        question=torch.zeros(len(samples), dtype=torch.long),
+        query_item=torch.zeros(len(samples), dtype=torch.long),
         _annotations=None,
     )
 
