@@ -101,13 +101,13 @@ def test_contrasts_are_those_of_the_clip_and_the_query_written_out(temperature):
         inter -= math.log(math.exp(cosine[b, b]) / sum(math.exp(cosine[b, j]) for j in rows))
         inter -= math.log(math.exp(cosine[b, b]) / sum(math.exp(cosine[i, b]) for i in rows))
 
-        def there(i, s):
+        def counted(i, s):
             """Whether clip s of sample i is set against: it is the chosen one, or lower than that."""
             return s == chosen[i] or (s < LENGTHS[i] and scores[i, s] < scores[i, chosen[i]])
 
         mine = math.exp(float(aligned.saliency[b, t]) / temperature)
-        video = sum(math.exp(float(aligned.saliency[b, s]) / temperature) for s in range(LENGTHS[b]) if there(b, s))
-        time = sum(math.exp(float(aligned.saliency[i, t]) / temperature) for i in rows if there(i, t))
+        video = sum(math.exp(float(aligned.saliency[b, s]) / temperature) for s in range(LENGTHS[b]) if counted(b, s))
+        time = sum(math.exp(float(aligned.saliency[i, t]) / temperature) for i in rows if counted(i, t))
         intra -= math.log(mine / video) + math.log(mine / time)
     losses = module.losses(aligned, batch)
     assert losses.keys() == {"inter", "intra"}
@@ -125,8 +125,8 @@ def test_the_clip_is_any_of_the_relevant_ones():
     torch.manual_seed(0)
     with torch.no_grad():
         aligned = module(batch)
-        found = {round(module.losses(aligned, batch)["intra"].item(), 4) for _ in range(40)}
-    assert len(found) == 3
+        values = {round(module.losses(aligned, batch)["intra"].item(), 4) for _ in range(40)}
+    assert len(values) == 3
 
 
 def test_without_a_relevant_clip_there_is_no_loss_and_no_gradient():

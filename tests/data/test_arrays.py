@@ -28,7 +28,7 @@ def test_an_array_comes_back_from_every_kind_of_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("file", "key", "there"),
+    ("file", "key", "keys"),
     [
         ("a.npz", "feature", "['features']"),
         ("a.hdf5", "other", "['many', 'video']"),
@@ -37,12 +37,12 @@ def test_an_array_comes_back_from_every_kind_of_file(tmp_path):
         ("a.hdf5", "many/three", "['one', 'two']"),
     ],
 )
-def test_a_key_that_is_not_there_is_answered_with_those_that_are(file, key, there, tmp_path):
+def test_a_key_that_is_not_there_is_answered_with_those_that_are(file, key, keys, tmp_path):
     save_npz(tmp_path / "a.npz", features=ROWS)
     save_hdf5(tmp_path / "a.hdf5", {"video": ROWS, "many/one": ROWS, "many/two": ROWS})
     with pytest.raises(MissingKey) as error:
         read_array(tmp_path / file, key)
-    assert str(error.value) == f"{tmp_path / file}: missing key: no array {key!r}; the keys there are {there}"
+    assert str(error.value) == f"{tmp_path / file}: missing key: no array {key!r}; the keys there are {keys}"
 
 
 @pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.hdf5"])

@@ -37,22 +37,22 @@ def test_value_and_expected_alignment_are_the_soft_minimum_and_its_gradient(gamm
         elif not otam_fits(T, N, topology):
             assert value[b] == torch.inf and not expected[b].any()
         else:
-            own = cost[b, :T, :N].clone().requires_grad_()
-            total = by_enumeration(own, gamma, topology)
+            part = cost[b, :T, :N].clone().requires_grad_()
+            total = by_enumeration(part, gamma, topology)
             torch.testing.assert_close(value[b], total.detach(), rtol=1e-11, atol=1e-11)
-            torch.testing.assert_close(expected[b, :T, :N], torch.autograd.grad(total, own)[0], rtol=1e-9, atol=1e-11)
+            torch.testing.assert_close(expected[b, :T, :N], torch.autograd.grad(total, part)[0], rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_the_hard_path_is_the_cheapest_of_all(topology):
     cost = random_costs(5, 5, 4, seed=1)
-    found = alignment_plain.hard_path(cost, *LENGTHS, topology)
+    path = alignment_plain.hard_path(cost, *LENGTHS, topology)
     for b, (T, N) in enumerate(zip(*(n.tolist() for n in LENGTHS), strict=True)):
         if T == 0 or N == 0 or not otam_fits(T, N, topology):
-            assert not found[b].any()
+            assert not path[b].any()
         else:
             best = min(paths(T, N, topology), key=lambda path, b=b: sum(cost[b][cell] for cell in path))
-            assert sorted(best) == [tuple(cell) for cell in found[b].nonzero().tolist()]
+            assert sorted(best) == [tuple(cell) for cell in path[b].nonzero().tolist()]
 
 
 def test_cells_of_an_antidiagonal_lie_side_by_side():

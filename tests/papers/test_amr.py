@@ -17,14 +17,13 @@ from mrlib.checkpoint import load_official
 from mrlib.data import Bank, Widths
 from mrlib.ops.draw import Draw
 from mrlib.train import fit, main, predict_all
-from tests.reference.official_amr import alone as alone_of
+from tests.reference import official_amr
 from tests.reference.official_amr import clip_losses, distill, layer_losses, make_opt, matching, random_network
 from tests.reference.official_univtg import save
+from tests.support import worlds
 from tests.support.batches import alone, make_batch
 from tests.support.files import save_npy, save_npz, write_lines
 from tests.support.modules import count
-from tests.support.worlds import odd_windows
-from tests.support.worlds import world as world_of
 
 QUICK = {"width": 16, "hidden": 16, "heads": 2, "layers": 1, "encoder_layers": 1, "decoder_layers": 1}
 QUICK |= {"moment_queries": 3, "batch_size": 16, "epochs": 1}
@@ -366,12 +365,12 @@ def odd_videos(seed, count=560):
     annotated = []
     for _ in range(count):
         v = dice.randrange(60)
-        windows, wrong = (odd_windows(dice, lengths[v], 4) for _ in range(2))
+        windows, wrong = (worlds.odd_windows(dice, lengths[v], 4) for _ in range(2))
         if lengths[v] == 26 and dice.random() < 0.5:
             windows, wrong = dice.choice([(many, wrong), (windows, many)])
         scores = {t: [dice.randrange(5)] * 3 for t in range(lengths[v]) if dice.random() < 0.6}
         annotated.append((v, windows, wrong if dice.random() < 0.5 else [], scores if dice.random() < 0.7 else None))
-    data, g = world_of(lengths, annotated, late=1), torch.Generator().manual_seed(seed)
+    data, g = worlds.world(lengths, annotated, late=1), torch.Generator().manual_seed(seed)
     banks = {
         name: Bank(torch.randn(len(bank.rows), width, generator=g), bank.offsets)
         for name, bank, width in (("target", data.target, 6), ("query", data.query, 4))
@@ -513,7 +512,7 @@ def test_outputs_are_those_of_the_official_network(name, stage, tmp_path):
         )
         compare(said(load_official(path, "amr"), batch), network(targets, queries), batch.target_mask)
         corrected = said(load_official(path, "amr", corrected=True), batch)
-        compare(corrected, alone_of(network, targets, queries), batch.target_mask)
+        compare(corrected, official_amr.alone(network, targets, queries), batch.target_mask)
 
 
 def rows_without_padding(batch):
@@ -529,7 +528,7 @@ def test_losses_are_those_of_the_official_network(stage, corrected, tmp_path):
     network, path = saved(tmp_path, stage=stage)
     batch, targets, queries = labelled_batch()
     windows = [[(s / n, e / n) for s, e in own] for own, n in zip(MOMENTS, LENGTHS, strict=True)]
-    out = alone_of(network, targets, queries) if corrected else network(targets, queries)
+    out = official_amr.alone(network, targets, queries) if corrected else network(targets, queries)
     retriever = load_official(path, "amr", corrected)
     aligned, outputs = retriever(batch)
     matched = retriever.detector.match(outputs, retriever.detector.truth(batch))
@@ -553,7 +552,7 @@ def test_losses_are_those_of_the_official_network(stage, corrected, tmp_path):
     if stage == "distill":
         other = random_network(make_opt(stage=stage), seed=5)
         teacher = load_official(save(other, tmp_path / "teacher.ckpt"), "amr", corrected)(batch)[1]
-        their = alone_of(other, targets, queries) if corrected else other(targets, queries)
+        their = official_amr.alone(other, targets, queries) if corrected else other(targets, queries)
         half = out["states"].shape[2] // 2
         terms = retriever.losses(aligned, outputs, batch, {"states": teacher["states"][:, :, :half]})
         assert terms["distill"].item() == pytest.approx(distill(out["states"], their["states"]), rel=1e-4)
@@ -565,7 +564,7 @@ def test_the_discrimination_of_the_paper_is_against_the_sentence_where_something
     network, path = saved(tmp_path)
     batch, targets, queries = labelled_batch()
     windows = [[(s / n, e / n) for s, e in own] for own, n in zip(MOMENTS, LENGTHS, strict=True)]
-    labels, out = batch.labels, alone_of(network, targets, queries)
+    labels, out = batch.labels, official_amr.alone(network, targets, queries)
     aligner = load_official(path, "amr", corrected=True).aligner
     aligner.against = "sentence"
     found = aligner.losses(aligner(batch), batch)["discriminate"].item()
