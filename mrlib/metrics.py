@@ -20,19 +20,17 @@ Order    rows of arrays are queries in the order of the predictions, for the las
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 import reprlib
 import sys
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from numbers import Real
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from mrlib.files import read_jsonl as read_jsonl
 
 IOUS = np.arange(50, 100, 5) / 100  # 0.5, 0.55, ... 0.95
 RANGES_S = {"short": (0, 10), "middle": (10, 30), "long": (30, 150), "full": (-np.inf, np.inf)}  # a < length <= b
@@ -134,7 +132,7 @@ def spurious(
     """What is found of moments that are not there any more: the lower, the less a model guesses.  [TD-DETR, spurious]
 
     predictions, ground_truth, errors   as in `evaluate`; the predictions are for videos of which each query's windows
-              were masked, as by `mrlib.data.probes.mask_moments`, and the truth is the old one
+              were masked, as by `mrlib.probes.mask_moments`, and the truth is the old one
     standard  predictions of the same model for the videos as they are
     returns   percentages as in `evaluate`
       "spurious-R1@0.5", "spurious-R1@0.7", "spurious-mAP"   of all queries
@@ -414,24 +412,6 @@ def _read_labels(line: Mapping) -> np.ndarray:
 
 
 # ---- lines and arrays ----
-
-
-def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a .jsonl or .jsonl.gz file, blank ones left out; ValueError names the file and the line."""
-    path, lines = Path(path), []
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-            for number, text in enumerate(file, 1):
-                if text.strip():
-                    try:
-                        lines.append(json.loads(text.rstrip()))
-                    except json.JSONDecodeError as error:
-                        raise ValueError(f"{path}, line {number}: {error.msg} at column {error.colno}") from None
-                    if not isinstance(lines[-1], dict):
-                        raise ValueError(f"{path}, line {number}: {reprlib.repr(lines[-1])} is not a JSON object")
-    except (EOFError, UnicodeDecodeError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path}: cannot be read, {error}") from None
-    return lines
 
 
 def _matched(predictions: Iterable, ground_truth: Iterable) -> tuple[list[Mapping], list[Mapping]]:

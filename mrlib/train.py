@@ -18,7 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,10 @@ from tqdm.auto import tqdm
 from mrlib import baselines, checkpoint, metrics, papers, parallel
 from mrlib.augment import mining
 from mrlib.data import Batch, MomentDataset
-from mrlib.data.probes import PROBES
 from mrlib.files import PARTIAL, write_whole
 from mrlib.ops.draw import Draw
 from mrlib.papers import Paper, Stage
+from mrlib.probes import PROBES
 from mrlib.retriever import MomentRetriever
 
 
@@ -320,7 +320,7 @@ class _Run:
         self.times.append({"stage": stage.name, "epoch": 1, "train_s": 0.0, "val_s": 0.0})
         self.stage, self.epoch = number + 1, 0
         if self.out is not None and parallel.ranks()[0] == 0:
-            mining.write(self._mined(stage), self.train, stage)
+            mining.write(self._mined(stage), self.train, asdict(stage))
         self._save(stage, None, ())
         parallel.barrier()
 
@@ -447,7 +447,7 @@ def experiment(
 
     size, preset  of `papers.get`; None: as is usual for the dataset
     score     None: the validation split
-    probes    what the kept weights are scored on beside it: names of `mrlib.data.probes.PROBES`, which are made of the
+    probes    what the kept weights are scored on beside it: names of `mrlib.probes.PROBES`, which are made of the
               split `score`, and other splits of the dataset
     settings  of `papers.get`
     data      options of `open_dataset`; the simulator's seed is `seed` unless it is among them

@@ -16,7 +16,7 @@ import torch
 from mrlib import baselines, checkpoint, files, metrics, papers
 from mrlib.augment import identity
 from mrlib.data import open_dataset
-from mrlib.data.probes import PROBES, mask_moments
+from mrlib.probes import PROBES, mask_moments
 from mrlib.retriever import MomentRetriever
 from mrlib.train import History, experiment, fit, headline, main, predict_all, scores_of
 

@@ -126,7 +126,7 @@ _MEMBERS = {
     "MomentDataset": "dataset",
     "open_dataset": "dataset",
 }
-_SUBMODULES = ("annotations", "arrays", "bank", "check", "dataset", "features", "layouts", "pairs", "probes")
+_SUBMODULES = ("annotations", "arrays", "bank", "check", "dataset", "features", "layouts", "pairs")
 _SUBMODULES += ("problems", "script", "simulate", "sportsmoments", "stand_in", "world")
 
 
