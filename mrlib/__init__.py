@@ -1,13 +1,17 @@
 """Video moment retrieval: find `[start, end]` in a long video from a sentence or from another video.
 
 Every method is a choice in three slots, augment -> align -> detect; `mrlib.papers` lists them.
-Submodules load on first use [PEP 562], so `import mrlib` costs nothing.
+Submodules load on first use [PEP 562], so `import mrlib` is fast.
 """
 
 from importlib import import_module
 
+__version__ = "0.1.0"  # pyproject.toml reads it from here
+
 _SUBMODULES = (
     "align",
+    "arguments",
+    "audit",
     "augment",
     "baselines",
     "checkpoint",
@@ -22,9 +26,15 @@ _SUBMODULES = (
     "papers",
     "parallel",
     "plots",
+    "probes",
     "retriever",
+    "run_state",
+    "scoring",
     "sim",
+    "stages",
     "train",
+    "train_cli",
+    "trainer",
     "widgets",
 )
 _MEMBERS = {

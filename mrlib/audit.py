@@ -1,7 +1,6 @@
-"""Questions to any retriever: does it read what it must not?
+"""Audit a retriever: check that its predictions depend on nothing but one video and one query.
 
-A prediction is for one video and one query. It must not depend on the annotation, on the other videos of its batch, or
-on how far its own video is padded.
+A prediction must not depend on the annotation, on the other samples of the batch, or on how far the video is padded.
 """
 
 from __future__ import annotations
@@ -18,18 +17,21 @@ from mrlib.retriever import MomentRetriever
 
 
 def reads_labels(retriever: MomentRetriever, batch: Batch, foreign: Batch) -> bool:
-    """Whether answers for `batch` change without its annotation, or with that of `foreign`, a batch as large."""
+    """Whether predictions for a batch change when its annotation is removed or replaced.
+
+    foreign  a batch of the same size, whose annotation replaces the one of `batch`
+    """
     swapped = [
         replace(s, relevant_windows=f.relevant_windows) for s, f in zip(batch.samples, foreign.samples, strict=True)
     ]
-    told = _answers(retriever, batch)
-    others = batch.unlabelled(), replace(batch, labels=foreign.labels, samples=swapped)
-    each = [x for other in others for x in zip(told, _answers(retriever, other), strict=True)]
-    return not all(torch.equal(a, b) for one, another in each for a, b in zip(one, another, strict=True))
+    expected = _predictions(retriever, batch)
+    variants = batch.unlabelled(), replace(batch, labels=foreign.labels, samples=swapped)
+    pairs = [pair for variant in variants for pair in zip(expected, _predictions(retriever, variant), strict=True)]
+    return not all(torch.equal(a, b) for before, after in pairs for a, b in zip(before, after, strict=True))
 
 
 def cut(batch: Batch, lengths: Sequence[int], T: int) -> Batch:
-    """The first `lengths` clips of every video, padded to T."""
+    """The batch with every video cut to its first `lengths` clips and padded to T."""
     mask = torch.arange(T, device=batch.target.device) < torch.as_tensor(lengths, device=batch.target.device)[:, None]
 
     def first(x: Tensor | None) -> Tensor | None:
@@ -39,31 +41,33 @@ def cut(batch: Batch, lengths: Sequence[int], T: int) -> Batch:
 
 
 def on_its_own(batch: Batch, b: int, length: int) -> Batch:
-    """Sample b of a batch, of its video the first clips, without any padding."""
+    """Sample b as a batch of its own, its video cut to the first `length` clips, without padding."""
     row, words = batch[b : b + 1], int(batch.query_mask[b].sum())
     return cut(replace(row, query=row.query[:, :words], query_mask=row.query_mask[:, :words]), [length], length)
 
 
 def padding_shifts(retriever: MomentRetriever, batch: Batch, lengths: Sequence[int], further: int = 10) -> float:
-    """The largest difference that batch mates and padding make to a moment's score or to a saliency.
+    """How much batch mates and padding change a moment's score or a saliency score, at most.
 
-    lengths  to which the videos of the batch are cut; each on its own is compared with all together, padded to the
-             longest, and with `further` clips of padding more
+    lengths  clips to which the videos of the batch are cut; each sample alone is compared with the whole batch, padded
+             to the longest video, and again with `further` more clips of padding
+    returns  the largest absolute difference; infinity if the number of moments differs
     """
     largest = 0.0
     for T in (max(lengths), max(lengths) + further):
-        whole = _answers(retriever, cut(batch, lengths, T))
+        whole = _predictions(retriever, cut(batch, lengths, T))
         for b, n in enumerate(lengths):
-            for together, alone in zip(whole[b][1:], _answers(retriever, on_its_own(batch, b, n))[0][1:], strict=True):
-                if together.shape != alone.shape:  # a moment more, or less
+            single = _predictions(retriever, on_its_own(batch, b, n))[0]
+            for together, alone in zip(whole[b][1:], single[1:], strict=True):
+                if together.shape != alone.shape:
                     return float("inf")
                 largest = max([largest, *(together - alone).abs().tolist()])
     return largest
 
 
 @torch.no_grad()
-def _answers(retriever: MomentRetriever, batch: Batch) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Of every sample the spans of its moments, their scores, and its saliency; the batch as it is, labels and all."""
+def _predictions(retriever: MomentRetriever, batch: Batch) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """For every sample: spans of its moments, their scores, its saliency. The model gets the batch with its labels."""
     training = retriever.training
     retriever.eval()
     try:

@@ -1,14 +1,14 @@
-"""What can be had without labels of the query at hand, to stand beside every model.
+"""Baselines without training, to compare every model with.
 
-Each gives prediction lines in the official format, {"qid", "query", "vid", "pred_relevant_windows"}, windows in seconds
-as [start, end, score], best first.
+Each returns prediction lines in the official format, {"qid", "query", "vid", "pred_relevant_windows"}, windows in
+seconds as [start, end, score], best first.
 
     whole_video       the video from start to end
-    centred_window    the middle 60 % of the video: stands beside every model that searches with a video
-    FixedList         ten windows chosen once on a training set, whatever the query: blind
-    query_similarity  where clips are most like the query; how the published numbers were decoded is not known, ours is
-                      named here and with every score: a smoothing over three clips alone lifts them threefold
-    anchor_interval   one interval around the most query-like clip [A2FA Eq. 5]
+    centred_window    the middle 60 % of the video; the baseline for models that search with a video
+    FixedList         ten windows, chosen once on a training set, for every query (blind: reads no features)
+    query_similarity  runs of clips that are similar to the query. The decoding behind the published numbers is not
+                      known and matters: smoothing over three clips alone triples the scores
+    anchor_interval   one interval around the clip most similar to the query [A2FA Eq. 5]
 """
 
 from __future__ import annotations
@@ -22,45 +22,45 @@ from mrlib.data import Batch, MomentDataset, Sample
 from mrlib.metrics import IOUS, MOMENTS
 from mrlib.ops.boundary_search import anchor, boundaries
 
-AT_07 = 5  # of these an IoU of 0.7 reaches
+AT_07 = 5  # how many of `IOUS` an IoU of 0.7 reaches
 GRID = 25  # candidate windows of a fixed list begin and end at multiples of 1/GRID of the video
-BATCH = 64
+BATCH = 64  # samples
 
 
 def whole_video(dataset: MomentDataset) -> list[dict]:
-    """The whole video, for every query."""
+    """Predict the whole video for every query."""
     return [_line(s, [[0.0, s.duration, 1.0]]) for s in dataset.samples]
 
 
 def centred_window(dataset: MomentDataset, share: float = 0.6) -> list[dict]:
-    """The middle of the video, for every query.
+    """Predict the middle of the video for every query.
 
-    share   of the video's length; ValueError if it is not above 0 and 1 at most
+    share   of the video's length; ValueError unless 0 < share <= 1
 
-    Of the crops of ActivityNet-VRL, val and test, 0.6 has an mIoU of 34.8 and 38.6, an R1@0.5 of 29.8 and 36.7, the
-    whole crop 29.8 and 33.3, 19.4 and 22.1.
+    On ActivityNet-VRL, 0.6 reaches mIoU 34.8 and R1@0.5 29.8 on val, 38.6 and 36.7 on test; the whole video reaches
+    29.8 and 19.4 on val, 33.3 and 22.1 on test.
     """
     if not 0 < share <= 1:
-        raise ValueError(f"share is {share}; above 0, and 1 for the whole video")
+        raise ValueError(f"share is {share}; it must be above 0 and at most 1")
     before = (1 - share) / 2
     return [_line(s, [[before * s.duration, (1 - before) * s.duration, 1.0]]) for s in dataset.samples]
 
 
-# what knows only how long the video is; stands beside every score that a command prints
+# baselines that know only the length of the video; commands print their scores beside those of a model
 LENGTH_ONLY = {"whole video": whole_video, "centred 60 %": centred_window}
 
 
 class FixedList:
-    """Ten windows for every query, chosen on the training samples: what is gained by knowing only where moments lie."""
+    """The same ten windows for every query, chosen on training samples; it knows only where moments tend to lie."""
 
     def __init__(self, train: MomentDataset | Sequence[Sample]):
-        """Greedy: the first place goes to the best R1@0.7 on these samples, each other to what adds most to the mAP.
+        """Choose greedily: first the window of the best R1@0.7 on these samples, then whatever adds most to the mAP.
 
-        raises  ValueError if the samples have no windows
+        raises  ValueError if a sample has no windows
         """
         samples = train.samples if isinstance(train, MomentDataset) else train
         if not samples or any(not s.relevant_windows for s in samples):
-            raise ValueError("a fixed list is chosen on annotated samples; some of these have no windows")
+            raise ValueError("a fixed list needs annotated samples; some of these have no windows")
         counts = np.array([len(s.relevant_windows) for s in samples])
         truth = np.concatenate([np.array(s.relevant_windows, np.float64) / s.duration for s in samples])
         self.spans = _greedy(truth, np.repeat(np.arange(len(samples)), counts), counts)  # (10, 2) fractions of a video
@@ -72,13 +72,14 @@ class FixedList:
 
 
 def _greedy(truth: np.ndarray, of: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The window that most queries have at IoU 0.7; then what adds most to the mean of sum(precision) / W.
+    """Choose the candidate that reaches IoU 0.7 most often, then those that add most to the mean of sum(precision) / W.
 
-    The mean is over queries and IoU thresholds, the sum over the windows that are found.
+    The mean is over queries and IoU thresholds, the sum over the annotated windows that a chosen candidate reaches.
 
-    truth    (W, 2)  all annotated windows
-    of       (W,)    the query of each
-    counts   (Q,)    windows of each query
+    truth    (W, 2)  annotated windows of all queries, fractions of the video
+    of       (W,)    the query of each window
+    counts   (Q,)    number of windows of each query
+    returns  (10, 2)
     """
     start, end = np.triu_indices(GRID + 1, 1)
     candidates = np.stack([start, end], 1) / GRID  # (C, 2)
@@ -92,13 +93,13 @@ def _greedy(truth: np.ndarray, of: np.ndarray, counts: np.ndarray) -> np.ndarray
     hits = np.zeros((len(counts), len(IOUS)))
     chosen = []
     for rank in range(1, MOMENTS + 1):
-        # worth of reaching so many thresholds, those already reached being worth nothing; disjoint windows of a query
-        # cannot both be reached by one candidate
-        worth = (hits[of] + 1) / rank / counts[of, None] * (thresholds >= reached[:, None])
-        worth = np.concatenate([np.zeros((len(truth), 1)), worth.cumsum(1)], 1)
-        gain = np.array([worth[np.arange(len(truth)), row].sum() for row in level])
+        # gain (W, 11) from reaching 0, 1, ... 10 thresholds; a threshold that is already reached adds nothing. One
+        # candidate cannot reach two disjoint windows of a query, so the gains of windows add up
+        gains = (hits[of] + 1) / rank / counts[of, None] * (thresholds >= reached[:, None])
+        gains = np.concatenate([np.zeros((len(truth), 1)), gains.cumsum(1)], 1)
+        gain = np.array([gains[np.arange(len(truth)), row].sum() for row in level])
         if not chosen:
-            gain = (level >= AT_07).sum(1) + gain / (1 + gain.max())  # the mAP decides between equals
+            gain = (level >= AT_07).sum(1) + gain / (1 + gain.max())  # the mAP breaks ties
         best = int(np.argmax(gain))
         new = (thresholds < level[best][:, None]) & (thresholds >= reached[:, None])
         np.add.at(hits, of, new)
@@ -108,9 +109,11 @@ def _greedy(truth: np.ndarray, of: np.ndarray, counts: np.ndarray) -> np.ndarray
 
 
 def query_similarity(dataset: MomentDataset) -> list[dict]:
-    """Runs of clips whose cosine with the query is above the video's mean + 1 sd, ranked by their mean cosine.
+    """Predict runs of clips whose cosine with the query is above the video's mean + 1 sd, ranked by their mean cosine.
 
-    Ten at most; the best clip where there is no run.  raises  ValueError if no stream lives in a joint space
+    At most ten; the clip of the highest cosine always counts as above.
+
+    raises  ValueError if no stream lives in a joint space
     """
     lines = []
     for batch in _batches(dataset):
@@ -128,7 +131,7 @@ def query_similarity(dataset: MomentDataset) -> list[dict]:
 
 
 def anchor_interval(dataset: MomentDataset) -> list[dict]:
-    """The interval between the transition points on both sides of the anchor, one per query.  [A2FA Eq. 5]
+    """Predict the interval between the transition points on both sides of the anchor.  [A2FA Eq. 5]
 
     raises  ValueError if no stream lives in a joint space
     """
@@ -144,9 +147,9 @@ def anchor_interval(dataset: MomentDataset) -> list[dict]:
 
 
 def anchor_inside(dataset: MomentDataset) -> float:
-    """The share of queries whose anchor, the most query-like clip, lies inside an annotated window.  [A2FA Eq. 2]
+    """The share of queries whose anchor, the clip most similar to the query, is inside a window.  [A2FA Eq. 2]
 
-    raises  ValueError if no stream lives in a joint space, or without annotations
+    raises  ValueError if no stream lives in a joint space, or if there are no annotations
     """
     if not dataset.labelled:
         raise ValueError(f"{dataset.name} {dataset.split} has no annotated windows")
@@ -159,7 +162,9 @@ def anchor_inside(dataset: MomentDataset) -> float:
 
 def _batches(dataset: MomentDataset) -> Iterator[Batch]:
     if dataset.joint is None:
-        raise ValueError(f"{dataset.name} was opened without a stream in the joint space; clips cannot meet the query")
+        raise ValueError(
+            f"{dataset.name} was opened without a stream in the joint space; clips cannot be compared with the query"
+        )
     for indices in torch.arange(len(dataset)).split(BATCH):
         yield dataset.batch(indices).to("cpu")
 

@@ -1,6 +1,6 @@
-"""Checkpoints: weights as safetensors, beside them a JSON that says how to build the model. Nothing is unpickled.
+"""Checkpoints: weights as safetensors, and a JSON file that says how to build the model. Nothing is unpickled.
 
-Those of the official releases are read by `load_official`.
+`load_official` reads the checkpoints of the official releases.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from mrlib.retriever import MomentRetriever
 def save(retriever: MomentRetriever, path: str | os.PathLike, notes: dict[str, Any] | None = None) -> None:
     """Write `path`.safetensors and `path`.json.
 
-    retriever  one that `mrlib.build` made
-    notes      what else to write in the JSON: where in a training this is, its scores
+    retriever  built by `mrlib.build`
+    notes      more to write in the JSON, such as the epoch and its scores
     """
     if retriever.recipe is None:
-        raise ValueError("only a retriever made by mrlib.build can be saved, for only its recipe tells how to load it")
+        raise ValueError("only a retriever made by mrlib.build can be saved, because loading needs its recipe")
     weights, settings = _paths(path)
     save_tensors(weights, retriever.state_dict())
     recipe = {**retriever.recipe, "torch": torch.__version__.split("+")[0], "notes": notes or {}}
@@ -38,7 +38,7 @@ def save(retriever: MomentRetriever, path: str | os.PathLike, notes: dict[str, A
 
 
 def load(path: str | os.PathLike) -> MomentRetriever:
-    """The retriever of a checkpoint, on the CPU, in evaluation mode.
+    """Load a retriever, on the CPU and in evaluation mode.
 
     path  as given to `save`, with or without one of the two suffixes
     """
@@ -54,14 +54,13 @@ def load(path: str | os.PathLike) -> MomentRetriever:
     retriever = mrlib.papers.build(paper, widths, seed)
     for name in recipe.get("prepared", ()):
         mrlib.papers.prepare(retriever, name)
-    tensors, own = load_tensors(weights), retriever.state_dict()
-    problems = [f"lacks {k}" for k in own.keys() - tensors.keys()] + [
-        f"has an unknown {k}" for k in tensors.keys() - own
-    ]
+    tensors, expected = load_tensors(weights), retriever.state_dict()
+    problems = [f"lacks {k}" for k in expected.keys() - tensors.keys()]
+    problems += [f"has an unknown {k}" for k in tensors.keys() - expected.keys()]
     problems += [
-        f"has {k} of shape {tuple(tensors[k].shape)} for {tuple(own[k].shape)}"
-        for k in own.keys() & tensors.keys()
-        if own[k].shape != tensors[k].shape
+        f"has {k} of shape {tuple(tensors[k].shape)} for {tuple(expected[k].shape)}"
+        for k in expected.keys() & tensors.keys()
+        if expected[k].shape != tensors[k].shape
     ]
     if problems:
         raise ValueError(
@@ -72,7 +71,7 @@ def load(path: str | os.PathLike) -> MomentRetriever:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], note: str = "") -> None:
-    """One safetensors file with a note in its header, whole or not at all."""
+    """Write a safetensors file with a note in its header, see `mrlib.files.whole_file`."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_whole(path, safetensors.torch.save(plain, {"note": note}))
 

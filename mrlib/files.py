@@ -1,22 +1,49 @@
-"""Files that are either whole or not there."""
+"""Read files of JSON lines; write files so that they appear complete or not at all."""
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
+import reprlib
 import tempfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-PARTIAL = ".partial"  # how temporary names end; a process killed while writing leaves one
+PARTIAL = ".partial"  # suffix of temporary files; a process that is killed while it writes leaves one behind
+
+
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+    """The objects of a .jsonl or .jsonl.gz file, one per line; blank lines are skipped.
+
+    raises  ValueError for a file that cannot be read or a line that is no JSON object, naming the file and the line
+    """
+    path, lines = Path(path), []
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+            for number, text in enumerate(file, 1):
+                if text.strip():
+                    try:
+                        lines.append(json.loads(text.rstrip()))
+                    except json.JSONDecodeError as error:
+                        raise ValueError(f"{path}, line {number}: {error.msg} at column {error.colno}") from None
+                    if not isinstance(lines[-1], dict):
+                        raise ValueError(f"{path}, line {number}: {reprlib.repr(lines[-1])} is not a JSON object")
+    except (EOFError, UnicodeDecodeError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"{path}: cannot be read, {error}") from None
+    return lines
 
 
 @contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A file to write in; it appears under its name, complete, when the block ends, and not at all when it fails.
+    """Open a file for writing; it gets its name, complete, when the block ends, and is dropped if the block fails.
 
-    An older file of that name stays until then.  OSError names the file and what to do.
+    An existing file of that name is replaced only then.
+
+    raises  OSError that names the file and says what to do
     """
     path = Path(path)
     temporary = None
@@ -33,12 +60,17 @@ def whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
         if isinstance(error, OSError):
-            hint = "free some space or choose another folder; what was there before is unchanged"
+            hint = "free some space or choose another folder; an older file of that name is unchanged"
             raise OSError(error.errno, f"cannot write {path}: {os.strerror(error.errno or 0)}; {hint}") from error
         raise
 
 
 def write_whole(path: str | os.PathLike, data: bytes | str) -> None:
-    """Write a file at once, see `whole_file`."""
+    """Write a whole file in one step, see `whole_file`."""
     with whole_file(path) as file:
         file.write(data.encode() if isinstance(data, str) else data)
+
+
+def write_jsonl(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a line of JSON for each row, see `whole_file`."""
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))

@@ -1,55 +1,53 @@
-"""How well moments and highlights were found: the field's metrics, number for number.
+"""Metrics of moment retrieval and highlight detection, equal to the official evaluators digit for digit.
 
     python -m mrlib.metrics predictions.jsonl ground_truth.jsonl
 
 Paper    Lei et al., "QVHighlights: Detecting Moments and Highlights in Videos via Natural Language Queries",
          NeurIPS 2021 (arXiv 2107.09609); its evaluator is `jayleicn/moment_detr`, standalone_eval
 Here     `evaluate` gives what that evaluator prints, to the last digit, for all queries at once;
-         `moment_scores` what other papers report beside it, with the multi-moment scores of [QV-M2], the
-         benchmark of `Zhuo-Cao/QV-M2`; `spurious` what is found of moments that were taken out of their videos
-         [TD-DETR, spurious]; where every clip has its labels and no query a window, `evaluate` gives the
-         top-5 mAP of [TVSum] as `wjun0830/QD-DETR`, inference.py, computes it
-Departs  no or fewer predictions for a query, an empty length range, truth without saliency: scored or left out where
-         the evaluator raises; an id given twice: an error where it mixes the two, but where queries are videos and
-         search several: what is scored is a pair of query and video
+         `moment_scores` gives what other papers report beside it, with the multi-moment scores of [QV-M2], the
+         benchmark of `Zhuo-Cao/QV-M2`; `spurious` scores predictions for videos whose moments were removed
+         [TD-DETR, spurious]; if clips are labelled and queries have no windows, `evaluate` gives the top-5 mAP of
+         [TVSum] as `wjun0830/QD-DETR`, inference.py, computes it
+Departs  the evaluator raises an error for a query with no or few predictions, an empty length range and a truth without
+         saliency; here they are scored or left out. The evaluator mixes two lines of one id; here they are an error,
+         unless each is for another video (a query video searches several): pairs of query and video are scored then
 
 Letters  Q queries, K predicted moments (ten at most), W annotated windows, T clips of `CLIP_S` seconds
-Order    rows of arrays are queries in the order of the predictions, for the last bit of a sum depends on its order
+Order    rows of arrays are queries in the order of the predictions, because the last bit of a sum depends on its order
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 import reprlib
 import sys
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from numbers import Real
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from mrlib.files import read_jsonl as read_jsonl
 
 IOUS = np.arange(50, 100, 5) / 100  # 0.5, 0.55, ... 0.95
 RANGES_S = {"short": (0, 10), "middle": (10, 30), "long": (30, 150), "full": (-np.inf, np.inf)}  # a < length <= b
 LEVELS = {"Fair": 2, "Good": 3, "VeryGood": 4}  # lowest saliency score of a positive clip
 CLIP_S = 2
 MOMENTS = 10  # predictions that count, the first in the file
-BEST = 5  # clips that count on TVSum
+BEST = 5  # clips that count on TVSum, those of highest score
 
 
 def evaluate(predictions: Sequence[Mapping], ground_truth: Sequence[Mapping]) -> dict[str, Any]:
     """The scores of the QVHighlights evaluator: same keys, same order, same rounding.  [QVHighlights]
 
     predictions   lines {"qid", "pred_relevant_windows": [[start, end, score], ...], "pred_saliency_scores": [...]};
-                  times in seconds, a score for each clip; the fields of the first line say what is evaluated
-    ground_truth  lines in the QVHighlights schema, as dicts or as `mrlib.data.Sample`; any order; a "qid" may come
-                  several times, each with another "vid", and the predictions for it then have their "vid" too. Or lines
-                  of TVSum: no windows, and as "label" a list per clip of what each annotator says
+                  times in seconds, one saliency score per clip; the fields of the first line decide what is evaluated
+    ground_truth  lines in the QVHighlights schema, as dicts or as `mrlib.data.Sample`, in any order. A "qid" may occur
+                  several times, each time with another "vid"; its predictions then need a "vid" too. Or lines of TVSum:
+                  no windows, and "label" holds for each clip a list of the annotators' scores
     returns       percentages with two decimals: "brief", then for every length range ("full", "long", "middle",
                   "short") "MR-mAP" and "MR-R1" by IoU, and for every "HL-min-..." "HL-mAP" and "HL-Hit1"; for lines
                   of TVSum only "brief", and in it only "HL-top5-mAP"
@@ -57,8 +55,9 @@ def evaluate(predictions: Sequence[Mapping], ground_truth: Sequence[Mapping]) ->
     The first ten predictions of a query count; a query without any has AP 0 and R1 0. Two empty windows have the
     IoU 0/0: a hit for AP, a miss for R1. A length range without annotated windows is left out, and so are highlights
     if no truth line has saliency_scores.
-    Raises ValueError for ids, or pairs of ids, that differ or occur twice, and for a malformed line, naming its id and
-    the field.
+
+    raises  ValueError for ids, or pairs of ids, that differ or occur twice, and for a malformed line, naming its id and
+            the field
     """
     lines, truth = _matched(predictions, ground_truth)
     scores, brief = {}, {}
@@ -70,8 +69,8 @@ def evaluate(predictions: Sequence[Mapping], ground_truth: Sequence[Mapping]) ->
         return {"brief": {"HL-top5-mAP": _percent(_top_scores(lines, truth).mean())}}
     if "pred_relevant_windows" in lines[0]:
         scores = _retrieval_scores(_read_retrieval(lines, truth))
-        for name, ofrange in scores.items():
-            brief[f"MR-{name}-mAP"] = ofrange["MR-mAP"]["average"]
+        for name, range_scores in scores.items():
+            brief[f"MR-{name}-mAP"] = range_scores["MR-mAP"]["average"]
         brief |= {f"MR-full-mAP@{iou}": scores["full"]["MR-mAP"][iou] for iou in ("0.5", "0.75")}
         brief |= {f"MR-full-R1@{iou}": scores["full"]["MR-R1"][iou] for iou in ("0.5", "0.7")}
         brief = dict(sorted(brief.items()))
@@ -85,11 +84,11 @@ def evaluate(predictions: Sequence[Mapping], ground_truth: Sequence[Mapping]) ->
 
 
 def moment_scores(predictions: Sequence[Mapping], ground_truth: Sequence[Mapping]) -> dict[str, dict[str, float]]:
-    """What other papers report beside the evaluator's scores, by the number of annotated windows.
+    """Scores that papers report beside the evaluator's, grouped by the number of annotated windows.
 
     predictions, ground_truth, errors   as in `evaluate`
     returns  {"all": row, "1": row, "2": row, "3+": row}, without groups that have no query; a row holds percentages
-      "queries"          how many (a count)
+      "queries"          number of queries (not a percentage)
       "mAP"              mean over the ten IoUs of `evaluate`
       "mIoU"             of the first moment with the window it overlaps most
       "R1@t", "R5@t"     the first moment, one of the first five, has IoU >= t; t = 0.3, 0.5, 0.7, 0.9
@@ -97,9 +96,9 @@ def moment_scores(predictions: Sequence[Mapping], ground_truth: Sequence[Mapping
                          each of the first k moments takes the free window it overlaps most: the share of the k that
                          reach an IoU, mean over 0.3, 0.35, ... 0.95; the mean IoU of the k
 
-    Moments count in the order of the file. A missing one is a miss, where the script of [QV-M2] skips the query; and
-    there, unlike here, a moment below the IoU takes no window. `R1@t` is the evaluator's; IoU 0/0 is a miss. Of lines
-    of TVSum, without windows, there is no group.
+    Moments count in the order of the file. A missing moment is a miss; the script of [QV-M2] skips its query instead,
+    and there a moment below the IoU takes no window. `R1@t` is the evaluator's; IoU 0/0 is a miss. Lines of TVSum have
+    no windows, so the result is empty.
     """
     lines, truth = _matched(predictions, ground_truth)
     if _highlights_only(truth):
@@ -114,15 +113,15 @@ def moment_scores(predictions: Sequence[Mapping], ground_truth: Sequence[Mapping
     taken = _taken_iou(iou, data.real, 3)
 
     def row(group: np.ndarray) -> dict[str, float]:
-        of = {"mAP": precision[group].mean(0).mean(), "mIoU": first[group].mean()}
+        scores = {"mAP": precision[group].mean(0).mean(), "mIoU": first[group].mean()}
         for name, best in (("R1", first), ("R5", five)):
-            of |= {f"{name}@{t}": (best[group] >= t).mean() for t in (0.3, 0.5, 0.7, 0.9)}
+            scores |= {f"{name}@{t}": (best[group] >= t).mean() for t in (0.3, 0.5, 0.7, 0.9)}
         for k in (1, 2, 3):
             matched = taken[group & (windows >= k), :k]
             if len(matched):
-                of[f"mR@{k}"] = np.mean([(matched >= t).mean() for t in np.arange(30, 100, 5) / 100])
-                of[f"mIoU@{k}"] = matched.mean()
-        return {"queries": int(group.sum())} | {name: _percent(value) for name, value in of.items()}
+                scores[f"mR@{k}"] = np.mean([(matched >= t).mean() for t in np.arange(30, 100, 5) / 100])
+                scores[f"mIoU@{k}"] = matched.mean()
+        return {"queries": int(group.sum())} | {name: _percent(value) for name, value in scores.items()}
 
     groups = {"all": windows > 0, "1": windows == 1, "2": windows == 2, "3+": windows >= 3}
     return {name: row(group) for name, group in groups.items() if group.any()}
@@ -131,20 +130,20 @@ def moment_scores(predictions: Sequence[Mapping], ground_truth: Sequence[Mapping
 def spurious(
     predictions: Sequence[Mapping], ground_truth: Sequence[Mapping], standard: Sequence[Mapping] | None = None
 ) -> dict[str, float | int | None]:
-    """What is found of moments that are not there any more: the lower, the less a model guesses.  [TD-DETR, spurious]
+    """Scores on videos whose moments are masked; a high score means reliance on context.  [TD-DETR, spurious]
 
-    predictions, ground_truth, errors   as in `evaluate`; the predictions are for videos of which each query's windows
-              were masked, as by `mrlib.data.probes.mask_moments`, and the truth is the old one
-    standard  predictions of the same model for the videos as they are
+    predictions, ground_truth, errors   as in `evaluate`; the predictions are for videos in which the windows of each
+              query are masked, see `mrlib.probes.mask_moments`; the truth is that of the unmasked videos
+    standard  predictions of the same model for the unmasked videos
     returns   percentages as in `evaluate`
       "spurious-R1@0.5", "spurious-R1@0.7", "spurious-mAP"   of all queries
-      "spurious-part-..."   the same three of the queries whose windows leave a clip or more of the video; left out
-                            where there are none
-      "queries", "whole"    how many there are, and how many the windows of which leave less
-      "mAP", "ratio"        with `standard`: its mAP, and how many times the spurious mAP that is, of the two as they
-                            are given here; None where the spurious mAP is 0
+      "spurious-part-..."   the same three, of queries whose windows leave at least one clip of the video; left out
+                            if there are none
+      "queries", "whole"    number of queries, and of queries whose windows leave less than a clip
+      "mAP", "ratio"        if `standard` is given: its mAP, and that mAP divided by the spurious mAP, both as rounded
+                            here; None if the spurious mAP is 0
 
-    Where the windows are the whole video there is no context to guess from, but its length answers.
+    If the windows cover the whole video, there is no context to rely on, but the length of the video gives the answer.
     """
     lines, truth = _matched(predictions, ground_truth)
     data = _read_retrieval(lines, truth)
@@ -161,8 +160,8 @@ def spurious(
         scores["mAP"] = _retrieval_scores(_read_retrieval(*_matched(standard, ground_truth)))["full"]["MR-mAP"][
             "average"
         ]
-        left = scores["spurious-mAP"]
-        scores["ratio"] = round(scores["mAP"] / left, 2) if left else None
+        spurious_map = scores["spurious-mAP"]
+        scores["ratio"] = round(scores["mAP"] / spurious_map, 2) if spurious_map else None
     return scores
 
 
@@ -171,7 +170,7 @@ def spurious(
 
 class _Retrieval(NamedTuple):
     moments_s: np.ndarray  # (Q, K, 2) predicted start and end, seconds, in the order of the file
-    counts: np.ndarray  # int (Q,) how many of the K there are
+    counts: np.ndarray  # int (Q,) number of moments of each query; the rest of the K is padding
     ranks: np.ndarray  # int (Q, K) the moments by score, best first; equal scores keep their order
     windows_s: np.ndarray  # (Q, W, 2) annotated start and end, seconds
     real: np.ndarray  # bool (Q, W) False on padding
@@ -181,14 +180,14 @@ def _read_retrieval(lines: list[Mapping], truth: list[Mapping]) -> _Retrieval:
     moments, counts = _read(lines, "pred_relevant_windows", 3, most=MOMENTS)
     windows_s, windows = _read(truth, "relevant_windows", 2)
     if not windows.all():
-        raise ValueError(f"qid {truth[windows.argmin()]['qid']!r}: relevant_windows is empty, there is nothing to find")
+        raise ValueError(f"qid {truth[windows.argmin()]['qid']!r}: relevant_windows is empty; every query needs one")
     scores = np.where(np.arange(moments.shape[1]) < counts[:, None], moments[..., 2], -np.inf)
     ranks = np.argsort(-scores, axis=1, kind="stable")
     return _Retrieval(moments[..., :2], counts, ranks, windows_s, np.arange(windows.max()) < windows[:, None])
 
 
 def _retrieval_scores(data: _Retrieval) -> dict[str, dict[str, dict[str, float]]]:
-    """Both scores of every length range, which keeps the windows inside it, and their queries."""
+    """mAP and R1 of every length range, on the windows of that length and the queries that have one."""
     iou, length = _ranked_iou(data), data.windows_s[..., 1] - data.windows_s[..., 0]
     names, scores = [str(t) for t in IOUS.tolist()], {}
     for name, (above, most) in RANGES_S.items():
@@ -206,7 +205,7 @@ def _retrieval_scores(data: _Retrieval) -> dict[str, dict[str, dict[str, float]]
 
 
 def _covered_s(data: _Retrieval) -> np.ndarray:
-    """Seconds (Q,) that the windows of a query cover together."""
+    """Seconds (Q,) of the union of a query's windows."""
     start, end = data.windows_s.swapaxes(0, 2)  # each (W, Q); padding is from 0 to 0
     order = start.argsort(0)
     start, end = np.take_along_axis(start, order, 0), np.take_along_axis(end, order, 0)
@@ -215,14 +214,14 @@ def _covered_s(data: _Retrieval) -> np.ndarray:
 
 
 def _length_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """IoU (..., ) of a and b (..., 2), its union from the two lengths; NaN where the union is 0."""
+    """IoU (...) of a and b (..., 2), the union computed from the two lengths; NaN if the union is 0."""
     both = _intersection(a, b)
     with np.errstate(divide="ignore", invalid="ignore"):
         return both / ((a[..., 1] - a[..., 0]) + (b[..., 1] - b[..., 0]) - both)
 
 
 def _hull_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """IoU (..., ) with the union from first start to last end: the same but for the last bit, and 0 for 0/0."""
+    """IoU (...), the union computed as last end - first start: equal but for the last bit, and 0 for 0/0."""
     both = _intersection(a, b)
     hull = np.maximum(a[..., 1], b[..., 1]) - np.minimum(a[..., 0], b[..., 0])
     return np.divide(both, hull, out=np.zeros_like(both), where=hull != 0)
@@ -233,7 +232,7 @@ def _intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _ranked_iou(data: _Retrieval) -> np.ndarray:
-    """IoU (Q, K, W) of the moments, best score first, with every window; -1 where there is no such moment."""
+    """IoU (Q, K, W) of every moment, best score first, with every window; -1 for a moment that is padding."""
     moments_s = np.take_along_axis(data.moments_s, data.ranks[..., None], axis=1)
     iou = _length_iou(moments_s[:, :, None], data.windows_s[:, None])
     iou[np.arange(iou.shape[1]) >= data.counts[:, None]] = -1  # padding has no score and ranks last
@@ -241,9 +240,9 @@ def _ranked_iou(data: _Retrieval) -> np.ndarray:
 
 
 def _first_iou(data: _Retrieval, inside: np.ndarray) -> np.ndarray:
-    """IoU (Q,) of the first moment of the file with its best window inside (Q, W); 0 where there is none.
+    """IoU (Q,) of the first moment in the file with its best window among those in `inside` (Q, W); 0 without one.
 
-    As in the evaluator, `_length_iou` chooses the window, NaN above all, and `_hull_iou` is the IoU with it.
+    As in the evaluator, `_length_iou` chooses the window, NaN counting as the highest, and `_hull_iou` is the result.
     """
     first_s = data.moments_s[:, 0]
     best = np.where(inside, _length_iou(first_s[:, None], data.windows_s), -1).argmax(1)
@@ -252,7 +251,7 @@ def _first_iou(data: _Retrieval, inside: np.ndarray) -> np.ndarray:
 
 
 def _taken_iou(iou: np.ndarray, real: np.ndarray, most: int) -> np.ndarray:
-    """IoU (Q, most) of the first moments, each with the free window it overlaps most, which it takes.
+    """IoU (Q, most) of the first moments, matched greedily: each takes the free window that it overlaps most.
 
     iou (Q, K, W) in the order in which the moments choose; real bool (Q, W); 0 without a moment or a free window
     """
@@ -267,30 +266,30 @@ def _taken_iou(iou: np.ndarray, real: np.ndarray, most: int) -> np.ndarray:
 def _average_precision(iou: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """AP (Q, 10) of every query at `IOUS`, interpolated at every step of recall [Everingham et al. 2011].
 
-    iou     (Q, K, W)  of the moments, best score first; -1 where there is none
-    inside  bool (Q, W)  windows that count, at least one for each query
+    iou     (Q, K, W)  of the moments, best score first; -1 on padding
+    inside  bool (Q, W)  the windows that count, at least one for each query
     """
     hits = _hits(iou, inside)  # (Q, 10, K)
-    windows, found = inside.sum(1)[:, None, None], hits.cumsum(2)
-    precision = np.maximum.accumulate((found / np.arange(1, found.shape[2] + 1))[..., ::-1], axis=2)[..., ::-1]
-    area = (found / windows - (found - hits) / windows) * precision
+    windows, recalled = inside.sum(1)[:, None, None], hits.cumsum(2)
+    precision = np.maximum.accumulate((recalled / np.arange(1, recalled.shape[2] + 1))[..., ::-1], axis=2)[..., ::-1]
+    area = (recalled / windows - (recalled - hits) / windows) * precision
     # The evaluator's sum has one more step, of area 0, from the last recall to 1.
-    steps = np.concatenate([hits, found[..., -1:] < windows], axis=2)
+    steps = np.concatenate([hits, recalled[..., -1:] < windows], axis=2)
     return _row_sums(np.concatenate([area, np.zeros_like(area[..., :1])], axis=2), steps)
 
 
 def _hits(iou: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Which moments find a window, bool (Q, 10, K): in turn, each takes the free one of highest IoU that is enough.
+    """Which moments match a window, bool (Q, 10, K); in turn, each takes the best free window of sufficient IoU.
 
-    iou, inside   as in `_average_precision`; NaN is above every IoU
+    iou, inside   as in `_average_precision`; NaN counts as the highest IoU
     """
     n_queries, n_moments, _ = iou.shape
-    query, moment, window = np.nonzero(~(iou < IOUS[0]) & inside[:, None])  # the candidates of a moment together
+    query, moment, window = np.nonzero(~(iou < IOUS[0]) & inside[:, None])  # candidates, grouped by moment
     row = query * n_moments + moment
     counts = np.bincount(row, minlength=n_queries * n_moments)
     choice = _places(counts)
     ends = counts.cumsum()
-    for r in np.flatnonzero(counts > 1):  # rare; argsort is not stable: as in the evaluator, it decides between equals
+    for r in np.flatnonzero(counts > 1):  # rare; ties are broken as in the evaluator, by argsort
         windows = np.flatnonzero(inside[r // n_moments])
         best = windows[np.argsort(iou[r // n_moments, r % n_moments, windows])[::-1]]
         window[ends[r] - counts[r] : ends[r]] = best[: counts[r]]
@@ -298,7 +297,7 @@ def _hits(iou: np.ndarray, inside: np.ndarray) -> np.ndarray:
     hits = np.zeros((n_queries, n_moments, len(IOUS)), bool)
     free = np.ones((*inside.shape, len(IOUS)), bool)
     for turn in np.unique(moment * inside.shape[1] + choice):
-        now = np.flatnonzero(moment * inside.shape[1] + choice == turn)  # one candidate of each query at most
+        now = np.flatnonzero(moment * inside.shape[1] + choice == turn)  # at most one candidate per query
         q, m, w = query[now], moment[now], window[now]
         take = enough[now] & free[q, w] & ~hits[q, m]
         hits[q, m] |= take
@@ -310,7 +309,7 @@ def _hits(iou: np.ndarray, inside: np.ndarray) -> np.ndarray:
 
 
 def _highlight_scores(lines: list[Mapping], truth: list[Mapping]) -> dict[str, dict[str, float]]:
-    """Both scores of every level, at which each of three annotators has a truth of positive and negative clips."""
+    """mAP and Hit1 of every level; at a level, each of three annotators labels every clip positive or negative."""
     clips, saliency = _read_saliency(truth)  # (Q,), (Q, T, 3)
     listed, counts = _read(lines, "pred_saliency_scores", 1, fill=-np.inf)
     listed = listed[..., 0]
@@ -319,13 +318,13 @@ def _highlight_scores(lines: list[Mapping], truth: list[Mapping]) -> dict[str, d
     at_top[(top >= clips) | (counts == 0)] = -1  # a miss
 
     clip = np.arange(saliency.shape[1])
-    scores = np.zeros(saliency.shape[:2])  # a list that is too short goes on with zeros
+    scores = np.zeros(saliency.shape[:2])  # lists that are too short are filled up with zeros
     n = min(scores.shape[1], listed.shape[1])
     scores[:, :n] = np.where(clip[:n] < counts[:, None], listed[:, :n], 0)
     scores[clip >= clips[:, None]] = -np.inf
     order = np.argsort(-scores, axis=1, kind="stable")
     ranked = np.take_along_axis(scores, order, axis=1)
-    last = np.ones(scores.shape, bool)  # of the clips with its score: ties have one threshold
+    last = np.ones(scores.shape, bool)  # last clip of its score: clips of equal score share a threshold
     last[:, :-1] = ranked[:, 1:] != ranked[:, :-1]
     truths = np.take_along_axis(saliency.swapaxes(1, 2), order[:, None], axis=2)  # (Q, 3, T)
     return {
@@ -343,12 +342,13 @@ def _highlight_precision(positive: np.ndarray, last: np.ndarray) -> np.ndarray:
     positive  bool (Q, 3, T)  clips, best score first; padding, negative, comes last
     last      bool (Q, T)  the last clip of its score
 
-    The evaluator holds recall in float32, which keeps its steps apart below 2^23 clips; so we count positives.
+    The evaluator computes recall in float32, which is exact enough to tell its steps apart below 2^23 clips; here the
+    positives are counted instead.
     """
-    found = np.maximum.accumulate(np.where(last[:, None], positive.cumsum(2, dtype=np.int32), 0), axis=2)
-    precision = np.maximum.accumulate((found / np.arange(1, found.shape[2] + 1))[..., ::-1], axis=2)
-    rises = np.diff(found, axis=2, prepend=0) > 0
-    return _row_sums(precision, rises[..., ::-1]) / np.maximum(rises.sum(2), 1)  # lowest threshold first, as there
+    recalled = np.maximum.accumulate(np.where(last[:, None], positive.cumsum(2, dtype=np.int32), 0), axis=2)
+    precision = np.maximum.accumulate((recalled / np.arange(1, recalled.shape[2] + 1))[..., ::-1], axis=2)
+    rises = np.diff(recalled, axis=2, prepend=0) > 0
+    return _row_sums(precision, rises[..., ::-1]) / np.maximum(rises.sum(2), 1)  # lowest first, as in the evaluator
 
 
 def _read_saliency(truth: list[Mapping]) -> tuple[np.ndarray, np.ndarray]:
@@ -372,18 +372,18 @@ def _read_saliency(truth: list[Mapping]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _highlights_only(truth: list[Mapping]) -> bool:
-    """No line has windows, and some have what annotators say of every clip."""
+    """Whether no line has windows and some have the annotators' labels of every clip."""
     return all(line.get("relevant_windows") is None for line in truth) and any(
         isinstance(line.get("label"), list | tuple) for line in truth
     )
 
 
 def _top_scores(lines: list[Mapping], truth: list[Mapping]) -> np.ndarray:
-    """The AP (Q,) of the five clips of highest score, mean over the annotators.  [TVSum]
+    """The AP (Q,) of the five clips of highest score, averaged over the annotators.  [TVSum]
 
-    To each annotator those clips are positive that are labelled above the lower median of all of the video's labels.
-    Recall is of the positives among the five, so a list without any has AP 0; the area is that of trapezia, from
-    precision 1 on. Of clips without a label, or without a score, there is nothing to rank.
+    For each annotator, the positive clips are those labelled above the lower median of the labels of the video. Recall
+    counts only the positives among the five, so the AP is 0 if there are none; the area is summed by trapezia, starting
+    at precision 1. Clips without a label or without a score are not ranked.
     """
     listed, counts = _read(lines, "pred_saliency_scores", 1)
     averages = []
@@ -392,15 +392,15 @@ def _top_scores(lines: list[Mapping], truth: list[Mapping]) -> np.ndarray:
         positive = labels > np.sort(labels, axis=0)[(len(labels) - 1) // 2]
         best = np.argsort(-scores[: min(n, len(labels))], kind="stable")[:BEST]
         hits = positive[best]  # (5, A)
-        found, start = hits.cumsum(0), np.zeros((1, hits.shape[1]))
-        recall = np.concatenate([start, found / np.maximum(hits.sum(0), 1)])
-        precision = np.concatenate([start + 1, found / np.arange(1, len(hits) + 1)[:, None]])
+        recalled, start = hits.cumsum(0), np.zeros((1, hits.shape[1]))
+        recall = np.concatenate([start, recalled / np.maximum(hits.sum(0), 1)])
+        precision = np.concatenate([start + 1, recalled / np.arange(1, len(hits) + 1)[:, None]])
         averages.append((np.diff(recall, axis=0) * (precision[:-1] + precision[1:]) / 2).sum(0).mean())
     return np.array(averages)
 
 
 def _read_labels(line: Mapping) -> np.ndarray:
-    """What every annotator says of every clip (T, A)."""
+    """The label of every clip by every annotator (T, A)."""
     rows = line.get("label")
     if not isinstance(rows, list | tuple) or not rows:
         problem = f"is {reprlib.repr(rows)}, not a list per clip" if "label" in line else "is missing"
@@ -416,72 +416,55 @@ def _read_labels(line: Mapping) -> np.ndarray:
 # ---- lines and arrays ----
 
 
-def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a .jsonl or .jsonl.gz file, blank ones left out; ValueError names the file and the line."""
-    path, lines = Path(path), []
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-            for number, text in enumerate(file, 1):
-                if text.strip():
-                    try:
-                        lines.append(json.loads(text.rstrip()))
-                    except json.JSONDecodeError as error:
-                        raise ValueError(f"{path}, line {number}: {error.msg} at column {error.colno}") from None
-                    if not isinstance(lines[-1], dict):
-                        raise ValueError(f"{path}, line {number}: {reprlib.repr(lines[-1])} is not a JSON object")
-    except (EOFError, UnicodeDecodeError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path}: cannot be read, {error}") from None
-    return lines
-
-
 def _matched(predictions: Iterable, ground_truth: Iterable) -> tuple[list[Mapping], list[Mapping]]:
-    """The lines of both, in the order of the predictions."""
+    """The lines of both, matched by id, in the order of the predictions."""
     lines, truth = _lines(predictions, "predictions"), _lines(ground_truth, "ground truth")
-    several = _several(lines) | _several(truth)
-    lines, truth = _by_id(lines, several, "predictions"), _by_id(truth, several, "ground truth")
-    for name, found in (("predictions", lines), ("ground truth", truth)):
-        if bare := [key for key in found if isinstance(key, tuple) and key[1] is None]:
+    repeated = _repeated(lines) | _repeated(truth)
+    lines, truth = _by_id(lines, repeated, "predictions"), _by_id(truth, repeated, "ground truth")
+    for name, by_id in (("predictions", lines), ("ground truth", truth)):
+        if bare := [key for key in by_id if isinstance(key, tuple) and key[1] is None]:
             raise ValueError(f"{name}: vid is missing, which tells the lines of one query apart: qid {_few(bare)}")
     if lines.keys() != truth.keys():
-        lone = [_few([key for key in one if key not in other]) for one, other in ((lines, truth), (truth, lines))]
+        lone = [_few([key for key in a if key not in b]) for a, b in ((lines, truth), (truth, lines))]
         raise ValueError(f"query ids differ: only in the predictions {lone[0]}; only in the ground truth {lone[1]}")
     return list(lines.values()), [truth[key] for key in lines]
 
 
 def _lines(lines: Iterable, name: str) -> list[Mapping]:
-    found = []
+    """The lines as dicts; ValueError if there are none or one has no valid qid."""
+    dicts = []
     for number, line in enumerate(lines, 1):
         line = line.as_line() if hasattr(line, "as_line") else line
         if not isinstance(line.get("qid") if isinstance(line, Mapping) else None, int | str | np.integer):
             raise ValueError(f"{name}, line {number}: qid is missing, or neither a whole number nor text")
-        found.append(line)
-    if not found:
+        dicts.append(line)
+    if not dicts:
         raise ValueError(f"{name}: no lines")
-    return found
+    return dicts
 
 
-def _several(lines: list[Mapping]) -> set[int | str]:
-    """The queries that have several lines."""
+def _repeated(lines: list[Mapping]) -> set[int | str]:
+    """The ids of queries with more than one line."""
     return {qid for qid, n in Counter(line["qid"] for line in lines).items() if n > 1}
 
 
-def _by_id(lines: list[Mapping], several: set[int | str], name: str) -> dict[int | str | tuple, Mapping]:
-    """Lines by qid, those of `several` by (qid, vid)."""
-    found, twice = {}, []
+def _by_id(lines: list[Mapping], repeated: set[int | str], name: str) -> dict[int | str | tuple, Mapping]:
+    """Lines by qid, or by (qid, vid) if the qid is in `repeated`."""
+    by_id, twice = {}, []
     for line in lines:
-        key = (line["qid"], line.get("vid")) if line["qid"] in several else line["qid"]
+        key = (line["qid"], line.get("vid")) if line["qid"] in repeated else line["qid"]
         if isinstance(key, tuple) and not isinstance(key[1], int | str | np.integer | None):
             raise ValueError(f"{name}: qid {key[0]!r}: vid is neither a whole number nor text")
-        if key in found:
+        if key in by_id:
             twice.append(key)
-        found[key] = line
+        by_id[key] = line
     if twice:
         raise ValueError(f"{name}: query ids given more than once: {_few(list(dict.fromkeys(twice)))}")
-    return found
+    return by_id
 
 
 def _few(keys: list) -> str:
-    """At most five of them."""
+    """At most five keys as text."""
     pairs = [key if isinstance(key, tuple) else (key, None) for key in keys[:5]]
     names = [repr(qid) if vid is None else f"{qid!r} on {vid!r}" for qid, vid in pairs]
     return (", ".join(names) or "none") + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
@@ -490,9 +473,11 @@ def _few(keys: list) -> str:
 def _read(
     lines: list[Mapping], field: str, width: int, *, most: int | None = None, fill: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A field that lists rows of `width` numbers (plain numbers if 1), as an array (Q, longest, width) and int (Q,).
+    """Read a field that lists rows of `width` numbers (plain numbers if 1).
 
-    The first `most` rows of a line count; `fill` stands where a line has fewer rows than the longest.
+    most     only the first `most` rows of a line are read
+    fill     value of the padding
+    returns  float64 (Q, longest, width), and the number of rows of each line, int (Q,)
     """
     lists = []
     for line in lines:
@@ -520,7 +505,7 @@ def _checked(lines: list[Mapping], field: str, lists: list[list], width: int) ->
 
 
 def _array(rows: list, width: int) -> np.ndarray | None:
-    """Rows of `width` finite numbers as float64 (rows, width); None where one is something else."""
+    """Rows of `width` finite numbers as float64 (rows, width); None if a row is anything else."""
     if width > 1:
         if not all(issubclass(kind, list | tuple) for kind in set(map(type, rows))) or set(map(len, rows)) - {width}:
             return None
@@ -535,14 +520,14 @@ def _array(rows: list, width: int) -> np.ndarray | None:
 
 
 def _places(counts: np.ndarray) -> np.ndarray:
-    """0, 1, ... n - 1 for every n of counts, one after the other."""
+    """Concatenate 0, 1, ... n - 1 for every n of counts."""
     return np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
 
 
 def _row_sums(values: np.ndarray, keep: np.ndarray) -> np.ndarray:
-    """The sum (...) of values (..., n) where keep (..., n), equal to `np.sum(row[keep])` to the last bit.
+    """The sum (...) of values (..., n) where keep (..., n) is True, equal to `np.sum(row[keep])` to the last bit.
 
-    The order in which numpy adds depends on how many numbers there are, so rows with equally many go together.
+    The order in which numpy adds depends on how many numbers it adds, so rows of equal number are summed together.
     """
     counts, kept = keep.sum(-1), values[keep]
     sums, starts = np.zeros(counts.shape), (counts.cumsum() - counts.ravel()).reshape(counts.shape)
@@ -553,6 +538,7 @@ def _row_sums(values: np.ndarray, keep: np.ndarray) -> np.ndarray:
 
 
 def _percent(share: float) -> float:
+    """A share as a percentage with two decimals."""
     return float(f"{100 * share:.2f}")
 
 
@@ -560,7 +546,7 @@ def _percent(share: float) -> float:
 
 
 def report(predictions: Sequence[Mapping], ground_truth: Sequence[Mapping]) -> str:
-    """All scores as text, `brief` first; arguments as in `evaluate`."""
+    """All scores as a text of tables, "brief" first; arguments as in `evaluate`."""
     scores = evaluate(predictions, ground_truth)
     tables = [_table("brief", {name: {"": value} for name, value in scores["brief"].items()})]
     ranges = [name for name in RANGES_S if name in scores]

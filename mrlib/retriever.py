@@ -12,7 +12,7 @@ from mrlib.data import Batch
 
 
 class MomentRetriever(nn.Module):
-    """From a batch to scored moments."""
+    """An aligner and a detector, which together turn a batch into scored moments."""
 
     def __init__(
         self,
@@ -23,37 +23,37 @@ class MomentRetriever(nn.Module):
         max_windows: int = 10,
         recipe: dict[str, Any] | None = None,
     ):
-        """An aligner and a detector.
+        """Combine an aligner and a detector.
 
-        round_s      predicted times are rounded to multiples of this, in seconds; None: not at all
-        max_windows  predictions a query at most
-        recipe       how `mrlib.papers` builds the same again; a checkpoint needs it
+        round_s      predicted times are rounded to multiples of this, in seconds; None: they are not rounded
+        max_windows  largest number of predictions per query
+        recipe       the arguments by which `mrlib.papers` builds this model again; checkpoints need it
         """
         super().__init__()
         self.aligner, self.detector = aligner, detector
         self.round_s, self.max_windows, self.recipe = round_s, max_windows, recipe
 
     def forward(self, batch: Batch) -> tuple[Aligned, dict[str, Tensor]]:
-        """What the aligner and the detector make of a batch; neither reads its labels."""
+        """The outputs of the aligner and of the detector for a batch; neither reads its labels."""
         aligned = self.aligner(batch)
         return aligned, self.detector(aligned, batch)
 
     def losses(
         self, aligned: Aligned, outputs: dict[str, Tensor], batch: Batch, teacher: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """Every loss term of both, by name.
+        """All loss terms of the aligner and the detector, by name.
 
-        teacher  what another retriever's detector gave for the batch, to learn from; None: there is none
+        teacher  the outputs of another retriever's detector for the same batch, to learn from; None: no teacher
         """
-        taught = {} if teacher is None else {"teacher": teacher}
-        return {**self.aligner.losses(aligned, batch), **self.detector.losses(outputs, aligned, batch, **taught)}
+        options = {} if teacher is None else {"teacher": teacher}
+        return {**self.aligner.losses(aligned, batch), **self.detector.losses(outputs, aligned, batch, **options)}
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> list[dict[str, Any]]:
-        """Lines of a QVHighlights submission, a line per sample; windows in seconds, best first.
+        """Predict the lines of a QVHighlights submission, one per sample; windows in seconds, best first.
 
-        `pred_saliency_scores`, one per clip, is there when the aligner gives saliency. The batch comes to the model's
-        device.
+        Lines have `pred_saliency_scores`, one per clip, if the aligner gives saliency. The batch is moved to the
+        model's device.
         """
         batch = batch.unlabelled().to(next(self.parameters(), batch.target).device)
         training = self.training
@@ -65,7 +65,7 @@ class MomentRetriever(nn.Module):
             self.train(training)
         kept = slice(0, self.max_windows)
         spans, scores, mask = (x[:, kept].cpu() for x in (moments.spans, moments.scores, moments.mask))
-        # to the millisecond: 41 / 75 of 150 s in float32 is 82.000002, and an IoU of exactly 0.5 would be missed
+        # rounded to milliseconds: in float32, 41 / 75 of 150 s is 82.000002 s, which can miss an IoU of exactly 0.5
         length_s, duration_s = (batch.lengths * batch.clip_s).double().cpu(), batch.duration_s.double().cpu()
         windows = (spans.double() * length_s[:, None, None]).round(decimals=3)
         if self.round_s is not None:

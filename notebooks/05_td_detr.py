@@ -68,10 +68,10 @@ from mrlib.align.text_to_video import Words
 from mrlib.audit import cut, on_its_own, reads_labels
 from mrlib.augment.synthesize import pair_similarity, synthesize
 from mrlib.data import Bank, MomentDataset, load_annotations
-from mrlib.data.probes import dynamic_context, mask_moments, take_out
 from mrlib.layers import endpoints, sine_positions
 from mrlib.ops import spans
 from mrlib.ops.draw import Draw
+from mrlib.probes import dynamic_context, mask_moments, take_out
 from mrlib.sim.world import World, parameters
 from mrlib.train import fit, headline, predict_all, scores_of
 

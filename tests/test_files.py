@@ -1,6 +1,7 @@
 """Files that are either whole or not there."""
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mrlib import files
+from mrlib.files import read_jsonl, write_jsonl
 
 
 def names(folder):
@@ -85,3 +87,10 @@ with whole_file({str(tmp_path / "a.txt")!r}) as file:
     assert (tmp_path / "a.txt").read_text() == "old"
     (partial,) = set(names(tmp_path)) - {"a.txt"}
     assert partial.endswith(files.PARTIAL)
+
+
+def test_lines_are_read_as_they_were_written(tmp_path):
+    rows = [{"a": 1, "b": [0.1, None]}, {"text": "zwölf\n"}]
+    write_jsonl(tmp_path / "deep" / "rows.jsonl", iter(rows))
+    assert read_jsonl(tmp_path / "deep" / "rows.jsonl") == rows
+    assert (tmp_path / "deep" / "rows.jsonl").read_text() == "".join(f"{json.dumps(row)}\n" for row in rows)

@@ -90,7 +90,7 @@ def test_a_row_is_known_by_what_its_paper_chooses_and_not_by_what_every_paper_ha
     """A field that papers get one day, with a default, makes no row another; a number that is chosen does."""
     arm = Arm("f2sgd")
     before = arm.identity(0)["paper"]
-    assert '"start"' not in json.dumps(grid._chosen(papers.get("f2sgd", "small")))
+    assert '"start"' not in json.dumps(grid._changed(papers.get("f2sgd", "small")))
     stage = papers.PAPERS["f2sgd"].stages[0]
     slower = papers.replace(stage, optimiser=papers.replace(stage.optimiser, weight_decay=0.5))
     monkeypatch.setitem(papers.PAPERS, "f2sgd", papers.replace(papers.PAPERS["f2sgd"], stages=(slower,)))

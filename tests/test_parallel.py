@@ -14,7 +14,7 @@ def together(rank):
     weights = nn.Linear(2, 1)
     nn.init.constant_(weights.weight, rank + 1.0)
     nn.init.constant_(weights.bias, -rank)
-    parallel.same_everywhere(weights)
+    parallel.broadcast_weights(weights)
 
     every, first, none, frozen = (nn.Parameter(torch.zeros(2)) for _ in range(4))
     half = nn.Parameter(torch.zeros(2, 1, dtype=torch.bfloat16))
@@ -32,8 +32,8 @@ def together(rank):
         "gradients": [None if p.grad is None else p.grad.tolist() for p in (every, first, none, frozen)],
         "half": half.grad,
         "average": parallel.average({"a": 3.0 * rank, "b": 0.1}, CPU),
-        "seven": parallel.dealt(list(range(rank, 7, 3))),
-        "words": parallel.dealt([["a"], {"b": 1}][rank : rank + 1]),
+        "seven": parallel.gather(list(range(rank, 7, 3))),
+        "words": parallel.gather([["a"], {"b": 1}][rank : rank + 1]),
     }
 
 
@@ -75,7 +75,7 @@ def test_one_process_alone_keeps_what_it_has():
     parallel.barrier()
     module = nn.Linear(2, 1)
     before = module.weight.clone()
-    parallel.same_everywhere(module)
+    parallel.broadcast_weights(module)
     assert torch.equal(module.weight, before)
     assert parallel.average({"a": 2.0}, CPU) == {"a": 2.0}
-    assert parallel.dealt((3, 1, 2)) == [3, 1, 2]
+    assert parallel.gather((3, 1, 2)) == [3, 1, 2]

@@ -9,7 +9,7 @@ import torch
 from mrlib import baselines
 from mrlib.data import Sample, open_dataset
 from mrlib.data.layouts import open_files
-from mrlib.data.probes import PROBES, contexts, dynamic_context, mask_moments, read, show, write
+from mrlib.probes import PROBES, contexts, dynamic_context, mask_moments, read, show, write
 from mrlib.sim import export
 from mrlib.sim.world import World, parameters
 from tests.support.files import (
@@ -221,7 +221,7 @@ def test_an_event_that_does_not_happen_leaves_its_place_and_all_other_clips():
 
 def test_an_event_that_does_not_happen_is_one_of_the_simulator(root):
     with pytest.raises(
-        ValueError, match="only simulated videos can be made without an event, those of qvhighlights be"
+        ValueError, match="only simulated videos can be made without an event; mask the moments of qvhighlights"
     ):
         PROBES["absent"](open_files("qvhighlights", root, "val"))
 
@@ -305,10 +305,10 @@ def test_a_split_of_other_data_is_refused(tmp_path):
     with pytest.raises(ValueError, match="qid 1 on 'a': no video 'z'"):
         show(dataset, [replace(chosen[0], partner="z"), *chosen[1:]])
     for wrong in ([-1] * 4, [-1, -1, -1, -1, 8]):
-        with pytest.raises(ValueError, match="another length of one of the videos, which have 5 and 8"):
+        with pytest.raises(ValueError, match="the context does not fit the videos, which have 5 and 8 clips"):
             show(dataset, [replace(chosen[0], clips=wrong), *chosen[1:]])
     (tmp_path / "bad.jsonl").write_text('{"qid": 1, "vid": "a"}\n')
-    with pytest.raises(ValueError, match="bad.jsonl: a line has not the fields qid, vid, partner and clips"):
+    with pytest.raises(ValueError, match="bad.jsonl: a line does not have the fields qid, vid, partner and clips"):
         read(tmp_path / "bad.jsonl")
 
 
@@ -328,7 +328,7 @@ def test_what_cannot_be_probed_is_refused(tmp_path):
         mask_moments(sim, "black")
     with pytest.raises(ValueError, match="margin is"):
         mask_moments(sim, margin=(-1, 0))
-    with pytest.raises(ValueError, match=r"share is 1.5; from 0 to 1"):
+    with pytest.raises(ValueError, match=r"share is 1.5; it must be from 0 to 1"):
         dynamic_context(sim, 1.5)
     with pytest.raises(ValueError, match="one video only"):
         dynamic_context(sim.subset([0]))

@@ -250,7 +250,7 @@ if rank == 0:
 parallel.average_gradients(nn.ParameterList([one_rank, none]))
 
 shared = papers.build(paper, train, seed=rank)
-parallel.same_everywhere(shared)
+parallel.broadcast_weights(shared)
 
 retriever = papers.build(paper, train, seed=rank)
 started = {k: v.clone() for k, v in retriever.state_dict().items()}

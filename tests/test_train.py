@@ -16,7 +16,7 @@ import torch
 from mrlib import baselines, checkpoint, files, metrics, papers
 from mrlib.augment import identity
 from mrlib.data import open_dataset
-from mrlib.data.probes import PROBES, mask_moments
+from mrlib.probes import PROBES, mask_moments
 from mrlib.retriever import MomentRetriever
 from mrlib.train import History, experiment, fit, headline, main, predict_all, scores_of
 
@@ -208,7 +208,7 @@ def test_an_experiment_scores_splits_and_probes_of_the_scored_split(tmp_path, ca
     main([*command, "--out", str(tmp_path / "run")])
     printed = json.loads(capsys.readouterr().out)["probes"]
     assert printed == {n: headline(scores["probes"][n]) | {"beside": scores["probes"][n]["beside"]} for n in names}
-    with pytest.raises(SystemExit, match="probe 'val_shifted', none of masked_noise, .*no split either: unknown split"):
+    with pytest.raises(SystemExit, match="'val_shifted' is neither a split nor one of masked_noise, .*: unknown split"):
         main([*command[:-1], "val_shifted", "--out", str(tmp_path / "nowhere")])
     assert not (tmp_path / "nowhere").exists()
 

@@ -127,7 +127,7 @@ _MEMBERS = {
     "MomentDataset": "mrlib.data.dataset",
     "open_dataset": "mrlib.datasets",
 }
-_SUBMODULES = ("annotations", "arrays", "bank", "check", "dataset", "features", "layouts", "pairs", "probes")
+_SUBMODULES = ("annotations", "arrays", "bank", "check", "dataset", "features", "layouts", "pairs")
 _SUBMODULES += ("problems", "sportsmoments", "stand_in")
 
 

@@ -14,8 +14,8 @@ from mrlib.align.dual_stage import (
     turned,
 )
 from mrlib.align.joint import JointEncoder
-from mrlib.layers import Sizes
 from mrlib.data import Widths
+from mrlib.layers import Sizes
 from mrlib.ops import alignment
 from tests.support.batches import alone, make_batch
 

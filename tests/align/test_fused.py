@@ -6,8 +6,8 @@ from torch import nn
 
 from mrlib import papers
 from mrlib.align.fused import FusedAligner
-from mrlib.layers import Projected, Sizes
 from mrlib.data import Widths
+from mrlib.layers import Projected, Sizes
 from tests.support.batches import LENGTHS, batch_of
 
 WIDTHS = Widths(24, 12, 16)
@@ -58,7 +58,7 @@ def test_what_lacks_fuse_cannot_be_built():
 
     with pytest.raises(TypeError, match="fuse"):
         Lacking(WIDTHS, Sizes(width=16))
-    assert Projected(WIDTHS, Sizes(width=16)).width == 16
+    assert Projected(24, 12, Sizes(width=16)).width == 16
 
 
 def test_sizes_are_those_of_qd_detr_where_nothing_is_said():

@@ -7,11 +7,10 @@ import torch
 
 from mrlib import papers
 from mrlib.align import saliency
-from mrlib.layers import Sizes
-from mrlib.align.taskweave import TaskWeaveAligner, peaks, above_mean
+from mrlib.align.taskweave import TaskWeaveAligner, above_mean, peaks
 from mrlib.align.text_to_video import Words
 from mrlib.data import Widths
-from mrlib.layers import sine_positions
+from mrlib.layers import Sizes, sine_positions
 from tests.support.batches import LENGTHS, batch_of
 
 WIDTHS = Widths(24, 12, 16)

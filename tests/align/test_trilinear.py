@@ -9,9 +9,9 @@ from torch import nn
 
 from mrlib import papers
 from mrlib.align import Aligned
-from mrlib.layers import Sizes
 from mrlib.align.trilinear import TrilinearAligner, TrilinearFusion, batch_contrast
 from mrlib.data import Widths
+from mrlib.layers import Sizes
 from tests.support.batches import LENGTHS, alone, batch_of, make_batch, spoilt
 
 K = 1 / 0.07

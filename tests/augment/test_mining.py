@@ -1,7 +1,7 @@
 """Mining: halves of the videos, what is confusing by hand-worked cases, the file that it leaves."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -44,16 +44,16 @@ def test_halves_are_a_function_of_the_seed():
 
 def test_a_set_that_cannot_be_halved_or_has_no_windows_is_refused_before_anything_is_written(tmp_path):
     data = world([9], [(0, [(0, 2)], [], None)] * 3)
-    with pytest.raises(ValueError, match="worlds train has one video; to mine, one half"):
+    with pytest.raises(ValueError, match="worlds train has one video; mining needs two"):
         mining.halves(data, DRAW)
     bare = world([9, 9], [(v, [(0, 2)], [], None) for v in range(2)])
     bare = replace(bare, samples=[replace(s, relevant_windows=None) for s in bare.samples], _annotations=None)
-    with pytest.raises(ValueError, match="worlds train has no annotated windows beside which to mine"):
+    with pytest.raises(ValueError, match="worlds train has samples without annotated windows"):
         mining.halves(bare, DRAW)
     paper = papers.get("amr", "small", **SMALL, augment="identity")
     for each in (data, bare):
         retriever = papers.build(paper, each)
-        with pytest.raises(ValueError, match="one video|no annotated"):
+        with pytest.raises(ValueError, match="one video|without annotated"):
             fit(retriever, each, None, paper, tmp_path / "run", device="cpu", progress=False)
     assert not (tmp_path / "run").exists()
 
@@ -123,7 +123,7 @@ def test_what_was_mined_is_written_with_its_settings_and_read_back(tmp_path):
         world([10, 6, 9], [(v, [(0, 2)], [], {0: [4, 3, 2], 1: [1, 1, 1]}) for v in range(3)]), wrong
     )
     stage, file = papers.get("amr").stages[0], tmp_path / "wrong_spans.jsonl"
-    mining.write(file, data, stage)
+    mining.write(file, data, asdict(stage))
     assert mining.read(file) == wrong
     assert load_annotations(file) == data.samples
     settings = json.loads(file.with_suffix(".json").read_text())

@@ -16,8 +16,8 @@ from mrlib.align.saliency import foreign_rows
 from mrlib.augment import identity
 from mrlib.augment.synthesize import PARTNERS, pair_similarity, synthesize, synthesize_official
 from mrlib.data import Bank, MomentDataset
-from mrlib.data.probes import mask_moments
 from mrlib.ops.draw import Draw
+from mrlib.probes import mask_moments
 from mrlib.train import fit
 from tests.support.worlds import chi_square, real_training_set, world
 

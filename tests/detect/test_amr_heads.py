@@ -9,9 +9,9 @@ from torch import nn
 
 from mrlib import papers
 from mrlib.data import Widths
+from mrlib.detect.amr_heads import FocalHead, IouHead, MaskHead
 from mrlib.detect.dab import DabDecoder
 from mrlib.detect.detr import Decoded, DetrDecoder, DetrDetector, SpanHead, to_ends
-from mrlib.detect.amr_heads import FocalHead, IouHead, MaskHead
 from tests.support.batches import make_batch
 from tests.support.detr import aligned_of
 from tests.support.modules import shaken

@@ -53,7 +53,9 @@ def test_every_layer_moves_the_spans_and_begins_where_the_one_before_ended():
     torch.testing.assert_close(still, anchors.expand(3, -1, -1, -1), rtol=1e-4, atol=1e-4)
     decoder.move.layers[-1].bias.data = torch.tensor([0.5, -0.25])
     moved = decoder(aligned_of(batch)).references
-    torch.testing.assert_close(inverse_sigmoid(moved[2]) - inverse_sigmoid(moved[0]), torch.tensor([1.0, -0.5]).expand(2, 4, 2))
+    torch.testing.assert_close(
+        inverse_sigmoid(moved[2]) - inverse_sigmoid(moved[0]), torch.tensor([1.0, -0.5]).expand(2, 4, 2)
+    )
 
 
 def test_the_next_layer_reads_a_span_without_its_gradient_and_the_heads_with_it():

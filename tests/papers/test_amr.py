@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from mrlib import checkpoint, files, metrics, papers, train
+from mrlib import checkpoint, files, metrics, papers
 from mrlib.augment import identity, mining
 from mrlib.augment.splice import splice, splice_official
 from mrlib.checkpoint import load_official
 from mrlib.data import Bank, Widths
 from mrlib.ops.draw import Draw
+from mrlib.stages import TrainingRunner
 from mrlib.train import fit, main, predict_all
+from mrlib.trainer import Trainer
 from tests.reference import official_amr
 from tests.reference.official_amr import clip_losses, distill, layer_losses, make_opt, matching, random_network
 from tests.reference.official_univtg import save
@@ -137,23 +139,29 @@ def test_mined_windows_are_in_the_batches_of_the_stages_that_follow(world, monke
 @pytest.mark.parametrize("preset", [None, "official"])
 def test_the_teacher_is_the_first_stage_at_its_end_and_learns_nothing(preset, world, monkeypatch):
     """[AMR stage 2] In evaluation mode; as released it asks with queries that nobody trained."""
-    make, teachers = train._Run._teacher, []
+    make, teachers = TrainingRunner._make_teacher, []
+    step, used = Trainer._train_step, {}
 
-    def watched(run, stage):
-        teacher = make(run, stage)
-        teachers.append((stage.name, teacher, teacher and digest(teacher), run))
+    def watched(runner, state):
+        teacher = make(runner, state)
+        teachers.append((runner.stage.name, teacher, teacher and digest(teacher), state))
         return teacher
 
-    monkeypatch.setattr(train._Run, "_teacher", watched)
+    def watched_step(self, *rest):
+        used[self.stage.name] = self.teacher
+        return step(self, *rest)
+
+    monkeypatch.setattr(TrainingRunner, "_make_teacher", watched)
+    monkeypatch.setattr(Trainer, "_train_step", watched_step)
     paper = small(stages=["coldstart", "distill"], preset=preset, decoder_layers=2)
     retriever, _ = trained(paper, (world[0], None))
-    (first, none, _, _), (second, teacher, before, run) = teachers
-    assert (first, none, second) == ("coldstart", None, "distill") and run.teacher is teacher
+    (first, none, _, _), (second, teacher, before, state) = teachers
+    assert (first, none, second) == ("coldstart", None, "distill") and used["distill"] is teacher
     assert digest(teacher) == before
     assert not teacher.training and not any(module.training for module in teacher.modules())
     assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
     assert not {p.data_ptr() for p in teacher.parameters()} & {p.data_ptr() for p in retriever.parameters()}
-    last, own = run.kept["coldstart", "last"], teacher.state_dict()
+    last, own = state.weights_of("coldstart", "last"), teacher.state_dict()
     assert last.keys() == own.keys()
     anchors = "detector.decoder.moment_queries.weight"
     assert all(torch.equal(last[name], x) for name, x in own.items() if name != anchors)
@@ -228,17 +236,17 @@ def test_a_run_killed_in_the_middle_of_an_epoch_ends_with_the_same_bytes(whole, 
             yield indices
 
     for stage in ("mining_1", "mining_2", "coldstart", "distill"):
-        epoch = train._Run._train_epoch
+        epoch = Trainer.train_epoch
 
-        def stopped(run, current, *rest, stage=stage, epoch=epoch):
+        def stopped(self, *rest, stage=stage, epoch=epoch):
             with monkeypatch.context() as patch:
-                if current.name == stage:
+                if self.stage.name == stage:
                     killed.append(stage)
                     patch.setattr(torch.Tensor, "split", steps)
-                return epoch(run, current, *rest)
+                return epoch(self, *rest)
 
         with monkeypatch.context() as patch:
-            patch.setattr(train._Run, "_train_epoch", stopped)
+            patch.setattr(Trainer, "train_epoch", stopped)
             with pytest.raises(KeyboardInterrupt):
                 trained(small(**TWICE), world, tmp_path)
     trained(small(**TWICE), world, tmp_path)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mrlib.data import Labels
-from mrlib.sim.script import SHOWN, correlate, rendition, saliency, shots, visibility, draw_script
+from mrlib.sim.script import SHOWN, correlate, draw_script, rendition, saliency, shots, visibility
 from mrlib.sim.world import Dice, World, parameters
 from tests.support.simulated import homes, val
 

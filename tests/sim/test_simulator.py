@@ -14,9 +14,9 @@ from torch import nn
 
 from mrlib.baselines import anchor_inside, anchor_interval, query_similarity
 from mrlib.data import MomentDataset, Sample, load_annotations, open_dataset
+from mrlib.metrics import evaluate
 from mrlib.sim import SPLITS, export, open_sim
 from mrlib.sim.world import KNOBS, SIZES
-from mrlib.metrics import evaluate
 from tests.support.simulated import val
 
 # --- calibration -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,148 @@
+"""Train a retriever for one epoch of a stage: order of the samples, steps, losses, gradients."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from mrlib import papers, parallel
+from mrlib.data import Batch, MomentDataset
+from mrlib.ops.draw import Draw
+from mrlib.papers import Paper, Stage
+from mrlib.retriever import MomentRetriever
+from mrlib.run_state import RunState
+from mrlib.scoring import predict_all, scores_of
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a training run is given: the arguments of `mrlib.train.fit` that its stages share."""
+
+    retriever: MomentRetriever
+    train: MomentDataset
+    val: MomentDataset | None
+    probes: Mapping[str, MomentDataset]
+    paper: Paper
+    seed: int
+    device: torch.device
+    precision: str
+    compile: bool
+
+    def predict(self, dataset: MomentDataset) -> list[dict[str, Any]]:
+        """The predictions of the retriever as it is now."""
+        return predict_all(self.retriever, dataset, self.paper.stages[-1].batch_size)
+
+    def probe_scores(self) -> dict[str, dict[str, Any]]:
+        """`scores_of` the retriever as it is now, for every probe."""
+        return {name: scores_of(self.predict(probe), probe) for name, probe in self.probes.items()}
+
+
+class Trainer:
+    """Trains the retriever of a run on the data of one stage."""
+
+    def __init__(self, setup: Setup, stage: Stage, data: MomentDataset, teacher: MomentRetriever | None = None):
+        """data: the stage's training set; teacher: a frozen retriever whose outputs go to the losses."""
+        self.setup, self.stage, self.data, self.teacher = setup, stage, data, teacher
+        self.retriever = setup.retriever
+        self.model: nn.Module = torch.compile(setup.retriever) if setup.compile else setup.retriever
+        self.optimiser = _optimiser(stage, setup.retriever)
+        self.epoch_steps = math.ceil(len(data) / stage.batch_size)
+
+    def train_epoch(self, epoch: int, state: RunState, bar: tqdm) -> dict[str, float]:
+        """Train on every sample once; returns the learning rate, mean losses and the augmenter's counts.
+
+        epoch  counted from 0
+        """
+        setup, stage, rank = self.setup, self.stage, parallel.ranks()[0]
+        draw = Draw(setup.seed, stage.name, epoch)
+        positions = torch.arange(len(self.data), device=setup.device)
+        order = positions[draw("order", positions).argsort()]
+        sums: dict[str, float] = {}
+        counts: dict[str, Tensor] = {}
+        self.retriever.train()
+        for i, indices in enumerate(order.split(stage.batch_size)):
+            step = epoch * self.epoch_steps + i
+            torch.manual_seed(seed_of(setup.seed, stage.name, step, rank))
+            lr = self._set_learning_rate(step)
+            batch = papers.AUGMENTERS[stage.augment](indices, self.data, draw, **stage.augment_options)
+            for name, each in batch.counts.items():
+                counts[name] = counts.get(name, 0) + each.sum()
+            losses = self._train_step(batch, f"stage {stage.name!r}, epoch {epoch + 1}, step {step}")
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + value
+            state.steps += 1
+            bar.update()
+            bar.set_postfix_str(
+                f"{stage.name} epoch {epoch + 1}/{stage.epochs}, loss {losses['loss']:.4g}", refresh=False
+            )
+        means = parallel.average({name: total / self.epoch_steps for name, total in sums.items()}, setup.device)
+        return {"lr": lr} | means | {f"augment/{name}": int(total) for name, total in counts.items()}
+
+    def _set_learning_rate(self, step: int) -> float:
+        stage = self.stage
+        lr = stage.optimiser.lr * stage.schedule.factor(step, stage.epochs * self.epoch_steps)
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        return lr
+
+    def _train_step(self, batch: Batch, where: str) -> dict[str, float]:
+        """One step of the optimiser on this rank's share of a batch; returns the loss and its terms.
+
+        where  names stage, epoch and step in error messages
+        """
+        rank, world = parallel.ranks()
+        if len(batch) >= world > 1:  # if there are fewer samples than ranks, every rank trains on all of them
+            batch = batch[rank::world]
+        terms = self._loss_terms(batch)
+        loss = sum(self.stage.weights.get(name, 1.0) * term for name, term in terms.items())
+        terms = {"loss": loss} | {f"loss/{name}": term for name, term in terms.items()}
+        values = dict(zip(terms, torch.stack([t.detach().float() for t in terms.values()]).tolist(), strict=True))
+        _check_finite(values, where, batch)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        if world > 1:
+            parallel.average_gradients(self.retriever)
+        norm = nn.utils.clip_grad_norm_(self.retriever.parameters(), self.stage.optimiser.clip or math.inf)
+        _check_finite({"the gradient": norm.item()}, where, batch)
+        self.optimiser.step()
+        return values
+
+    def _loss_terms(self, batch: Batch) -> dict[str, Tensor]:
+        """The loss terms of a batch, not yet weighted."""
+        with torch.autocast(self.setup.device.type, torch.bfloat16, enabled=self.setup.precision == "bf16"):
+            aligned, outputs = self.model(batch)
+            teacher_outputs = None
+            if self.teacher is not None:
+                with torch.no_grad():
+                    teacher_outputs = self.teacher(batch)[1]
+            terms = self.retriever.losses(aligned, outputs, batch, teacher_outputs)
+        unknown = self.stage.weights.keys() - terms.keys()
+        if unknown and self.setup.paper.weighed:
+            raise ValueError(f"stage {self.stage.name!r} weighs {sorted(unknown)}; the losses are {', '.join(terms)}")
+        return terms
+
+
+def seed_of(seed: int, name: str, step: int = 0, rank: int = 0) -> int:
+    """A seed for the global generator at one step of one rank."""
+    digest = hashlib.blake2b(f"{seed}/{name}/{step}/{rank}".encode(), digest_size=7).digest()
+    return int.from_bytes(digest, "little")
+
+
+def _optimiser(stage: Stage, retriever: nn.Module) -> torch.optim.Optimizer:
+    methods = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    parameters = [p for p in retriever.parameters() if p.requires_grad]
+    return methods[stage.optimiser.method](parameters, lr=stage.optimiser.lr, weight_decay=stage.optimiser.weight_decay)
+
+
+def _check_finite(values: Mapping[str, float], where: str, batch: Batch) -> None:
+    broken = [name for name, value in values.items() if not math.isfinite(value)]
+    if broken:
+        queries = [s.qid for s in batch.samples]
+        raise FloatingPointError(f"{', '.join(broken)} is not finite in {where}; queries of the batch: {queries}")
