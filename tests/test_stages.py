@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-import toy
 
 from mrlib import papers, train
 from mrlib.augment import mining
@@ -14,6 +13,7 @@ from mrlib.run_state import History, RunState
 from mrlib.stages import MiningRunner, TrainingRunner
 from mrlib.train import fit
 from mrlib.trainer import Setup, Trainer
+from tests.support import toy
 
 SIZE = {"size": "small", "streams": "joint"}
 

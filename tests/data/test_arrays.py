@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mrlib.data.arrays import as_rows, read_array, read_glove, same_width, unit
+from mrlib.data.arrays import as_rows, normalized_rows, read_array, read_glove, same_width
 from mrlib.data.problems import DataError, MissingFile, MissingKey
 from tests.support.files import random, save_hdf5, save_npy, save_npz
 
@@ -109,10 +109,10 @@ def test_norms_by_hand():
     """3, 4 has norm 5, and 1e-5 is added to it; of two parts each is divided by its own; zeros stay zeros."""
     rows = np.array([[3.0, 4.0, 0.0, 0.5], [0.0, 0.0, 0.0, 0.0]], np.float32)
     whole = rows[0] / (np.sqrt(25.25) + 1e-5)
-    np.testing.assert_allclose(unit(rows), [whole, np.zeros(4)], rtol=1e-6)
+    np.testing.assert_allclose(normalized_rows(rows), [whole, np.zeros(4)], rtol=1e-6)
     parts = [3 / 5.00001, 4 / 5.00001, 0, 0.5 / 0.50001]
-    np.testing.assert_allclose(unit(rows, 2), [parts, np.zeros(4)], rtol=1e-6)
-    assert unit(rows).dtype == np.float32 and rows[0, 0] == 3
+    np.testing.assert_allclose(normalized_rows(rows, 2), [parts, np.zeros(4)], rtol=1e-6)
+    assert normalized_rows(rows).dtype == np.float32 and rows[0, 0] == 3
 
 
 def test_only_the_words_that_are_wanted_are_read(tmp_path):
