@@ -28,12 +28,13 @@ from torch import Tensor
 
 from mrlib.ops import alignment_plain
 from mrlib.ops.alignment_plain import skew, valid
+from mrlib.ops.eager import eager
 
 TOPOLOGIES = ("global", "subsequence", "otam")
 _FAR = 1e30  # where a difference of infinities would be NaN under autograd
 
 
-@torch.compiler.disable
+@eager
 def soft_dtw(
     cost: Tensor,
     gamma: float = 0.1,

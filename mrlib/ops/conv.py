@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mrlib.ops.eager import eager
+
 _ONE_TILE = 160  # up to this grid a side is transformed in one piece
 _TILE = 128  # beyond it, in tiles on a grid of this many points
 
@@ -63,7 +65,7 @@ def direct(x: Tensor, weight: Tensor) -> Tensor:
     return F.conv2d(x, weight, padding=(weight.shape[-2] // 2, weight.shape[-1] // 2))
 
 
-@torch.compiler.disable
+@eager
 def fourier(x: Tensor, weight: Tensor) -> Tensor:
     """The same through the Fourier transform. RuntimeError when a second derivative is prepared (`create_graph`)."""
     return _FourierConv2d.apply(x, weight)

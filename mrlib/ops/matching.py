@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 
@@ -29,6 +28,8 @@ def match(cost: Tensor, mask: Tensor) -> Tensor:
     cost = cost.detach().float().nan_to_num(nan=0.0, posinf=1e30, neginf=-1e30)
     if W == 1:
         return torch.where(mask, cost.argmin(-2), -1)
+    from scipy.optimize import linear_sum_assignment  # here, for its import takes a fifth of torch's
+
     # mask and costs in one piece, for a transfer is a wait
     host = torch.cat([cost, mask.to(cost.dtype)[..., None, :]], -2).flatten(0, -3).cpu().numpy()
     cost, there = host[:, :-1], host[:, -1] > 0
