@@ -306,10 +306,10 @@ class _SamplesByVideo:
         return cls(indices[order], video)
 
     def choose(self, video: Tensor, u: Tensor) -> Tensor:
-        """A sample of each video, int64 (B,), by u (B,) in [0, 1); any sample if the video has none."""
+        """A sample of each video, int64 (B,), by u (B,) in [0, 1); the first of all samples for video -1."""
         first, end = torch.searchsorted(self.video, video), torch.searchsorted(self.video, video, right=True)
-        k = first + (u * (end - first)).long()
-        return self.index[k.clamp(max=len(self.index) - 1)]
+        k = first + (u * (end - first)).long()  # (B,)
+        return self.index[k]
 
 
 def _with_windows(indices: Tensor, dataset: MomentDataset) -> Tensor:
