@@ -163,7 +163,7 @@ def _evenly(numbers: Numbers, windows: _Windows, n: Tensor) -> tuple[Tensor, Ten
 
 def _fitting(length: Tensor, mined: Tensor, n: Tensor) -> Tensor:
     """The pastes that stay when the longest are dropped, mined ones first, until all fit; bool (B, W)."""
-    order = (length + mined * (int(n.max()) + 1)).argsort(dim=1, descending=True, stable=True)
+    order = (length + mined * int(n.max())).argsort(dim=1, descending=True, stable=True)
     taken = (length + (length > 0)).gather(1, order)  # a paste and the clip of background after it
     remaining = taken.flip(1).cumsum(1).flip(1)  # this paste and all that are dropped later
     fits = remaining <= n[:, None] + 1  # no clip has to follow the last paste
