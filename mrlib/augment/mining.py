@@ -24,7 +24,7 @@ from mrlib.ops.draw import Draw
 MOST = 3  # mined windows per query
 
 
-def done(dataset: MomentDataset) -> bool:
+def has_wrong_spans(dataset: MomentDataset) -> bool:
     """Whether the samples already have `wrong_spans`, even if all of them are empty."""
     return any("wrong_spans" in s.extra for s in dataset.samples)
 
@@ -80,7 +80,7 @@ def _whole(seconds: float) -> float:
     return int(seconds) if seconds == int(seconds) else seconds
 
 
-def with_wrong(dataset: MomentDataset, wrong: Sequence[list[list[float]]]) -> MomentDataset:
+def with_wrong_spans(dataset: MomentDataset, wrong: Sequence[list[list[float]]]) -> MomentDataset:
     """The dataset with mined windows, one list in seconds per sample, as `wrong_spans` in their `extra`."""
     pairs = zip(dataset.samples, wrong, strict=True)
     samples = [replace(s, extra={**s.extra, "wrong_spans": windows}) for s, windows in pairs]

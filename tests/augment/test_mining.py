@@ -106,20 +106,20 @@ def test_confusing_windows_depend_on_duration_clip_length_and_the_samples_own_wi
 def test_mined_windows_become_labels_and_fields_of_the_annotation():
     """[AMR, mining] A relevant clip is never confusing."""
     data = world([10, 6], [(0, [(2, 4)], [], None), (1, [(1, 3)], [], None)])
-    assert not data.mined and not mining.done(data) and data.batch([0]).labels.wrong is None
-    mined = mining.with_wrong(data, [[[8, 12]], []])
+    assert not data.mined and not mining.has_wrong_spans(data) and data.batch([0]).labels.wrong is None
+    mined = mining.with_wrong_spans(data, [[[8, 12]], []])
     wrong = mined.batch([0, 1]).labels.wrong
     assert wrong.nonzero().tolist() == [[0, 4], [0, 5]]
     assert [s.as_line()["wrong_spans"] for s in mined.samples] == [[[8, 12]], []]
-    assert mined.mined and mining.done(mined) and not data.mined
-    empty = mining.with_wrong(data, [[], []])
-    assert not empty.mined and mining.done(empty) and empty.batch([0]).labels.wrong is None
+    assert mined.mined and mining.has_wrong_spans(mined) and not data.mined
+    empty = mining.with_wrong_spans(data, [[], []])
+    assert not empty.mined and mining.has_wrong_spans(empty) and empty.batch([0]).labels.wrong is None
 
 
 def test_mined_windows_are_written_with_their_settings_and_read_back(tmp_path):
     """[AMR, mining] The file is a training file that `load_annotations` reads."""
     wrong = [[[8, 12], [14, 16]], [], [[3, 5.5]]]
-    data = mining.with_wrong(
+    data = mining.with_wrong_spans(
         world([10, 6, 9], [(v, [(0, 2)], [], {0: [4, 3, 2], 1: [1, 1, 1]}) for v in range(3)]), wrong
     )
     stage, file = papers.get("amr").stages[0], tmp_path / "wrong_spans.jsonl"
