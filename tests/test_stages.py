@@ -60,7 +60,7 @@ def test_mining_needs_only_something_that_trains_a_model(world, tmp_path):
     (first, seen, *one), (second, others, *two) = calls
     assert first + second == 48 and not seen & others
     assert one == ["mining_1", None, tmp_path / "mining" / "1"] and two == ["mining_2", None, tmp_path / "mining" / "2"]
-    assert mining.done(mined) and not mining.done(world[0])
+    assert mining.has_wrong_spans(mined) and not mining.has_wrong_spans(world[0])
     assert [row["stage"] for row in state.history.rows] == ["mining_1", "mining_2", "mining"]
     assert (state.stage, state.epoch) == (1, 0)
     assert mining.read(tmp_path / "mining" / "wrong_spans.jsonl") == [s.extra["wrong_spans"] for s in mined.samples]
