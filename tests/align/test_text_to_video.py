@@ -78,7 +78,7 @@ def test_layers_get_the_words_that_clips_may_attend_to(masks):
     module, batch = aligner(masks=masks).eval(), batch_of()
     calls = watched(module.layers)
     module(batch)
-    for ((_, positions, words), _), in calls:
+    for (((_, positions, words), _),) in calls:
         assert torch.equal(positions, sine_positions(batch.target_mask, 16))
         assert torch.equal(words.mask, batch.query_mask)
         if masks == "keys":
