@@ -143,8 +143,16 @@ def test_no_gradient_of_the_saliency_token_flows_into_the_mean_or_kappa():
     module.saliency_token(x, mask, kappa).square().sum().backward()
     assert kappa.grad is None and x.grad[0].any() and not x.grad[1].any()
     assert all(module.global_token.grad.any(1))
-    # if the mean had a gradient, those of the clips would sum to that of the mean alone: moving all clips moves it only
     assert x.grad[0].sum(0).abs().max() > 1e-6
+    # the same with constants in the places of the mean and of kappa
+    constant, clips = x[0].mean(0).detach(), x[0].detach().clone().requires_grad_()
+    match = torch.stack([torch.cosine_similarity(clips - constant, p, dim=1) for p in module.global_token], 1).softmax(
+        1
+    )
+    share = kappa[0].detach() / kappa[0].detach().sum()
+    weight, best = (share @ match).max(0)
+    (constant + weight * module.global_token[best]).square().sum().backward()
+    torch.testing.assert_close(x.grad[0], clips.grad, rtol=1e-4, atol=1e-6)
 
 
 @torch.no_grad()

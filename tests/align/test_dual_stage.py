@@ -14,8 +14,8 @@ from mrlib.align.dual_stage import (
     cosine_cost,
     drop_cost,
     masked_cosine_cost,
-    turned,
     whole_target,
+    with_reversed_queries,
 )
 from mrlib.data import Widths
 from mrlib.ops import alignment
@@ -241,7 +241,7 @@ def test_query_that_runs_backwards_is_aligned_in_reverse_order(batch, align):
         else:
             expected = (alignment.soft_dtw(cost, 0.1, n, m, topology="subsequence") / m).mean()
         torch.testing.assert_close(losses[f"align_{name}"], expected)
-        reverse = turned(comparison, backwards, m)
+        reverse = with_reversed_queries(comparison, backwards, m)
         assert torch.equal(reverse.cost, cost) and torch.equal(reverse.query, query)
         assert torch.equal(reverse.target, comparison.target)
     assert losses["align_post"] != model.losses(aligned, batch)["align_post"]
