@@ -147,7 +147,7 @@ def mask_outputs(masks):
 
 
 def test_cost_and_loss_of_a_mask_are_one_minus_its_iou_with_a_window():
-    """[AMR, losses] Four clips, of which one window has the middle two; the padded clip has a mask as if it is seen."""
+    """[AMR, losses] Four clips, of which one window has the middle two; the padded clip counts as if it were seen."""
     batch = make_batch([4], windows=[[(1, 3), (0, 4)]], pad_to=5)
     truth, head = make().truth(batch), mask_head()
     outputs = mask_outputs([[0.5, 1.0, 0.5, 0.0, 0.0], [0.0, 0.0, 0.25, 0.75, 1.0]])
