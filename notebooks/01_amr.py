@@ -1172,7 +1172,7 @@ every = np.concatenate([x[:, 2] for x in answers.values()])
 sure, highest = np.median(every), every.max()
 true = np.array([[(a + b) / 2 / s.duration, (b - a) / s.duration] for s in test.samples for a, b in s.relevant_windows])
 decoder = retriever.detector.decoder
-begins = dict(zip(sets, decoder.anchors().detach().sigmoid().numpy().reshape(2, K, 2), strict=True))
+begins = {name: logits.detach().sigmoid().numpy() for name, logits in zip(sets, decoder.sets(), strict=True)}
 colour = {"original": plots.QUERY, "active": plots.PREDICTED}
 fig, axes = plots.figure(13, 3, ncols=3)
 left, middle, right = axes[0]

@@ -627,7 +627,7 @@ aligner, detector = untrained_model.aligner, untrained_model.detector
 some = test.batch(range(min(8, len(test)))).to("cpu")
 with torch.no_grad():
     aligned, outputs = untrained_model(some)
-    joint = aligner.fuse(some)
+    joint = aligner.fuse(some.target, some.target_mask, some.query, some.query_mask)
     for b in range(len(some)):
         n_b, m_b = int(some.lengths[b]), int(some.query_mask[b].sum())
         e_t, e_q = joint.target[b : b + 1, :n_b], joint.query[b : b + 1, :m_b]

@@ -64,7 +64,7 @@ import torch.nn.functional as F
 import mrlib
 from mrlib import baselines, grid, metrics, papers, plots, widgets
 from mrlib.align.dynamics import dynamic_tokens
-from mrlib.align.text_to_video import Words
+from mrlib.align.words import Words
 from mrlib.audit import cut, on_its_own, reads_labels
 from mrlib.augment.synthesize import pair_similarity, synthesize
 from mrlib.data import Bank, MomentDataset, load_annotations

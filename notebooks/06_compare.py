@@ -51,7 +51,7 @@ from torch import nn
 import mrlib
 from mrlib import grid, papers, plots
 from mrlib.align.cg_detr import AdaptiveAttention
-from mrlib.align.taskweave import peaks, shining
+from mrlib.align.taskweave import above_mean, peaks
 from mrlib.align.uvcom import prototypes, walk
 from mrlib.audit import padding_shifts, reads_labels
 from mrlib.detect import Moments
@@ -236,7 +236,7 @@ there = torch.ones(1, 10, dtype=torch.bool)
 around = torch.stack([clips[0, max(0, t - 2) : t + 3].amax(0) for t in range(10)])
 assert torch.equal(peaks(clips, there)[0], around)
 saliency = clips.sum(-1)
-assert torch.equal(shining(saliency, there), saliency > saliency.mean())
+assert torch.equal(above_mean(saliency, there), saliency > saliency.mean())
 
 # %% [markdown]
 # **Picture.** One sample's target for the two detectors that work on a map: 2D-TAN's neighbourhood, F²SGD's point.

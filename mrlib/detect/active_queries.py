@@ -51,8 +51,12 @@ class TwoSetDecoder(nn.Module):
 
     def forward(self, aligned: Aligned) -> Decoded:
         """As `DabDecoder`, of 2 K moment queries, the original ones first."""
+        return refine(self, self.sets(), aligned)
+
+    def sets(self) -> list[Tensor]:
+        """Logits of the initial centres and widths of both sets, (K, 2) each."""
         active = self.moment_queries if self.active_queries is None else self.active_queries
-        return refine(self, [self.moment_queries.weight, active.weight], aligned)
+        return [self.moment_queries.weight, active.weight]
 
 
 def active_queries(retriever: nn.Module, teacher: bool = False) -> None:
