@@ -9,10 +9,10 @@ from mrlib import papers, train
 from mrlib.augment import mining
 from mrlib.data import open_dataset
 from mrlib.files import read_jsonl
-from mrlib.run_state import History, RunState
-from mrlib.stages import MiningRunner, TrainingRunner
 from mrlib.train import fit
-from mrlib.trainer import Setup, Trainer
+from mrlib.training.run_state import History, RunState
+from mrlib.training.stages import MiningRunner, TrainingRunner
+from mrlib.training.trainer import Setup, Trainer
 from tests.support import toy
 
 SIZE = {"size": "small", "streams": "joint"}
