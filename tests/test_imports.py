@@ -34,7 +34,7 @@ def package(tmp_path):
     return write
 
 
-HIDDEN = [
+UPWARD = [
     "from mrlib.papers import get",
     "import mrlib.papers",
     "from mrlib import papers",
@@ -46,18 +46,18 @@ HIDDEN = [
 ]
 
 
-@pytest.mark.parametrize("source", HIDDEN)
-def test_an_upward_import_is_found_wherever_it_stands(source, package):
+@pytest.mark.parametrize("source", UPWARD)
+def test_an_upward_import_is_found_in_every_form(source, package):
     (edge,) = imports(package(data__bank=source, papers=""))
     assert (edge.importer, edge.imported, upward([edge])) == ("mrlib.data.bank", "mrlib.papers", [edge])
 
 
-def test_a_downward_import_is_none(package):
+def test_a_downward_import_is_allowed(package):
     (edge,) = imports(package(papers="from mrlib.data import bank", data__bank=""))
     assert (edge.imported, upward([edge])) == ("mrlib.data.bank", [])
 
 
-def test_a_name_that_a_package_loads_on_first_use_is_an_import_of_its_module(package):
+def test_importing_a_name_that_loads_on_first_use_counts_as_importing_its_module(package):
     root = package(sim__world="from mrlib.data import open_dataset", data__bank="", datasets="")
     lazy = "def __getattr__(name):\n    return getattr(import_module('mrlib.datasets'), name)\n"
     (root / "data/__init__.py").write_text(f"_MEMBERS = {{'open_dataset': 'mrlib.datasets'}}\n{lazy}")
@@ -80,7 +80,7 @@ def test_a_name_that_a_package_loads_on_first_use_is_an_import_of_its_module(pac
         ("metrics", "plots", False),
     ],
 )
-def test_slots_do_not_import_one_another_and_pictures_know_data_alone(importer, imported, allowed, package):
+def test_allowed_imports_between_slots_and_of_pictures(importer, imported, allowed, package):
     names = ("align__joint", "align__words", "augment__splice", "detect__dab", "data__bank", "plots", "metrics")
     edges = imports(package(**dict.fromkeys(names, "") | {importer: f"import mrlib.{imported}"}))
     assert (len(edges), upward(edges) == []) == (1, allowed)
