@@ -2,7 +2,7 @@
 
 Paper    "Augmenting Moment Retrieval: Zero-Dependency Two-Stage Learning", ICCV 2025 (arXiv 2510.19622)
 Here     [AMR, mining] `halves` splits the training set by video; a model trained on one half predicts the other half,
-         and `confusing` selects from its predictions. `mrlib.stages.MiningRunner` trains the two models
+         and `confusing` selects from its predictions. `mrlib.training.stages.MiningRunner` trains the two models
 Ours     the authors' mining script is not published: the score threshold is a setting of the stage, and a query gets at
          most `MOST` windows
 """
@@ -53,7 +53,7 @@ def confusing(lines: Sequence[Mapping[str, Any]], dataset: MomentDataset, thresh
     Starts and ends are moved to the nearest clip border. Of predictions that overlap each other, only the one with
     the highest score is kept; at most `MOST` are kept, sorted by start.
 
-    lines      predictions as `mrlib.scoring.predict_all` gives them, one line per sample of `dataset`
+    lines      predictions as `mrlib.training.scoring.predict_all` gives them, one line per sample of `dataset`
     threshold  only predictions with a higher score are kept
     """
     mined = []

@@ -30,9 +30,9 @@ from mrlib.data import MomentDataset
 from mrlib.ops.draw import Draw
 from mrlib.papers import Stage
 from mrlib.retriever import MomentRetriever
-from mrlib.run_state import History, RunState
-from mrlib.scoring import headline, predict_all, scores_of
-from mrlib.trainer import Setup, Trainer, seed_of
+from mrlib.training.run_state import History, RunState
+from mrlib.training.scoring import headline, predict_all, scores_of
+from mrlib.training.trainer import Setup, Trainer, seed_of
 
 
 class TrainingRunner:
