@@ -528,23 +528,23 @@ def _samples(rows: _Rows, mixed: _Mixed, labels: Labels, dataset: MomentDataset)
     for i, k, synthetic, clips, shift, origin, from_subject, mined in zip(*(x.tolist() for x in columns), strict=True):
         sample, partner = dataset.samples[i], dataset.samples[k]
         if synthetic:
-            own = range(from_subject.index(True), clips - from_subject[clips - 1 :: -1].index(True))
-            sample = _synthetic_sample(sample, partner, origin[:clips], own, mined[:clips], shift, dataset.clip_s)
+            part = range(from_subject.index(True), clips - from_subject[clips - 1 :: -1].index(True))
+            sample = _synthetic_sample(sample, partner, origin[:clips], part, mined[:clips], shift, dataset.clip_s)
         samples.append(sample)
     return samples
 
 
 def _synthetic_sample(
-    sample: Sample, partner: Sample, origin: list[int], own: range, mined: list[bool], shift: int, clip_s: float
+    sample: Sample, partner: Sample, origin: list[int], part: range, mined: list[bool], shift: int, clip_s: float
 ) -> Sample:
     """The sample of one synthetic video.
 
     origin  index of each clip in the video that it comes from
-    own     the places of the clips that come from the sample's video; all others are the partner's
+    part    the places of the clips that come from the sample's video; all others are the partner's
     mined   whether each clip is mined
     shift   by how many clips the windows move
     """
-    first, end = own.start, own.stop
+    first, end = part.start, part.stop
     partner_clips = [end, origin[end:]] if first == 0 else [0, origin[:first]]
     extra: dict[str, Any] = {"partner": partner.vid, "own": [first, origin[first:end]]}
     extra |= {"partner_clips": partner_clips, "shift": shift}
@@ -553,7 +553,7 @@ def _synthetic_sample(
     ids = scores = None
     if sample.relevant_clip_ids is not None:
         position = {clip: i for i, clip in enumerate(sample.relevant_clip_ids)}
-        ids = [t for t in own if origin[t] in position]
+        ids = [t for t in part if origin[t] in position]
         if sample.saliency_scores is not None:
             scores = [sample.saliency_scores[position[origin[t]]] for t in ids]
     return replace(
