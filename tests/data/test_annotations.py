@@ -197,7 +197,8 @@ def test_labels_of_clips_are_kept_unchanged(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("duration", "seconds"), [(66, 132), (65, 130), (67, 132), (132, 132), (131.5, 131.5), (140, 132)]
+    ("duration", "seconds"),
+    [(66, 132), (65, 130), (67, 132), (132, 132), (131.5, 131.5), (140, 132), (69, 132), (70, 70)],
 )
 def test_a_duration_that_counts_clips_becomes_seconds_and_ends_with_the_last_label(duration, seconds, tmp_path):
     """[TVSum] The first released line has 66 labels of 2 s clips and the duration 66."""
