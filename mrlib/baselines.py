@@ -71,13 +71,13 @@ class FixedList:
         return [_line(s, np.column_stack([self.spans * s.duration, score]).tolist()) for s in samples]
 
 
-def _greedy(truth: np.ndarray, of: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def _greedy(truth: np.ndarray, query: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Choose the candidate that reaches IoU 0.7 most often, then those that add most to the mean of sum(precision) / W.
 
     The mean is over queries and IoU thresholds, the sum over the annotated windows that a chosen candidate reaches.
 
     truth    (W, 2)  annotated windows of all queries, fractions of the video
-    of       (W,)    the query of each window
+    query    (W,)    number of the query of each window
     counts   (Q,)    number of windows of each query
     returns  (10, 2)
     """
@@ -95,14 +95,14 @@ def _greedy(truth: np.ndarray, of: np.ndarray, counts: np.ndarray) -> np.ndarray
     for rank in range(1, MOMENTS + 1):
         # gain (W, 11) from reaching 0, 1, ... 10 thresholds; a threshold that is already reached adds nothing. One
         # candidate cannot reach two disjoint windows of a query, so the gains of windows add up
-        gains = (hits[of] + 1) / rank / counts[of, None] * (thresholds >= reached[:, None])
+        gains = (hits[query] + 1) / rank / counts[query, None] * (thresholds >= reached[:, None])
         gains = np.concatenate([np.zeros((len(truth), 1)), gains.cumsum(1)], 1)
         gain = np.array([gains[np.arange(len(truth)), row].sum() for row in level])
         if not chosen:
             gain = (level >= AT_07).sum(1) + gain / (1 + gain.max())  # the mAP breaks ties
         best = int(np.argmax(gain))
         new = (thresholds < level[best][:, None]) & (thresholds >= reached[:, None])
-        np.add.at(hits, of, new)
+        np.add.at(hits, query, new)
         reached = np.maximum(reached, level[best])
         chosen.append(candidates[best])
     return np.array(chosen)

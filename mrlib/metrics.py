@@ -297,9 +297,9 @@ def _hits(iou: np.ndarray, inside: np.ndarray) -> np.ndarray:
     hits = np.zeros((n_queries, n_moments, len(IOUS)), bool)
     free = np.ones((*inside.shape, len(IOUS)), bool)
     for turn in np.unique(moment * inside.shape[1] + choice):
-        now = np.flatnonzero(moment * inside.shape[1] + choice == turn)  # at most one candidate per query
-        q, m, w = query[now], moment[now], window[now]
-        take = enough[now] & free[q, w] & ~hits[q, m]
+        current = np.flatnonzero(moment * inside.shape[1] + choice == turn)  # at most one candidate per query
+        q, m, w = query[current], moment[current], window[current]
+        take = enough[current] & free[q, w] & ~hits[q, m]
         hits[q, m] |= take
         free[q, w] &= ~take
     return hits.swapaxes(1, 2)
@@ -408,8 +408,8 @@ def _read_labels(line: Mapping) -> np.ndarray:
     width = len(rows[0]) if isinstance(rows[0], list | tuple) else 0
     for row in rows:
         if not isinstance(row, list | tuple) or not width or len(row) != width or _array(list(row), 1) is None:
-            wanted = f"{width} finite numbers" if width else "a list of finite numbers"
-            raise ValueError(f"qid {line['qid']!r}: label has {reprlib.repr(row)} where {wanted} should stand")
+            expected = f"{width} finite numbers" if width else "a list of finite numbers"
+            raise ValueError(f"qid {line['qid']!r}: label has {reprlib.repr(row)} where {expected} should stand")
     return np.array(rows, np.float64)
 
 
@@ -422,11 +422,15 @@ def _matched(predictions: Iterable, ground_truth: Iterable) -> tuple[list[Mappin
     repeated = _repeated(lines) | _repeated(truth)
     lines, truth = _by_id(lines, repeated, "predictions"), _by_id(truth, repeated, "ground truth")
     for name, by_id in (("predictions", lines), ("ground truth", truth)):
-        if bare := [key for key in by_id if isinstance(key, tuple) and key[1] is None]:
-            raise ValueError(f"{name}: vid is missing, which tells the lines of one query apart: qid {_few(bare)}")
+        if without_vid := [key for key in by_id if isinstance(key, tuple) and key[1] is None]:
+            raise ValueError(
+                f"{name}: vid is missing, which tells the lines of one query apart: qid {_few(without_vid)}"
+            )
     if lines.keys() != truth.keys():
-        lone = [_few([key for key in a if key not in b]) for a, b in ((lines, truth), (truth, lines))]
-        raise ValueError(f"query ids differ: only in the predictions {lone[0]}; only in the ground truth {lone[1]}")
+        unmatched = [_few([key for key in a if key not in b]) for a, b in ((lines, truth), (truth, lines))]
+        raise ValueError(
+            f"query ids differ: only in the predictions {unmatched[0]}; only in the ground truth {unmatched[1]}"
+        )
     return list(lines.values()), [truth[key] for key in lines]
 
 

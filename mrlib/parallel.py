@@ -18,7 +18,7 @@ def ranks() -> tuple[int, int]:
 
 
 def barrier() -> None:
-    """Wait until all ranks are here."""
+    """Wait until every rank has arrived."""
     if ranks()[1] > 1:
         dist.barrier()
 

@@ -63,31 +63,31 @@ def mask_moments(
     replacements, end = [], len(dataset.target.rows)
     for s, key in enumerate(_keys(dataset.samples)):
         real = rows[s] >= 0
-        video, gone = dataset.target.gather(rows[s : s + 1, real])[0].cpu(), masked[s, real].cpu()
+        video, replaced = dataset.target.gather(rows[s : s + 1, real])[0].cpu(), masked[s, real].cpu()
         fill = {
-            name: FILLS[mode](video[:, columns], gone, partial(draw, name, key[None]))
+            name: FILLS[mode](video[:, columns], replaced, partial(draw, name, key[None]))
             for name, columns in dataset.streams.items()
         }
         normalised = [normalized_rows(x.numpy(), parts[name]) if parts[name] else x.numpy() for name, x in fill.items()]
         replacements.append(torch.cat([torch.from_numpy(x) for x in normalised], 1))
         rows[s, masked[s]] = end + torch.arange(len(replacements[-1]), device=rows.device)
         end += len(replacements[-1])
-    about = {"probe": "mask_moments", "mode": mode, "margin": list(margin), "seed": seed}
-    return _with_videos(dataset, rows, torch.cat(replacements), about)
+    record = {"probe": "mask_moments", "mode": mode, "margin": list(margin), "seed": seed}
+    return _with_videos(dataset, rows, torch.cat(replacements), record)
 
 
-# fills: what replaces the clips (n, D) of a stream where `gone` (n,) is True, one row per such clip or one for all
-def _noise(clips: Tensor, gone: Tensor, draw: Callable[..., Tensor]) -> Tensor:
+# fills: the rows for the clips (n, D) of a stream where `replaced` (n,) is True, one per such clip or one for all
+def _noise(clips: Tensor, replaced: Tensor, draw: Callable[..., Tensor]) -> Tensor:
     low, high = clips.min(), clips.max()
-    return low + (high - low) * draw((int(gone.sum()), clips.shape[1]))[0].float()
+    return low + (high - low) * draw((int(replaced.sum()), clips.shape[1]))[0].float()
 
 
-def _zero(clips: Tensor, gone: Tensor, draw: Callable[..., Tensor]) -> Tensor:
+def _zero(clips: Tensor, replaced: Tensor, draw: Callable[..., Tensor]) -> Tensor:
     return clips.new_zeros(1, clips.shape[1])
 
 
-def _mean(clips: Tensor, gone: Tensor, draw: Callable[..., Tensor]) -> Tensor:
-    return clips[~gone if not gone.all() else gone].mean(0, keepdim=True)
+def _mean(clips: Tensor, replaced: Tensor, draw: Callable[..., Tensor]) -> Tensor:
+    return clips[replaced if replaced.all() else ~replaced].mean(0, keepdim=True)
 
 
 FILLS = {"noise": _noise, "zero": _zero, "mean": _mean}
@@ -210,8 +210,8 @@ def show(dataset: MomentDataset, chosen: Sequence[Context]) -> MomentDataset:
         other = dataset.target.at(rows.new_tensor([items[context.partner]]), clips.clamp(min=0)[None])[0]
         rows[s, :n] = torch.where(clips < 0, rows[s, :n], other)
     lines = [asdict(by_sample[s.qid, s.vid]) for s in dataset.samples]
-    about = {"probe": "dynamic_context", "digest": blake2b(json.dumps(lines).encode(), digest_size=8).hexdigest()}
-    return _with_videos(dataset, rows, dataset.target.rows[:0], about)
+    record = {"probe": "dynamic_context", "digest": blake2b(json.dumps(lines).encode(), digest_size=8).hexdigest()}
+    return _with_videos(dataset, rows, dataset.target.rows[:0], record)
 
 
 def write(file: Path, chosen: Sequence[Context]) -> None:
@@ -227,7 +227,7 @@ def read(file: Path) -> list[Context]:
         raise ValueError(f"{file}: a line does not have the fields qid, vid, partner and clips ({error})") from None
 
 
-# ---- shared by both kinds
+# ---- helpers
 
 
 def _items(dataset: MomentDataset) -> dict[str, int]:
@@ -244,13 +244,13 @@ def _keys(samples: Sequence[Sample]) -> Tensor:
     return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests])
 
 
-def _with_videos(dataset: MomentDataset, rows: Tensor, new_rows: Tensor, about: dict[str, Any]) -> MomentDataset:
+def _with_videos(dataset: MomentDataset, rows: Tensor, new_rows: Tensor, record: dict[str, Any]) -> MomentDataset:
     """The dataset with a video for every sample; the new bank holds each row that is used once, and no other row.
 
     rows      int64 (S, T)  numbers of rows of the bank or, counted on after them, of `new_rows`; -1 is padding, at the
               end
     new_rows  (M, D)
-    about     describes the probe in the settings
+    record    describes the probe in the settings
     """
     bank, real = dataset.target, rows >= 0
     used, places = rows[real].unique(return_inverse=True)
@@ -261,7 +261,7 @@ def _with_videos(dataset: MomentDataset, rows: Tensor, new_rows: Tensor, about: 
         dataset,
         target=Bank(features, torch.cat([ends.new_zeros(1), ends]), places),
         video=torch.arange(len(dataset), device=dataset.video.device),
-        settings=dataset.settings | {"probes": [*dataset.settings.get("probes", []), about]},
+        settings=dataset.settings | {"probes": [*dataset.settings.get("probes", []), record]},
     )
 
 

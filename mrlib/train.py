@@ -175,8 +175,8 @@ def _describe_run(setup: Setup) -> dict[str, Any]:
 
 
 def _describe(dataset: MomentDataset) -> dict[str, Any]:
-    about = {"name": dataset.name, "split": dataset.split, "samples": len(dataset), "digest": dataset.digest()}
-    return about | dataset.settings
+    identity = {"name": dataset.name, "split": dataset.split, "samples": len(dataset), "digest": dataset.digest()}
+    return identity | dataset.settings
 
 
 def _finish(setup: Setup, state: RunState) -> None:
@@ -284,7 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             compile=args.compile,
         )
         if parallel.ranks()[0] == 0:
-            print(json.dumps(_headline_beside(scores), indent=1))
+            print(json.dumps(_printed_scores(scores), indent=1))
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     finally:
@@ -292,8 +292,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             dist.destroy_process_group()
 
 
-def _headline_beside(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """What the command line prints of the scores of `experiment`: the headline of each kind."""
+def _printed_scores(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """The headline scores of `experiment`, of its baselines and of its probes, as the command line prints them."""
     printed = headline(scores) | {"beside": scores["beside"]}
     if "probes" in scores:
         printed["probes"] = {name: headline(of) | {"beside": of["beside"]} for name, of in scores["probes"].items()}

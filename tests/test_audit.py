@@ -49,6 +49,29 @@ def test_a_model_that_reads_the_annotation_of_the_samples_is_found(data, retriev
     assert reads_labels(with_target(retriever, change), data.batch([0, 1, 2]), data.batch([21, 22, 23]))
 
 
+def test_a_model_that_reads_only_whether_there_are_labels_is_found(data, retriever):
+    def change(batch):
+        return batch.target + 0.1 * (batch.labels is None)
+
+    batch = data.batch([0, 1, 2])
+    assert reads_labels(with_target(retriever, change), batch, batch)
+
+
+def test_a_model_that_reads_only_further_padding_is_found(data, retriever):
+    def change(batch):
+        return batch.target + 0.1 * (batch.target.shape[1] > max(LENGTHS))
+
+    batch = data.batch([0, 1, 2])
+    assert padding_shifts(with_target(retriever, change), batch, LENGTHS) > 1e-3
+    assert padding_shifts(retriever, batch, LENGTHS, further=0) < 1e-5
+
+
+def test_the_audit_leaves_the_model_in_its_mode(data, retriever):
+    for training in (True, False):
+        padding_shifts(retriever.train(training), data.batch([0, 1]), LENGTHS[:2])
+        assert retriever.training == training
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +149,14 @@ def test_an_anchor_is_inside_if_its_clip_is_relevant():
     """Windows 0-2 s and 6-8 s are clips 0 and 3; the anchors are clips 3, 2 and 0."""
     videos = [0.1, 0.2, 0.3, 0.9], [0.1, 0.2, 0.9, 0.3], [0.9, 0.1, 0.1, 0.1, 0.1]
     assert anchor_inside(toy(*videos, windows=((0, 2), (6, 8)))) == pytest.approx(2 / 3)
+
+
+def test_windows_end_with_the_video():
+    """The last clip is a part of one: 7 s are four clips of 2 s."""
+    dataset = toy([0.1, 0.1, 0.8, 0.9])
+    dataset = replace(dataset, samples=[replace(s, duration=7.0) for s in dataset.samples], _annotations=None)
+    assert windows(query_similarity(dataset))[0][0][:2] == [6, 7]
+    assert windows(anchor_interval(dataset)) == [[[2.0, 7.0, 1.0]]]
 
 
 @pytest.mark.parametrize("baseline", [query_similarity, anchor_interval, anchor_inside])

@@ -1,6 +1,7 @@
 """Files appear complete or not at all."""
 
 import errno
+import gzip
 import json
 import os
 import signal
@@ -94,3 +95,30 @@ def test_lines_are_read_as_they_were_written(tmp_path):
     write_jsonl(tmp_path / "deep" / "rows.jsonl", iter(rows))
     assert read_jsonl(tmp_path / "deep" / "rows.jsonl") == rows
     assert (tmp_path / "deep" / "rows.jsonl").read_text() == "".join(f"{json.dumps(row)}\n" for row in rows)
+
+
+def test_blank_lines_are_skipped_and_gzipped_files_are_read(tmp_path):
+    (tmp_path / "a.jsonl").write_text('\n{"a": 1}\n  \n{"a": 2}')
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes()))
+    assert read_jsonl(tmp_path / "a.jsonl") == read_jsonl(tmp_path / "a.jsonl.gz") == [{"a": 1}, {"a": 2}]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"a": 1}\n{"a": }\n', r"a.jsonl, line 2: Expecting value at column 7"),
+        (b'{"a": 1}\n\n[1, 2]\n', r"a.jsonl, line 3: \[1, 2\] is not a JSON object"),
+        (b'"' + 99 * b"x" + b'"', r"a.jsonl, line 1: 'x+\.\.\.x+' is not a JSON object"),
+        (b"\xff", "a.jsonl: cannot be read"),
+    ],
+)
+def test_a_malformed_line_is_named(content, message, tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_jsonl(tmp_path / "a.jsonl")
+
+
+def test_a_truncated_gzip_file_is_named(tmp_path):
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}' * 99)[:-10])
+    with pytest.raises(ValueError, match=r"a\.jsonl\.gz: cannot be read"):
+        read_jsonl(tmp_path / "a.jsonl.gz")

@@ -2,7 +2,9 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
 
 from mrlib import plots
 
@@ -32,3 +34,56 @@ def test_a_path_is_drawn_as_dots_in_its_cells_and_windows_as_lines_at_their_ends
     (dots,) = ax.collections
     assert dots.get_offsets().tolist() == [[3, 1], [5, 3], [5, 5]]
     assert [line.get_xdata()[0] for line in ax.lines] == [2, 6]
+
+
+def test_a_timeline_has_a_row_of_bars_for_every_name_and_the_truth_in_its_colour(ax):
+    plots.timeline(ax, {"truth": [[2, 6]], "predicted": [[0, 4, 0.9], [8, 10, 0.5]]}, 20.0)
+    truth, predicted = ax.collections
+    boxes = [[path.get_extents().bounds for path in bars.get_paths()] for bars in (truth, predicted)]
+    np.testing.assert_allclose(boxes[0], [[2, -0.35, 4, 0.7]])
+    np.testing.assert_allclose(boxes[1], [[0, -1.35, 4, 0.7], [8, -1.35, 2, 0.7]])
+    assert to_rgb(truth.get_facecolor()[0]) == plots.TRUTH and to_rgb(predicted.get_facecolor()[0]) == plots.PREDICTED
+    assert ax.get_xlim() == (0, 20) and [text.get_text() for text in ax.get_yticklabels()] == ["truth", "predicted"]
+
+
+def test_a_curve_has_its_values_in_the_middle_of_the_clips(ax):
+    plots.along(ax, {"score": np.array([0.1, 0.9, 0.2])}, 2.0, [[2.0, 4.0]])
+    (curve,), (shade,) = ax.lines, ax.patches
+    assert curve.get_xydata().tolist() == [[1, 0.1], [3, 0.9], [5, 0.2]]
+    assert shade.get_extents().transformed(ax.transData.inverted()).intervalx.tolist() == pytest.approx([2, 4])
+    assert ax.get_xlim() == (0, 6) and ax.get_legend() is None
+
+
+@pytest.mark.parametrize(("peaks", "limits"), [(True, (0, 9)), (False, (1, 2))])
+def test_a_window_on_a_time_map_is_in_the_cell_of_its_first_and_last_clip(peaks, limits, ax):
+    """The colours of cosines leave out the diagonal, which would be the highest."""
+    cells = np.where(np.eye(4), 9.0, 1.0)
+    cells[0, 1:] = 2.0
+    plots.time_map(ax, cells, 2.0, windows_s=[[2.0, 6.0]], predicted_s=[[0.0, 2.0]], peaks=peaks)
+    (image,), (truth, predicted) = ax.images, ax.collections
+    assert image.get_extent() == [0, 8, 0, 8] and (image.get_array() == cells.T).all()
+    assert image.get_clim() == pytest.approx(limits)
+    assert truth.get_offsets().tolist() == [[3, 5]] and predicted.get_offsets().tolist() == [[1, 1]]
+
+
+def test_learning_curves_are_drawn_over_steps():
+    fig, axes = plots.figure(6, 2, ncols=2)
+    history = pd.DataFrame({"epoch": [1, 2], "step": [3, 6], "loss": [2.0, 1.0], "mAP": [10.0, 20.0]})
+    plots.learning_curves(axes[0], history, ["mAP"])
+    loss, score = (part.lines[0].get_xydata().tolist() for part in axes[0])
+    assert (loss, score) == ([[3, 2], [6, 1]], [[3, 10], [6, 20]])
+    plt.close(fig)
+
+
+def test_histograms_inside_and_outside_share_their_bins(ax):
+    plots.inside_outside(ax, np.array([0.5, 1.0]), np.array([0.0, 0.2]), "cosine")
+    assert len(ax.patches) == 2 * 49
+    edges = {round(bar.get_x(), 6) for bar in ax.patches}
+    assert len(edges) == 49 and min(edges) == 0 and ax.get_xlabel() == "cosine"
+
+
+def test_an_arm_is_a_bar_of_its_mean_with_a_dot_for_every_seed(ax):
+    rows = pd.DataFrame({"arm": ["a", "a", "b", "b"], "seed": [0, 1, 0, 1], "mAP": [10.0, 20.0, 30.0, 34.0]})
+    plots.arms(ax, rows, "mAP")
+    assert [bar.get_width() for bar in ax.patches] == [15, 32]
+    assert sorted(x for dots in ax.collections for x, _ in dots.get_offsets().tolist()) == [10, 20, 30, 34]

@@ -144,6 +144,16 @@ def test_wrong_arguments_are_refused(world, capsys):
         run(world, small(weights={"mapp": 2.0}))
     with pytest.raises(ValueError, match="unknown device 'tpu9'"):
         fit(papers.build(small(), world[0]), *world, small(), device="tpu9")
+    unlabelled = replace(world[1], samples=[replace(s, relevant_windows=None) for s in world[1].samples])
+    unlabelled = replace(unlabelled, _annotations=None)
+    with pytest.raises(ValueError, match="the val data, sim val, has no annotated samples to score"):
+        run((world[0], unlabelled), small())
+    with pytest.raises(ValueError, match="the probe 'other' data, sim val, has no annotated samples to score"):
+        run(world, small(), probes={"other": unlabelled})
+    prepared = papers.build(small(), world[0])
+    prepared.recipe["prepared"] = ["active_queries"]
+    with pytest.raises(ValueError, match="already changed by a stage of an earlier training run"):
+        fit(prepared, *world, small(), device="cpu")
     with pytest.raises(ValueError, match="built for another aligner or detector"):
         fit(papers.build(small(), world[0]), *world, small(kernel=7), device="cpu")
     with pytest.raises(SystemExit, match="unknown dataset 'imagenet'"):

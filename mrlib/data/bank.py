@@ -19,7 +19,7 @@ from torch import Tensor
 from mrlib.files import whole_file
 
 _DTYPES = {torch.float32: (np.dtype("<f4"), "F32"), torch.float16: (np.dtype("<f2"), "F16")}
-_HEADER = 4096  # bytes before the tensors; a whole page, so that only the offsets shift rows off its borders
+_HEADER = 4096  # bytes before the tensors, one memory page
 
 
 @dataclass(frozen=True)

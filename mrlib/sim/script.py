@@ -113,8 +113,8 @@ def _pieces(p: Parameters, dice: Dice, videos: int) -> tuple[np.ndarray, np.ndar
     per_window = dice.normal("length/window", *shape, most) * np.where(several, LOG_SD_WINDOW, 0)[..., None]
     window = np.exp((log_mean + per_event)[..., None] + per_window) * p.scale * p.length  # (B, EVENTS, M)
     gap = np.exp(LOG_GAP[0] + LOG_GAP[1] * dice.normal("gap", *shape, most)) * p.scale
-    more = p.context - p.context_least
-    margin = p.context_least + np.floor(np.log(1 - dice.uniform("margin", *shape, 2)) / np.log(more / (1 + more)))
+    further = p.context - p.context_least  # mean number of idle clips above the fewest
+    margin = p.context_least + np.floor(np.log(1 - dice.uniform("margin", *shape, 2)) / np.log(further / (1 + further)))
 
     # gaps and margins are cut so that every stretch of T clips has a window in it
     pieces = np.zeros((*shape, 2 * most + 1), np.int64)
@@ -134,7 +134,7 @@ def _cut_out(p: Parameters, dice: Dice, pieces: np.ndarray, order: np.ndarray) -
 
     pieces, order  of `_pieces`
     returns        int64 (B, T): number of the event, number of the piece in its event, first clip of the piece and its
-                   length, clips counted from before the stretch; int64 (B, 1), first clip of the stretch
+                   length; int64 (B, 1), first clip of the stretch. Clips are counted from the start of all pieces
     """
     videos, _, parts = pieces.shape
     pieces = pieces.reshape(videos, -1)  # (B, EVENTS * parts)

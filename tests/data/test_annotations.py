@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mrlib.data import load_annotations
+from mrlib.data.annotations import shared_classes
 from tests.support.files import labelled, line, windows_only, write_lines
 
 REAL = [
@@ -197,7 +198,8 @@ def test_labels_of_clips_are_kept_unchanged(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("duration", "seconds"), [(66, 132), (65, 130), (67, 132), (132, 132), (131.5, 131.5), (140, 132)]
+    ("duration", "seconds"),
+    [(66, 132), (65, 130), (67, 132), (132, 132), (131.5, 131.5), (140, 132), (69, 132), (70, 70)],
 )
 def test_a_duration_that_counts_clips_becomes_seconds_and_ends_with_the_last_label(duration, seconds, tmp_path):
     """[TVSum] The first released line has 66 labels of 2 s clips and the duration 66."""
@@ -225,3 +227,14 @@ def test_a_video_query_needs_no_words_and_may_search_many_videos(tmp_path):
         load_annotations(path)
     with pytest.raises(ValueError, match="line 3: qid"):
         load_annotations(write_lines(path, [*lines, lines[0]]), words=False)
+
+
+def test_classes_that_two_splits_share_are_listed_up_to_five():
+    classes = {Path("train.csv"): set(range(7)), Path("val.csv"): {1, 2, 3, 4, 5, 6}, Path("test.csv"): {0, 8}}
+    problems = shared_classes("label", classes)
+    assert [(p.file, p.kind, p.message.partition(";")[0]) for p in problems] == [
+        ("train.csv", "label", "1, 2, 3, 4, 5 and 1 more also in val.csv"),
+        ("train.csv", "label", "0 also in test.csv"),
+        ("val.csv", "label", "1, 2, 3, 4, 5 and 1 more also in train.csv"),
+        ("test.csv", "label", "0 also in train.csv"),
+    ]

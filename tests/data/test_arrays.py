@@ -87,6 +87,7 @@ def test_rows_are_float32_and_the_parts_of_a_row_are_concatenated(tmp_path):
         (np.zeros((0, 3)), 1, "shape", r"\(0, 3\) where"),
         (np.zeros((3, 0)), 1, "shape", r"\(3, 0\) where"),
         (np.zeros((2, 3, 4)), 1, "shape", r"\(2, 3, 4\) where"),
+        (np.zeros((2, 1, 4)), 1, "shape", r"\(2, 1, 4\) where"),
         (np.zeros((2, 3, 4)), 4, "shape", r"\(2, 3, 4\) where \(rows, 4, width\) is expected"),
         (np.zeros((2, 6)), 4, "shape", r"\(2, 6\) where"),
         (np.array([[0.0], [np.nan], [1.0], [-np.inf]]), 1, "nan", "NaN or Inf in 2 of 4 rows, the first is 1"),

@@ -53,6 +53,11 @@ def test_items_may_share_rows_and_list_them_in_any_order():
     assert torch.equal(bank.gather(bank.index(torch.tensor([1])))[0], rows[[3, 3, 7]])
 
 
+def test_a_bank_moves_with_all_its_tensors():
+    bank = Bank(torch.zeros(3, 2), torch.tensor([0, 2, 3]), torch.tensor([2, 0, 1])).to("meta")
+    assert {x.device.type for x in (bank.rows, bank.offsets, bank.places)} == {"meta"}
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_saved_bank_loads_unchanged(dtype, tmp_path):
     vectors = [random(10 + i, 3) for i in range(3)]
@@ -109,6 +114,8 @@ def test_a_missing_file_is_not_loaded(tmp_path):
 def test_a_number_too_large_for_half_precision_is_refused(tmp_path):
     with pytest.raises(ValueError, match="too large for float16"):
         save_bank(tmp_path / "b", items([1e5 * ARRAYS[0]]), 1, torch.float16)
+    with pytest.raises(ValueError, match="too large for float16"):
+        save_bank(tmp_path / "b", items([-1e5 * np.abs(ARRAYS[0])]), 1, torch.float16)
 
 
 def test_other_types_than_float32_and_float16_are_refused(tmp_path):

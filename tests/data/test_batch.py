@@ -20,6 +20,7 @@ def test_selecting_rows_renumbers_the_rows_of_negative_queries():
     batch = replace(batch, labels=replace(batch.labels, negative=torch.tensor([2, 0, 4, -1, 1])))
     assert batch[0::2].labels.negative.tolist() == [1, 2, -1]
     assert batch[1::2].labels.negative.tolist() == [-1, -1]
+    assert batch[3:].labels.negative.tolist() == [-1, -1]
     assert batch.to("cpu").labels.negative.tolist() == [2, 0, 4, -1, 1]
 
 

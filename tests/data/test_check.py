@@ -136,6 +136,17 @@ def test_files_of_another_width_than_most_are_problems(tmp_path):
     ]
 
 
+def test_sentences_of_another_width_than_the_joint_stream_are_problems(tmp_path):
+    root = moment_detr(tmp_path)
+    for qid in (1, 2, 3):
+        save_npz(
+            root / f"clip_text_features/qid{qid}.npz", last_hidden_state=random(0, 5, 5), pooler_output=random(0, 3)
+        )
+    problems = check("qvhighlights", root)
+    assert places(problems) == [(f"qid{qid}.npz", None, "shape") for qid in (1, 2, 3)]
+    assert "vectors of width 3 where others have 4" in problems[0].message
+
+
 def test_files_of_other_layouts_are_checked(tmp_path):
     write_lines(tmp_path / "highlight_val_release.jsonl", [line(1), line(2)])
     save_npz(tmp_path / "slowfast_features/video_a.npz", features=random(0, 10, 6))

@@ -79,3 +79,30 @@ def test_without_mined_windows_no_clip_is_wrong(data):
     assert not without_mined.mined and without_mined.batch(range(4)).labels.wrong is None
     subset = data.subset([2, 2])
     assert subset.mined and not subset.batch([0, 1]).labels.wrong.any()
+
+
+def test_the_digest_changes_with_annotations_and_features(data):
+    longer = [replace(s, duration=21.0) for s in data.samples]
+    moved = torch.tensor([0, 1, 0, 1])
+    assert data.digest() == replace(data).digest() == data.to("cpu").digest()
+    for changed in (
+        replace(data, samples=longer, _annotations=None),
+        replace(data, target=Bank(data.target.rows + 1, data.target.offsets)),
+        replace(data, query=Bank(data.query.rows + 1, data.query.offsets)),
+        replace(data, target=Bank(data.target.rows + torch.arange(14)[:, None], data.target.offsets), video=moved),
+        data.subset([0, 1]),
+    ):
+        assert changed.digest() != data.digest()
+
+
+def test_a_dataset_needs_samples(data):
+    with pytest.raises(ValueError, match="hand train has no samples"):
+        data.subset([])
+
+
+def test_a_subset_has_the_annotations_of_its_samples(data):
+    whole, subset = data.batch([3, 1]), data.subset([3, 1]).batch([0, 1])
+    assert subset.samples == whole.samples and torch.equal(subset.video, whole.video)
+    for name in ("spans", "span_mask", "relevant", "wrong"):
+        assert torch.equal(getattr(subset.labels, name), getattr(whole.labels, name))
+    assert (data.widths.target, data.widths.query, data.widths.joint) == (2, 2, None)

@@ -593,6 +593,13 @@ def test_the_cache_can_be_in_another_folder(tmp_path, monkeypatch):
     assert not (root / ".mrlib_cache").exists()
 
 
+def test_two_folders_do_not_share_a_cache_file(tmp_path):
+    roots = [moment_detr(tmp_path / name) for name in ("one", "two")]
+    for root in roots:
+        open_files("qvhighlights", root, "val", cache=tmp_path / "cache")
+    assert len(os.listdir(tmp_path / "cache")) == 4
+
+
 def test_settings_are_the_resolved_options_as_json_values(tmp_path):
     dataset = open_files("qvhighlights", moment_detr(tmp_path), "val", streams="joint")
     assert json.loads(json.dumps(dataset.settings)) == {

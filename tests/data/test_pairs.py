@@ -310,6 +310,18 @@ def test_without_durations_thirty_frames_count_as_a_second_with_one_note(tmp_pat
     assert not note.fatal and note.kind == "duration"
 
 
+def test_a_duration_that_is_not_a_positive_number_counts_as_missing(tmp_path):
+    root = publish(tmp_path, val=[item(video) for video in "abcd"])
+    file = root / "activity_net.v1-3.min.json"
+    content = json.loads(file.read_text())
+    for video, duration in (("a", 0), ("b", -3.0), ("c", "120")):
+        content["database"][video]["duration"] = duration
+    file.write_text(json.dumps(content))
+    items, (note,) = read_items(root / "val.json")
+    assert "has none for 3 videos" in note.message
+    assert [each.unit_s for each in items] == pytest.approx([16 / 30] * 3 + [0.4])
+
+
 def test_a_class_in_two_splits_is_refused(tmp_path):
     root = publish(tmp_path, train=[item("a", 3), item("b", 4)], val=[item("c", 4), item("d", 160), item("e", 160)])
     with pytest.raises(ValueError, match=r"val\.json: label: 4 also in train\.json; no two splits share a class"):

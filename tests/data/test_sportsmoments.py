@@ -94,6 +94,7 @@ BAD = {
     "no duration": ("q.mp4,r.mp4,4,8,1,", "reference_duration"),
     "duration 0": ("q.mp4,r.mp4,4,8,1,0", "reference_duration"),
     "duration not a number": ("q.mp4,r.mp4,4,8,1,nan", "reference_duration"),
+    "duration with an underscore": ("q.mp4,r.mp4,4,8,1,2_0", "reference_duration"),
     "start a word": ("q.mp4,r.mp4,x,8,1,20", SEGMENT),
     "end before start": ("q.mp4,r.mp4,8,4,1,20", SEGMENT),
     "end a clip after the video": ("q.mp4,r.mp4,4,22,1,20", SEGMENT),

@@ -85,6 +85,7 @@ def test_a_written_folder_opens_and_has_no_problems(name, file, qid, tmp_path):
             path.write_bytes(gzip.compress(path.read_bytes()))
     stand_in.write(name, tmp_path / "real", tmp_path / "out", limit=LIMIT)
     assert check(name, tmp_path / "out") == []
+    assert {packed.read_bytes()[4:8] for packed in (tmp_path / "out").glob("*.gz")} <= {bytes(4)}  # no time of writing
     clips = 20 if name == "charades_sta" else 10
     for split in ("train", "val"):
         batch = open_dataset(name, tmp_path / "out", split).batch([0])

@@ -295,3 +295,9 @@ def test_exported_files_give_the_same_batches(tmp_path, query, name, streams):
     assert batch.samples == file_batch.samples
     assert torch.equal(batch.labels.spans, file_batch.labels.spans)
     assert list(opened.streams.values()) == list(dataset.streams.values())
+
+
+def test_a_dataset_without_its_joint_stream_is_not_exported(tmp_path):
+    with pytest.raises(ValueError, match="there is no appearance stream to export"):
+        export(open_sim("val", n=2, streams="motion"), tmp_path)
+    assert not list(tmp_path.iterdir())
