@@ -39,6 +39,14 @@ class Decoded(NamedTuple):
     references: Tensor | None = None  # (L, B, K, 2) centre and width before each layer; None: the decoder has none
 
 
+class Context(NamedTuple):
+    """Tokens beside the clips that a decoder may read."""
+
+    tokens: Tensor  # (B, M, d)
+    mask: Tensor  # bool (B, M) True = real token
+    positions: Tensor  # (B, M, d) added to the tokens as keys
+
+
 class Truth(NamedTuple):
     """The windows that moment queries are matched with."""
 
@@ -87,15 +95,12 @@ class DetrDecoder(nn.Module):
         )
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, aligned: Aligned) -> Decoded:
-        memory, mask = aligned.target, aligned.mask
-        positions = sine_positions(mask, memory.shape[-1])  # (B, T, d)
-        if aligned.context is not None:
-            tokens, token_mask, places = aligned.context, aligned.context_mask, aligned.context_positions
-            token_mask = mask.new_ones(tokens.shape[:2]) if token_mask is None else token_mask  # (B, M)
-            places = torch.zeros_like(tokens) if places is None else places  # (B, M, d)
-            memory, mask = torch.cat([memory, tokens], 1), torch.cat([mask, token_mask], 1)  # (B, T + M, d), (B, T + M)
-            positions = torch.cat([positions, places], 1)  # (B, T + M, d)
+    def forward(self, target: Tensor, mask: Tensor, query_global: Tensor, context: Context | None) -> Decoded:
+        """target (B, T, d), mask bool (B, T); the vector of the whole query is not read."""
+        memory, positions = target, sine_positions(mask, target.shape[-1])  # (B, T, d)
+        if context is not None:
+            memory, mask = torch.cat([memory, context.tokens], 1), torch.cat([mask, context.mask], 1)  # (B, T + M, ...)
+            positions = torch.cat([positions, context.positions], 1)  # (B, T + M, d)
         moment_queries = self.moment_queries.weight.expand(len(memory), -1, -1)  # (B, K, d)
         x, states = torch.zeros_like(moment_queries), []
         for layer in self.layers:
@@ -190,6 +195,15 @@ class ClassHead(nn.Module):
         return outputs["logits"][-1].float().softmax(-1)[..., 0]
 
 
+def context_of(aligned: Aligned) -> Context | None:
+    """The context tokens of an aligner, if it has any, with a mask and positions."""
+    tokens, mask, positions = aligned.context, aligned.context_mask, aligned.context_positions
+    if tokens is None:
+        return None
+    mask = aligned.mask.new_ones(tokens.shape[:2]) if mask is None else mask
+    return Context(tokens, mask, torch.zeros_like(tokens) if positions is None else positions)
+
+
 def drawn_windows(mask: Tensor) -> Tensor:
     """A random order of the windows of every sample, real ones first; bool (B, W) -> (B, W) keys to sort by."""
     return torch.rand(mask.shape, device=mask.device).masked_fill(~mask, 2)
@@ -210,9 +224,9 @@ class DetrDetector(nn.Module):
         *,
         most_windows: int = 5,
         surplus: Callable[[Tensor], Tensor] = drawn_windows,
-        span_length: Callable[[Batch], Tensor] = of_clips,
+        span_length: Callable[[Tensor, Tensor], Tensor] = of_clips,
     ):
-        """decoder(aligned) -> Decoded, and heads as described in the module.
+        """decoder(target, mask, query_global, context) -> Decoded, and heads as described in the module.
 
         most_windows  of a sample that are matched
         surplus       which windows these are if a sample has more: `drawn_windows`, anew at every step, `first_windows`
@@ -225,7 +239,7 @@ class DetrDetector(nn.Module):
 
     def forward(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
         """The outputs of the heads after every decoder layer, and the states (L, B, K, d) that they read."""
-        decoded = self.decoder(aligned)
+        decoded = self.decoder(aligned.target, aligned.mask, aligned.query_global, context_of(aligned))
         outputs: dict[str, Tensor] = {}
         for head in self.heads:
             outputs |= head(decoded, aligned.target, aligned.mask)
@@ -233,8 +247,10 @@ class DetrDetector(nn.Module):
 
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> Moments:
         """The moment of every moment query after the last layer, (B, K, 2); no suppression."""
-        predicted = to_ends(outputs["spans_cw"][-1].float()) * self.span_length(batch)[:, None, None]  # (B, K, 2)
-        predicted = predicted.clamp(min=0).minimum(duration_in_clips(batch).clamp(max=1)[:, None, None])
+        duration_s, length_s = batch.duration_s, batch.lengths * batch.clip_s  # (B,)
+        factor, latest = self.span_length(duration_s, length_s), duration_in_clips(duration_s, length_s).clamp(max=1)
+        predicted = to_ends(outputs["spans_cw"][-1].float()) * factor[:, None, None]  # (B, K, 2)
+        predicted = predicted.clamp(min=0).minimum(latest[:, None, None])
         factors = [factor for head in self.heads if (factor := head.score(outputs)) is not None]
         scores, order = torch.stack(factors).prod(0).sort(dim=-1, descending=True, stable=True)  # (B, K)
         mask = batch.target_mask.any(1, keepdim=True).expand_as(scores)

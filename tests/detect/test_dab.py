@@ -10,7 +10,7 @@ from mrlib.detect.dab import DabDecoder, DabDetector, span_positions
 from mrlib.detect.detr import inverse_sigmoid
 from tests.reference.official_detr import span_sines
 from tests.support.batches import make_batch
-from tests.support.detr import aligned_of, make
+from tests.support.detr import aligned_of, make, run_decoder
 
 
 def decoder_of(layers=3, **options):
@@ -49,10 +49,10 @@ def test_every_layer_moves_the_spans_and_begins_where_the_one_before_ended():
     decoder, batch = decoder_of(), make_batch([6, 9])
     anchors = decoder.moment_queries.weight.sigmoid().expand(2, -1, -1)
     nn.init.zeros_(decoder.move.layers[-1].weight)
-    still = decoder(aligned_of(batch)).references
+    still = run_decoder(decoder, aligned_of(batch)).references
     torch.testing.assert_close(still, anchors.expand(3, -1, -1, -1), rtol=1e-4, atol=1e-4)
     decoder.move.layers[-1].bias.data = torch.tensor([0.5, -0.25])
-    moved = decoder(aligned_of(batch)).references
+    moved = run_decoder(decoder, aligned_of(batch)).references
     torch.testing.assert_close(
         inverse_sigmoid(moved[2]) - inverse_sigmoid(moved[0]), torch.tensor([1.0, -0.5]).expand(2, 4, 2)
     )
@@ -62,7 +62,7 @@ def test_the_next_layer_reads_a_span_without_its_gradient_and_the_heads_with_it(
     """[QD-DETR] The move after layer 0 hears from the head of layer 1, through the reference alone."""
     decoder, batch = decoder_of(2), make_batch([6, 9])
     last = decoder.move.layers[-1].bias
-    decoded = decoder(aligned_of(batch))
+    decoded = run_decoder(decoder, aligned_of(batch))
     assert torch.autograd.grad(decoded.states.square().sum(), last, allow_unused=True, retain_graph=True)[0] is None
     assert torch.autograd.grad(decoded.references[1].sum(), last)[0].abs().sum() > 0
 
@@ -70,18 +70,18 @@ def test_the_next_layer_reads_a_span_without_its_gradient_and_the_heads_with_it(
 def test_content_starts_at_zero_so_that_what_maps_it_first_is_idle():
     """[QD-DETR] As released."""
     decoder, batch = decoder_of(), make_batch([6, 9])
-    before = decoder(aligned_of(batch)).states
+    before = run_decoder(decoder, aligned_of(batch)).states
     for name in ("q_content", "k_content", "value"):
         nn.init.normal_(getattr(decoder.layers[0].self_attn, name).weight)
-    torch.testing.assert_close(decoder(aligned_of(batch)).states, before)
+    torch.testing.assert_close(run_decoder(decoder, aligned_of(batch)).states, before)
     nn.init.normal_(decoder.layers[1].self_attn.value.weight)
-    assert not torch.allclose(decoder(aligned_of(batch)).states, before)
+    assert not torch.allclose(run_decoder(decoder, aligned_of(batch)).states, before)
 
 
 def test_a_span_of_no_width_gives_finite_numbers_and_gradients():
     decoder, batch = decoder_of(), make_batch([6, 9])
     decoder.moment_queries.weight.data.fill_(-200.0)
-    decoded = decoder(aligned_of(batch))
+    decoded = run_decoder(decoder, aligned_of(batch))
     (decoded.states.square().sum() + decoded.references.sum()).backward()
     assert decoded.states.isfinite().all()
     assert all(p.grad is None or p.grad.isfinite().all() for p in decoder.parameters())

@@ -10,7 +10,7 @@ from mrlib.detect.detr import ClassHead, Decoded, DetrDecoder, DetrDetector, Spa
 from tests.reference.official_detr import matching, overlap
 from tests.support.batches import make_batch
 from tests.support.detr import MOMENT_QUERIES as K
-from tests.support.detr import aligned_of, make
+from tests.support.detr import aligned_of, make, run_decoder
 
 DETECTORS = ("detr", "dab")
 
@@ -137,18 +137,18 @@ def test_moment_queries_read_clips_and_tokens_and_none_of_the_padding():
     """[Moment-DETR] Tokens without a mask are all there; their positions go to the keys."""
     batch, decoder = make_batch([6, 9]), make().decoder
     aligned = aligned_of(batch, tokens=4)
-    before = decoder(aligned).states
+    before = run_decoder(decoder, aligned).states
     mask = torch.tensor([[True, True, False, False], [True, False, True, True]])
     masked = replace(aligned, context_mask=mask)
     junk = torch.where(mask[..., None], aligned.context, 99.0)
     padded = torch.where(batch.target_mask[..., None], aligned.target, -99.0)
-    after = decoder(replace(masked, context=junk, target=padded)).states
-    torch.testing.assert_close(after, decoder(masked).states)
+    after = run_decoder(decoder, replace(masked, context=junk, target=padded)).states
+    torch.testing.assert_close(after, run_decoder(decoder, masked).states)
     assert not torch.allclose(before, after)
     everything = torch.ones_like(mask)
-    torch.testing.assert_close(decoder(replace(aligned, context_mask=everything)).states, before)
-    moved = decoder(replace(aligned, context_positions=torch.randn(2, 4, 16))).states
-    still = decoder(replace(aligned, context_positions=torch.zeros(2, 4, 16))).states
+    torch.testing.assert_close(run_decoder(decoder, replace(aligned, context_mask=everything)).states, before)
+    moved = run_decoder(decoder, replace(aligned, context_positions=torch.randn(2, 4, 16))).states
+    still = run_decoder(decoder, replace(aligned, context_positions=torch.zeros(2, 4, 16))).states
     torch.testing.assert_close(still, before)
     assert not torch.allclose(moved, before)
 

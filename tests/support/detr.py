@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from mrlib import papers
 from mrlib.align import Aligned
 from mrlib.data import Batch, Widths
-from mrlib.detect.detr import DetrDetector
+from mrlib.detect.detr import Decoded, DetrDetector, context_of
 from tests.support.modules import shaken
 
 MOMENT_QUERIES = 5
@@ -27,3 +28,8 @@ def aligned_of(batch: Batch, width: int = 16, tokens: int = 0, seed: int = 0) ->
     context = torch.randn(B, tokens, width, generator=g) if tokens else None
     clips = torch.randn(B, T, width, generator=g)
     return Aligned(clips, batch.target_mask, batch.query, batch.query_mask, clips[:, 0], context=context)
+
+
+def run_decoder(decoder: nn.Module, aligned: Aligned) -> Decoded:
+    """The output of a decoder, called as `DetrDetector` calls it."""
+    return decoder(aligned.target, aligned.mask, aligned.query_global, context_of(aligned))
