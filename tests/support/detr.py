@@ -1,4 +1,4 @@
-"""DETR detectors of width 16, and what an aligner of random numbers hands them."""
+"""DETR detectors of width 16, and random outputs of an aligner as their input."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ MOMENT_QUERIES = 5
 
 
 def make(name: str = "detr", **options) -> DetrDetector:
-    """A detector of which no parameter is as it was initialised; name: "detr" or "dab"."""
+    """A detector whose parameters all differ from their initial values; name: "detr" or "dab"."""
     sizes = {"width": 16, "hidden": 24, "heads": 4, "dropout": 0.0, "moment_queries": MOMENT_QUERIES}
     paper = papers.get("moment_detr" if name == "detr" else "qd_detr", **sizes | {"detector": name} | options)
     return shaken(papers.build(paper, Widths(24, 12, 16), seed=1).detector)
 
 
 def aligned_of(batch: Batch, width: int = 16, tokens: int = 0, seed: int = 0) -> Aligned:
-    """Random clips (B, T, width), the batch's query, and so many random context tokens."""
+    """Random clips (B, T, width), the query of the batch, and random context tokens."""
     g = torch.Generator().manual_seed(seed)
     B, T = batch.target_mask.shape
     context = torch.randn(B, tokens, width, generator=g) if tokens else None
