@@ -134,12 +134,10 @@ def _plain(tensors: Tensors) -> Tensors:
             if head in tensors and not torch.equal(tensors[name], tensors[head]):
                 raise ValueError(f"{name} and {head} differ, but are one head")
             del plain[name]
-        elif name.startswith("fuser."):
+        elif name.startswith("fuser."):  # its convolutions over one clip are our linear maps
             tensor = plain[name]
             is_vector = tensor.numel() == max(tensor.shape)
-            plain[name] = (
-                tensor.flatten() if is_vector else tensor.squeeze(-1)
-            )  # convolutions over one clip are linear maps
+            plain[name] = tensor.flatten() if is_vector else tensor.squeeze(-1)
     if "new_query_embed.weight" in plain:
         plain["query_embed.weight"] = plain.pop("new_query_embed.weight")
     return plain
