@@ -28,13 +28,9 @@ _SUBMODULES = (
     "plots",
     "probes",
     "retriever",
-    "run_state",
-    "scoring",
     "sim",
-    "stages",
     "train",
-    "train_cli",
-    "trainer",
+    "training",
     "widgets",
 )
 _MEMBERS = {

@@ -103,9 +103,14 @@ def masked_softmax(x: Tensor, mask: Tensor, dim: int) -> Tensor:
     return x.masked_fill(~mask, torch.finfo(x.dtype).min).softmax(dim)
 
 
+def full_precision(x: Tensor) -> Tensor:
+    """x in float32 if it is of half precision; float32 and float64 stay as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def unit_vectors(x: Tensor) -> Tensor:
     """x divided by its norm along the last axis, in float32 or float64 also where x is of half precision."""
-    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1, eps=1e-6)
+    return F.normalize(full_precision(x), dim=-1, eps=1e-6)
 
 
 def normalised_shares(share: Tensor, mask: Tensor) -> Tensor:

@@ -6,7 +6,7 @@
 A run depends only on its arguments: every random number derives from (seed, stage, epoch or step, sample). A run that
 was killed therefore continues after its last whole epoch and ends with the weights of a run that was never stopped.
 
-`mrlib.stages` says what a stage does, `mrlib.trainer` trains an epoch, `mrlib.run_state` saves and resumes.
+`mrlib.training` has the parts: stages, an epoch, what is saved and resumed, scoring, the options of the command line.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ import torch
 import torch.distributed as dist
 from tqdm.auto import tqdm
 
-from mrlib import baselines, papers, parallel, train_cli
+from mrlib import baselines, papers, parallel
 from mrlib.data import MomentDataset
 from mrlib.papers import Paper, Stage
 from mrlib.probes import PROBES
 from mrlib.retriever import MomentRetriever
-from mrlib.run_state import History, RunState
-from mrlib.scoring import headline as headline
-from mrlib.scoring import predict_all as predict_all
-from mrlib.scoring import scores_of as scores_of
-from mrlib.stages import MiningRunner, TrainingRunner
-from mrlib.trainer import Setup
+from mrlib.training import cli
+from mrlib.training.run_state import History, RunState
+from mrlib.training.scoring import headline as headline
+from mrlib.training.scoring import predict_all as predict_all
+from mrlib.training.scoring import scores_of as scores_of
+from mrlib.training.stages import MiningRunner, TrainingRunner
+from mrlib.training.trainer import Setup
 
 
 def fit(
@@ -55,7 +56,7 @@ def fit(
 
     val        None: no validation; every stage keeps its last epoch
     probes     more datasets that are scored after every epoch; they never decide which epoch is kept
-    out_dir    folder for what the run writes, see `mrlib.run_state`; None: nothing is written
+    out_dir    folder for what the run writes, see `mrlib.training.run_state`; None: nothing is written
     resume     True: continue a run of the same settings; False: refuse a folder that holds a run
     device     "auto": CUDA if available
     precision  "fp32", or "bf16" for mixed precision
@@ -258,7 +259,7 @@ def _probe(name: str, scored: MomentDataset, open_split: Callable[[str], MomentD
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line: train a paper and print its scores as JSON."""
-    args = train_cli.parse(arguments)
+    args = cli.parse(arguments)
     size = args.size or papers.usual(args.paper, args.dataset)["size"]
     torch.set_num_threads(args.threads or (1 if size == "small" else torch.get_num_threads()))
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:

@@ -263,7 +263,7 @@ def splice_by_hand(sample, b, donors):
 by_vid = {
     s.vid: train.target.gather(train.target.index(train.video[i : i + 1]))[0] for i, s in enumerate(train.samples)
 }
-if not mining.done(train):
+if not mining.has_wrong_spans(train):
     for b, sample in enumerate(spliced.samples):
         if "kept" in sample.extra:  # no window of the donor had room
             continue
@@ -492,7 +492,7 @@ print(f"Ten copies of every video: {on_disk:.1f} GB on disk. The bank that splic
 # %% tags=["nbval-ignore-output"]
 folder = Path(out_dir or tempfile.mkdtemp(prefix="amr-"))
 stage = paper.stages[0]
-halves = () if mining.done(train) else mining.halves(train, Draw(seed, stage.name))
+halves = () if mining.has_wrong_spans(train) else mining.halves(train, Draw(seed, stage.name))
 miners, mining_curves, wrong = [], [], {}
 for i, (own_half, other) in enumerate(zip(halves, halves[::-1], strict=True), 1):
     alone = replace(paper, stages=(replace(stage, name=f"{stage.name}_{i}", mine=None),))
@@ -504,7 +504,7 @@ for i, (own_half, other) in enumerate(zip(halves, halves[::-1], strict=True), 1)
     wrong |= dict(zip(other.tolist(), mining.confusing(lines, unseen, stage.mine), strict=True))
     miners.append((miner, unseen, lines))
     mining_curves.append(history.frame())
-mined = mining.with_wrong(train, [wrong[i] for i in range(len(train))]) if halves else train
+mined = mining.with_wrong_spans(train, [wrong[i] for i in range(len(train))]) if halves else train
 
 # %%
 if halves:
@@ -561,7 +561,7 @@ def mined_at(theta):
     found = {}
     for half, (_, unseen, lines) in zip(halves[::-1], miners, strict=True):
         found |= dict(zip(half.tolist(), mining.confusing(lines, unseen, theta), strict=True))
-    return mining.with_wrong(train, [found[i] for i in range(len(train))])
+    return mining.with_wrong_spans(train, [found[i] for i in range(len(train))])
 
 
 looked_into = mined_at(0.0) if halves and not mined.mined else mined
@@ -626,7 +626,7 @@ def others(sample):
     return sorted(w for e in sample.extra["script"] for w in e["windows"] if w not in sample.relevant_windows)[:2]
 
 
-confused = mining.with_wrong(train, [others(s) for s in train.samples]) if simulated else mined
+confused = mining.with_wrong_spans(train, [others(s) for s in train.samples]) if simulated else mined
 boosted = splice(some, confused, draw)
 both = [b for b, s in enumerate(boosted.samples) if wrong_of(s)][:2]
 if both:

@@ -204,8 +204,8 @@ for b in range(len(batch)):
 # ## 5. The training run
 #
 # **Recipe** (paper): Adam, batches of 128, ten epochs, the learning rate warmed up to 1e-4 and down along a cosine.
-# On the full QVHighlights that is 570 steps in all. The small world has its own numbers, in `mrlib/papers/f2sgd.py`. The
-# epoch with the best mAP on `val` is kept; simulated scores below are those of `test`, which nothing was chosen on
+# On the full QVHighlights that is 570 steps in all. The small world has its own numbers, in `mrlib/papers/f2sgd.py`.
+# The epoch with the best mAP on `val` is kept; simulated scores below are those of `test`, on which nothing was chosen
 # (`out_dir` keeps the predictions for `val`). Files have no such luxury: there, as in the paper, the two are the same
 # split.
 

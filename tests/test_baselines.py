@@ -1,4 +1,4 @@
-"""What can be had without labels: against hand-worked videos and the definitions, one video at a time."""
+"""Baselines without training, compared with videos worked out by hand and with their definitions."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def toy(*videos: list[float], windows: tuple = ((0, 2),), joint: bool = True) ->
     samples = [
         Sample(i, f"query {i}", 2.0 * len(v), f"video{i}", [list(w) for w in windows]) for i, v in enumerate(videos)
     ]
-    each = torch.arange(len(videos))
+    items = torch.arange(len(videos))
     return MomentDataset(
         name="toy",
         split="val",
         samples=samples,
         target=Bank.from_arrays(rows),
-        video=each,
+        video=items,
         query=Bank.from_arrays([np.ones((1, 3), np.float32)] * len(videos)),
-        query_item=each,
-        query_joint=torch.tensor([[2.0, 0, 0]]).expand(len(videos), 3),  # a query's length does not matter
+        query_item=items,
+        query_joint=torch.tensor([[2.0, 0, 0]]).expand(len(videos), 3),  # the norm of a query does not matter
         streams={"clip": slice(0, 3)},
         joint="clip" if joint else None,
         clip_s=2.0,
@@ -71,15 +71,15 @@ def test_the_centred_window_is_the_middle_of_the_video():
     assert centred_window(toy([0.1] * 5), share=1) == whole_video(toy([0.1] * 5))
 
 
-def test_a_centred_window_against_a_moment_in_the_middle_is_as_good_as_their_shares():
-    """60 % of 10 s around its middle: IoU 5 s / 6 s with the middle half, 6 s / 10 s with the whole."""
+def test_the_iou_of_a_centred_window_with_a_centred_moment_is_the_ratio_of_their_lengths():
+    """60 % of 10 s are 6 s: the IoU is 5/6 with the middle half of the video, 6/10 with the whole."""
     for window, iou in (((2.5, 7.5), 500 / 6), ((0, 10), 60.0)):
         dataset = toy([0.1] * 5, windows=(window,))
         assert moment_scores(centred_window(dataset), dataset.samples)["all"]["mIoU"] == pytest.approx(iou, abs=0.01)
 
 
 @pytest.mark.parametrize("share", [0, -0.1, 1.1, math.nan])
-def test_a_share_of_nothing_or_more_than_all_is_refused(share):
+def test_a_share_outside_0_to_1_is_refused(share):
     with pytest.raises(ValueError, match="share is"):
         centred_window(toy([0.1]), share=share)
 
@@ -87,19 +87,19 @@ def test_a_share_of_nothing_or_more_than_all_is_refused(share):
 # --- similarity ------------------------------------------------------------------------------------------------------
 
 
-def test_similarity_gives_runs_above_mean_and_deviation_ranked_by_their_mean():
-    """Mean 0.33 and deviation 0.29: above 0.62 are clips 1 and 2, with mean 0.75, and clip 5."""
+def test_similarity_predicts_runs_above_mean_plus_deviation_ranked_by_their_mean():
+    """Mean 0.33 and deviation 0.29: clips 1 and 2, with mean 0.75, and clip 5 are above 0.62."""
     video = [0.1, 0.7, 0.8, 0.1, 0.1, 0.9, 0.1, 0.2, 0.2, 0.1]
-    (found,) = windows(query_similarity(toy(video)))
-    np.testing.assert_allclose(found, [[10, 12, 0.9], [2, 6, 0.75]], atol=1e-6)
+    (predicted,) = windows(query_similarity(toy(video)))
+    np.testing.assert_allclose(predicted, [[10, 12, 0.9], [2, 6, 0.75]], atol=1e-6)
 
 
-def test_similarity_gives_the_best_clip_where_no_clip_stands_out():
-    """Two values in equal number are one deviation from their mean each; of equal clips the first is taken."""
+def test_similarity_predicts_the_best_clip_if_no_clip_is_above_the_threshold():
+    """The first of equal clips."""
     assert np.array(windows(query_similarity(toy([0.5, 0.5, 0.5]))))[0].tolist() == [[0, 2, 0.5]]
 
 
-def test_similarity_gives_ten_windows_at_most():
+def test_similarity_predicts_at_most_ten_windows():
     video = [0.1, 0.1, 0.1, 0.9] * 12
     assert [len(w) for w in windows(query_similarity(toy(video)))] == [10]
 
@@ -109,9 +109,9 @@ def test_similarity_of_a_video_does_not_depend_on_its_batch_mates():
     assert query_similarity(toy(short, long))[0] == query_similarity(toy(short))[0]
 
 
-def test_similarity_is_its_definition_clip_by_clip():
+def test_similarity_equals_its_definition_clip_by_clip():
     dataset = open_sim("val", n=80, streams="joint")
-    for i, found in enumerate(windows(query_similarity(dataset))):
+    for i, predicted in enumerate(windows(query_similarity(dataset))):
         batch = dataset.batch([i])
         c = (batch.target_joint[0].double() @ batch.query_joint[0].double()).tolist()
         mean = sum(c) / len(c)
@@ -124,34 +124,34 @@ def test_similarity_is_its_definition_clip_by_clip():
                 runs.append((sum(c[start:t]) / (t - start), start, t))
                 start = None
         expected = [[2 * a, 2 * b, score] for score, a, b in sorted(runs, reverse=True)][:10]
-        np.testing.assert_allclose(found, expected, atol=1e-6)
+        np.testing.assert_allclose(predicted, expected, atol=1e-6)
 
 
 # --- anchor ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_interval_goes_from_the_last_clip_of_the_first_group_to_the_last_of_the_anchors():
-    """[A2FA Eq. 5] Clips 0-2 are alike, 3-5 are like the query, 6-7 alike again: both ends belong to the interval."""
+def test_the_interval_includes_the_transition_points_on_both_sides_of_the_anchor():
+    """[A2FA Eq. 5] Clips 3 to 5 are similar to the query; the interval goes from clip 2 to clip 5."""
     video = [0.1, 0.1, 0.1, 0.8, 0.9, 0.8, 0.1, 0.1]
     assert windows(anchor_interval(toy(video))) == [[[4.0, 12.0, 1.0]]]
 
 
-def test_the_interval_is_that_of_each_video_alone():
+def test_the_interval_of_a_video_does_not_depend_on_its_batch_mates():
     dataset = open_sim("val", n=70, streams="joint")
-    for i, found in enumerate(windows(anchor_interval(dataset))):
+    for i, predicted in enumerate(windows(anchor_interval(dataset))):
         batch = dataset.batch([i])
         _, left, right = boundaries(batch.target_joint, batch.target_mask, batch.query_joint)
-        assert found == [[2.0 * left.item(), 2.0 * right.item() + 2, 1.0]]
+        assert predicted == [[2.0 * left.item(), 2.0 * right.item() + 2, 1.0]]
 
 
-def test_an_anchor_is_inside_if_its_clip_is_in_a_window():
+def test_an_anchor_is_inside_if_its_clip_is_relevant():
     """Windows 0-2 s and 6-8 s are clips 0 and 3; the anchors are clips 3, 2 and 0."""
     videos = [0.1, 0.2, 0.3, 0.9], [0.1, 0.2, 0.9, 0.3], [0.9, 0.1, 0.1, 0.1, 0.1]
     assert anchor_inside(toy(*videos, windows=((0, 2), (6, 8)))) == pytest.approx(2 / 3)
 
 
 @pytest.mark.parametrize("baseline", [query_similarity, anchor_interval, anchor_inside])
-def test_without_a_joint_space_there_is_nothing_to_compare(baseline):
+def test_a_dataset_without_a_joint_stream_is_refused(baseline):
     with pytest.raises(ValueError, match="joint space"):
         baseline(toy([0.1, 0.2], joint=False))
 
@@ -163,7 +163,7 @@ def labelled(*windows_s: list[list[float]], duration: float = 100.0) -> list[Sam
     return [Sample(i, "q", duration, f"v{i}", w) for i, w in enumerate(windows_s)]
 
 
-def test_a_fixed_list_begins_with_the_commonest_moment_and_scales_with_the_video():
+def test_a_fixed_list_begins_with_the_most_common_moment_and_scales_with_the_video():
     train = labelled([[20, 40]], [[20, 40]], [[60, 100]])
     lines = FixedList(train)(labelled([[0, 10]], duration=50))
     assert [w[:2] for w in windows(lines)[0][:2]] == [[10, 20], [30, 50]]
@@ -177,8 +177,8 @@ def test_a_fixed_list_is_the_same_for_every_query():
     assert len({str(w) for w in windows(lines)}) == 1
 
 
-def test_every_place_of_a_fixed_list_goes_to_the_window_that_adds_most(monkeypatch):
-    """By the definition: all lists that are one window longer are scored, in loops."""
+def test_a_fixed_list_adds_the_window_that_raises_the_mean_precision_most(monkeypatch):
+    """The definition in loops: every list that is one window longer is scored."""
     monkeypatch.setattr(baselines, "GRID", 6)
     monkeypatch.setattr(baselines, "MOMENTS", 4)
     rng = np.random.default_rng(0)
@@ -220,8 +220,8 @@ def test_a_fixed_list_needs_annotated_samples():
 
 
 @pytest.mark.skipif("MRLIB_DATA" not in os.environ, reason="real annotations: set MRLIB_DATA")
-def test_what_a_blind_list_scores_on_the_real_validation_set():
-    """A number to put beside every spurious score; published models go as low as this [TD-DETR]."""
+def test_the_score_of_a_fixed_list_on_the_real_validation_set():
+    """Published models reach as little on masked moments [TD-DETR]."""
     folder = Path(os.environ["MRLIB_DATA"]) / "qvhighlights"
     train, val = (load_annotations(folder / f"highlight_{split}_release.jsonl") for split in ("train", "val"))
     brief = evaluate(FixedList(train)(val), val)["brief"]

@@ -1,4 +1,4 @@
-"""Datasets by their names: the simulator, or files."""
+"""`open_dataset` opens the simulator or files, by name."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def test_the_simulator_is_opened_with_its_options():
     assert mrlib.open_dataset("sim", n=2).split == "train"
 
 
-def test_files_are_opened_in_a_folder_or_in_that_of_the_name(tmp_path, monkeypatch):
+def test_files_are_opened_in_the_given_folder_or_in_the_default_one(tmp_path, monkeypatch):
     root = moment_detr(tmp_path / "qvhighlights")
     data = mrlib.open_dataset("qvhighlights", root, "val", limit=2)
     assert (data.name, data.split, [s.qid for s in data.samples]) == ("qvhighlights", "val", [1, 2])
@@ -24,12 +24,12 @@ def test_files_are_opened_in_a_folder_or_in_that_of_the_name(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("name", ["qvhighlight", "simulator", ""])
-def test_an_unknown_name_is_answered_with_those_that_are_known(name):
+def test_an_unknown_name_is_refused_with_the_known_names(name):
     with pytest.raises(ValueError, match=f"unknown dataset '{name}'; known: sim, qvhighlights, "):
         mrlib.open_dataset(name)
 
 
-def test_an_option_of_the_other_kind_is_refused(tmp_path):
+def test_an_option_of_the_other_kind_of_dataset_is_refused(tmp_path):
     with pytest.raises(TypeError, match="size"):
         mrlib.open_dataset("qvhighlights", moment_detr(tmp_path), "val", size="small")
     with pytest.raises(ValueError, match="limit"):

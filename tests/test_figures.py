@@ -1,4 +1,4 @@
-"""Where pictures go: `plots.save` writes to the path it is given, and notebooks give one that holds in any folder."""
+"""Where pictures are written: `plots.save` writes to the given path; notebooks take theirs from the package."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def fig():
 
 
 @pytest.mark.parametrize("name", ["00_task", "00_task.png"])
-def test_a_picture_and_its_table_lie_side_by_side(fig, name, tmp_path):
+def test_a_picture_and_its_table_are_written_side_by_side(fig, name, tmp_path):
     table = pd.DataFrame({"score": [1.5]})
     plots.save(fig, tmp_path / "new" / name, table)
     assert sorted(file.name for file in (tmp_path / "new").iterdir()) == ["00_task.csv", "00_task.png"]
@@ -34,8 +34,8 @@ def test_a_picture_without_a_table_is_one_file(fig, tmp_path):
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
-def test_a_notebook_takes_its_folder_of_figures_from_the_package(file):
-    """papermill runs where it is called and nbval in the notebook's folder."""
+def test_a_notebook_takes_the_folder_of_its_figures_from_the_package(file):
+    """papermill runs in the current folder, nbval in that of the notebook."""
     lines = file.read_text(encoding="utf-8").splitlines()
     assert lines.count('figures = Path(mrlib.__file__).resolve().parent.parent / "figures"') == 1
     assert sum(line.startswith("figures =") for line in lines) == 1

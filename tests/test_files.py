@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Files appear complete or not at all."""
 
 import errno
 import json
@@ -19,14 +19,14 @@ def names(folder):
 
 
 @pytest.mark.parametrize(("data", "content"), [("größe\n", "größe\n".encode()), (b"\x00\xff", b"\x00\xff"), ("", b"")])
-def test_text_and_bytes_are_written_in_folders_that_are_made(data, content, tmp_path):
-    """Text in UTF-8, line ends as they are."""
+def test_text_and_bytes_are_written_and_folders_are_created(data, content, tmp_path):
+    """Text as UTF-8 with unchanged line ends."""
     path = tmp_path / "a" / "b" / "file"
     files.write_whole(path, data)
     assert path.read_bytes() == content and names(path.parent) == ["file"]
 
 
-def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path):
+def test_an_error_while_writing_keeps_the_old_file(tmp_path):
     files.write_whole(tmp_path / "a.txt", "old")
     with pytest.raises(RuntimeError), files.whole_file(tmp_path / "a.txt") as file:
         file.write(b"ne")
@@ -35,7 +35,7 @@ def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_until_it_is_whole_the_old_file_is_there(tmp_path):
+def test_the_old_file_is_replaced_only_when_the_new_one_is_complete(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
     with files.whole_file(path) as file:
@@ -47,13 +47,13 @@ def test_until_it_is_whole_the_old_file_is_there(tmp_path):
     assert path.read_text() == "new" and names(tmp_path) == ["a.txt"]
 
 
-def test_others_may_read_it(tmp_path):
-    """A temporary file may be read by its owner alone."""
+def test_a_written_file_can_be_read_by_everybody(tmp_path):
+    """A temporary file can be read by its owner only."""
     files.write_whole(tmp_path / "a.txt", "text")
     assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o644
 
 
-def test_an_error_of_the_system_names_the_file_and_what_to_do(tmp_path, monkeypatch):
+def test_a_system_error_names_the_file_and_says_what_to_do(tmp_path, monkeypatch):
     (tmp_path / "a.txt").write_text("old")
 
     def full(handle):
@@ -66,13 +66,13 @@ def test_an_error_of_the_system_names_the_file_and_what_to_do(tmp_path, monkeypa
     assert (tmp_path / "a.txt").read_text() == "old" and names(tmp_path) == ["a.txt"]
 
 
-def test_a_folder_where_a_file_stands_is_an_error(tmp_path):
+def test_a_file_in_place_of_the_folder_is_an_error(tmp_path):
     (tmp_path / "a").write_text("")
     with pytest.raises(OSError, match=r"cannot write .*a/b"):
         files.write_whole(tmp_path / "a" / "b", "text")
 
 
-def test_a_process_that_is_killed_while_writing_leaves_the_old_file_and_a_partial_one(tmp_path):
+def test_a_process_killed_while_writing_leaves_the_old_file_and_a_partial_one(tmp_path):
     (tmp_path / "a.txt").write_text("old")
     program = f"""
 import os, signal
@@ -82,8 +82,8 @@ with whole_file({str(tmp_path / "a.txt")!r}) as file:
     file.flush()
     os.kill(os.getpid(), signal.SIGKILL)
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[1], timeout=60)
-    assert done.returncode == -signal.SIGKILL
+    process = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[1], timeout=60)
+    assert process.returncode == -signal.SIGKILL
     assert (tmp_path / "a.txt").read_text() == "old"
     (partial,) = set(names(tmp_path)) - {"a.txt"}
     assert partial.endswith(files.PARTIAL)

@@ -1,4 +1,4 @@
-"""Comparisons: a row per arm and seed."""
+"""Grids: one row for each arm and seed, which its command reproduces."""
 
 import json
 import shlex
@@ -21,14 +21,14 @@ def written(tmp_path_factory):
     return path, grid.run(path, ARMS, [0, 1])
 
 
-def test_every_arm_and_seed_has_its_row(written):
+def test_every_arm_and_seed_has_a_row(written):
     path, rows = written
     assert rows[["arm", "seed"]].values.tolist() == [["full", 0], ["full", 1], ["raw", 0], ["raw", 1]]
     assert grid.read(path, ARMS, [0, 1]).equals(rows)
     assert rows["parameters"].gt(0).all() and rows["MR-full-mAP"].between(0, 100).all()
 
 
-def test_the_command_of_a_row_gives_its_scores(written, tmp_path, monkeypatch, capsys):
+def test_the_command_of_a_row_prints_its_scores(written, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     row = written[1].iloc[1]
     words = shlex.split(row["command"])
@@ -39,7 +39,7 @@ def test_the_command_of_a_row_gives_its_scores(written, tmp_path, monkeypatch, c
     assert f'"MR-full-mAP": {row["MR-full-mAP"]}' in printed and f'"MR-full-R1@0.5": {row["MR-full-R1@0.5"]}' in printed
 
 
-def test_a_row_has_the_scores_of_its_probes_and_its_command_asks_for_them(written, tmp_path):
+def test_a_row_and_its_command_have_the_probes_of_the_arm(written, tmp_path):
     plain = ARMS["full"]
     arm = replace(plain, probes=("val_shift", "masked_mean"))
     assert "--probe" not in plain.command(0) and "--probe val_shift masked_mean --score test" in arm.command(0)
@@ -54,7 +54,7 @@ def test_a_row_has_the_scores_of_its_probes_and_its_command_asks_for_them(writte
         grid.read(tmp_path / "probed.csv", {"full": plain}, [0])
 
 
-def test_a_row_that_is_there_is_not_trained_again(written, monkeypatch):
+def test_a_row_in_the_file_is_not_trained_again(written, monkeypatch):
     path, rows = written
 
     def never(*arguments):
@@ -64,7 +64,7 @@ def test_a_row_that_is_there_is_not_trained_again(written, monkeypatch):
     assert grid.run(path, ARMS, [0, 1]).equals(rows)
 
 
-def test_a_row_of_other_settings_is_not_taken_for_the_one_asked_for(written):
+def test_a_row_of_other_settings_does_not_count(written):
     path, _ = written
     with pytest.raises(ValueError, match="no row for arm 'full', seed 0, with these settings"):
         grid.read(path, {"full": Arm("f2sgd", TINY | {"kernel": 5})}, [0])
@@ -79,48 +79,46 @@ def test_a_summary_has_mean_and_spread():
     assert table["x", "mean"].tolist() == [2, 5] and table["x", "spread"].tolist() == [2**0.5, 0]
 
 
-def test_a_row_trained_under_another_preset_is_not_taken_for_todays(written, monkeypatch):
+def test_a_row_of_another_preset_does_not_count(written, monkeypatch):
     path, _ = written
     monkeypatch.setitem(papers.PRESETS["f2sgd"], "small", papers.PRESETS["f2sgd"]["small"] | {"lr": 0.5})
     with pytest.raises(ValueError, match="no row for arm 'full', seed 0"):
         grid.read(path, ARMS, [0, 1])
 
 
-def test_a_row_is_known_by_what_its_paper_chooses_and_not_by_what_every_paper_has(monkeypatch):
-    """A field that papers get one day, with a default, makes no row another; a number that is chosen does."""
+def test_the_fingerprint_of_a_row_depends_on_settings_that_differ_from_their_default(monkeypatch):
+    """So a new field with a default changes no fingerprint."""
     arm = Arm("f2sgd")
     before = arm.identity(0)["paper"]
     assert '"start"' not in json.dumps(grid._changed(papers.get("f2sgd", "small")))
     stage = papers.PAPERS["f2sgd"].stages[0]
-    slower = papers.replace(stage, optimiser=papers.replace(stage.optimiser, weight_decay=0.5))
-    monkeypatch.setitem(papers.PAPERS, "f2sgd", papers.replace(papers.PAPERS["f2sgd"], stages=(slower,)))
+    slower = replace(stage, optimiser=replace(stage.optimiser, weight_decay=0.5))
+    monkeypatch.setitem(papers.PAPERS, "f2sgd", replace(papers.PAPERS["f2sgd"], stages=(slower,)))
     assert arm.identity(0)["paper"] != before
 
 
-def test_a_row_trained_again_has_the_same_digits(written):
-    """In a process of its own, by the command that the row gives."""
+def test_a_row_that_is_trained_again_has_the_same_scores(written):
+    """In another process, by the command of the row."""
     scores = grid.again(written[0], "raw", 1)
     row = written[1].set_index(["arm", "seed"]).loc[("raw", 1)]
     assert {"MR-full-R1@0.5", "MR-full-mAP", "mIoU", "HL-min-VeryGood-mAP"} <= set(scores.index)
     assert scores["row"].to_dict() == {name: row[name] for name in scores.index}
     assert scores["again"].equals(scores["row"].rename("again"))
-    two = written[1][written[1]["arm"] == "raw"]["MR-full-mAP"]
-    assert scores["spread"]["MR-full-mAP"] == two.std()
+    both_seeds = written[1][written[1]["arm"] == "raw"]["MR-full-mAP"]
+    assert scores["spread"]["MR-full-mAP"] == both_seeds.std()
 
 
-def test_the_command_line_trains_rows_again_and_tells_which_scores_differ(written, tmp_path, capsys):
+def test_the_command_line_trains_rows_again_and_prints_scores_that_differ(written, tmp_path, capsys):
     path = tmp_path / "00_grid.csv"
     rows = written[1].assign(**{"MR-full-mAP": written[1]["MR-full-mAP"] + 1})
     rows.to_csv(path, index=False)
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as end:
         grid.main([str(path), "--arm", "full", "--seed", "1", "--any", "1"])
     printed = capsys.readouterr().out
-    assert (
-        ended.value.code == 1 and "full, seed 1: 14 of 15 scores are the same" in printed and "MR-full-mAP" in printed
-    )
+    assert end.value.code == 1 and "full, seed 1: 14 of 15 scores are the same" in printed and "MR-full-mAP" in printed
 
 
-def test_a_row_that_is_not_there_cannot_be_trained_again(written, tmp_path):
+def test_training_an_unknown_row_again_is_refused(written, tmp_path):
     path = written[0]
     with pytest.raises(ValueError, match=r"no row for arm 'full', seed 7; it has the seeds \[0, 1\]"):
         grid.again(path, "full", 7)

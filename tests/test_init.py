@@ -1,4 +1,4 @@
-"""What `import mrlib` gives."""
+"""The modules and names of the package after `import mrlib`."""
 
 import json
 import pkgutil
@@ -25,9 +25,11 @@ def test_every_module_can_be_reached_after_import_mrlib():
 def test_import_mrlib_loads_no_module_before_it_is_used():
     """In a fresh process; `mrlib.audit` is named in the README."""
     code = "import json, sys, mrlib; loaded = [m for m in sys.modules if m.startswith('mrlib.')]; mrlib.audit.cut"
-    done = subprocess.run([sys.executable, "-c", f"{code}; print(json.dumps(loaded))"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == []
+    process = subprocess.run(
+        [sys.executable, "-c", f"{code}; print(json.dumps(loaded))"], capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
+    assert json.loads(process.stdout) == []
 
 
 def test_the_public_members_are_those_of_their_modules():

@@ -1,4 +1,4 @@
-"""`tests` mirrors `mrlib`: every module has a file of tests, under its name and in its folder."""
+"""`tests` mirrors `mrlib`: every module has a file of tests with its name and in the same folder."""
 
 from pathlib import Path
 
@@ -9,12 +9,14 @@ MODULES = sorted(
     path.relative_to(ROOT / "mrlib") for path in (ROOT / "mrlib").rglob("*.py") if not path.stem.startswith("__")
 )
 FOLDERS = sorted({module.parent for module in MODULES} - {Path(".")})
-# what several modules of a folder have in common, or what its `__init__` defines
+# tests of several modules of a folder, or of its `__init__`
 COMMON = {"align/test_aligners.py", "data/test_batch.py"}
 
 
-def test_there_are_modules_in_folders():
-    assert len(MODULES) > 50 and {"align", "augment", "data", "detect", "ops"} <= {str(folder) for folder in FOLDERS}
+def test_modules_are_found_in_every_folder():
+    assert len(MODULES) > 50 and {"align", "augment", "data", "detect", "ops", "papers", "sim", "training"} <= {
+        str(folder) for folder in FOLDERS
+    }
 
 
 @pytest.mark.parametrize("module", MODULES, ids=str)

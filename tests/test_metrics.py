@@ -211,6 +211,22 @@ def test_where_every_window_is_the_whole_video_there_is_no_other_part():
     assert spurious(masked, truth).keys() == {"spurious-R1@0.5", "spurious-R1@0.7", "spurious-mAP", "queries", "whole"}
 
 
+@pytest.mark.parametrize(
+    ("windows", "whole"),
+    [
+        ([[0, 12], [6, 17]], 0),  # 17 s together, 23 s one by one
+        ([[2, 14], [0, 6], [3, 5], [12, 17]], 0),  # one inside another
+        ([[0, 17], [2, 4], [5, 17]], 0),
+        ([[0, 6], [3, 14], [13, 19]], 1),
+    ],
+)
+def test_what_overlapping_windows_cover_counts_once(windows, whole):
+    """A video of 20 s is whole if the union of the windows leaves less than a clip of 2 s."""
+    lines = [{"qid": 1, "pred_relevant_windows": [[0, 17, 0.9]]}]
+    scores = spurious(lines, [{"qid": 1, "duration": 20, "relevant_windows": windows}])
+    assert scores["whole"] == whole and ("spurious-part-mAP" in scores) == (not whole)
+
+
 def test_masked_moments_are_scored_as_the_evaluator_scores_and_refused_where_it_refuses():
     masked, truth, standard = masked_files()
     brief = evaluate([{k: x[k] for k in ("qid", "pred_relevant_windows")} for x in masked], truth)["brief"]
@@ -364,6 +380,7 @@ def test_a_label_beside_windows_is_no_truth_about_clips():
         ([], "qid 2: label is [], not a list per clip"),
         ([3, 4], "qid 2: label has 3 where a list of finite numbers"),
         ([[1, 2], [3]], "qid 2: label has [3] where 2 finite numbers should stand"),
+        ([[1, 2], [3, 4, 5]], "qid 2: label has [3, 4, 5] where 2 finite numbers should stand"),
         ([[1, 2], [3, "4"]], "qid 2: label has [3, '4'] where 2 finite numbers should stand"),
         ([[], []], "qid 2: label has [] where a list of finite numbers"),
     ],

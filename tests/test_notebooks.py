@@ -1,4 +1,4 @@
-"""What every committed notebook keeps to; that it runs, and prints what it printed, is `pytest --nbval`'s to say."""
+"""Rules for committed notebooks; `pytest --nbval` checks that they run and print the same."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def source(cell: dict) -> str:
 
 
 def texts(value) -> list[str]:
-    """Every string in a JSON value but for pictures, which are base64."""
+    """Every string in a JSON value except pictures, which are base64."""
     if isinstance(value, dict):
         return [text for key, inner in value.items() if not key.startswith("image/") for text in texts(inner)]
     if isinstance(value, list):  # the lines of one text are a list of strings
@@ -49,43 +49,43 @@ def texts(value) -> list[str]:
     return [value] if isinstance(value, str) else []
 
 
-def test_there_are_notebooks_and_each_has_its_twin():
+def test_every_notebook_has_a_script_and_every_script_a_notebook():
     assert NOTEBOOKS
     assert [p.stem for p in NOTEBOOKS] == sorted(p.stem for p in FOLDER.glob("*.py"))
 
 
-def test_a_notebook_and_its_script_are_in_step(path):
+def test_a_notebook_equals_its_script(path):
     assert jupytext.writes(jupytext.read(path), fmt="py:percent") == path.with_suffix(".py").read_text(encoding="utf-8")
 
 
-def test_a_notebook_runs_in_any_python_3(notebook):
+def test_the_kernel_is_the_default_python_3(notebook):
     kernel = notebook["metadata"]["kernelspec"]
     assert (kernel["name"], kernel["display_name"]) == ("python3", "Python 3")
 
 
-def test_the_first_code_cell_holds_the_parameters_each_with_its_help(notebook):
+def test_the_first_code_cell_holds_the_parameters_with_comments(notebook):
     tagged = [cell for cell in code_cells(notebook) if "parameters" in tags(cell)]
     assert tagged == code_cells(notebook)[:1]
     lines = source(tagged[0]).splitlines()
     assert [line for line in lines if not LINE.fullmatch(line)] == []
 
 
-def test_common_parameters_have_the_same_names_in_the_same_order_and_come_first(notebook):
+def test_common_parameters_come_first_with_the_same_names_and_order(notebook):
     names = [LINE.fullmatch(line)["name"] for line in source(code_cells(notebook)[0]).splitlines()]
     common = [name for name in PARAMETERS if name in names]
     assert names[: len(common)] == common
     assert set(PARAMETERS) - set(names) <= OPTIONAL
 
 
-def test_every_cell_was_run_once_from_top_to_bottom_without_an_error(notebook):
+def test_every_cell_was_run_once_in_order_without_an_error(notebook):
     cells = code_cells(notebook)
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     kinds = [output["output_type"] for cell in cells for output in cell["outputs"]]
     assert "error" not in kinds
-    assert any(kind == "display_data" for kind in kinds)  # pictures are there
+    assert any(kind == "display_data" for kind in kinds)  # pictures
 
 
-def test_the_last_code_cell_asserts_and_says_so(notebook):
+def test_the_last_code_cell_asserts_and_prints_its_findings(notebook):
     last = code_cells(notebook)[-1]
     assert re.search(r"^ *assert ", source(last), re.MULTILINE)
     assert "nbval-ignore-output" not in tags(last)
@@ -93,18 +93,18 @@ def test_the_last_code_cell_asserts_and_says_so(notebook):
 
 
 def test_outputs_that_differ_from_run_to_run_are_not_compared(notebook):
-    """Tables as HTML carry scores, widgets and progress bars ids and times, vector graphics ids."""
+    """HTML tables contain scores; widgets, progress bars and vector graphics contain times or ids."""
     varying = {"text/html", "image/svg+xml", "application/vnd.jupyter.widget-view+json"}
     for cell in code_cells(notebook):
-        found = varying & {kind for output in cell["outputs"] for kind in output.get("data", {})}
-        assert not found or "nbval-ignore-output" in tags(cell), source(cell)
+        kinds = varying & {kind for output in cell["outputs"] for kind in output.get("data", {})}
+        assert not kinds or "nbval-ignore-output" in tags(cell), source(cell)
 
 
-def test_no_path_of_a_machine_is_in_a_notebook(notebook):
+def test_a_notebook_contains_no_path_of_a_machine(notebook):
     assert [text for text in texts(notebook) if MACHINE_PATH.search(text)] == []
 
 
-def test_links_between_notebooks_lead_somewhere(notebook):
+def test_links_between_notebooks_lead_to_files(notebook):
     text = "\n".join(source(cell) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
     linked = re.findall(r"\]\((?!https?://|#)([^)#\s]+)\)", text)
     assert [link for link in linked if not (FOLDER / link).is_file()] == []

@@ -1,4 +1,4 @@
-"""What processes do together, worked out by hand for three of them; alone, nothing happens."""
+"""Distributed helpers, worked out by hand for three processes; in one process they change nothing."""
 
 import pytest
 import torch
@@ -10,26 +10,26 @@ from tests.support.processes import in_processes
 CPU = torch.device("cpu")
 
 
-def together(rank):
+def exchange(rank):
     weights = nn.Linear(2, 1)
     nn.init.constant_(weights.weight, rank + 1.0)
     nn.init.constant_(weights.bias, -rank)
     parallel.broadcast_weights(weights)
 
-    every, first, none, frozen = (nn.Parameter(torch.zeros(2)) for _ in range(4))
+    on_all, on_first, unused, frozen = (nn.Parameter(torch.zeros(2)) for _ in range(4))
     half = nn.Parameter(torch.zeros(2, 1, dtype=torch.bfloat16))
     frozen.requires_grad_(False)
-    every.grad = torch.tensor([rank, 10.0 * rank])
+    on_all.grad = torch.tensor([rank, 10.0 * rank])
     half.grad = torch.full_like(half, rank)
     if rank == 0:
-        first.grad = torch.tensor([3.0, -6.0])
-    parallel.average_gradients(nn.ParameterList([every, first, none, frozen, half]))
+        on_first.grad = torch.tensor([3.0, -6.0])
+    parallel.average_gradients(nn.ParameterList([on_all, on_first, unused, frozen, half]))
 
     parallel.barrier()
     return {
         "ranks": list(parallel.ranks()),
         "weights": [weights.weight.tolist(), weights.bias.tolist()],
-        "gradients": [None if p.grad is None else p.grad.tolist() for p in (every, first, none, frozen)],
+        "gradients": [None if p.grad is None else p.grad.tolist() for p in (on_all, on_first, unused, frozen)],
         "half": half.grad,
         "average": parallel.average({"a": 3.0 * rank, "b": 0.1}, CPU),
         "seven": parallel.gather(list(range(rank, 7, 3))),
@@ -39,20 +39,20 @@ def together(rank):
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    return in_processes(together, tmp_path_factory.mktemp("ranks"), 3)
+    return in_processes(exchange, tmp_path_factory.mktemp("ranks"), 3)
 
 
-def test_every_process_knows_its_number(results):
+def test_every_process_knows_its_rank_and_the_number_of_processes(results):
     assert [result["ranks"] for result in results] == [[0, 3], [1, 3], [2, 3]]
 
 
-def test_all_get_the_weights_of_the_first(results):
+def test_every_rank_gets_the_weights_of_rank_0(results):
     for result in results:
         assert result["weights"] == [[[1.0, 1.0]], [0.0]]
 
 
-def test_gradients_are_the_mean_and_those_of_no_rank_stay_away(results):
-    """Ranks 0, 1 and 2; where a rank has none, it counts as 0. A gradient keeps its shape and type."""
+def test_gradients_are_averaged_and_stay_none_if_no_rank_has_one(results):
+    """The missing gradient of a rank counts as 0. A gradient keeps its shape and type."""
     for result in results:
         assert result["gradients"] == [[1.0, 10.0], [1.0, -2.0], None, None]
         assert result["half"].dtype == torch.bfloat16 and result["half"].tolist() == [[1.0], [1.0]]
@@ -63,14 +63,14 @@ def test_values_are_averaged_by_name(results):
         assert result["average"] == pytest.approx({"a": 3.0, "b": 0.1}, rel=1e-12)
 
 
-def test_a_list_dealt_out_comes_back_in_order(results):
-    """Seven things among three ranks; two things, of which the third rank has none."""
+def test_a_list_split_round_robin_is_gathered_in_its_order(results):
+    """Seven items on three ranks, and two items, none of which is on the third rank."""
     for result in results:
         assert result["seven"] == list(range(7))
         assert result["words"] == [["a"], {"b": 1}]
 
 
-def test_one_process_alone_keeps_what_it_has():
+def test_in_one_process_the_helpers_change_nothing():
     assert parallel.ranks() == (0, 1)
     parallel.barrier()
     module = nn.Linear(2, 1)

@@ -1,4 +1,4 @@
-"""What the shared pictures show, read back from the axes."""
+"""What the shared pictures show, read from the axes."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,7 +15,7 @@ def ax():
     plt.close(fig)
 
 
-def test_an_alignment_has_the_target_along_and_the_query_up_in_seconds(ax):
+def test_the_axes_of_an_alignment_are_target_and_query_in_seconds(ax):
     cost = np.arange(12.0).reshape(4, 3)
     plots.alignment(ax, cost, clip_s=2.0)
     (picture,) = ax.images
@@ -25,7 +25,7 @@ def test_an_alignment_has_the_target_along_and_the_query_up_in_seconds(ax):
     assert not ax.collections and not ax.lines
 
 
-def test_a_path_is_dots_in_the_middle_of_its_cells_and_windows_are_their_edges(ax):
+def test_a_path_is_drawn_as_dots_in_its_cells_and_windows_as_lines_at_their_ends(ax):
     path = np.zeros((4, 3), bool)
     path[[1, 2, 2], [0, 1, 2]] = True
     plots.alignment(ax, np.zeros((4, 3)), path, clip_s=2.0, windows_s=[[2.0, 6.0]])

@@ -1,4 +1,4 @@
-"""Videos without their moments, and moments without their videos, against loops over clips."""
+"""Probes: masked moments and moments in another context, compared with loops over clips."""
 
 from dataclasses import asdict, replace
 
@@ -24,13 +24,13 @@ from tests.support.files import (
     write_lines,
 )
 
-OF_FILES = [name for name in PROBES if name != "absent"]
-WINDOWS = {  # windows and, with a margin of two clips before and one after, what is replaced of ten clips of 2 s
+FOR_ANY_DATASET = [name for name in PROBES if name != "absent"]
+WINDOWS = {  # qid: windows and, with a margin of two clips before and one after, the replaced ones of ten clips
     1: ([[4, 8]], range(0, 5)),
     2: ([[12.6, 15.5]], range(4, 9)),  # the middles of clips 6 and 7 are inside
     3: ([[0, 2], [17.2, 20]], [0, 1, 7, 8, 9]),  # the middle of clip 9 is inside, that of clip 8 is not
     4: ([[0, 20]], range(10)),
-    5: ([[9.2, 9.6]], range(2, 6)),  # no middle inside: clip 4, in which it lies
+    5: ([[9.2, 9.6]], range(2, 6)),  # no middle is inside; it lies in clip 4
 }
 MASKED = torch.tensor([[t in clips for t in range(10)] for _, clips in WINDOWS.values()])
 
@@ -51,24 +51,24 @@ def dataset(root, request):
 
 
 def clips(dataset):
-    """The features of every sample, its clips only."""
+    """The features of every sample, without padding."""
     batch = dataset.batch(range(len(dataset)))
     return [x[mask] for x, mask in zip(batch.target, batch.target_mask, strict=True)]
 
 
-def same(one, other):
+def same_clips(one, other):
     return all(torch.equal(a, b) for a, b in zip(clips(one), clips(other), strict=True))
 
 
 @pytest.mark.parametrize("mode", ["noise", "zero", "mean"])
-def test_clips_of_windows_and_margins_are_replaced_and_no_others(dataset, mode):
-    """[TD-DETR, spurious] The others are the same to the last bit."""
-    for own, masked, gone in zip(clips(dataset), clips(mask_moments(dataset, mode)), MASKED, strict=True):
-        assert torch.equal((own != masked).any(1), gone)
+def test_only_the_clips_of_windows_and_margins_are_replaced(dataset, mode):
+    """[TD-DETR, spurious] All others are equal to the last bit."""
+    for original, masked, gone in zip(clips(dataset), clips(mask_moments(dataset, mode)), MASKED, strict=True):
+        assert torch.equal((original != masked).any(1), gone)
 
 
-def test_the_mask_is_the_one_of_the_authors():
-    """For windows anywhere, but none that ends just in the middle of a clip."""
+def test_the_default_margin_masks_the_clips_of_the_authors():
+    """For random windows, none of which ends exactly in the middle of a clip."""
     start, length = np.random.default_rng(0).uniform((0, 2.1), (40, 24), (60, 2)).T
     sim = open_dataset("sim", split="val", n=60)
     windows = np.stack([start, start + length], 1).tolist()
@@ -78,51 +78,50 @@ def test_the_mask_is_the_one_of_the_authors():
         assert gone.nonzero().flatten().tolist() == list(range(int(max(0, s - 3) // 2), min(32, int((e + 3) // 2))))
 
 
-def test_a_margin_is_in_clips_before_and_after():
+def test_a_margin_counts_clips_before_and_after_the_window():
     sim = open_dataset("sim", split="val", n=20)
-    none, more = (torch.stack(clips(mask_moments(sim, "zero", margin=m))).eq(0).all(2) for m in ((0, 0), (1, 3)))
+    no_margin, margin = (torch.stack(clips(mask_moments(sim, "zero", margin=m))).eq(0).all(2) for m in ((0, 0), (1, 3)))
     relevant = sim.batch(range(20)).labels.relevant
-    assert torch.equal(none, relevant)
+    assert torch.equal(no_margin, relevant)
     wider = [(relevant[:, max(0, t - 3) : t + 2]).any(1) for t in range(32)]
-    assert torch.equal(more, torch.stack(wider, 1))
+    assert torch.equal(margin, torch.stack(wider, 1))
 
 
-def test_zero_is_zero_and_mean_is_that_of_the_clips_that_are_left(dataset):
+def test_masked_clips_are_zero_or_the_mean_of_the_remaining_clips(dataset):
     normalised = dataset.settings["normalize"] != []
     zero, mean = clips(mask_moments(dataset, "zero")), clips(mask_moments(dataset, "mean"))
-    for own, zeros, means, gone in zip(clips(dataset), zero, mean, MASKED, strict=True):
+    for original, zeros, means, gone in zip(clips(dataset), zero, mean, MASKED, strict=True):
         assert not zeros[gone].any()
-        left = own if gone.all() else own[~gone]
+        remaining = original if gone.all() else original[~gone]
         for columns in dataset.streams.values():
-            expected = left[:, columns].mean(0)
+            expected = remaining[:, columns].mean(0)
             expected = expected / expected.norm() if normalised else expected
             torch.testing.assert_close(means[gone][:, columns], expected.expand(int(gone.sum()), -1), rtol=1e-4, atol=0)
 
 
-def test_noise_lies_between_the_least_and_the_greatest_number_of_its_stream_in_the_video(root):
+def test_noise_is_uniform_between_the_smallest_and_largest_value_of_the_stream_in_the_video(root):
     raw = open_files("qvhighlights", root, "val", normalize=False)
     drawn = {name: [] for name in raw.streams}
-    for own, noise, gone in zip(clips(raw), clips(mask_moments(raw)), MASKED, strict=True):
+    for original, noise, gone in zip(clips(raw), clips(mask_moments(raw)), MASKED, strict=True):
         for name, columns in raw.streams.items():
-            low, high = own[:, columns].min(), own[:, columns].max()
+            low, high = original[:, columns].min(), original[:, columns].max()
             drawn[name].append(((noise[gone][:, columns] - low) / (high - low)).flatten())
     for shares in map(torch.cat, drawn.values()):
         assert 0 <= shares.min() < 0.05 and 0.95 < shares.max() <= 1 and len(shares.unique()) > 0.99 * len(shares)
         assert shares.mean().item() == pytest.approx(0.5, abs=4 * (1 / 12 / len(shares)) ** 0.5)
 
 
-def test_noise_is_normalised_as_its_stream_is(root):
-    """Streams by themselves, and only those that are."""
-    for named in (["slowfast"], ["clip", "slowfast"]):
-        dataset = open_files("qvhighlights", root, "val", normalize=named)
+def test_noise_is_normalised_in_the_streams_that_are(root):
+    for normalised in (["slowfast"], ["clip", "slowfast"]):
+        dataset = open_files("qvhighlights", root, "val", normalize=normalised)
         for noise, gone in zip(clips(mask_moments(dataset)), MASKED, strict=True):
             for name, columns in dataset.streams.items():
                 norms = noise[gone][:, columns].norm(dim=1)
-                assert torch.allclose(norms, torch.ones_like(norms), atol=1e-4) == (name in named)
+                assert torch.allclose(norms, torch.ones_like(norms), atol=1e-4) == (name in normalised)
 
 
-def test_vectors_that_were_normalised_by_themselves_are_so_again(tmp_path):
-    """Four in a row of AMR's features; none of its streams is joint."""
+def test_the_parts_of_a_row_are_normalised_by_themselves(tmp_path):
+    """A row of AMR's features has four parts; none of its streams is joint."""
     write_lines(tmp_path / "highlight_val_release.jsonl", [line()])
     save_npz(tmp_path / "slowfast_features" / "video_a.npz", features=random(0, 10, 6))
     save_npy(tmp_path / "clip_b32_vid_k4" / "video_a.npy", random(1, 10, 4, 3))
@@ -134,56 +133,56 @@ def test_vectors_that_were_normalised_by_themselves_are_so_again(tmp_path):
         torch.testing.assert_close(norms, torch.ones_like(norms), rtol=0, atol=1e-3)
 
 
-def test_noise_is_the_same_whatever_streams_are_opened(root):
+def test_noise_does_not_depend_on_the_other_streams(root):
     both, joint = (mask_moments(open_files("qvhighlights", root, "val", streams=s)) for s in (None, "joint"))
     for one, other in zip(clips(both), clips(joint), strict=True):
         assert torch.equal(one[:, both.streams["clip"]], other)
 
 
-@pytest.mark.parametrize("name", OF_FILES)
-def test_what_is_not_replaced_stays(dataset, name):
+@pytest.mark.parametrize("name", FOR_ANY_DATASET)
+def test_a_probe_changes_nothing_but_the_clips(dataset, name):
     probe = PROBES[name](dataset)
-    own, other = dataset.batch(range(5)), probe.batch(range(5))
+    original, probed = dataset.batch(range(5)), probe.batch(range(5))
     for field in ("target_mask", "query", "query_mask", "query_joint", "duration_s", "clip_s"):
-        assert torch.equal(getattr(own, field), getattr(other, field))
-    for a, b in zip(asdict(own.labels).values(), asdict(other.labels).values(), strict=True):
+        assert torch.equal(getattr(original, field), getattr(probed, field))
+    for a, b in zip(asdict(original.labels).values(), asdict(probed.labels).values(), strict=True):
         assert a is b is None or torch.equal(a, b)
     assert probe.samples == dataset.samples and probe.streams == dataset.streams and probe.joint == dataset.joint
-    assert torch.equal(other.target_joint, other.target[..., dataset.streams["clip"]])
-    assert other.video.unique().numel() == 5 and probe.to("cpu").digest() == probe.digest() != dataset.digest()
+    assert torch.equal(probed.target_joint, probed.target[..., dataset.streams["clip"]])
+    assert probed.video.unique().numel() == 5 and probe.to("cpu").digest() == probe.digest() != dataset.digest()
     assert probe.settings != dataset.settings
 
 
 @pytest.mark.parametrize("name", [name for name in PROBES if "30" in name or "noise" in name])
-def test_a_seed_gives_the_same_clips_and_another_does_not(name):
+def test_the_same_seed_gives_the_same_clips_and_another_seed_does_not(name):
     sim = open_dataset("sim", split="val", n=12)
-    assert same(PROBES[name](sim), PROBES[name](sim)) and same(PROBES[name](sim), PROBES[name](sim, seed=0))
+    assert same_clips(PROBES[name](sim), PROBES[name](sim)) and same_clips(PROBES[name](sim), PROBES[name](sim, seed=0))
     for one, other in zip(clips(PROBES[name](sim)), clips(PROBES[name](sim, seed=1)), strict=True):
         assert not torch.equal(one, other)
 
 
 @pytest.mark.parametrize("name", PROBES)
-def test_the_order_and_the_number_of_samples_change_no_clip(name):
-    """But for the videos to choose from, which a subset of ours leaves in."""
+def test_a_probe_does_not_depend_on_the_order_and_number_of_samples(name):
+    """Except that a context is chosen among the videos of the samples."""
     sim = open_dataset("sim", split="val", n=12)
     order = [7, 3, 11, 0, 8, 2, 10, 5, 1, 9, 4, 6]
-    assert same(PROBES[name](sim.subset(order)), PROBES[name](sim).subset(order))
+    assert same_clips(PROBES[name](sim.subset(order)), PROBES[name](sim).subset(order))
     if "context" not in name:
-        assert same(PROBES[name](sim.subset([5, 2])), PROBES[name](sim).subset([5, 2]))
+        assert same_clips(PROBES[name](sim.subset([5, 2])), PROBES[name](sim).subset([5, 2]))
     chosen = contexts(sim)
-    assert same(show(sim, chosen), show(sim, chosen[::-1]))
+    assert same_clips(show(sim, chosen), show(sim, chosen[::-1]))
 
 
-def test_two_queries_of_one_video_have_masks_of_their_own(dataset):
-    """1 and 4 share a video; the rows that both leave are there once."""
+def test_two_queries_of_one_video_have_different_masks(dataset):
+    """Queries 1 and 4 share a video; rows that both keep are stored once."""
     probe = mask_moments(dataset, "zero")
-    shown = clips(probe)
-    assert torch.equal(shown[0][5:], clips(dataset)[0][5:]) and not shown[3].any()
-    assert len(probe.target.rows) < sum(map(len, shown))
+    masked = clips(probe)
+    assert torch.equal(masked[0][5:], clips(dataset)[0][5:]) and not masked[3].any()
+    assert len(probe.target.rows) < sum(map(len, masked))
 
 
-def test_clips_of_one_second_and_features_that_end_early(tmp_path):
-    """Charades-STA: a window after the last row is the last clip."""
+def test_margins_are_in_clips_of_the_dataset_and_end_with_its_features(tmp_path):
+    """Charades-STA has clips of 1 s; a window after the last row becomes the last clip."""
     lines = [
         windows_only(1, vid="a", duration=9.4, relevant_windows=[[3.4, 5.8]]),
         windows_only(2, vid="a", duration=9.4, relevant_windows=[[9.1, 9.4]]),
@@ -196,30 +195,34 @@ def test_clips_of_one_second_and_features_that_end_early(tmp_path):
     assert gone == [[1, 2, 3, 4, 5, 6], [6, 7, 8]] and probe.target.rows.dtype == torch.float16
 
 
-def test_a_masked_moment_is_where_nobody_looks():
-    """The clip that is most like the query was in the moment, and cannot be."""
+def test_the_anchor_is_rarely_inside_a_masked_moment():
     sim = open_dataset("sim", split="val", n=100, streams="joint")
     assert baselines.anchor_inside(sim) > 0.75 and baselines.anchor_inside(mask_moments(sim, "zero")) < 0.15
 
 
-def test_an_event_that_does_not_happen_leaves_its_place_and_all_other_clips():
-    """Without blur, clips outside are the same to the last bit; inside only the event is gone."""
+def test_taking_an_event_out_keeps_its_place_and_all_other_clips():
+    """Without blur, clips outside of it are equal to the last bit."""
     sim = open_dataset("sim", split="val", n=64, blur=0.0)
     absent = PROBES["absent"](sim)
-    own, other = (x.batch(range(64)) for x in (sim, absent))
-    relevant = own.labels.relevant
-    assert torch.equal((own.target != other.target).any(2), relevant)
-    assert absent.samples == sim.samples and torch.equal(own.labels.saliency, other.labels.saliency)
+    original, probed = (x.batch(range(64)) for x in (sim, absent))
+    relevant = original.labels.relevant
+    assert torch.equal((original.target != probed.target).any(2), relevant)
+    assert absent.samples == sim.samples and torch.equal(original.labels.saliency, probed.labels.saliency)
     assert baselines.anchor_inside(sim) > 0.75 and baselines.anchor_inside(absent) < 0.3
     world = World(parameters("small", "text", None, {"blur": 0.0}), 0)
-    at = [world.names["place"].index(s.extra["place"]) for s in sim.samples]
-    place = torch.from_numpy(world.places[at]).float()
-    for is_place, what in ((True, place), (False, own.query_joint)):
-        there, then = ((x.target_joint @ what[..., None])[..., 0][relevant].mean() for x in (own, other))
-        assert (then > there) if is_place else (then < there - 0.1)
+    numbers = [world.names["place"].index(s.extra["place"]) for s in sim.samples]
+    place = torch.from_numpy(world.places[numbers]).float()
+
+    def cosines(concept):
+        return [(x.target_joint @ concept[..., None])[..., 0][relevant].mean() for x in (original, probed)]
+
+    before, after = cosines(place)
+    assert after > before
+    before, after = cosines(original.query_joint)
+    assert after < before - 0.1
 
 
-def test_an_event_that_does_not_happen_is_one_of_the_simulator(root):
+def test_only_simulated_events_can_be_taken_out(root):
     with pytest.raises(
         ValueError, match="only simulated videos can be made without an event; mask the moments of qvhighlights"
     ):
@@ -229,27 +232,27 @@ def test_an_event_that_does_not_happen_is_one_of_the_simulator(root):
 # ---- another context
 
 
-def similar_by_loops(own):
-    """The other video of the greatest mean cosine over all pairs of clips."""
+def most_similar(videos):
+    """For each video, the other one of the greatest mean cosine over all pairs of clips."""
     best = []
-    for i, a in enumerate(own):
-        mean = [torch.nn.functional.cosine_similarity(a[:, None], b[None], dim=2).mean().item() for b in own]
-        best.append(max((j for j in range(len(own)) if j != i), key=mean.__getitem__))
+    for i, a in enumerate(videos):
+        mean = [torch.nn.functional.cosine_similarity(a[:, None], b[None], dim=2).mean().item() for b in videos]
+        best.append(max((j for j in range(len(videos)) if j != i), key=mean.__getitem__))
     return best
 
 
-def test_the_context_is_that_of_the_most_similar_other_video():
-    """[TD-DETR, context] Clip by clip; the windows are the video's own."""
+def test_clips_outside_the_windows_come_from_the_most_similar_other_video():
+    """[TD-DETR, context] Clip by clip; clips inside the windows stay."""
     sim = open_dataset("sim", split="val", n=12)
-    own, relevant = clips(sim), sim.batch(range(12)).labels.relevant
-    partner = similar_by_loops(own)
-    for s, shown in enumerate(clips(dynamic_context(sim))):
+    videos, relevant = clips(sim), sim.batch(range(12)).labels.relevant
+    partner = most_similar(videos)
+    for s, probed in enumerate(clips(dynamic_context(sim))):
         for t in range(32):
-            assert torch.equal(shown[t], own[s][t] if relevant[s, t] else own[partner[s]][t])
+            assert torch.equal(probed[t], videos[s if relevant[s, t] else partner[s]][t])
 
 
 def ragged(tmp_path):
-    """Videos of 5, 8 and 8 clips, two queries on the first; the third is the second once more."""
+    """Videos of 5, 8 and 8 clips with two queries for the first; the second and the third are equal."""
     lines = [
         windows_only(1, vid="a", duration=10, relevant_windows=[[2, 4]]),
         windows_only(2, vid="b", duration=16, relevant_windows=[[0, 4], [12, 16]]),
@@ -264,8 +267,8 @@ def ragged(tmp_path):
     return open_files("qvhighlights", tmp_path, "val")
 
 
-def test_clips_of_a_partner_of_another_length_are_spread_evenly_by_hand(tmp_path):
-    """Clip t of 5 is clip floor((t + 1/2) 8 / 5) of the partner; two equals: the first; never the same video."""
+def test_the_clips_of_a_longer_or_shorter_partner_are_spread_evenly(tmp_path):
+    """By hand: clip t of 5 becomes clip floor((t + 1/2) 8 / 5) of the partner, the first of equally similar videos."""
     dataset = ragged(tmp_path)
     assert [asdict(c) for c in contexts(dataset)] == [
         {"qid": 1, "vid": "a", "partner": "b", "clips": [0, -1, 4, 5, 7]},
@@ -275,29 +278,29 @@ def test_clips_of_a_partner_of_another_length_are_spread_evenly_by_hand(tmp_path
     ]
 
 
-def test_a_share_of_the_context_is_replaced_the_greater_share_the_smaller_with_it():
+def test_a_smaller_share_replaces_some_of_the_clips_of_a_greater_share():
     sim = open_dataset("sim", split="val", n=200)
-    whole, third = (torch.tensor([c.clips for c in contexts(sim, share)]) >= 0 for share in (1.0, 0.3))
+    all_clips, some_clips = (torch.tensor([c.clips for c in contexts(sim, share)]) >= 0 for share in (1.0, 0.3))
     relevant = sim.batch(range(200)).labels.relevant
-    assert torch.equal(whole, ~relevant) and not (third & ~whole).any()
-    n = int(whole.sum())
-    assert third.sum().item() / n == pytest.approx(0.3, abs=4 * (0.21 / n) ** 0.5)
-    assert same(dynamic_context(sim, share=0), sim)
+    assert torch.equal(all_clips, ~relevant) and not (some_clips & ~all_clips).any()
+    n = int(all_clips.sum())
+    assert some_clips.sum().item() / n == pytest.approx(0.3, abs=4 * (0.21 / n) ** 0.5)
+    assert same_clips(dynamic_context(sim, share=0), sim)
 
 
-def test_a_split_comes_back_from_its_file_and_needs_no_features_to_choose_by(root, tmp_path):
-    """The file was made with all streams; shown are the partner's clips in one."""
+def test_saved_contexts_are_read_back_and_apply_to_other_streams(root, tmp_path):
+    """They were chosen by all streams; the dataset has one."""
     both, joint = (open_files("qvhighlights", root, "val", streams=s) for s in (None, "joint"))
     chosen = contexts(both, share=0.5, seed=3)
     write(tmp_path / "split.jsonl", chosen)
     assert read(tmp_path / "split.jsonl") == chosen
-    shown = show(joint, read(tmp_path / "split.jsonl"))
-    for one, other in zip(clips(dynamic_context(both, 0.5, 3)), clips(shown), strict=True):
+    probe = show(joint, read(tmp_path / "split.jsonl"))
+    for one, other in zip(clips(dynamic_context(both, 0.5, 3)), clips(probe), strict=True):
         assert torch.equal(one[:, both.streams["clip"]], other)
-    assert shown.settings["probes"] == dynamic_context(both, 0.5, 3).settings["probes"]
+    assert probe.settings["probes"] == dynamic_context(both, 0.5, 3).settings["probes"]
 
 
-def test_a_split_of_other_data_is_refused(tmp_path):
+def test_contexts_of_other_data_are_refused(tmp_path):
     dataset = ragged(tmp_path)
     chosen = contexts(dataset)
     with pytest.raises(ValueError, match="qid 2 on 'b' has no context"):
@@ -315,12 +318,14 @@ def test_a_split_of_other_data_is_refused(tmp_path):
 # ---- all
 
 
-def test_what_cannot_be_probed_is_refused(tmp_path):
+def test_samples_without_windows_and_wrong_arguments_are_refused(tmp_path):
     sim = open_dataset("sim", split="val", n=4)
-    bare = replace(sim, samples=[Sample(s.qid, s.query, s.duration, s.vid) for s in sim.samples], _annotations=None)
-    for probe in map(PROBES.get, OF_FILES):
+    unlabelled = replace(
+        sim, samples=[Sample(s.qid, s.query, s.duration, s.vid) for s in sim.samples], _annotations=None
+    )
+    for probe in map(PROBES.get, FOR_ANY_DATASET):
         with pytest.raises(ValueError, match=r"sim val: 4 of 4 samples have no windows, \[1000000, "):
-            probe(bare)
+            probe(unlabelled)
     videos = open_files("tvsum", tvsum(tmp_path, [labelled(1)]), "val")
     with pytest.raises(ValueError, match="tvsum val: 1 of 1 samples have no windows"):
         mask_moments(videos)
@@ -334,19 +339,18 @@ def test_what_cannot_be_probed_is_refused(tmp_path):
         dynamic_context(sim.subset([0]))
 
 
-def test_one_query_video_that_searches_in_several_videos_is_told_apart():
-    """Pairs of query and video are drawn for one by one."""
+def test_a_query_video_has_different_draws_in_each_video():
     sim = open_dataset("sim", split="val", n=4, query="video")
-    one = replace(sim, samples=[replace(s, qid=1) for s in sim.samples], _annotations=None)
-    noise = clips(mask_moments(one, margin=(32, 32)))
+    one_query = replace(sim, samples=[replace(s, qid=1) for s in sim.samples], _annotations=None)
+    noise = clips(mask_moments(one_query, margin=(32, 32)))
     assert not any(torch.equal(noise[0], other) for other in noise[1:])
-    assert len({tuple(c.clips) for c in contexts(one, 0.5)}) == 4
+    assert len({tuple(c.clips) for c in contexts(one_query, 0.5)}) == 4
 
 
-def test_a_probe_is_written_as_it_is_shown(tmp_path):
+def test_a_probe_is_exported_with_its_clips(tmp_path):
     sim = open_dataset("sim", split="val", n=4)
     probe = mask_moments(sim, "zero")
     export(probe, tmp_path)
-    for s, shown in zip(sim.samples, clips(probe), strict=True):
+    for s, masked in zip(sim.samples, clips(probe), strict=True):
         written = np.load(tmp_path / "clip_features" / f"{s.vid}.npz")["features"]
-        assert torch.equal(torch.from_numpy(written), shown[:, probe.streams["appearance"]])
+        assert torch.equal(torch.from_numpy(written), masked[:, probe.streams["appearance"]])

@@ -1,4 +1,4 @@
-"""The slider, without a front end."""
+"""The slider over pictures, without a notebook front end."""
 
 import io
 
@@ -11,7 +11,7 @@ from mrlib.widgets import browse
 
 @pytest.fixture(autouse=True)
 def no_front_end(monkeypatch):
-    """Figures go nowhere, and none is left over."""
+    """Figures are not shown, and all are closed afterwards."""
     plt.switch_backend("agg")
     plt.close("all")
     yield
@@ -19,7 +19,7 @@ def no_front_end(monkeypatch):
 
 
 def recorder():
-    """A list, and a draw that fills it and paints the whole figure in the shade that was chosen."""
+    """A list of the drawn choices, and a function that draws a choice as a figure of that shade of grey."""
     drawn = []
 
     def draw(choice):
@@ -30,7 +30,7 @@ def recorder():
 
 
 def shade(box):
-    """The grey of the picture shown, 0 to 1."""
+    """The grey of the shown picture, 0 to 1."""
     return float(np.median(plt.imread(io.BytesIO(box.children[1].value))[..., 0]))
 
 
@@ -52,19 +52,19 @@ def test_moving_the_slider_draws_that_choice():
     assert drawn == [0.2, 1.0, 0.6]
 
 
-def test_a_slider_that_stays_draws_nothing():
+def test_setting_the_same_value_draws_nothing():
     drawn, draw = recorder()
     browse(draw, [0.2, 0.6], "noise").children[0].value = 0.2
     assert drawn == [0.2]
 
 
-def test_its_figures_are_closed_and_those_of_others_stay_open():
+def test_drawn_figures_are_closed_and_other_figures_stay_open():
     other = plt.figure()
     browse(recorder()[1], [0.2, 0.6], "noise").children[0].value = 0.6
     assert plt.get_fignums() == [other.number]
 
 
-def test_nothing_is_left_open_when_drawing_fails():
+def test_no_figure_stays_open_if_drawing_fails():
     def draw(choice):
         plt.figure()
         raise RuntimeError("no such video")
@@ -75,11 +75,11 @@ def test_nothing_is_left_open_when_drawing_fails():
 
 
 @pytest.mark.parametrize("count", [0, 2])
-def test_a_draw_that_does_not_make_one_figure_is_an_error(count):
+def test_drawing_no_figure_or_two_is_refused(count):
     with pytest.raises(ValueError, match=f"must make one figure, it made {count}"):
         browse(lambda choice: [plt.figure() for _ in range(count)], [1], "video")
 
 
-def test_nothing_to_choose_is_an_error():
+def test_an_empty_list_of_choices_is_refused():
     with pytest.raises(ValueError, match="nothing to choose for 'video'"):
         browse(print, [], "video")

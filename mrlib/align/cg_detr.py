@@ -2,13 +2,13 @@ r"""Clips unrelated to the query attend to dummy tokens instead of its words (CG
 
 Paper    Moon et al., "Correlation-Guided Query-Dependency Calibration for Video Temporal Grounding", 2023
          (arXiv 2311.08835)
-Here     `AdaptiveAttention` and `AdaptiveLayer` are its cross-attention, `CgDetrAligner` the dummies that depend on the
-         query, the saliency token and the losses  [CG-DETR]
+Here     `AdaptiveAttention` and `AdaptiveLayer` are its cross-attention, `CgDetrAligner` has the dummies that depend on
+         the query, the saliency token and the losses  [CG-DETR]
 Ours     padding is hidden everywhere. The share of a clip's attention that falls on words has the same losses as the
-         saliency, as in the released code, and stays 1e-6 away from 0 and 1 in their logarithms
-Departs  wjun0830/CGDETR also aligns moments with sentences, distills that into the attention, and keeps dummies, and
-         prompts, orthogonal: three losses that are left out here. It does not treat queries of two cuts of one video
-         as foreign; here only queries of the same cut are not foreign
+         saliency, as in the released code; it is kept 1e-6 away from 0 and 1 in their logarithms
+Departs  wjun0830/CGDETR also aligns moments with sentences, distils that into the attention, and keeps dummies, and
+         prompts, orthogonal: these losses are left out here. It does not treat queries of two cuts of one video as
+         foreign; here only queries of the same cut are not foreign
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from mrlib.ops.dropout import dropout as drop_out
 
 
 class DropPath(nn.Module):
-    """Drop the whole addition of a residual branch for a share p of the samples.  [CG-DETR]"""
+    """Stochastic depth: drop a residual branch for a share p of the samples.  [CG-DETR]"""
 
     def __init__(self, p: float):
         super().__init__()
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, ...) -> (B, ...)."""
+        """x (B, ...) -> (B, ...): in training, 0 for a share p of the samples, x / (1 - p) for the others."""
         ones = x.new_ones(len(x), *[1] * (x.dim() - 1))  # (B, 1, ...)
         return x * drop_out(ones, self.p) if self.training else x
 
@@ -58,7 +58,7 @@ class AdaptiveAttention(AttentionWeights):
     $$A_t = W_o \sum_n a_{tn} W_v y_n + b_o, \quad \kappa_t = \sum_n a_{tn}, \quad
     a_{t \cdot} = \mathrm{softmax}([\text{dummies} \,|\, \text{words}])$$
 
-    Both sums run over the words, so a clip that attends to the dummies takes up little; κ is the mean over the heads.
+    Both sums run over the words, so a clip that attends to the dummies changes little; κ is the mean over the heads.
     """
 
     def __init__(self, width: int, heads: int, dropout: float, dummies: int):
@@ -70,16 +70,16 @@ class AdaptiveAttention(AttentionWeights):
         """q (B, T, d); k, v (B, K + N, d); key_mask bool (B, K + N); returns (B, T, d) and κ (B, T)."""
         q, k, v = self.project(q, k, v)
         v = v.unflatten(-1, (self.heads, -1))  # (B, K + N, heads, d / heads)
-        v = torch.cat([v, v.new_ones(*v.shape[:-1], 1)], -1)  # one more channel, which sums the weights
+        v = torch.cat([v, v.new_ones(*v.shape[:-1], 1)], -1)  # (B, K + N, heads, d / heads + 1), ones sum the weights
         is_word = torch.arange(v.shape[1], device=v.device) >= self.dummies  # (K + N,)
         v = (v * is_word[:, None, None]).flatten(-2)  # (B, K + N, d + heads)
         output = attend(q, k, v, self.heads, key_mask, self.dropout if self.training else 0.0)  # (B, T, d + heads)
         output = output.unflatten(-1, (self.heads, -1))  # (B, T, heads, d / heads + 1)
-        return self.out_proj(output[..., :-1].flatten(-2)), output[..., -1].mean(-1)
+        return self.out_proj(output[..., :-1].flatten(-2)), output[..., -1].mean(-1)  # (B, T, d), (B, T)
 
 
 class AdaptiveLayer(nn.Module):
-    """The layer of QD-DETR, `T2VLayer`, with adaptive attention and drop path.  [CG-DETR]"""
+    """QD-DETR's layer, `T2VLayer`, with adaptive attention, and drop path instead of dropout.  [CG-DETR]"""
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float, activation: str, dummies: int):
         super().__init__()
@@ -87,37 +87,39 @@ class AdaptiveLayer(nn.Module):
         self.feed_forward = FeedForward(width, hidden, dropout, activation)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.dropout = DropPath(dropout)
-        # drawn a second time, after the feed-forward, since a seed has always given these weights
+        # initialised again after the feed-forward, so that a seed gives the weights that it has always given
         self.cross_attn = AdaptiveAttention(width, heads, dropout, dummies)
 
     def forward(self, x: Tensor, positions: Tensor, words: Words) -> tuple[Tensor, Tensor]:
-        """x, positions (B, T, d), dummies before the words; returns (B, T, d) and κ (B, T)."""
+        """x, positions (B, T, d); words begin with the dummies; returns (B, T, d) and κ (B, T)."""
         attended, kappa = self.cross_attn(x + positions, words.keys, words.values, words.mask)
         return self._add(x, attended), kappa
 
     def without_words(self, x: Tensor) -> Tensor:
-        """The layer if nothing is attended to, where attention is its bias; (B, T, d) -> (B, T, d)."""
+        """The output if there are no words, so that attention returns its bias; (B, T, d) -> (B, T, d)."""
         return self._add(x, self.cross_attn.out_proj.bias.expand_as(x))
 
     def _add(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The two residual sums of the layer; (B, T, d) -> (B, T, d)."""
         z = x + self.dropout(attended)
         return self.norm2(z + self.dropout(self.feed_forward(self.norm1(z))))
 
 
 @dataclass(frozen=True, kw_only=True)
 class CgDetrSizes(Sizes):
-    """The released numbers; `layers` go from words to clips, `dropout` is also the drop path's.  [CG-DETR]"""
+    """The released sizes; `layers` counts those from words to clips, `dropout` is also the drop path's.  [CG-DETR]"""
 
     encoder_layers: int = 3
-    dummies: int = 45
-    dummy_layers: int = 2  # in which dummies attend to the words
-    prompts: int = 10  # one of which joins the saliency token
+    dummies: int = 45  # K
+    dummy_layers: int = 2  # of the encoder in which dummies attend to the words
+    prompts: int = 10  # candidates, one of which is added to the saliency token
 
 
 class CgDetrAligner(GlobalTokenAligner):
-    """Words or dummies into clips, then clips and a saliency token among themselves.  [CG-DETR]"""
+    """Clips attend to words and dummies, then clips and a saliency token to one another.  [CG-DETR]"""
 
     def __init__(self, widths: Widths, sizes: CgDetrSizes):
+        """The saliency token takes the place of the global token; `global_token` (prompts, d) holds the prompts."""
         width, dummies, prompts = sizes.width, sizes.dummies, sizes.prompts
         require(dummies >= 1, "dummies", dummies, "1 or more")
         require(prompts >= 1, "prompts", prompts, "1 or more")
@@ -130,7 +132,7 @@ class CgDetrAligner(GlobalTokenAligner):
         self.dummy_encoder = nn.ModuleList(dummy_encoder)
         self.dummies, self.dummy_positions = (nn.Parameter(torch.randn(dummies, width)) for _ in range(2))
         self.global_token = nn.Parameter(torch.randn(prompts, width))  # the prompts
-        self.clip_kind, self.word_kind = (nn.Parameter(0.02 * torch.randn(width)) for _ in range(2))
+        self.clip_kind, self.word_kind = (nn.Parameter(0.02 * torch.randn(width)) for _ in range(2))  # token types
 
     def fuse(self, target: Tensor, mask: Tensor, query: Tensor, query_mask: Tensor) -> Fused:
         """Projected clips (B, T, d) and words (B, N, d) -> clips (B, T, d) and their saliency (B, T).  [CG-DETR]
@@ -143,16 +145,20 @@ class CgDetrAligner(GlobalTokenAligner):
         for layer in self.layers:
             x, kappa = layer(x, positions, words)  # (B, T, d), (B, T)
             kappas.append(kappa)
-        kappa = torch.stack(kappas).mean(0).clamp(0, 1)  # dropout may scale the weights to a sum above 1
+        kappa = torch.stack(kappas).mean(0).clamp(0, 1)  # (B, T), dropout may scale the weights to a sum above 1
         token = self.saliency_token(target, mask, kappa)  # (B, 1, d)
         for layer in self.layers:
             token = layer.without_words(token)
-        token, clips = self.encode(token, x, positions, mask)
+        token, clips = self.encode(token, x, positions, mask)  # (B, 1, d), (B, T, d)
         clips = clips + token  # (B, T, d)
         return Fused(clips, self.relevance(token, clips), {"kappa": kappa})
 
     def words(self, query: Tensor, query_mask: Tensor) -> Words:
-        """Dummies that attended to the words, then the words; query (B, N, d), query_mask bool (B, N).  [CG-DETR]"""
+        """K dummies that attended to the words, followed by the words.  [CG-DETR]
+
+        query (B, N, d), query_mask bool (B, N); returns keys and values (B, K + N, d) and a mask bool (B, K + N)
+        """
+        # (B, K, d) each
         dummies, places = (x.expand(len(query), -1, -1).to(query.dtype) for x in (self.dummies, self.dummy_positions))
         mask = torch.cat([query_mask.new_ones(dummies.shape[:2]), query_mask], 1)  # (B, K + N)
         positions, y = torch.cat([places, torch.zeros_like(query)], 1), torch.cat([dummies, query], 1)  # (B, K + N, d)
@@ -169,10 +175,10 @@ class CgDetrAligner(GlobalTokenAligner):
 
         No gradient flows into $\bar x$ or κ.
 
-        target (B, T, d); kappa (B, T); returns (B, 1, d)
+        target x (B, T, d), mask bool (B, T), kappa (B, T); returns (B, 1, d)
         """
         mean = masked_mean(target, mask).detach()[:, None]  # (B, 1, d)
-        # a single clip equals its own mean, and the zero vector has no direction: no gradient
+        # a single clip equals the mean; the difference is multiplied by 0, since a zero vector has no direction
         difference = (target - mean) * (mask.sum(1) > 1)[:, None, None]  # (B, T, d)
         match = (unit_vectors(difference) @ unit_vectors(self.global_token).mT).softmax(2)  # (B, T, prompts)
         weights = (normalised_shares(kappa.detach()[:, None].to(match.dtype), mask) @ match)[:, 0]  # (B, prompts)
@@ -182,14 +188,16 @@ class CgDetrAligner(GlobalTokenAligner):
     def losses(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
         r"""The saliency losses of QD-DETR, and the same of κ.  [CG-DETR]
 
-        margin, contrast, negative              of the saliency, as in `saliency.terms`
-        words_margin, ..._contrast, ..._negative  of κ, with the same pairs; the last is $-\log(1 - \kappa)$
-        words_match                             binary cross-entropy of κ, relevant clips against all others
+        margin, contrast, negative                      of the saliency, as in `saliency.terms`
+        words_margin, words_contrast, words_negative    of κ, with the same pairs; the last is $-\log(1 - \kappa)$
+        words_match                                     binary cross-entropy of κ, with the annotators' scores, at most
+                                                        1, as labels
         """
-        labels = replace(batch.labels, pairs=saliency.ranking_pairs(batch))
-        batch, kappa, foreign_kappa = replace(batch, labels=labels), aligned.cache["kappa"], []
+        with_pairs = replace(batch.labels, pairs=saliency.ranking_pairs(batch))
+        batch, kappa, foreign_kappa = replace(batch, labels=with_pairs), aligned.cache["kappa"], []
 
         def score(query: Tensor, query_mask: Tensor) -> Tensor:
+            """The saliency (B, T) for another query; its κ is kept for the second set of terms."""
             fused = self.fuse(aligned.cache["target"], aligned.mask, query, query_mask)
             foreign_kappa.append(fused.cache["kappa"])
             return fused.saliency
@@ -198,9 +206,9 @@ class CgDetrAligner(GlobalTokenAligner):
         of_kappa = saliency.terms(
             replace(aligned, saliency=kappa), batch, lambda *_: foreign_kappa[0], probabilities=True
         )
-        logits = kappa.float().logit(saliency.PROBABILITY_EPS)
-        wanted = saliency.scores_of(batch).float().clamp(0, 1)
-        match = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")  # (B, T)
+        logits = kappa.float().logit(saliency.PROBABILITY_EPS)  # (B, T)
+        labels = saliency.scores_of(batch).float().clamp(0, 1)  # (B, T)
+        match = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")  # (B, T)
         of_kappa["match"] = (match * aligned.mask).sum() / shared_count(aligned.mask.sum())
         return terms | {f"words_{name}": term for name, term in of_kappa.items()}
 

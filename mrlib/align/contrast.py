@@ -1,4 +1,4 @@
-r"""Contrast between the queries and the videos of a batch."""
+"""Contrastive loss between the queries and the videos of a batch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ def batch_contrast(query: Tensor, video: Tensor, rows: Tensor, temperature: floa
 
     [AMR, losses], [UVCOM]
 
-    query, video  (B, d)
-    rows          bool (B,)  samples that take part
-    returns       scalar; with several processes each contrasts its own part of the batch
+    The logits are cosines over the temperature; the loss is the mean over both directions and over the samples that
+    take part, 0 if there are none. With several processes each contrasts its own part of the batch.
+
+    query, video  (B, d)  query b matches video b
+    rows          bool (B,)  samples that take part; the others are no alternatives either
+    returns       scalar
     """
     similarity = F.normalize(query, dim=-1) @ F.normalize(video, dim=-1).mT / temperature  # (B, B)
     similarity = similarity.masked_fill(~(rows[:, None] & rows), torch.finfo(similarity.dtype).min)

@@ -1,4 +1,4 @@
-r"""Bring the query video and the target video together, twice (MATR).
+r"""Align the query video with the target video, before and after fusion (MATR).
 
 Paper    Kumar et al., "Aligning Moments in Time using Video Queries", ICCV 2025 (arXiv 2508.15439)
 Here     [MATR §3.2] the cost C is `cosine_cost`; `DualStageAligner` aligns before and after fusion, and its decoder
@@ -63,12 +63,12 @@ def contrastive_cost(target: Tensor, query: Tensor, target_mask: Tensor, query_m
 
 
 def masked_cosine_cost(target: Tensor, query: Tensor, target_mask: Tensor, query_mask: Tensor) -> Tensor:
-    """`cosine_cost` with the arguments of `contrastive_cost`; it has no use for the masks."""
+    """`cosine_cost` with the arguments of `contrastive_cost`; it ignores the masks."""
     return cosine_cost(target, query)
 
 
 class Comparison(NamedTuple):
-    """Target and query as one of the two alignments sees them."""
+    """The inputs of one alignment."""
 
     target: Tensor  # (B, T, d)
     query: Tensor  # (B, N, d)
@@ -76,21 +76,25 @@ class Comparison(NamedTuple):
 
 
 def drop_cost(cost: Tensor, target_lengths: Tensor, query_lengths: Tensor) -> Tensor:
-    """The cost of dropping a target clip in Drop-DTW: a quantile of the pair's own costs, without gradient; (B,)."""
-    t, n = (torch.arange(size, device=cost.device) for size in cost.shape[1:])
-    real = (t[:, None] < target_lengths[:, None, None]) & (n < query_lengths[:, None, None])
-    values = cost.detach().masked_fill(~real, torch.nan).flatten(1)
+    """The cost of dropping a target clip in Drop-DTW: the 0.3 quantile of the pair's costs, without gradient.
+
+    cost (B, T, N), lengths (B,); returns (B,), 0 for an empty pair
+    """
+    i, j = (torch.arange(size, device=cost.device) for size in cost.shape[1:])  # (T,), (N,)
+    real = (i[:, None] < target_lengths[:, None, None]) & (j < query_lengths[:, None, None])  # (B, T, N)
+    values = cost.detach().masked_fill(~real, torch.nan).flatten(1)  # (B, T N)
     return values.nanquantile(DROP_QUANTILE, dim=1).nan_to_num()
 
 
 class Method(NamedTuple):
     """A way to align; n and m are the lengths (B,) of the targets and of the queries."""
 
-    value: Callable[[Comparison, float, Tensor, Tensor], Tensor]  # (comparison, gamma, n, m) -> what it costs (B,)
+    value: Callable[[Comparison, float, Tensor, Tensor], Tensor]  # (comparison, gamma, n, m) -> total cost (B,)
     path: Callable[[Comparison, Tensor, Tensor], Tensor]  # (comparison, n, m) -> matched clips, bool (B, T, N)
 
 
-def _recursion(topology: str) -> Method:
+def _soft_dtw(topology: str) -> Method:
+    """Soft-DTW for the value, and DTW for the path."""
     return Method(
         lambda c, gamma, n, m: alignment.soft_dtw(c.cost, gamma, n, m, topology=topology),
         lambda c, n, m: alignment.hard_alignment(c.cost, n, m, topology=topology),
@@ -98,9 +102,9 @@ def _recursion(topology: str) -> Method:
 
 
 METHODS: Mapping[str, Method] = {
-    "subsequence": _recursion("subsequence"),
-    "global": _recursion("global"),
-    "otam": _recursion("otam"),
+    "subsequence": _soft_dtw("subsequence"),
+    "global": _soft_dtw("global"),
+    "otam": _soft_dtw("otam"),
     "mean": Method(
         lambda c, gamma, n, m: alignment.mean_dtw(c.cost, gamma, n, m),
         lambda c, n, m: alignment.hard_alignment(c.cost, n, m, topology="global"),
@@ -110,7 +114,7 @@ METHODS: Mapping[str, Method] = {
         lambda c, n, m: alignment.drop_alignment(c.cost, drop_cost(c.cost, n, m), n, m),
     ),
     "tcc": Method(
-        lambda c, gamma, n, m: alignment.tcc(c.target, c.query, n, m) * m,  # a mean over the query already
+        lambda c, gamma, n, m: alignment.tcc(c.target, c.query, n, m) * m,  # `tcc` is a mean over the query
         lambda c, n, m: alignment.tcc_alignment(c.target, c.query, n, m),
     ),
 }
@@ -127,24 +131,30 @@ def with_token_type(joint: Joint) -> tuple[Tensor, Tensor]:
 
 
 def aligned_part(mask: Tensor, path: Tensor | None) -> Tensor:
-    """The clips that the decoder reads: from the first clip of the path to the last; bool (B, T).
+    """The clips that the decoder reads: from the first clip of the path to the last.
 
-    mask bool (B, T) the real clips; path bool (B, T, N), None: all real clips
+    mask     bool (B, T)  the real clips
+    path     bool (B, T, N)  matched clips; None: there is no alignment, and the decoder reads all real clips
+    returns  bool (B, T)
     """
     if path is None:
         return mask
     start, end = alignment.span_of(path)  # (B,), (B,)
-    t = torch.arange(mask.shape[1], device=mask.device)
-    return (t >= start[:, None]) & (t < end[:, None])
+    t = torch.arange(mask.shape[1], device=mask.device)  # (T,)
+    return (t >= start[:, None]) & (t < end[:, None])  # (B, T)
 
 
 def whole_target(mask: Tensor, path: Tensor | None) -> Tensor:
-    """As `aligned_part`: all real clips, as released."""
+    """The clips that the decoder reads, as released: all real clips. Arguments are those of `aligned_part`."""
     return mask
 
 
 class DualStageAligner(nn.Module):
-    """Target and query are aligned, fused and aligned again; tokens describe the aligned part.  [MATR §3.2]"""
+    """Target and query are aligned, fused and aligned again; a decoder reads the aligned part.  [MATR §3.2]
+
+    The alignments give losses, and the second also selects the clips that the decoder reads; the features themselves do
+    not change.
+    """
 
     def __init__(
         self,
@@ -162,16 +172,16 @@ class DualStageAligner(nn.Module):
         before: Callable[[Joint], tuple[Tensor, Tensor]] = projected,
         memory: Callable[[Tensor, Tensor | None], Tensor] = aligned_part,
     ):
-        """Two alignments around a joint encoder, and a decoder after it.
+        """Two alignments around a joint encoder `fuse`, and a decoder after it.
 
-        layers, heads, hidden, dropout  of the decoder
-        moment_queries  number of its tokens; 0: no decoder, no `context`
-        gamma    smoothing of the alignment, above 0
-        method   one of `METHODS`; None: no alignment
-        stages   which alignments there are: "pre", before fusion, and "post", after it
-        cost     cost(target, query, target_mask, query_mask) -> (B, T, N)
-        before   what the alignment before fusion compares: `projected` or `with_token_type`
-        memory   the clips that the decoder reads: `aligned_part` or `whole_target`
+        heads, hidden, dropout, layers  of the decoder
+        moment_queries  l, number of learned tokens of the decoder; 0: no decoder, no `context`
+        gamma           smoothing of the alignment, above 0
+        method          one of `METHODS`; None: no alignment
+        stages          which alignments there are: "pre", before fusion, and "post", after it
+        cost            cost(target, query, target_mask, query_mask) -> (B, T, N)
+        before          what the alignment before fusion compares: `projected` or `with_token_type`
+        memory          the clips that the decoder reads: `aligned_part` or `whole_target`
         """
         super().__init__()
         require(math.isfinite(gamma) and gamma > 0, "gamma", gamma, "above 0")
@@ -187,7 +197,7 @@ class DualStageAligner(nn.Module):
             self.norm = nn.LayerNorm(fuse.width)
 
     def forward(self, batch: Batch) -> Aligned:
-        """Cache: a `Comparison` for each stage."""
+        """Cache: a `Comparison` for each stage; `paths` has the same stages."""
         mask, query_mask = batch.target_mask, batch.query_mask
         joint = self.fuse(batch.target, mask, batch.query, query_mask)
         inputs = {"pre": self.before(joint), "post": (joint.target, joint.query)}
@@ -209,9 +219,9 @@ class DualStageAligner(nn.Module):
         )
 
     def losses(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
-        """L_align^pre and L_align^post, per query clip; 0 for a stage without an alignment.
+        """L_align^pre and L_align^post: the mean over samples of the cost per query clip.
 
-        A query that runs backwards is turned round before it is aligned.
+        0 for a stage without an alignment. A query that runs backwards is put into its original order before.
         """
         lengths = batch.lengths, batch.query_mask.sum(1)
         count = shared_count((lengths[1] > 0).sum())
@@ -219,28 +229,34 @@ class DualStageAligner(nn.Module):
         values = {f"align_{name}": aligned.target.new_zeros(()) for name in ("pre", "post")}
         for name, comparison in aligned.cache.items():
             if backwards is not None:
-                comparison = turned(comparison, backwards, lengths[1])
+                comparison = with_reversed_queries(comparison, backwards, lengths[1])
             value = self.method.value(comparison, self.gamma, *lengths) / lengths[1].clamp(min=1)  # (B,)
             values[f"align_{name}"] = value.sum() / count
         return values
 
     def _describe(self, target: Tensor, positions: Tensor, mask: Tensor, path: Tensor | None) -> Tensor | None:
-        """E_t^l (B, l, d): the moment queries after they read the clips that `memory` selects."""
+        """E_t^l (B, l, d): the moment queries after they attended to the clips that `memory` selects.
+
+        target, positions (B, T, d), mask bool (B, T); path as in `aligned_part`
+        """
         if self.decoder is None:
             return None
-        places = self.moment_queries.weight.expand(len(target), -1, -1)  # (B, l, d)
-        memory_mask, x = self.memory(mask, path), torch.zeros_like(places)
+        moment_queries = self.moment_queries.weight.expand(len(target), -1, -1)  # (B, l, d)
+        memory_mask, x = self.memory(mask, path), torch.zeros_like(moment_queries)  # (B, T), (B, l, d)
         for layer in self.decoder:
-            x = layer(x, places, target, positions, memory_mask)
+            x = layer(x, moment_queries, target, positions, memory_mask)
         return self.norm(x)
 
 
-def turned(comparison: Comparison, backwards: Tensor, query_lengths: Tensor) -> Comparison:
-    """A comparison with the query clips of the `backwards` samples, bool (B,), in reverse order."""
+def with_reversed_queries(comparison: Comparison, backwards: Tensor, query_lengths: Tensor) -> Comparison:
+    """A comparison with the query clips of the `backwards` samples in reverse order.
+
+    backwards bool (B,), query_lengths (B,); shapes stay, and so does padding
+    """
     target, query, cost = comparison
-    n = torch.arange(query.shape[1], device=backwards.device)
-    last = query_lengths[:, None] - 1
-    order = torch.where(backwards[:, None] & (n <= last), last - n, n)  # (B, N)
+    j = torch.arange(query.shape[1], device=backwards.device)  # (N,)
+    last = query_lengths[:, None] - 1  # (B, 1)
+    order = torch.where(backwards[:, None] & (j <= last), last - j, j)  # (B, N)
     query = query.gather(1, order[..., None].expand_as(query))
     return Comparison(target, query, cost.gather(2, order[:, None].expand_as(cost)))
 
@@ -262,13 +278,15 @@ def build_dual_stage(
 ) -> DualStageAligner:
     """The aligner "dual_stage".
 
-    decoder_layers, moment_queries, gamma  of `DualStageAligner`
-    align      one of `METHODS`, or "none"
-    pre, post  whether there is an alignment before and after fusion
-    cost       "cosine" or "contrastive"
-    typed      align before fusion with the token types, as released; False: without
-    memory     what the decoder reads: the "part" that is aligned, or the "whole" target
-    beta, encoder  of `build_joint_encoder`
+    decoder_layers  number of layers of the decoder
+    moment_queries  number of learned tokens of the decoder; 0: no decoder
+    gamma           smoothing of the alignment
+    align           one of `METHODS`, or "none"
+    pre, post       whether there is an alignment before and after fusion
+    cost            "cosine" or "contrastive"
+    typed           whether the alignment before fusion includes the token types, as released
+    memory          what the decoder reads: the "part" that is aligned, or the "whole" target
+    beta, encoder   options of `build_joint_encoder`; the decoder shares `heads`, `hidden` and `dropout`
     """
     require(align in (*METHODS, "none"), "align", align, f"one of {', '.join(METHODS)}, none")
     require(cost in ("cosine", "contrastive"), "cost", cost, "cosine or contrastive")

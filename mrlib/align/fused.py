@@ -1,4 +1,8 @@
-"""Base classes of aligners that fuse the clips with the words of a query and give every clip a saliency."""
+"""Base classes of aligners that fuse clips with the words of a query and score every clip.
+
+Here  `FusedAligner` projects clips and words and leaves the fusion to its subclasses; `GlobalTokenAligner` adds the
+      encoder with a global token, and the saliency, of QD-DETR (Moon et al., CVPR 2023)  [QD-DETR]
+"""
 
 from __future__ import annotations
 
@@ -18,21 +22,21 @@ from mrlib.layers import LearnedPositions, Projected, Sizes, masked_mean
 
 @dataclass(frozen=True)
 class Fused:
-    """Clips after they met a query."""
+    """What `FusedAligner.fuse` returns."""
 
-    target: Tensor  # (B, T, d)
+    target: Tensor  # (B, T, d) the fused clips
     saliency: Tensor  # (B, T)
-    cache: dict[str, Any] = field(default_factory=dict)  # what the losses of the aligner read besides
+    cache: dict[str, Any] = field(default_factory=dict)  # what else the losses of the aligner read
 
 
 class FusedAligner(Projected, ABC):
-    """Projections, then `fuse`: the clips in the light of the words, and how relevant each clip is."""
+    """Projections of clips and words, then `fuse`, which returns fused clips and the saliency."""
 
     def __init__(self, widths: Widths, sizes: Sizes):
         super().__init__(widths.target, widths.query, sizes)
 
     def forward(self, batch: Batch) -> Aligned:
-        """Cache: `target`, the projected clips (B, T, d), and the cache of `fuse`."""
+        """Cache: `target`, the projected clips (B, T, d), and the cache of `fuse`; `query` is the projected words."""
         mask, query_mask = batch.target_mask, batch.query_mask
         target, query = self.project(batch.target, mask, batch.query)  # (B, T, d), (B, N, d)
         fused = self.fuse(target, mask, query, query_mask)
@@ -52,7 +56,7 @@ class FusedAligner(Projected, ABC):
 
 
 class GlobalTokenAligner(FusedAligner, ABC):
-    """A `FusedAligner` whose clips pass an encoder together with a global token that yields the saliency.  [QD-DETR]"""
+    """A `FusedAligner` that encodes the clips together with a global token; both give the saliency.  [QD-DETR]"""
 
     def __init__(
         self,
@@ -62,44 +66,45 @@ class GlobalTokenAligner(FusedAligner, ABC):
         encoder: Sequence[nn.Module],
         places: int | None = None,
     ):
-        """Two stacks of layers of these sizes.
+        """The layers are built by the subclass, with these sizes.
 
-        layers   bring words into clips
-        encoder  works among the clips and the global token
+        layers   cross-attention layers from clips to words; `fuse` decides their arguments
+        encoder  self-attention layers over the global token and the clips, `layer(x, positions, mask)`
         places   number of learned positions of the words; None: words have no positions
         """
         super().__init__(widths, sizes)
         self.places = None if places is None else LearnedPositions(places, sizes.width, sizes.input_dropout)
         self.layers, self.encoder = nn.ModuleList(layers), nn.ModuleList(encoder)
         self.global_token, self.global_position = (nn.Parameter(torch.randn(sizes.width)) for _ in range(2))
-        self.clip_side, self.global_side = (nn.Linear(sizes.width, sizes.width) for _ in range(2))
+        self.clip_side, self.global_side = (nn.Linear(sizes.width, sizes.width) for _ in range(2))  # W_a, W_b
 
     def encode(self, token: Tensor, x: Tensor, positions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode a global token (B, 1, d) together with the clips (B, T, d); returns both.  [QD-DETR]"""
+        """Encode a global token together with the clips.  [QD-DETR]
+
+        token (B, 1, d), clips x and their positions (B, T, d), mask bool (B, T); returns (B, 1, d) and (B, T, d)
+        """
         place = self.global_position.expand(len(x), 1, -1)  # (B, 1, d)
         x, positions = torch.cat([token.to(x.dtype), x], 1), torch.cat([place, positions], 1)  # (B, 1 + T, d)
         mask = torch.cat([mask.new_ones(len(mask), 1), mask], 1)  # (B, 1 + T)
         for layer in self.encoder:
             x = layer(x, positions, mask)
-        return x[:, :1], x[:, 1:]
+        return x[:, :1], x[:, 1:]  # (B, 1, d), (B, T, d)
 
     def relevance(self, token: Tensor, clips: Tensor) -> Tensor:
-        r"""$s_t = \langle W_a M_t + b_a, W_b \bar g + b_b \rangle / \sqrt d$ of encoded clips, global token.
+        r"""The saliency $s_t = \langle W_a M_t + b_a, W_b \bar g + b_b \rangle / \sqrt d$.  [QD-DETR]
 
-        [QD-DETR]
-
-        token (B, 1, d), clips (B, T, d); returns (B, T)
+        encoded global token $\bar g$ (B, 1, d), encoded clips M (B, T, d); returns (B, T)
         """
-        return (self.clip_side(clips) * self.global_side(token)).sum(-1) / self.width**0.5
+        return (self.clip_side(clips) * self.global_side(token)).sum(-1) / self.width**0.5  # (B, T)
 
     def saliency_losses(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
-        """The terms of `saliency.terms`: margin, contrast, negative.  [QD-DETR]"""
+        """The terms of `saliency.terms`: margin, contrast, negative; `fuse` runs again for the last two.  [QD-DETR]"""
         clips = aligned.cache["target"], aligned.mask
         return saliency.terms(aligned, batch, lambda query, mask: self.fuse(*clips, query, mask).saliency)
 
 
 def from_sizes(aligner: Callable[[Widths, Any], nn.Module], sizes: type[Sizes]) -> Callable[..., nn.Module]:
-    """A function `build(widths, **options)` of an aligner whose options are the fields of its sizes."""
+    """The builder `build(widths, **options)` of an aligner whose options are the fields of its sizes."""
 
     def build(widths: Widths, **options: Any) -> nn.Module:
         return aligner(widths, sizes(**options))

@@ -2,10 +2,10 @@ r"""One Transformer over target and query together: the joint encoder of UniVTG,
 
 Paper    Lin et al., "UniVTG: Towards Unified Video-Language Temporal Grounding", ICCV 2023 (arXiv 2307.16715)
 Here     `JointEncoder` projects both, adds a token type to each and lets all vectors attend to all  [UniVTG];
-         `JointAligner` adds the saliency, a clip's cosine with the pooled query, and its two contrasts  [UniVTG]
-Any      the query is a sequence of vectors: words, or the clips of a query video
-Departs  the released network masks nothing but the keys of attention; neither do we, since padding is undefined in
-         `Aligned`. Its stochastic depth is left out
+         `JointAligner` adds the saliency, a clip's cosine with the pooled query, and its two contrasts  [UniVTG].
+         The query is a sequence of vectors: words, or the clips of a query video. As released, padding is masked as a
+         key of attention and nowhere else, since it is undefined in `Aligned`
+Departs  the stochastic depth of the released network is left out
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from mrlib.ops.counts import shared_count
 
 
 class Joint(NamedTuple):
-    """Target and query on their way through a joint encoder."""
+    """Target and query before and after a joint encoder."""
 
     target_projected: Tensor  # (B, T, d) before the token type
     query_projected: Tensor  # (B, N, d)
     target_typed: Tensor  # (B, T, d) with the token type
     query_typed: Tensor  # (B, N, d)
-    target: Tensor  # (B, T, d) after the encoder
+    target: Tensor  # (B, T, d) encoded
     query: Tensor  # (B, N, d)
-    target_positions: Tensor  # (B, T, d)
+    target_positions: Tensor  # (B, T, d) positions of the clips
 
 
 class JointEncoder(Projected):
@@ -51,9 +51,11 @@ class JointEncoder(Projected):
         places: int = 75,
         mix: nn.Module | None = None,
     ):
-        """One stack of layers of these sizes.
+        """Projections and `sizes.layers` layers of these sizes.
 
-        query_positions  "sine", "learned" (`places` of them) or "none"
+        pre_norm         LayerNorm before attention and feed-forward and at the end, instead of after each sum
+        query_positions  "sine", "learned" or "none"
+        places           number of learned positions
         mix              a module `mix(x, positions, words) -> (B, T, d)` from the clips with their token type to the
                          clips that enter the first layer; None: they enter as they are
         """
@@ -70,12 +72,12 @@ class JointEncoder(Projected):
         self.norm, self.mix = nn.LayerNorm(width) if pre_norm else nn.Identity(), mix
 
     def forward(self, target: Tensor, target_mask: Tensor, query: Tensor, query_mask: Tensor) -> Joint:
-        """target (B, T, D), target_mask bool (B, T), query (B, N, D'), query_mask bool (B, N)."""
+        """target (B, T, D), target_mask bool (B, T); query (B, N, D'), query_mask bool (B, N)."""
         target, query = self.project(target, target_mask, query)  # (B, T, d), (B, N, d)
         target_typed, query_typed = target + self.token_type.weight[1], query + self.token_type.weight[0]
         target_positions = sine_positions(target_mask, self.width)  # (B, T, d)
         query_positions = self._positions(query_typed, query_mask)  # (B, N, d)
-        clips = target_typed
+        clips = target_typed  # (B, T, d)
         if self.mix is not None:
             clips = self.mix(clips, target_positions, Words(query_typed + query_positions, query_typed, query_mask))
         x = torch.cat([clips, query_typed], 1)  # (B, T + N, d)
@@ -87,6 +89,7 @@ class JointEncoder(Projected):
         return Joint(target, query, target_typed, query_typed, *encoded, target_positions)
 
     def _positions(self, query: Tensor, mask: Tensor) -> Tensor:
+        """query (B, N, d), mask bool (B, N) -> (B, N, d)."""
         if self.query_positions == "sine":
             return sine_positions(mask, self.width)
         return torch.zeros_like(query) if self.places is None else self.places(query)
@@ -95,8 +98,9 @@ class JointEncoder(Projected):
 def build_joint_encoder(widths: Widths, *, beta: float | None, query_positions: str, **options: Any) -> JointEncoder:
     """A joint encoder.
 
-    beta     share of the clips where their dynamics flow in; None: no dynamics
-    options  `pre_norm`, `places`, and those of `Sizes`
+    beta             weight of the clips against their dynamics, see `Dynamics`; None: no dynamics
+    query_positions  of `JointEncoder`
+    options          `pre_norm`, `places`, and those of `Sizes`
     """
     pre_norm, places = options.pop("pre_norm"), options.pop("places")
     sizes = Sizes(**options)
@@ -105,20 +109,25 @@ def build_joint_encoder(widths: Widths, *, beta: float | None, query_positions: 
 
 
 class JointAligner(nn.Module):
-    """Target and query through one encoder; saliency is a clip's cosine with the pooled query.  [UniVTG]"""
+    r"""Target and query through one encoder; the saliency compares clips with the pooled query.  [UniVTG]
+
+    $$s_t = \cos(V_t, g), \quad g = \sum_n \mathrm{softmax}_n(\langle w, Y_n \rangle)\, Y_n$$
+
+    V and Y are the clips and the query before the encoder, with their token types; w is learned.
+    """
 
     def __init__(self, encoder: JointEncoder, *, temperature: float = 0.07):
         """temperature  of both contrasts"""
         super().__init__()
         self.encoder, self.width, self.temperature = encoder, encoder.width, temperature
-        self.pool = nn.Linear(encoder.width, 1, bias=False)
+        self.pool = nn.Linear(encoder.width, 1, bias=False)  # w
 
     def forward(self, batch: Batch) -> Aligned:
         """Cache: `target`, the clips with their token type (B, T, d)."""
         joint = self.encoder(batch.target, batch.target_mask, batch.query, batch.query_mask)
         logits = self.pool(joint.query_typed)[..., 0]  # (B, N)
         weights = logits.masked_fill(~batch.query_mask, -1e30).softmax(-1)  # (B, N)
-        pooled = (weights[..., None] * joint.query_typed).sum(1)  # (B, d)
+        pooled = (weights[..., None] * joint.query_typed).sum(1)  # g (B, d)
         return Aligned(
             target=joint.target,
             mask=batch.target_mask,
@@ -130,16 +139,18 @@ class JointAligner(nn.Module):
         )
 
     def losses(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
-        """Contrasts at one relevant clip per sample, drawn at random.  [UniVTG]
+        """Two contrasts of one relevant clip per sample, drawn at random.  [UniVTG]
 
-        inter  the clip against the queries of the batch and the query against the clips of the batch, both summed; with
+        Each is a sum of two cross-entropies, averaged over the samples with a relevant clip.
+
+        inter  the clip against the queries of the batch, and the query against the drawn clips of the batch; with
                several processes each uses its own part of the batch
         intra  the clip against the clips of lower label in its video and, as released, against the clips at the same
-               index in the other videos
+               index in the other videos: those of lower label there and those drawn there
         """
         scores = scores_of(batch)
         relevant = batch.labels.relevant & batch.target_mask
-        rows = relevant.any(1)  # a row without a relevant clip adds nothing
+        rows = relevant.any(1)  # (B,), a sample without a relevant clip adds nothing
         count = shared_count(rows.sum())
         chosen = torch.multinomial(relevant.float() + ~rows[:, None], 1)  # (B, 1)
         clip = aligned.cache["target"].gather(1, chosen[..., None].expand(-1, -1, self.width))[:, 0]  # (B, d)
@@ -157,6 +168,6 @@ def build_joint(widths: Widths, *, temperature: float, beta: float | None = None
     """The aligner "joint".
 
     temperature    of both contrasts
-    beta, encoder  of `build_joint_encoder`
+    beta, encoder  options of `build_joint_encoder`
     """
     return JointAligner(build_joint_encoder(widths, beta=beta, **encoder), temperature=temperature)

@@ -1,9 +1,9 @@
-"""Clips and words in one Transformer; both together are the memory of the decoder (Moment-DETR).
+"""Clips and words in one Transformer; the decoder attends to both (Moment-DETR).
 
 Paper    Lei et al., "Detecting Moments and Highlights in Videos via Natural Language Queries", NeurIPS 2021
          (arXiv 2107.09609)
 Here     `JointMemoryAligner` is its encoder and its saliency  [Moment-DETR]; the encoded words become the `context`
-         of `Aligned`
+         of `Aligned`, so that the memory of the decoder is clips and words together
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mrlib.layers import EncoderLayer, LearnedPositions, Projected, Sizes, maske
 
 
 class JointMemoryAligner(Projected):
-    """Projections, Transformer layers over [target; query], a saliency for every clip.  [Moment-DETR]"""
+    """Projections, Transformer layers over [target; query], a linear saliency of every clip.  [Moment-DETR]"""
 
     def __init__(
         self,
@@ -34,9 +34,11 @@ class JointMemoryAligner(Projected):
         places: int = 32,
         mix: nn.Module | None = None,
     ):
-        """One stack of layers of these sizes.
+        """Projections and `sizes.layers` layers of these sizes.
 
-        query_positions  "none", or "learned" (`places` of them)
+        pre_norm         LayerNorm before attention and feed-forward and at the end, instead of after each sum
+        query_positions  "none" or "learned"
+        places           number of learned positions
         mix              a module `mix(x, positions, words) -> (B, T, d)` from the projected clips to the clips that
                          enter the first layer; None: they enter as they are
         """
@@ -49,13 +51,14 @@ class JointMemoryAligner(Projected):
         self.saliency = nn.Linear(width, 1)
 
     def forward(self, batch: Batch) -> Aligned:
+        """The encoded words are `query` and `context`."""
         mask, query_mask = batch.target_mask, batch.query_mask
         target, query = self.project(batch.target, mask, batch.query)  # (B, T, d), (B, N, d)
-        places = torch.zeros_like(query) if self.places is None else self.places(query)  # (B, N, d)
+        query_positions = torch.zeros_like(query) if self.places is None else self.places(query)  # (B, N, d)
         positions = sine_positions(mask, self.width)  # (B, T, d)
         if self.mix is not None:
-            target = self.mix(target, positions, Words(query + places, query, query_mask))
-        x, positions = torch.cat([target, query], 1), torch.cat([positions, places], 1)  # (B, T + N, d)
+            target = self.mix(target, positions, Words(query + query_positions, query, query_mask))  # (B, T, d)
+        x, positions = torch.cat([target, query], 1), torch.cat([positions, query_positions], 1)  # (B, T + N, d)
         joint_mask = torch.cat([mask, query_mask], 1)  # (B, T + N)
         for layer in self.layers:
             x = layer(x, positions, joint_mask)
@@ -69,11 +72,11 @@ class JointMemoryAligner(Projected):
             saliency=self.saliency(clips)[..., 0],  # (B, T)
             context=words,
             context_mask=query_mask,
-            context_positions=places,
+            context_positions=query_positions,
         )
 
     def losses(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
-        """margin: two pairs of clips per sample.  [Moment-DETR]"""
+        """margin: that of two pairs of clips per sample.  [Moment-DETR]"""
         return {"margin": saliency.margin(aligned.saliency, saliency.ranking_pairs(batch))}
 
 
@@ -82,8 +85,9 @@ def build_joint_memory(
 ) -> JointMemoryAligner:
     """The aligner "joint_memory".
 
-    beta     share of the clips where their dynamics flow in; None: no dynamics
-    options  of `Sizes`, without the activation, which is ReLU
+    beta                               weight of the clips against their dynamics, see `Dynamics`; None: no dynamics
+    pre_norm, query_positions, places  of `JointMemoryAligner`
+    options                            of `Sizes`, without the activation, which is ReLU
     """
     sizes = Sizes(**options, activation="relu")
     mix = dynamics(1, sizes, beta)[0]

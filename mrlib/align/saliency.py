@@ -4,7 +4,7 @@ Paper    Lei et al., "Detecting Moments and Highlights in Videos via Natural Lan
          et al., "Query-Dependent Video Representation for Moment Retrieval and Highlight Detection", CVPR 2023
 Here     `margin` orders pairs of clips  [Moment-DETR]; `rank_contrast` separates the clips of each rank from all others
          and `negative` lowers the saliency for a foreign query  [QD-DETR]; `terms` is all three. `ranking_pairs` and
-         `foreign_rows` make the labels that these need, unless the batch brings them
+         `foreign_rows` give the labels that these need, unless the batch brings them
 Departs  with windows only, the official code pairs clips inside and outside the first window, and pairs a clip with
          itself where all clips are inside; we use all windows, and no pair in that case. It treats two queries of one
          video as foreign to each other; we do not
@@ -24,7 +24,7 @@ from mrlib.ops.counts import shared_count
 
 MARGIN, TEMPERATURE = 0.2, 0.5
 RANKS = 12  # summed scores of three annotators, 0..12
-PROBABILITY_EPS = 1e-6  # how close to 0 and 1 a probability comes in its logit
+PROBABILITY_EPS = 1e-6  # probabilities are kept this far from 0 and 1 before their logit is taken
 
 
 def scores_of(batch: Batch) -> Tensor:
@@ -49,26 +49,27 @@ def ranking_pairs(batch: Batch) -> Tensor:
     scored_only = labels.saliency_mask & labels.saliency.any(1) & ~labels.span_mask.any(1)  # scores, but no window
     candidates = labels.relevant | scored_only[:, None]  # (B, T)
     relevant, irrelevant = candidates & real, ~candidates & real
-    best = labels.saliency.masked_fill(~relevant, -torch.inf).argmax(1)
-    worst = labels.saliency.masked_fill(~relevant, torch.inf).argmin(1)
+    best = labels.saliency.masked_fill(~relevant, -torch.inf).argmax(1)  # (B,)
+    worst = labels.saliency.masked_fill(~relevant, torch.inf).argmin(1)  # (B,)
     hard = torch.stack([best, worst], -1).masked_fill(~(labels.saliency_mask & relevant.any(1))[:, None], -1)  # (B, 2)
-    drawn = torch.rand(2, 2, *real.shape, device=real.device)  # pair, side, sample, clip
+    drawn = torch.rand(2, 2, *real.shape, device=real.device)  # pair, side of the pair, sample, clip
     inside, outside = (drawn[:, i].masked_fill(~clips, -1).argmax(-1) for i, clips in enumerate((relevant, irrelevant)))
-    both = relevant.any(1) & irrelevant.any(1)
-    easy = torch.stack([inside, outside], -1).masked_fill(~both[None, :, None], -1)  # (2, B, 2)
-    first = torch.where(labels.saliency_mask[:, None], hard, easy[0])
+    both = relevant.any(1) & irrelevant.any(1)  # (B,)
+    easy = torch.stack([inside, outside], -1).masked_fill(~both[None, :, None], -1)  # (2, B) each -> (2, B, 2)
+    first = torch.where(labels.saliency_mask[:, None], hard, easy[0])  # (B, 2)
     return torch.stack([first, torch.where(both[:, None], easy[1], hard)], 1)  # (B, 2, 2)
 
 
 def margin(saliency: Tensor, pairs: Tensor) -> Tensor:
-    r"""Margin loss: a clip must score 0.2 above every clip that it ranks above.  [Moment-DETR]
+    r"""Margin loss: the first clip of a pair must score 0.2 more than the second.  [Moment-DETR]
 
     $$\frac{2}{|P|} \sum_{(i, j) \in P} \max(0,\ 0.2 + s_j - s_i)$$
 
-    saliency (B, T); pairs int64 (B, P, 2), -1: no pair; returns a scalar
+    P are the pairs of the whole batch. saliency (B, T); pairs int64 (B, P, 2), -1: no pair; returns a scalar
     """
     valid = (pairs >= 0).all(-1)  # (B, P)
-    high, low = saliency.float().gather(1, pairs.clamp(min=0).flatten(1)).unflatten(1, (-1, 2)).unbind(-1)
+    scores = saliency.float().gather(1, pairs.clamp(min=0).flatten(1)).unflatten(1, (-1, 2))  # (B, P, 2)
+    high, low = scores.unbind(-1)  # (B, P), (B, P)
     return 2 * ((MARGIN + low - high).relu() * valid).sum() / shared_count(valid.sum())
 
 
@@ -78,37 +79,38 @@ def rank_contrast(saliency: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
     $$\frac{1}{12 B} \sum_{r=1}^{11} \sum_b \frac{-1}{|P_r|} \sum_{t \in P_r} \log \mathrm{softmax}(s_b / 0.5)_t, \quad
     P_r = \{t : y_t \geq r\}$$
 
-    A sample without a clip of rank r adds nothing to that rank.
+    A sample without a clip of rank r adds nothing to that rank; B counts the samples that have clips.
 
-    saliency, scores  (B, T), y of 0..12; clips scored for a foreign query may be appended, with y = 0
-    mask              bool (B, T)  clips that take part
-    returns           scalar
+    saliency  s (B, T)  clips scored for a foreign query may be appended, with y = 0
+    scores    y (B, T)  from 0 to 12
+    mask      bool (B, T)  clips that take part
+    returns   scalar
     """
-    logits = (saliency.float() / TEMPERATURE).masked_fill(~mask, torch.finfo(torch.float32).min)
-    log_share = logits.log_softmax(1)
-    ranks = torch.arange(1, RANKS, device=scores.device)[:, None, None]
+    logits = (saliency.float() / TEMPERATURE).masked_fill(~mask, torch.finfo(torch.float32).min)  # (B, T)
+    log_share = logits.log_softmax(1)  # (B, T)
+    ranks = torch.arange(1, RANKS, device=scores.device)[:, None, None]  # (11, 1, 1)
     positive = (scores >= ranks) & mask  # (11, B, T)
     each = (log_share * positive).sum(2) / positive.sum(2).clamp(min=1)  # (11, B)
     return -each.sum() / RANKS / shared_count(mask.any(1).sum())
 
 
 def foreign_rows(batch: Batch) -> Tensor:
-    """The row of the batch whose query is foreign to this video: the next row, unless the batch says.  [QD-DETR]
+    """For each row, the row whose query serves as its foreign query: the next, unless the batch says.  [QD-DETR]
 
-    returns  int64 (B,), -1 where there is none
+    returns  int64 (B,), -1 where there is none, as for two rows of the same video
     """
     if batch.labels.negative is not None:
         return batch.labels.negative
-    rows = torch.arange(len(batch), device=batch.video.device).roll(-1)
+    rows = torch.arange(len(batch), device=batch.video.device).roll(-1)  # (B,)
     return torch.where(batch.video[rows] == batch.video, -1, rows)
 
 
 def negative(saliency: Tensor, mask: Tensor, samples: int | Tensor) -> Tensor:
     r"""Saliency for a foreign query should be low: $-\log(1 - \sigma(s^-))$ summed over the clips.  [QD-DETR]
 
-    saliency  (B, T)  for the foreign query
-    mask      bool (B, T)
-    samples   what the sum is divided by
+    saliency  (B, T)  logits of the clips for the foreign query
+    mask      bool (B, T)  clips that count
+    samples   number of samples that the sum is divided by
     returns   scalar
     """
     return F.softplus(saliency.float().masked_fill(~mask, -torch.inf)).sum() / shared_count(samples)
@@ -120,19 +122,19 @@ def terms(
     """The three losses of the saliency, for an aligner that can score its clips for another query.  [QD-DETR]
 
     score          score(query (B, N, d), query_mask bool (B, N)) -> (B, T), the saliency of the clips for that query
-    probabilities  the saliency is a probability and not a logit
+    probabilities  the saliency is a probability, whose logit "negative" needs; False: it is a logit
 
-    margin    two pairs of clips per sample
-    contrast  clips of each rank against all clips, including those of the same video scored for a foreign query
-    negative  of the foreign query
+    margin    `margin` of two pairs of clips per sample
+    contrast  `rank_contrast` over the clips of the sample and the same clips scored for a foreign query
+    negative  `negative` of the clips scored for a foreign query
     """
-    mask, scores, rows = aligned.mask, scores_of(batch), foreign_rows(batch)
+    mask, scores, rows = aligned.mask, scores_of(batch), foreign_rows(batch)  # (B, T), (B, T), (B,)
     foreign_mask, rows = (rows >= 0)[:, None] & mask, rows.clamp(min=0)  # (B, T), (B,)
     foreign = score(aligned.query[rows], aligned.query_mask[rows])  # (B, T)
-    pairs = ((aligned.saliency, foreign), (scores, torch.zeros_like(scores)), (mask, foreign_mask))
-    logits = foreign.float().logit(PROBABILITY_EPS) if probabilities else foreign
+    joined = ((aligned.saliency, foreign), (scores, torch.zeros_like(scores)), (mask, foreign_mask))
+    logits = foreign.float().logit(PROBABILITY_EPS) if probabilities else foreign  # (B, T)
     return {
         "margin": margin(aligned.saliency, ranking_pairs(batch)),
-        "contrast": rank_contrast(*(torch.cat(pair, 1) for pair in pairs)),  # of (B, 2 T)
+        "contrast": rank_contrast(*(torch.cat(sides, 1) for sides in joined)),  # of (B, 2 T)
         "negative": negative(logits, foreign_mask, foreign_mask.any(1).sum()),
     }

@@ -1,10 +1,10 @@
-r"""Clips and words are encoded apart and meet in the detector (SnAG).
+"""Clips and words are encoded separately; the detector combines them (SnAG).
 
 Paper    Mu et al., "SnAG: Scalable and Accurate Video Grounding", CVPR 2024 (arXiv 2404.02257)
-Here     `SnagAligner` is its text encoder and the projection of the clips  [SnAG]; since the clips do not depend on
-         the query, many queries can share them
-Ours     one width for clips and words, where the released configurations give words half of it; the layers are those of
-         `mrlib.layers`, without LayerScale and stochastic depth; projections begin with a norm
+Here     `SnagAligner` is its text encoder and the projection of the clips  [SnAG]; as the clips do not depend on the
+         query, many queries can share them
+Ours     one width for clips and words, while the released configurations give words half of it; the layers are those of
+         `mrlib.layers`, without LayerScale and stochastic depth; projections begin with a LayerNorm
 """
 
 from __future__ import annotations
@@ -33,21 +33,26 @@ class SnagAligner(nn.Module):
         hidden: int,
         dropout: float,
     ):
-        """width is that of both branches; layers, heads and hidden are those of the words' encoder."""
+        """Projections of one layer each, and the encoder of the words.
+
+        width                  d of clips and words
+        layers, heads, hidden  of the encoder of the words
+        dropout                of the encoder and of both projections
+        """
         super().__init__()
         self.width = width
         self.project_target = Projection(widths.target, width, 1, dropout)
         self.project_query = Projection(widths.query, width, 1, dropout)
-        self.nothing = nn.Parameter(0.02 * torch.randn(width))
+        self.nothing = nn.Parameter(0.02 * torch.randn(width))  # a token that clips may attend to instead of words
         self.layers = nn.ModuleList(
             EncoderLayer(width, heads, hidden, dropout, "gelu", pre_norm=True) for _ in range(layers)
         )
 
     def forward(self, batch: Batch) -> Aligned:
-        """The `query` (B, 1 + N, d) begins with a learned token, for clips that no word describes."""
+        """`query` (B, 1 + N, d) begins with a learned token, for clips that no word describes."""
         words = self.project_query(batch.query)  # (B, N, d)
-        places = torch.arange(words.shape[1], device=words.device)
-        words = words + waves(places, self.width) / self.width**0.5
+        index = torch.arange(words.shape[1], device=words.device)  # (N,)
+        words = words + waves(index, self.width) / self.width**0.5
         x = torch.cat([self.nothing.to(words.dtype).expand(len(words), 1, -1), words], 1)  # (B, 1 + N, d)
         mask = torch.cat([batch.query_mask.new_ones(len(words), 1), batch.query_mask], 1)  # (B, 1 + N)
         for layer in self.layers:

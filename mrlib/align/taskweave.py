@@ -1,10 +1,10 @@
-r"""One branch for highlights and one for moments, with a shared expert; highlights feed back into moments (TaskWeave).
+r"""One branch for highlights and one for moments, with a shared expert; highlights feed back to moments (TaskWeave).
 
 Paper    Yang et al., "Task-Driven Exploration: Decoupling and Inter-Task Feedback for Joint Moment Retrieval and
          Highlight Detection", CVPR 2024 (arXiv 2404.09263)
 Here     `peaks` is the pooling over time, `TaskWeaveAligner.shared` the expert of both tasks, `.highlights` the branch
          of highlight detection with the saliency, `.moments` the branch of moment retrieval, `.fuse` the feedback from
-         the first to the second  [TaskWeave]; words enter the clips through QD-DETR's layers
+         the first to the second  [TaskWeave]; clips attend to words through QD-DETR's layers
 Ours     no decoder: the detector gets the clips of the moment branch. The feedback works from the first step, not from
          epoch 101 on; of its two passes, the first computes only highlights and the second only moments. The learned
          weights of the two tasks' losses stay at their initial values, so that highlights count twofold
@@ -25,8 +25,8 @@ from mrlib.align.words import T2VLayer, Words
 from mrlib.data import Batch, Widths
 from mrlib.layers import EncoderLayer, Sizes, masked_mean, sine_positions
 
-NEAR = 2  # clips on either side that pooling and convolution cover
-HIGHLIGHTS = 2.0  # weight of the saliency's losses, relative to the detector's
+NEAR = 2  # clips on either side that pooling and convolution read
+HIGHLIGHTS = 2.0  # weight of the saliency losses, relative to the detector's
 FEEDBACK = 2.0  # factor of the projected clips that are highlights
 
 
@@ -35,7 +35,7 @@ def peaks(x: Tensor, mask: Tensor) -> Tensor:
 
     x (B, T, d), mask bool (B, T) -> (B, T, d)
     """
-    low = x.masked_fill(~mask[..., None], torch.finfo(x.dtype).min)
+    low = x.masked_fill(~mask[..., None], torch.finfo(x.dtype).min)  # (B, T, d)
     pooled = F.max_pool1d(low.mT, 2 * NEAR + 1, 1, padding=NEAR).mT  # (B, T, d)
     return pooled.masked_fill(~mask[..., None], 0)
 
@@ -46,13 +46,13 @@ def above_mean(scores: Tensor, mask: Tensor) -> Tensor:
 
 
 class TaskWeaveAligner(FusedAligner):
-    """Words into clips, a branch for highlights, and a branch for moments that gets the saliency back.
+    """A branch for highlights gives the saliency, and a branch for moments the clips.  [TaskWeave]
 
-    [TaskWeave]
+    Both begin with the same layers from words to clips; clips above the mean saliency enter the second branch doubled.
     """
 
     def __init__(self, widths: Widths, sizes: Sizes):
-        """Two stacks of layers: words into clips, clips among themselves."""
+        """`sizes.layers` layers from words to clips, and as many over the clips in the shared expert."""
         super().__init__(widths, sizes)
         width, layers = sizes.width, range(sizes.layers)
         self.layers = nn.ModuleList(T2VLayer(*sizes.layer) for _ in layers)
@@ -63,42 +63,46 @@ class TaskWeaveAligner(FusedAligner):
         self.relevance = nn.Sequential(*(nn.Linear(width, outputs) for outputs in (width, width, 1)))
 
     def fuse(self, target: Tensor, mask: Tensor, query: Tensor, query_mask: Tensor) -> Fused:
-        """Clips of the moment branch, whose input has its highlights doubled, and the saliency.  [TaskWeave]
+        """Projected clips (B, T, d) and words (B, N, d) -> clips of the moment branch and the saliency.  [TaskWeave]
 
-        target (B, T, d), query (B, N, d), both projected
+        The moment branch reads the projected clips with the highlights doubled.
         """
         scores = self.highlights(target, mask, query, query_mask)  # (B, T)
-        louder = torch.where(above_mean(scores, mask)[..., None], FEEDBACK * target, target)  # (B, T, d)
-        return Fused(self.moments(louder, mask, query, query_mask), scores)
+        lifted = torch.where(above_mean(scores, mask)[..., None], FEEDBACK * target, target)  # (B, T, d)
+        return Fused(self.moments(lifted, mask, query, query_mask), scores)
 
     def highlights(self, target: Tensor, mask: Tensor, query: Tensor, query_mask: Tensor) -> Tensor:
         r"""$s_t = \mathrm{MLP}(M_t) + \sum_c M_{tc} / \sqrt d$, the MLP linear, $M = X \odot \mathrm{shared}(X)$.
 
-        X are the clips of the branch: the expert of this task is the identity. Returns (B, T).  [TaskWeave]
+        [TaskWeave]
+
+        X are the clips of the branch, since this task's own expert is the identity. target (B, T, d), query (B, N, d);
+        returns (B, T)
         """
-        x = self.highlight_branch(self.with_words(target, mask, query, query_mask))
-        x = x * self.shared(x, mask)
-        return self.relevance(x)[..., 0] + x.sum(-1) / self.width**0.5
+        x = self.highlight_branch(self.with_words(target, mask, query, query_mask))  # X (B, T, d)
+        x = x * self.shared(x, mask)  # M (B, T, d)
+        return self.relevance(x)[..., 0] + x.sum(-1) / self.width**0.5  # (B, T)
 
     def moments(self, target: Tensor, mask: Tensor, query: Tensor, query_mask: Tensor) -> Tensor:
-        r"""$M = W\, \mathrm{LN}(\mathrm{conv}(X)) \odot \mathrm{shared}(X)$, a convolution of each channel; (B, T, d)
+        r"""$M = (W\, \mathrm{LN}(\mathrm{conv}(X)) + b) \odot \mathrm{shared}(X)$.  [TaskWeave]
 
-        [TaskWeave]
+        X are the clips of the branch. The convolution over time is channel by channel and reads zeros on padding.
+        target (B, T, d), query (B, N, d); returns (B, T, d)
         """
-        x = self.moment_branch(self.with_words(target, mask, query, query_mask))
-        convolved = self.conv((x * mask[..., None]).mT).mT
+        x = self.moment_branch(self.with_words(target, mask, query, query_mask))  # X (B, T, d)
+        convolved = self.conv((x * mask[..., None]).mT).mT  # (B, T, d)
         return self.expert(self.norm(convolved)) * self.shared(x, mask)
 
     def with_words(self, target: Tensor, mask: Tensor, query: Tensor, query_mask: Tensor) -> Tensor:
-        """Clips after they took up the words, pooled by `peaks`; (B, T, d)."""
+        """Clips (B, T, d) after they attended to the words (B, N, d), pooled by `peaks`; (B, T, d)."""
         positions, words, x = sine_positions(mask, self.width), Words(query, query, query_mask), target
         for layer in self.layers:
             x = layer(x, positions, words)
         return peaks(x, mask)
 
     def shared(self, x: Tensor, mask: Tensor) -> Tensor:
-        """The expert of both tasks: clips among themselves, pooled by `peaks`; (B, T, d)."""
-        positions = sine_positions(mask, self.width)
+        """The expert of both tasks: clips (B, T, d) attend to one another and are pooled by `peaks`; (B, T, d)."""
+        positions = sine_positions(mask, self.width)  # (B, T, d)
         for layer in self.encoder:
             x = layer(x, positions, mask)
         return peaks(x, mask)

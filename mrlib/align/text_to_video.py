@@ -1,10 +1,9 @@
-r"""The words go into every clip before the clips attend to one another (QD-DETR).
+"""Every clip attends to the words before the clips attend to one another (QD-DETR).
 
 Paper    Moon et al., "Query-Dependent Video Representation for Moment Retrieval and Highlight Detection", CVPR 2023
          (arXiv 2303.13874)
 Here     `TextToVideoAligner`: a stack of `T2VLayer` from words to clips, an encoder with a global token, the saliency;
-         negative pairs are a loss of the aligner  [QD-DETR]
-Also     with `beta` the layers mix in the dynamics of TD-DETR
+         negative pairs are a loss of the aligner  [QD-DETR]. With `beta` the layers mix in the dynamics of TD-DETR
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from mrlib.layers import EncoderLayer, Sizes, sine_positions
 
 
 class TextToVideoAligner(GlobalTokenAligner):
-    """Words into clips, then clips and a global token among themselves.  [QD-DETR]"""
+    """Clips attend to words, then clips and a global token to one another.  [QD-DETR]"""
 
     def __init__(
         self,
@@ -37,10 +36,12 @@ class TextToVideoAligner(GlobalTokenAligner):
         places: int | None = None,
         visible: Callable[[Tensor, Tensor], Tensor | None] = every_word,
     ):
-        """Two stacks of layers of these sizes.
+        """The layers have these sizes.
 
-        places   number of learned positions, which attention adds to its keys; None: words have no positions
-        visible  visible(target_mask, query_mask) -> `Words.seen`
+        layers   from words to clips
+        encoder  over the global token and the clips
+        places   number of learned positions of the words, added to the keys; None: words have no positions
+        visible  visible(target_mask, query_mask) -> `Words.seen`: `every_word`, or `released_masks` with its heads
         """
         super().__init__(widths, sizes, layers, encoder, places)
         self.visible = visible
@@ -67,7 +68,7 @@ def build_text_to_video(
 
     query_positions  "none", or "learned": `places` learned positions
     masks            words that clips may attend to: "keys", all words of their query; "released", see `released_masks`
-    beta             share of the clips where their dynamics flow in; None: no dynamics  [TD-DETR Eq. 6]
+    beta             weight of the clips against their dynamics; None: no dynamics  [TD-DETR Eq. 6]
     options          of `Sizes`
     """
     require(query_positions in ("none", "learned"), "query_positions", query_positions, "none or learned")

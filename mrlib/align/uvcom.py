@@ -1,14 +1,14 @@
-r"""Prototypes summarise the words, and a random walk carries their meaning into every clip (UVCOM).
+r"""Prototypes summarise the words, and a random walk carries the prototypes into the clips (UVCOM).
 
 Paper    Xiao et al., "Bridging the Gap: A Unified Video Comprehension Framework for Moment Retrieval and Highlight
          Detection", CVPR 2024 (arXiv 2311.16464)
 Here     `prototypes` clusters words, or clips, around a few vectors; `walk` carries the prototypes of the words into
          the clips, `Local` convolves neighbouring clips; `UvcomAligner` puts them between the layers and the encoder of
          QD-DETR and adds a loss, the similarity  [UVCOM]
-Ours     padding is hidden everywhere; the released code clusters it too, and between its convolutions it is not zero.
-         The walk solves a system the size of the prototypes instead of the clips, with the same result
+Ours     padding is hidden everywhere; the released code clusters it too, and does not zero it between its convolutions.
+         The walk solves a system of the size of the prototypes instead of the clips, with the same result
 Departs  late in training EasonXiao-888/UVCOM takes the query that is least like the video as the foreign one; here it
-         is the query of the next row throughout. Its own detector, which starts from the words, is left out
+         is always the query of the next row. Its own detector, which starts from the words, is left out
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from mrlib.layers import MLP, EncoderLayer, Sizes, masked_mean, normalised_share
 from mrlib.ops.counts import shared_count
 from mrlib.ops.spans import inside
 
-ITERATIONS, SIGMA = 5, 1.2  # of the prototypes
-OMEGA, SHARPNESS = 0.5, 5.0  # of the walk
-TEMPERATURE = 1.0  # of the similarity
+ITERATIONS, SIGMA = 5, 1.2  # of `prototypes`
+OMEGA, SHARPNESS = 0.5, 5.0  # of `walk`
+TEMPERATURE = 1.0  # of the loss "similarity"
 
 
 def prototypes(start: Tensor, x: Tensor, mask: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ def walk(x: Tensor, text: Tensor, mask: Tensor) -> Tensor:
 
 
 class Local(nn.Module):
-    """Three convolutions over time, of width 1, 3 and 1.  [UVCOM]"""
+    """Three convolutions over time, of kernel sizes 1, 3 and 1.  [UVCOM]"""
 
     def __init__(self, width: int):
         super().__init__()
@@ -88,33 +88,34 @@ class Local(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x (B, T, d) -> (B, T, d); padding counts as zeros, as beyond the ends of the sequence."""
+        """x (B, T, d), mask bool (B, T) -> (B, T, d); the middle convolution reads zeros on padding."""
         return self.after(self.neighbours((self.before(x) * mask[..., None]).mT).mT)
 
 
 @dataclass(frozen=True, kw_only=True)
 class UvcomSizes(Sizes):
-    """The released numbers; `hidden` is also the inner width of the projections of the similarity.  [UVCOM]"""
+    """The released sizes; `hidden` is also the inner width of the projections for the similarity.  [UVCOM]"""
 
-    layers: int = 3  # of each of three stacks: clips to words, words to clips, encoder
-    text_prototypes: int = 5
-    target_prototypes: int = 30
+    layers: int = 3  # of each of three stacks: from words to clips, from clips to words, encoder
+    text_prototypes: int = 5  # K', of the words
+    target_prototypes: int = 30  # K, of the clips
 
 
 class UvcomAligner(GlobalTokenAligner):
-    r"""Clips take up words and words take up clips; prototypes and neighbours refine the clips.  [UVCOM]
+    r"""Clips attend to words and words to clips; prototypes and neighbours refine the clips.  [UVCOM]
 
-    $$X, Y' = \mathrm{T2V}(X, Y), \mathrm{V2T}(Y, X), \quad X \leftarrow X + \mathrm{walk}(X + \mathrm{Local}(X), E^t)$$
+    $$X', Y' = \mathrm{T2V}(X, Y), \mathrm{V2T}(Y, X), \quad X'' = X' + \mathrm{walk}(X' + \mathrm{Local}(X'), E^t)$$
 
-    The global token of the encoder is the prototype of the clips $E^v$ with the highest mean cosine to the prototypes
-    of the words $E^t$.
+    All layers of T2V attend to the projected words Y, all layers of V2T to the projected clips X. $E^t$ are prototypes
+    of the words Y', $E^v$ of the clips X'. The encoder reads X'' and a global token, the one of $E^v$ with the highest
+    mean cosine to $E^t$.
     """
 
     def __init__(self, widths: Widths, sizes: UvcomSizes):
         width, layers = sizes.width, range(sizes.layers)
         into_clips, into_words = ([T2VLayer(*sizes.layer) for _ in layers] for _ in range(2))
         super().__init__(widths, sizes, into_clips, [EncoderLayer(*sizes.layer) for _ in layers])
-        self.back = nn.ModuleList(into_words)
+        self.back = nn.ModuleList(into_words)  # V2T; the parent's `layers` are T2V
         self.local = Local(width)
         # initial prototypes of the clips, one of which becomes the global token
         self.global_token = nn.Parameter(torch.empty(sizes.target_prototypes, width))
@@ -122,6 +123,7 @@ class UvcomAligner(GlobalTokenAligner):
         for tokens in (self.global_token, self.text_tokens):
             nn.init.xavier_uniform_(tokens)
         self.project_words = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width))
+        # projections of clips and of words for the similarity
         self.clip_sense, self.text_sense = (MLP(width, width, 3, sizes.hidden) for _ in range(2))
 
     def fuse(self, target: Tensor, mask: Tensor, query: Tensor, query_mask: Tensor) -> Fused:
@@ -135,9 +137,9 @@ class UvcomAligner(GlobalTokenAligner):
         clips, y, no_positions = Words(target + positions, target, mask), query, torch.zeros_like(query)
         for layer, back in zip(self.layers, self.back, strict=True):
             x, y = layer(x, positions, words), back(y, no_positions, clips)  # (B, T, d), (B, N, d)
-        text = prototypes(self.text_tokens, y, query_mask)  # (B, K', d)
-        candidates = prototypes(self.global_token, x, mask)  # (B, K, d)
-        x = x + walk(x + self.local(x, mask), text, mask).to(x.dtype)
+        text = prototypes(self.text_tokens, y, query_mask)  # E^t (B, K', d)
+        candidates = prototypes(self.global_token, x, mask)  # E^v (B, K, d)
+        x = x + walk(x + self.local(x, mask), text, mask).to(x.dtype)  # X'' (B, T, d)
         token, encoded = self.encode(nearest(candidates, text), x, positions, mask)  # (B, 1, d), (B, T, d)
         cache = {"token": token[:, 0], "clips": x, "words": y}
         return Fused(encoded, self.relevance(token, encoded), cache)
@@ -145,13 +147,14 @@ class UvcomAligner(GlobalTokenAligner):
     def losses(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
         r"""The saliency losses of QD-DETR, and "similarity", the mean of two terms.  [UVCOM]
 
-        Between videos: the symmetric InfoNCE of the global token with the mean word over the batch; with several
+        Between videos: the symmetric InfoNCE of encoded global token and mean word over the batch; with several
         processes each uses its own part of the batch. Within a video: for every clip t of the first window,
         $-\log \mathrm{softmax}_t$ of its cosine to the mean word over the clips of its video, summed and divided by the
-        number of all clips.
+        number of clips of the batch.
         """
         mask, cache = aligned.mask, aligned.cache
-        text = unit_vectors(self.text_sense(masked_mean(self.project_words(cache["words"]), aligned.query_mask)))
+        mean_word = masked_mean(self.project_words(cache["words"]), aligned.query_mask)  # (B, d)
+        text = unit_vectors(self.text_sense(mean_word))  # (B, d)
         token = unit_vectors(self.clip_sense(cache["token"]))  # (B, d)
         between = batch_contrast(text, token, mask.any(1), TEMPERATURE)
         cosine = (unit_vectors(self.clip_sense(cache["clips"])) @ text[..., None])[..., 0] / TEMPERATURE  # (B, T)
@@ -163,7 +166,10 @@ class UvcomAligner(GlobalTokenAligner):
 
 
 def nearest(candidates: Tensor, text: Tensor) -> Tensor:
-    """The candidate prototype (B, K, d) with the highest mean cosine to those of the words (B, K', d); (B, 1, d)."""
+    """The candidate with the highest mean cosine to the prototypes of the words.
+
+    candidates (B, K, d), text (B, K', d); returns (B, 1, d)
+    """
     best = (unit_vectors(candidates) @ unit_vectors(text).mT).mean(2).argmax(1)  # (B,)
     return candidates.gather(1, best[:, None, None].expand(-1, 1, candidates.shape[2]))
 

@@ -1,6 +1,7 @@
-"""Augmenters, what the model sees in training: `augment(indices (B,), dataset, draw) -> Batch`.
+"""Augmenters decide what the model sees in training: `augment(indices (B,), dataset, draw) -> Batch`.
 
-An augmenter may change lengths and the number of samples. It throws no hidden dice: `draw` is an `mrlib.ops.draw.Draw`.
+An augmenter may change the length of videos and the number of samples. All its random numbers come from `draw`, an
+`mrlib.ops.draw.Draw`.
 """
 
 from __future__ import annotations
@@ -12,5 +13,5 @@ from mrlib.ops.draw import Draw
 
 
 def identity(indices: Tensor, dataset: MomentDataset, draw: Draw) -> Batch:
-    """The samples as they are."""
+    """The samples unchanged."""
     return dataset.batch(indices)

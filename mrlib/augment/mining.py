@@ -1,8 +1,8 @@
-"""Mine confusing windows: windows that a trained model predicts although they do not answer the query (AMR, Boost).
+"""Mine confusing windows: confident predictions of a trained model that do not answer the query (AMR, Boost).
 
 Paper    "Augmenting Moment Retrieval: Zero-Dependency Two-Stage Learning", ICCV 2025 (arXiv 2510.19622)
 Here     [AMR, mining] `halves` splits the training set by video; a model trained on one half predicts the other half,
-         and `confusing` selects from its predictions. `mrlib.stages.MiningRunner` trains the two models
+         and `confusing` selects from its predictions. `mrlib.training.stages.MiningRunner` trains the two models
 Ours     the authors' mining script is not published: the score threshold is a setting of the stage, and a query gets at
          most `MOST` windows
 """
@@ -24,7 +24,7 @@ from mrlib.ops.draw import Draw
 MOST = 3  # mined windows per query
 
 
-def done(dataset: MomentDataset) -> bool:
+def has_wrong_spans(dataset: MomentDataset) -> bool:
     """Whether the samples already have `wrong_spans`, even if all of them are empty."""
     return any("wrong_spans" in s.extra for s in dataset.samples)
 
@@ -39,48 +39,58 @@ def halves(dataset: MomentDataset, draw: Draw) -> tuple[torch.Tensor, torch.Tens
         raise ValueError(
             f"{dataset.name} {dataset.split} has samples without annotated windows; leave out the stage that mines"
         )
-    videos, item = dataset.video.unique(return_inverse=True)
+    videos, position = dataset.video.unique(return_inverse=True)  # (V,), (S,)
     if len(videos) < 2:
         raise ValueError(f"{dataset.name} {dataset.split} has one video; mining needs two, one for each half")
-    rank = draw("half", videos).argsort().argsort()
-    first = (rank < len(videos) // 2)[item]
+    rank = draw("half", videos).argsort().argsort()  # (V,)
+    first = (rank < len(videos) // 2)[position]  # (S,)
     return first.nonzero()[:, 0], (~first).nonzero()[:, 0]
 
 
 def confusing(lines: Sequence[Mapping[str, Any]], dataset: MomentDataset, threshold: float) -> list[list[list[float]]]:
     """Confident predictions that overlap no annotated window, in seconds, one list per sample.  [AMR, mining]
 
-    Starts and ends are moved to the nearest clip boundary. Of predictions that overlap each other, only the one with
+    Starts and ends are moved to the nearest clip border. Of predictions that overlap each other, only the one with
     the highest score is kept; at most `MOST` are kept, sorted by start.
 
-    lines      predictions as `mrlib.scoring.predict_all` gives them, one line per sample of `dataset`
+    lines      predictions as `mrlib.training.scoring.predict_all` gives them, one line per sample of `dataset`
     threshold  only predictions with a higher score are kept
     """
     mined = []
-    for line, sample in zip(lines, dataset.samples, strict=True):
+    lengths = dataset.target.lengths[dataset.video].tolist()
+    for line, sample, clips in zip(lines, dataset.samples, lengths, strict=True):
         kept: list[list[float]] = []
-        clips = int(dataset.target.lengths[dataset.video[len(mined)]])
-        for start, end, score in sorted(line["pred_relevant_windows"], key=lambda w: -w[2]):
-            first, last = (min(max(round(t / dataset.clip_s), 0), clips) for t in (start, end))
+        for start_s, end_s, score in sorted(line["pred_relevant_windows"], key=lambda w: -w[2]):
+            first, last = (min(max(round(t / dataset.clip_s), 0), clips) for t in (start_s, end_s))
             window = [first * dataset.clip_s, min(last * dataset.clip_s, sample.duration)]
-            apart = all(window[1] <= a or b <= window[0] for a, b in [*sample.relevant_windows, *kept])
-            if score > threshold and window[0] < window[1] and apart and len(kept) < MOST:
+            overlaps = any(_overlap(window, other) for other in [*sample.relevant_windows, *kept])
+            if score > threshold and window[0] < window[1] and not overlaps and len(kept) < MOST:
                 kept.append(window)
-        mined.append(sorted([int(t) if t == int(t) else t for t in window] for window in kept))
+        mined.append(sorted([_whole(t) for t in window] for window in kept))
     return mined
 
 
-def with_wrong(dataset: MomentDataset, wrong: Sequence[list[list[float]]]) -> MomentDataset:
-    """The dataset with mined windows, one list per sample, as `wrong_spans`."""
+def _overlap(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether two windows share more than a border."""
+    return one[0] < other[1] and other[0] < one[1]
+
+
+def _whole(seconds: float) -> float:
+    """An int if the seconds are whole, as in the annotations of QVHighlights."""
+    return int(seconds) if seconds == int(seconds) else seconds
+
+
+def with_wrong_spans(dataset: MomentDataset, wrong: Sequence[list[list[float]]]) -> MomentDataset:
+    """The dataset with mined windows, one list in seconds per sample, as `wrong_spans` in their `extra`."""
     pairs = zip(dataset.samples, wrong, strict=True)
     samples = [replace(s, extra={**s.extra, "wrong_spans": windows}) for s, windows in pairs]
     return replace(dataset, samples=samples, _annotations=None)
 
 
 def write(file: Path, dataset: MomentDataset, settings: Mapping[str, Any]) -> None:
-    """Write a training set with its mined windows as AMR's training file, and beside it how they were mined.
+    """Write a training set with its mined windows in the format of AMR's training file, one sample a line.
 
-    settings  of the stage that mined; they go to a .json file of the same name
+    settings  of the stage that mined them; written to a .json file of the same name, with `MOST`
     """
     write_whole(file.with_suffix(".json"), json.dumps({**settings, "most": MOST}, indent=1) + "\n")
     write_jsonl(file, (s.as_line() for s in dataset.samples))

@@ -1,18 +1,22 @@
-"""Two videos that look alike, mixed so that a moment stands in another context (TD-DETR).
+"""Mix similar videos in pairs, so that each moment appears in another context (TD-DETR).
 
 Paper    "The Devil is in the Spurious Correlations: Boosting Moment Retrieval with Dynamic Learning", ICCV 2025
          (arXiv 2501.07305)
-Here     [TD-DETR Eq. 1] `pair_similarity` chooses who is mixed; [TD-DETR, synthesis] `synthesize` makes two videos of
-         every pair: each keeps its moment whole, a share alpha of its other clips, and a share 1 - alpha of the other's
-Departs  xyangzhou/TD-DETR takes the 50 most alike pairs of clips for the likeness, and the text of the next sample as
-         the foreign one, which may be the partner's: `synthesize_official`. Its batches hold each video as it is, or
-         the two made of it; ours hold all three, the same shares
+Here     [TD-DETR Eq. 1] `pair_similarity` chooses the pairs; [TD-DETR, synthesis] `synthesize` makes two videos of
+         each: a video keeps its whole moment and a share alpha of its other clips, and gets a share 1 - alpha of the
+         partner's clips
+Departs  xyangzhou/TD-DETR takes the mean of the 50 most similar pairs of clips as the similarity, and the query of the
+         next sample as the negative, even if it concerns the partner: `synthesize_official`. Its batches hold a video
+         either unchanged or as the two videos made of it; ours hold all three, in the same proportions
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -23,58 +27,93 @@ from mrlib.data import Bank, Batch, Labels, MomentDataset, Sample
 from mrlib.ops.draw import Draw
 from mrlib.ops.matching import match
 
-PARTNERS = ("similar", "random", "table")
-FEWEST = 3  # clips of context: fewer are left out  [TD-DETR, released code]
-TOP = 50  # pairs of clips that the released likeness is the mean of
-TIE = 5e-7  # likenesses this close are equal: what float32 leaves of equal videos
-CHUNK = 64  # videos
-ROWS = 512  # of a batch that foreign queries are shared out among; a larger one is dealt into such parts
+FEWEST = 3  # clips of context; fewer are left out  [TD-DETR, released code]
+TOP = 50  # pairs of clips in the released similarity
+TIE = 5e-7  # similarities this close are equal: the rounding of float32 between equal videos
+CHUNK = 64  # videos that are compared at a time
+ROWS = 512  # rows of a batch among which negatives are matched; a larger batch is split at random
+
+
+# ---- similarity
 
 
 @torch.no_grad()
 def pair_similarity(features: Tensor, mask: Tensor, mode: str = "mean") -> Tensor:
-    r"""How alike every two videos are, by all pairs of their clips but those of equal index.  [TD-DETR Eq. 1]
+    r"""Similarity of every two videos: the mean cosine of their clips, pairs of equal index left out.  [TD-DETR Eq. 1]
 
     $$s_{jl} = \frac{1}{L_j L_l} \sum_p \sum_{q \neq p} \cos(v^j_p, v^l_q) = \frac{1}{L_j L_l} \Big( \langle u_j, u_l
     \rangle - \sum_p \cos(v^j_p, v^l_p) \Big), \quad u_j = \sum_p v^j_p / \lVert v^j_p \rVert$$
 
-    A clip of zeros, like padding, is alike to none; so is a video without clips.
+    The cosine with a clip of zeros counts as 0, and so does every similarity of a video without clips.
 
-    features  (N, T, D)  of any length
+    features  (N, T, D)  of any norm
     mask      bool (N, T)  real clips
-    mode      "mean", as printed, or "top50", as released: the 50 most alike pairs, those of equal index too, padding
-              among them as pairs of likeness 0; always divided by 50
+    mode      "mean", as printed, or "top50", as released: the mean of the 50 most similar pairs of clips, with those of
+              equal index, and with padding as pairs of similarity 0; always divided by 50
     returns   (N, N)  float32, or float64 for float64
     """
-    if mode not in ("mean", "top50"):
-        raise ValueError(f"mode {mode!r}; mean or top50")
-    features = features if features.dtype == torch.float64 else features.float()
-    if mode == "top50":
-        return _top(features * _scale(torch.linalg.vector_norm(features, dim=-1), mask)[..., None])
-    # clips of equal index, (T, N, N): the norms are on its diagonal, so that nothing is normalised in memory
-    clips = features.transpose(0, 1)
-    same = clips @ clips.mT
-    scale = _scale(same.diagonal(dim1=1, dim2=2).sqrt(), mask.T)
-    u = (scale.T[:, None] @ features)[:, 0].double()
-    same = same.mul_(scale[:, :, None]).mul_(scale[:, None]).sum(0)
-    count = mask.sum(1).clamp(min=1)
-    return ((u @ u.T - same) / (count[:, None] * count)).to(features.dtype)
+    if mode not in SIMILARITIES:
+        raise ValueError(f"mode {mode!r}; {' or '.join(SIMILARITIES)}")
+    return SIMILARITIES[mode](features if features.dtype == torch.float64 else features.float(), mask)
 
 
-def _scale(norm: Tensor, mask: Tensor) -> Tensor:
-    """What makes clips of these norms unit vectors; 0 on padding and where there is no direction."""
+def _mean_similarity(features: Tensor, mask: Tensor) -> Tensor:
+    # the Gram matrices of clips of equal index have the squared norms on their diagonals: no normalised copy is needed
+    clips = features.transpose(0, 1)  # (T, N, D)
+    same_index = clips @ clips.mT  # (T, N, N)
+    scale = _inverse_norm(same_index.diagonal(dim1=1, dim2=2).sqrt(), mask.T)  # (T, N)
+    u = (scale.T[:, None] @ features)[:, 0].double()  # (N, D)
+    same_index = same_index.mul_(scale[:, :, None]).mul_(scale[:, None]).sum(0)  # (N, N)
+    count = mask.sum(1).clamp(min=1)  # (N,)
+    return ((u @ u.T - same_index) / (count[:, None] * count)).to(features.dtype)
+
+
+def _top_similarity(features: Tensor, mask: Tensor) -> Tensor:
+    unit = features * _inverse_norm(torch.linalg.vector_norm(features, dim=-1), mask)[..., None]  # (N, T, D)
+    T, rows = unit.shape[1], []
+    for i, video in enumerate(unit):  # only videos i, i + 1, ...: the matrix is symmetric
+        pairs = (unit[i:].flatten(0, 1) @ video.T).view(-1, T * T)  # (N - i, T * T)
+        similarity = pairs.topk(min(TOP, T * T), sorted=False).values.sum(1) / TOP
+        rows.append(F.pad(similarity, (i, 0)))
+    upper = torch.stack(rows)  # (N, N)
+    return upper + upper.triu(1).T
+
+
+SIMILARITIES = {"mean": _mean_similarity, "top50": _top_similarity}
+
+
+def _inverse_norm(norm: Tensor, mask: Tensor) -> Tensor:
+    """1 / norm; 0 on padding and for clips of zeros."""
     return torch.where(mask & (norm > 0), 1 / norm, 0)
 
 
-def _top(unit: Tensor) -> Tensor:
-    """The released likeness of videos of unit vectors (N, T, D); (N, N)."""
-    T, alike = unit.shape[1], []
-    for i, video in enumerate(unit):  # with itself and those after; what comes before is the same the other way round
-        pairs = (unit[i:].flatten(0, 1) @ video.T).view(-1, T * T)
-        most = pairs.topk(min(TOP, T * T), sorted=False).values.sum(1) / TOP
-        alike.append(F.pad(most, (i, 0)))
-    upper = torch.stack(alike)
-    return upper + upper.triu(1).T
+@torch.no_grad()
+def most_alike(videos: Tensor, bank: Bank) -> Tensor:
+    """For each of some videos, the most similar other one, by the mean cosine over all pairs of clips.
+
+    Unlike [TD-DETR Eq. 1], pairs of equal index count too.
+
+    videos   int64 (V,)  items of the bank, each once
+    returns  int64 (V,)  items, the first in `videos` of equally similar ones; -1 if there is no other
+    """
+    means = []
+    for chunk in videos.split(CHUNK):
+        rows = bank.index(chunk)  # (C, T)
+        clips = bank.gather(rows)  # (C, T, D)
+        scale = _inverse_norm(torch.linalg.vector_norm(clips, dim=-1), rows >= 0)
+        means.append((scale[:, None] @ clips)[:, 0] / (rows >= 0).sum(1, keepdim=True).clamp(min=1))
+    means = torch.cat(means)  # (V, D) mean unit vector of every video
+    partners = torch.full_like(videos, -1)
+    if len(videos) == 1:
+        return partners
+    for chunk in torch.arange(len(videos), device=videos.device).split(CHUNK):
+        similarity = (means[chunk] @ means.T).scatter(1, chunk[:, None], -torch.inf)  # (C, V)
+        best = similarity >= similarity.max(1, keepdim=True).values - TIE
+        partners[chunk] = videos[best.int().argmax(1)]
+    return partners
+
+
+# ---- the augmenters
 
 
 def synthesize(
@@ -87,35 +126,38 @@ def synthesize(
     jitter: float | None = 0.2,
     originals: bool = True,
 ) -> Batch:
-    """The samples as they are, then two made of each and its partner.  [TD-DETR, synthesis]
+    """The samples unchanged, then two videos made of each sample and its partner.  [TD-DETR, synthesis]
 
-    Of a sample i and its partner k come two videos, drawn apart: i's part before k's clips, asked with i's query; and
-    i's clips before k's part, asked with k's query. A sample's part is all from its first window to its last, and of
-    its L other clips floor(alpha L); of the partner's L, its moment's too, floor((1 - alpha) L). Two or fewer are none.
-    Both numbers, taken for themselves, vary: fewer of them, or some twice. Clips stay in order.
+    Sample i and its partner k give two videos with clips drawn independently: i's part followed by clips of k, with i's
+    query; and clips of i followed by k's part, with k's query. A sample's part is everything from the start of its
+    first window to the end of its last, its moment, and floor(alpha L) of its L other clips. Of the L clips of the
+    other video, its moment included, floor((1 - alpha) L) are added. Both numbers are 0 if they would be below `FEWEST`
+    and then vary by `jitter`, each on its own: some of the clips are left out, or some are shown twice. Clips stay in
+    their order.
 
-    The moment keeps its length, so windows, saliency and mined clips move with the clips. A window that ends after the
-    features moves by as much; its span is cut at the end of the video. `video` of what is made is the number of the
-    video that the query is about: its other queries are not foreign. `labels.negative` is a random row, every row
-    taken once where that can be, whose query is about neither of the videos; -1 where there is none.
+    The moment keeps its length, so windows, saliency and mined clips move with it. A window that ends after the
+    features moves as far; its span is cut at the end of the video. `video` of a synthetic row is the number of the
+    video that its query concerns, so other queries about that video are no negatives. `labels.negative` is a random row
+    whose query concerns neither of the two videos, each row chosen once if possible; -1 if there is none.
 
-    What was made is told in its sample's `extra`: "partner", the other's vid; "own" and "partner_clips", where each
-    part begins and its clips, by their index in their own video; "shift", the clips by which the moment moved;
-    "wrong_spans", the mined clips, in seconds. Originals keep their own. `counts` has 1 for what is "synthetic" and,
-    of that, "moment_clips", "own_clips" besides, and "partner_clips"; and 1 for an original with "no_partner" because
-    no other video is there to choose, or because it has no window itself.
+    `extra` of a synthetic sample records: "partner", the other video's vid; "own" and "partner_clips", the first clip
+    of each part and its clips by their index in the video that they come from; "shift", by how many clips the moment
+    moved; "wrong_spans", the mined clips in seconds. Originals keep their `extra`. `counts` is 1 in "synthetic" for a
+    synthetic row, and gives its "moment_clips", "own_clips" (without the moment) and "partner_clips"; it is 1 in
+    "no_partner" for an original that has no windows or no other video to choose from.
 
     alpha      share of a video's own context that stays, from 0 to 1
-    partners   "similar", the most alike other video of the batch, the first of equals; "random", any other video of
-               the batch; "table", the most alike of all videos, the same pairs of clips counted, and any of its
-               samples. The table is made once for a dataset, from all its features
-    jitter     numbers of clips are multiplied with 1 - jitter to 1 + jitter; 0 or None: not at all
-    originals  False: only what is made; a sample without a partner stays
-    raises     ValueError where nothing is annotated
+    partners   "similar", the most similar other video of the batch, the first sample of equals; "random", any other
+               video of the batch; "table", the most similar video of the whole dataset by `most_alike`, any of its
+               samples. The table is computed once for a dataset
+    jitter     the numbers of clips are multiplied by 1 - jitter to 1 + jitter; 0 or None: they do not vary
+    originals  False: leave out the unchanged samples that have a partner
+    raises     ValueError for an unknown choice of partners, a number outside its range, or if no sample has windows
     """
     if partners not in PARTNERS:
         raise ValueError(f"partners {partners!r}; one of {', '.join(PARTNERS)}")
-    return _synthesized(indices, dataset, draw, alpha, partners, jitter or 0.0, originals, official=False)
+    method = _Method(PARTNERS[partners], _touched_clips, _random_negatives)
+    return _synthesized(indices, dataset, draw, method, alpha, jitter or 0.0, originals)
 
 
 def synthesize_official(
@@ -127,126 +169,57 @@ def synthesize_official(
     jitter: float | None = 0.2,
     originals: bool = True,
 ) -> Batch:
-    """`synthesize` as released: another likeness, the next row's query as the foreign one, and moments that lose their
-    last clip where a window ends in it at an odd second.  [TD-DETR, synthesis, official]"""
-    return _synthesized(indices, dataset, draw, alpha, "top50", jitter or 0.0, originals, official=True)
-
-
-# ---- who is mixed with whom
-
-
-def _partners(indices: Tensor, dataset: MomentDataset, draw: Draw, how: str) -> tuple[Tensor, Tensor]:
-    """The sample that each is mixed with: of another video, and with a window.
-
-    returns  int64 (B,), the sample itself where there is none; bool (B,), there is one
-    """
-    video = dataset.video[indices]
-    asks = _with_window(dataset, indices)
-    if how in ("similar", "top50"):
-        allowed = (video[:, None] != video) & asks & asks[:, None]
-        rows = dataset.target.index(video)
-        alike = pair_similarity(dataset.target.gather(rows), rows >= 0, "mean" if how == "similar" else how)
-        alike = alike.masked_fill(~allowed, -torch.inf)
-        best = alike >= alike.max(1, keepdim=True).values - TIE
-        first = indices.expand(len(indices), -1).masked_fill(~best, len(dataset)).min(1).values
-        found = allowed.any(1)
-        return torch.where(found, first, indices), found
-    u = draw("partner", indices, 2)  # which video, which of its samples
-    if how == "random":
-        samples = _Samples.of(indices[asks], dataset)
-        others = samples.video.unique()
-        k = (u[:, 0] * (len(others) - 1)).long()
-        k += k >= torch.searchsorted(others, video)
-        found = asks & (len(others) > 1)
-        chosen = others[k.clamp(max=len(others) - 1)] if len(others) else video
-    else:
-        samples, similar = _table(dataset)
-        chosen = similar[video]
-        found = asks & (chosen >= 0)
-    return torch.where(found, samples.any_of(torch.where(found, chosen, video), u[:, 1], indices), indices), found
+    """`synthesize` as released: similarity of the 50 best pairs of clips, the next row's query as the negative, and
+    moments that lose their last clip if a window ends in it at an odd second.  [TD-DETR, synthesis, official]"""
+    most_similar = partial(_most_similar, similarity=_top_similarity)
+    method = _Method(most_similar, _clips_of_whole_seconds, _next_rows)
+    return _synthesized(indices, dataset, draw, method, alpha, jitter or 0.0, originals)
 
 
 @dataclass(frozen=True)
-class _Samples:
-    """Samples sorted by their video."""
+class _Method:
+    """The steps in which the release departs from the paper."""
 
-    index: Tensor  # int64 (S,)
-    video: Tensor  # int64 (S,)
-
-    @classmethod
-    def of(cls, indices: Tensor, dataset: MomentDataset) -> _Samples:
-        indices = indices.sort().values
-        video, order = dataset.video[indices].sort(stable=True)
-        return cls(indices[order], video)
-
-    def any_of(self, video: Tensor, u: Tensor, otherwise: Tensor) -> Tensor:
-        """One of the samples of each of these videos (B,), by u (B,) in [0, 1); `otherwise` (B,) where none is."""
-        if len(self.index) == 0:
-            return otherwise
-        first, last = torch.searchsorted(self.video, video), torch.searchsorted(self.video, video, right=True)
-        k = first + (u * (last - first)).long()
-        return torch.where(last > first, self.index[k.clamp(max=len(self.index) - 1)], otherwise)
+    # (indices, dataset, draw) -> the partner of every sample, int64 (B,), any number without one; bool (B,), it has one
+    partners: Callable[[Tensor, MomentDataset, Draw], tuple[Tensor, Tensor]]
+    # (start and end of a window, seconds per clip) -> its first clip and the clip after its last, maybe out of range
+    window_clips: Callable[[float, float, float], tuple[int, int]]
+    # (rows, dataset, draw) -> `labels.negative`, int64 (R,)
+    negatives: Callable[[_Rows, MomentDataset, Draw], Tensor]
 
 
-def _with_window(dataset: MomentDataset, indices: Tensor) -> Tensor:
-    there = [bool(dataset.samples[i].relevant_windows) for i in indices.tolist()]
-    return torch.tensor(there, device=indices.device)
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of the batch: originals, then the two of each pair."""
+
+    subject: Tensor  # int64 (R,) the sample whose moment and query a row has
+    partner: Tensor  # int64 (R,) the sample whose clips are added; of an original, the sample itself
+    synthetic: Tensor  # bool (R,)
+    number: Tensor  # int64 (R,) seed of the row's draws: 3 i for original i, 3 i + 1 and 3 i + 2 for its pair
+    alone: Tensor  # bool (R,) originals without a partner
+
+    @property
+    def second(self) -> Tensor:
+        """bool (R,) the subject's clips come after the partner's."""
+        return self.number % 3 == 2
 
 
-_TABLES: WeakKeyDictionary[MomentDataset, tuple[_Samples, Tensor]] = WeakKeyDictionary()
+@dataclass(frozen=True)
+class _Shown:
+    """How often each clip is shown, int64 (R, T) each; an original is all moment."""
 
-
-@torch.no_grad()
-def _table(dataset: MomentDataset) -> tuple[_Samples, Tensor]:
-    """The samples with a window, and the most alike other video that has one, of each video; made once.
-
-    returns  samples; int64 (V,) an item of `dataset.target` for every item, -1 where there is none
-    """
-    if dataset in _TABLES:
-        return _TABLES[dataset]
-    everything = torch.arange(len(dataset), device=dataset.video.device)
-    samples = _Samples.of(everything[_with_window(dataset, everything)], dataset)
-    videos = samples.video.unique()
-    similar = torch.full_like(dataset.target.lengths, -1)
-    similar[videos] = most_alike(videos, dataset.target)
-    _TABLES[dataset] = samples, similar
-    return samples, similar
-
-
-@torch.no_grad()
-def most_alike(videos: Tensor, bank: Bank) -> Tensor:
-    """Of some videos the other one that is most alike to each, by all pairs of their clips, those of equal index too.
-
-    videos   int64 (V,)  items of the bank, each once
-    returns  int64 (V,)  items, of equals the first in `videos`; -1 where there is no other
-    """
-    means = []
-    for some in videos.split(CHUNK):
-        rows = bank.index(some)
-        clips = bank.gather(rows)
-        scale = _scale(torch.linalg.vector_norm(clips, dim=-1), rows >= 0)
-        means.append((scale[:, None] @ clips)[:, 0] / (rows >= 0).sum(1, keepdim=True).clamp(min=1))
-    means, found = torch.cat(means), torch.full_like(videos, -1)
-    for some in torch.arange(len(videos), device=videos.device).split(CHUNK) if len(videos) > 1 else ():
-        alike = (means[some] @ means.T).scatter(1, some[:, None], -torch.inf)
-        best = alike >= alike.max(1, keepdim=True).values - TIE
-        found[some] = videos[best.int().argmax(1)]
-    return found
-
-
-# ---- what is made of them
+    moment: Tensor  # clips of the subject
+    context: Tensor  # its other clips
+    added: Tensor  # clips of the partner
 
 
 @dataclass(frozen=True)
 class _Mixed:
-    """Which clip of which video stands where. An original is all moment, and its partner gives nothing."""
+    """The videos of the batch, of at most C clips."""
 
-    own: Tensor  # int64 (R,) the sample that asks
-    other: Tensor  # int64 (R,) the sample whose clips are around
-    synthetic: Tensor  # bool (R,)
-    clips: Tensor  # int64 (R,)
-    origin: Tensor  # int64 (R, T) index of the clip in its own video
-    is_own: Tensor  # bool (R, T) it is of the video that is asked about
+    clips: Tensor  # int64 (R,) number of clips
+    origin: Tensor  # int64 (R, C) index of each clip in the video that it comes from
+    from_subject: Tensor  # bool (R, C) it comes from the subject's video
     shift: Tensor  # int64 (R,) by how many clips the moment moved
 
 
@@ -254,183 +227,347 @@ def _synthesized(
     indices: Tensor,
     dataset: MomentDataset,
     draw: Draw,
+    method: _Method,
     alpha: float,
-    partners: str,
     jitter: float,
     originals: bool,
-    official: bool,
 ) -> Batch:
     for name, value in (("alpha", alpha), ("jitter", jitter)):
         if not 0 <= value <= 1:
             raise ValueError(f"{name} must be from 0 to 1, not {value!r}")
     if not any(sample.relevant_windows for sample in dataset.samples):
         raise ValueError(f"{dataset.name} {dataset.split} has no annotated windows to keep; use the identity")
-    partner, found = _partners(indices, dataset, draw, partners)
-    stay = torch.ones_like(found) if originals else ~found
-    pairs = torch.stack([indices, partner], 1)[found]
-    own, other = torch.cat([indices[stay], pairs.flatten()]), torch.cat([indices[stay], pairs.flip(1).flatten()])
-    synthetic = torch.arange(len(own), device=own.device) >= len(own) - pairs.numel()
-    # a number of its own for every row that a dataset can give: an original, the first of a pair, the second
-    kind = torch.arange(1, 3, device=own.device)
-    number = torch.cat([3 * indices[stay], (3 * pairs[:, :1] + kind).flatten()])
-    video, around = dataset.video[own], dataset.video[other]
-    n, m = dataset.target.lengths[video], dataset.target.lengths[around] * synthetic
-
-    first, last = _moments(own, synthetic, n, dataset, official).unbind(1)
-    T = int(n.max())  # of every partner too, which asks in its turn
-    t = torch.arange(T, device=own.device)
-    moment = (t >= first[:, None]) & (t < last[:, None])
-    factor = 1 + jitter * (1 - 2 * draw("jitter", number, 2))
-    context = _drawn(draw("own", number, T), (t < n[:, None]) & ~moment, alpha, factor[:, 0])
-    added = _drawn(draw("partner's", number, T), t < m[:, None], 1 - alpha, factor[:, 1])
-    # how often each clip of the one video and then of the other is shown
-    kept, second = context + moment, (number % 3 == 2)[:, None]
-    times = torch.cat([torch.where(second, added, kept), torch.where(second, kept, added)], 1)
-    ends = times.cumsum(1)
-    clips = ends[:, -1]
-    place = torch.arange(int(clips.max()), device=own.device).expand(len(own), -1).contiguous()
-    shown = torch.searchsorted(ends, place, right=True)  # 2 T after the end
-    real, origin = place < clips[:, None], shown % T
-    is_own = real & ((shown >= T) == second)
-    start = (ends - times).gather(1, first[:, None] + T * second)[:, 0]
-    mixed = _Mixed(own, other, synthetic, clips, origin, is_own, start - first)
-
-    bank = dataset.target
-    rows = torch.where(is_own, *(bank.at(v, origin.minimum(bank.lengths[v][:, None] - 1)) for v in (video, around)))
-    labels = _labels(mixed, dataset)
-    negative = torch.arange(len(own), device=own.device).roll(-1)
-    negative = negative if official else _foreign(draw, number, video, around, len(dataset))
-    duration_s = [dataset.samples[i].duration for i in own.tolist()]
-    duration_s = torch.tensor(duration_s, dtype=torch.float32, device=own.device)
+    partner, has_partner = method.partners(indices, dataset, draw)  # (B,)
+    rows = _rows(indices, partner, has_partner, originals)  # (R,)
+    moments = _moments(rows, dataset, method.window_clips)  # (R, 2)
+    shown = _shown(rows, moments, dataset, draw, alpha, jitter)  # (R, T)
+    mixed = _mixed(rows, moments[:, 0], shown)  # (R, C)
+    labels = replace(_labels(rows, mixed, dataset), negative=method.negatives(rows, dataset, draw))
     batch = dataset.gather(
-        torch.where(real, rows, -1),
-        own,
-        labels=replace(labels, negative=negative),
-        duration_s=torch.where(synthetic, clips * dataset.clip_s, duration_s),
+        _bank_rows(rows, mixed, dataset), rows.subject, labels=labels, duration_s=_durations(rows, mixed, dataset)
     )
-    alone = torch.cat([~found[stay], torch.zeros_like(synthetic[synthetic])])
-    told = {"moment_clips": moment, "own_clips": context, "partner_clips": added}
-    counts = {"synthetic": synthetic.long(), "no_partner": alone.long()}
-    counts |= {name: each.sum(1) * synthetic for name, each in told.items()}
-    return replace(batch, samples=_samples(mixed, labels, dataset), counts=counts)
+    return replace(batch, samples=_samples(rows, mixed, labels, dataset), counts=_counts(rows, shown))
 
 
-def _moments(own: Tensor, synthetic: Tensor, n: Tensor, dataset: MomentDataset, official: bool) -> Tensor:
-    """The first clip of a sample's windows and the one after the last, int64 (R, 2); of an original, the video's.
+# ---- partners: (indices, dataset, draw) -> as in `_Method`
 
-    n  (R,) clips; windows after them are the last one
+
+def _most_similar(
+    indices: Tensor,
+    dataset: MomentDataset,
+    draw: Draw,
+    similarity: Callable[[Tensor, Tensor], Tensor] = _mean_similarity,
+) -> tuple[Tensor, Tensor]:
+    """The sample of the batch with the most similar other video; of equally similar ones the lowest index."""
+    video, with_windows = dataset.video[indices], _with_windows(indices, dataset)
+    allowed = (video[:, None] != video) & with_windows & with_windows[:, None]  # (B, B)
+    rows = dataset.target.index(video)  # (B, T)
+    scores = similarity(dataset.target.gather(rows), rows >= 0).masked_fill(~allowed, -torch.inf)
+    best = scores >= scores.max(1, keepdim=True).values - TIE
+    first = indices.expand(len(indices), -1).masked_fill(~best, len(dataset)).min(1).values  # (B,)
+    return first, allowed.any(1)
+
+
+def _random(indices: Tensor, dataset: MomentDataset, draw: Draw) -> tuple[Tensor, Tensor]:
+    """A random other video of the batch, and a random one of its samples."""
+    with_windows = _with_windows(indices, dataset)  # (B,)
+    samples = _SamplesByVideo.of(indices[with_windows], dataset)
+    videos = samples.video.unique()
+    if len(videos) < 2:
+        return indices, torch.zeros_like(with_windows)
+    u = draw("partner", indices, 2)  # (B, 2) which video, which of its samples
+    k = (u[:, 0] * (len(videos) - 1)).long()
+    k += k >= torch.searchsorted(videos, dataset.video[indices])  # skip the sample's own video
+    return samples.choose(videos[k], u[:, 1]), with_windows
+
+
+def _from_table(indices: Tensor, dataset: MomentDataset, draw: Draw) -> tuple[Tensor, Tensor]:
+    """The most similar other video of the dataset, and a random one of its samples."""
+    samples, most_similar = _table(dataset)
+    videos = most_similar[dataset.video[indices]]  # (B,)
+    u = draw("partner", indices, 2)[:, 1]
+    return samples.choose(videos, u), _with_windows(indices, dataset) & (videos >= 0)
+
+
+PARTNERS = {"similar": _most_similar, "random": _random, "table": _from_table}
+
+
+@dataclass(frozen=True)
+class _SamplesByVideo:
+    """Some samples, sorted by their video."""
+
+    index: Tensor  # int64 (S,)
+    video: Tensor  # int64 (S,)
+
+    @classmethod
+    def of(cls, indices: Tensor, dataset: MomentDataset) -> _SamplesByVideo:
+        indices = indices.sort().values
+        video, order = dataset.video[indices].sort(stable=True)
+        return cls(indices[order], video)
+
+    def choose(self, video: Tensor, u: Tensor) -> Tensor:
+        """A sample of each video, int64 (B,), by u (B,) in [0, 1); the first of all samples for video -1."""
+        first, end = torch.searchsorted(self.video, video), torch.searchsorted(self.video, video, right=True)
+        k = first + (u * (end - first)).long()  # (B,)
+        return self.index[k]
+
+
+def _with_windows(indices: Tensor, dataset: MomentDataset) -> Tensor:
+    """bool (B,) the sample has annotated windows."""
+    return torch.tensor([bool(dataset.samples[i].relevant_windows) for i in indices.tolist()], device=indices.device)
+
+
+_TABLES: WeakKeyDictionary[MomentDataset, tuple[_SamplesByVideo, Tensor]] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def _table(dataset: MomentDataset) -> tuple[_SamplesByVideo, Tensor]:
+    """The samples with windows, and for each video the most similar other video with such a sample; cached.
+
+    returns  samples; int64 (V,) an item of `dataset.target` for every item, -1 if there is none
     """
-    hulls = []
-    for i, made, clips in zip(own.tolist(), synthetic.tolist(), n.tolist(), strict=True):
-        if not made:
-            hulls.append((0, clips))
-            continue
-        parts = []
-        for start, end in dataset.samples[i].relevant_windows:
-            a, b = math.floor(start / dataset.clip_s), math.ceil(end / dataset.clip_s)
-            if official:
-                a, b = int(math.floor(start) // dataset.clip_s), int(math.ceil(end) // dataset.clip_s)
-            a = min(max(a, 0), clips - 1)
-            parts.append((a, max(min(b, clips), a + 1)))
-        hulls.append((min(a for a, _ in parts), max(b for _, b in parts)))
-    return torch.tensor(hulls, device=own.device)
+    if dataset in _TABLES:
+        return _TABLES[dataset]
+    indices = torch.arange(len(dataset), device=dataset.video.device)
+    samples = _SamplesByVideo.of(indices[_with_windows(indices, dataset)], dataset)
+    videos = samples.video.unique()
+    most_similar = torch.full_like(dataset.target.lengths, -1)
+    most_similar[videos] = most_alike(videos, dataset.target)
+    _TABLES[dataset] = samples, most_similar
+    return samples, most_similar
 
 
-def _drawn(u: Tensor, pool: Tensor, share: float, factor: Tensor) -> Tensor:
-    """How often each clip is shown: of a share of the pool, some are left out, or some are shown twice.
+# ---- rows and clips
 
-    u        float64 (R, T)  in [0, 1)
+
+def _rows(indices: Tensor, partner: Tensor, has_partner: Tensor, originals: bool) -> _Rows:
+    unchanged = torch.ones_like(has_partner) if originals else ~has_partner  # (B,)
+    single = indices[unchanged]
+    pairs = torch.stack([indices, partner], 1)[has_partner]  # (P, 2)
+    synthetic = torch.arange(len(single) + pairs.numel(), device=indices.device) >= len(single)  # (R,)
+    numbers = 3 * pairs[:, :1] + torch.arange(1, 3, device=indices.device)  # (P, 2)
+    return _Rows(
+        subject=torch.cat([single, pairs.flatten()]),
+        partner=torch.cat([single, pairs.flip(1).flatten()]),
+        synthetic=synthetic,
+        number=torch.cat([3 * single, numbers.flatten()]),
+        alone=torch.cat([~has_partner[unchanged], torch.zeros_like(synthetic[synthetic])]),
+    )
+
+
+def _moments(
+    rows: _Rows, dataset: MomentDataset, window_clips: Callable[[float, float, float], tuple[int, int]]
+) -> Tensor:
+    """First clip of each subject's moment and the clip after its last, int64 (R, 2); of an original, the whole video.
+
+    A window takes at least one clip, after the end of the features the last one.
+    """
+    moments = []
+    lengths = dataset.target.lengths[dataset.video[rows.subject]].tolist()
+    for i, synthetic, n in zip(rows.subject.tolist(), rows.synthetic.tolist(), lengths, strict=True):
+        windows = [(0, n)]
+        if synthetic:
+            windows = [window_clips(start, end, dataset.clip_s) for start, end in dataset.samples[i].relevant_windows]
+        first = [min(max(a, 0), n - 1) for a, _ in windows]
+        end = [max(min(b, n), a + 1) for a, (_, b) in zip(first, windows, strict=True)]
+        moments.append((min(first), max(end)))
+    return torch.tensor(moments, device=rows.subject.device)
+
+
+def _touched_clips(start: float, end: float, clip_s: float) -> tuple[int, int]:
+    """All clips that the window touches."""
+    return math.floor(start / clip_s), math.ceil(end / clip_s)
+
+
+def _clips_of_whole_seconds(start: float, end: float, clip_s: float) -> tuple[int, int]:
+    """Round out to whole seconds, then down to clips, so that the last clip may be lost.  [TD-DETR, released code]"""
+    return int(math.floor(start) // clip_s), int(math.ceil(end) // clip_s)
+
+
+def _shown(rows: _Rows, moments: Tensor, dataset: MomentDataset, draw: Draw, alpha: float, jitter: float) -> _Shown:
+    """Draw the clips of context and partner; T is the length of the longest video, partners included."""
+    n, m = (dataset.target.lengths[dataset.video[samples]] for samples in (rows.subject, rows.partner))  # (R,)
+    T = int(n.max())  # a partner is the subject of the pair's other row
+    t = torch.arange(T, device=n.device)
+    moment = (t >= moments[:, :1]) & (t < moments[:, 1:])  # (R, T)
+    factor = 1 + jitter * (1 - 2 * draw("jitter", rows.number, 2))  # (R, 2)
+    around = (t < n[:, None]) & ~moment
+    offered = (t < m[:, None]) & rows.synthetic[:, None]
+    return _Shown(
+        moment=moment.long(),
+        context=_repeats(draw("own", rows.number, T), around, alpha, factor[:, 0]),
+        added=_repeats(draw("partner's", rows.number, T), offered, 1 - alpha, factor[:, 1]),
+    )
+
+
+def _repeats(u: Tensor, pool: Tensor, share: float, factor: Tensor) -> Tensor:
+    """Draw a share of the clips of a pool; then leave some of them out, or show some of them twice.
+
+    u        float64 (R, T)  in [0, 1); the lowest are drawn
     pool     bool (R, T)  the clips to choose from
-    factor   float64 (R,)  by which their number changes, 0 to 2
-    returns  int64 (R, T)  0, 1 or 2
+    factor   float64 (R,)  multiplies the number of clips, 0 to 2
+    returns  int64 (R, T)  how often each clip is shown: 0, 1 or 2
     """
-    count = (share * pool.sum(1).double()).floor()
+    count = (share * pool.sum(1).double()).floor()  # (R,)
     count = torch.where(count < FEWEST, 0, count)
     once, twice = (count * factor.clamp(max=1)).floor(), (count * (factor - 1).clamp(min=0)).floor()
-    rank = u.masked_fill(~pool, torch.inf).argsort(dim=1, stable=True).argsort(1)
+    rank = u.masked_fill(~pool, torch.inf).argsort(dim=1, stable=True).argsort(1)  # (R, T)
     return (rank < once[:, None]).long() + (rank < twice[:, None])
 
 
-def _labels(mixed: _Mixed, dataset: MomentDataset) -> Labels:
-    """The annotation of who asks, moved to where the clips are."""
-    said = dataset.labels(mixed.own)
+def _mixed(rows: _Rows, first: Tensor, shown: _Shown) -> _Mixed:
+    """Put the shown clips in a row: those of one video, then those of the other; `first` (R,), clip of the moment."""
+    subject, second = shown.moment + shown.context, rows.second[:, None]  # (R, T), (R, 1)
+    T = subject.shape[1]
+    left, right = torch.where(second, shown.added, subject), torch.where(second, subject, shown.added)
+    times = torch.cat([left, right], 1)  # (R, 2 T)
+    ends = times.cumsum(1)
+    clips = ends[:, -1]  # (R,)
+    place = torch.arange(int(clips.max()), device=clips.device).expand(len(clips), -1)  # (R, C)
+    column = torch.searchsorted(ends, place.contiguous(), right=True)  # (R, C) of `times`; 2 T on padding
+    real = place < clips[:, None]
+    start = (ends - times).gather(1, first[:, None] + T * second)[:, 0]  # (R,) where the moment starts
+    return _Mixed(clips, column % T, real & ((column >= T) == second), start - first)
 
-    def moved(x: Tensor) -> Tensor:
-        return x.gather(1, mixed.origin.clamp(max=x.shape[1] - 1)) * mixed.is_own
 
-    windows_s = torch.zeros(said.spans.shape, dtype=torch.float64)
-    for row, i in enumerate(mixed.own.tolist()):
-        windows = dataset.samples[i].relevant_windows
-        if windows:
-            windows_s[row, : len(windows)] = torch.tensor(windows, dtype=torch.float64)
-    clips = mixed.clips[:, None, None].double()
-    windows_s = windows_s.to(clips.device) + mixed.shift[:, None, None].double() * dataset.clip_s
-    spans = (windows_s / (clips * dataset.clip_s)).clamp(0, 1)
-    start = torch.where(spans[..., 0] < 1, spans[..., 0], 1 - 1 / clips[..., 0])  # after the end: the last clip
-    spans = torch.stack([start, spans[..., 1]], -1).float() * said.span_mask[..., None]
+def _bank_rows(rows: _Rows, mixed: _Mixed, dataset: MomentDataset) -> Tensor:
+    """The row of `dataset.target` of every clip, int64 (R, C); -1 on padding."""
+    bank = dataset.target
+    subject, partner = (
+        bank.at(video, mixed.origin.minimum(bank.lengths[video][:, None] - 1))  # in range also if not of this video
+        for video in (dataset.video[rows.subject], dataset.video[rows.partner])
+    )
+    real = torch.arange(mixed.origin.shape[1], device=subject.device) < mixed.clips[:, None]
+    return torch.where(real, torch.where(mixed.from_subject, subject, partner), -1)
+
+
+def _durations(rows: _Rows, mixed: _Mixed, dataset: MomentDataset) -> Tensor:
+    """Seconds, (R,)."""
+    original_s = torch.tensor([dataset.samples[i].duration for i in rows.subject.tolist()], dtype=torch.float32)
+    return torch.where(rows.synthetic, mixed.clips * dataset.clip_s, original_s.to(mixed.clips.device))
+
+
+def _counts(rows: _Rows, shown: _Shown) -> dict[str, Tensor]:
+    """`counts` of the batch, int64 (R,) each."""
+    counts = {"synthetic": rows.synthetic.long(), "no_partner": rows.alone.long()}
+    clips = {"moment_clips": shown.moment, "own_clips": shown.context, "partner_clips": shown.added}
+    return counts | {name: times.sum(1) * rows.synthetic for name, times in clips.items()}
+
+
+# ---- negatives: (rows, dataset, draw) -> `labels.negative`, int64 (R,)
+
+
+def _next_rows(rows: _Rows, dataset: MomentDataset, draw: Draw) -> Tensor:
+    """The next row, whatever its query concerns.  [TD-DETR, released code]"""
+    return torch.arange(len(rows.subject), device=rows.subject.device).roll(-1)
+
+
+def _random_negatives(rows: _Rows, dataset: MomentDataset, draw: Draw) -> Tensor:
+    """For each row, a random row whose query concerns neither of its two source videos; -1 if there is none.
+
+    Each row is the negative of one other if that is possible. The numbers drawn belong to pairs of rows, so the choice
+    does not depend on the order of the batch.
+    """
+    video, other_video = dataset.video[rows.subject], dataset.video[rows.partner]  # (R,)
+    negatives = torch.full_like(rows.number, -1)
+    order = draw("foreign/order", rows.number, 1)[:, 0].argsort()
+    for part in order.split(ROWS):
+        number, about = rows.number[part], video[part]  # (P,)
+        pair = number[:, None] * 3 * len(dataset) + number  # (P, P)
+        u = draw("foreign", pair.flatten()).view(pair.shape)
+        allowed = (about != about[:, None]) & (about != other_video[part][:, None])  # (P, P)
+        cost = u + ~allowed * len(part)  # one forbidden choice costs more than all allowed ones
+        matched = match(cost.T[None], torch.ones_like(allowed[:1]))[0]  # (P,)
+        matched_allowed = allowed.gather(1, matched[:, None])[:, 0]
+        chosen = torch.where(matched_allowed, matched, cost.argmin(1))
+        negatives[part] = torch.where(allowed.any(1), part[chosen], -1)
+    return negatives
+
+
+# ---- labels and samples
+
+
+def _labels(rows: _Rows, mixed: _Mixed, dataset: MomentDataset) -> Labels:
+    """The subjects' annotations, moved to where their clips are."""
+    annotated = dataset.labels(rows.subject)
+
+    def moved(x: Tensor) -> Tensor:  # (R, T) -> (R, C)
+        return x.gather(1, mixed.origin) * mixed.from_subject
+
+    spans = _moved_spans(rows, mixed, dataset, annotated.spans.shape[1]) * annotated.span_mask[..., None]
     return Labels(
-        spans=torch.where(mixed.synthetic[:, None, None], spans, said.spans),
-        span_mask=said.span_mask,
-        relevant=moved(said.relevant),
-        saliency=moved(said.saliency),
-        saliency_mask=said.saliency_mask,
-        wrong=None if said.wrong is None else moved(said.wrong),
+        spans=torch.where(rows.synthetic[:, None, None], spans, annotated.spans),
+        span_mask=annotated.span_mask,
+        relevant=moved(annotated.relevant),
+        saliency=moved(annotated.saliency),
+        saliency_mask=annotated.saliency_mask,
+        wrong=None if annotated.wrong is None else moved(annotated.wrong),
     )
 
 
-def _foreign(draw: Draw, number: Tensor, video: Tensor, around: Tensor, size: int) -> Tensor:
-    """The row whose query each video is asked as a foreign one: about neither of its two videos, and any of those.
+def _moved_spans(rows: _Rows, mixed: _Mixed, dataset: MomentDataset, W: int) -> Tensor:
+    """The subjects' windows, moved by `mixed.shift`, as spans of the new videos, (R, W, 2); any values on padding."""
+    windows_s = torch.zeros(len(rows.subject), W, 2, dtype=torch.float64)
+    for row, i in enumerate(rows.subject.tolist()):
+        windows = dataset.samples[i].relevant_windows
+        if windows:
+            windows_s[row, : len(windows)] = torch.tensor(windows, dtype=torch.float64)
+    clips = mixed.clips[:, None, None].double()  # (R, 1, 1)
+    windows_s = windows_s.to(clips.device) + mixed.shift[:, None, None].double() * dataset.clip_s
+    spans = (windows_s / (clips * dataset.clip_s)).clamp(0, 1)
+    start = torch.where(spans[..., 0] < 1, spans[..., 0], 1 - 1 / clips[..., 0])  # after the end: the last clip
+    return torch.stack([start, spans[..., 1]], -1).float()
 
-    number, video, around  int64 (R,)  of the row, of the video asked about, of the other; size, of the dataset
-    returns                int64 (R,)  every row once where that can be; -1 where all are about one of the two
+
+def _samples(rows: _Rows, mixed: _Mixed, labels: Labels, dataset: MomentDataset) -> list[Sample]:
+    """The annotations in seconds, with the record of the synthesis in `extra`."""
+    samples = []
+    wrong = torch.zeros_like(mixed.from_subject) if labels.wrong is None else labels.wrong  # (R, C)
+    columns = (rows.subject, rows.partner, rows.synthetic, mixed.clips, mixed.shift)
+    columns += (mixed.origin, mixed.from_subject, wrong)
+    for i, k, synthetic, clips, shift, origin, from_subject, mined in zip(*(x.tolist() for x in columns), strict=True):
+        sample, partner = dataset.samples[i], dataset.samples[k]
+        if synthetic:
+            own = range(from_subject.index(True), clips - from_subject[clips - 1 :: -1].index(True))
+            sample = _synthetic_sample(sample, partner, origin[:clips], own, mined[:clips], shift, dataset.clip_s)
+        samples.append(sample)
+    return samples
+
+
+def _synthetic_sample(
+    sample: Sample, partner: Sample, origin: list[int], own: range, mined: list[bool], shift: int, clip_s: float
+) -> Sample:
+    """The sample of one synthetic video.
+
+    origin  index of each clip in the video that it comes from
+    own     the places of the clips that come from the sample's video; all others are the partner's
+    mined   whether each clip is mined
+    shift   by how many clips the windows move
     """
-    chosen = torch.full_like(number, -1)
-    for rows in draw("foreign/order", number, 1)[:, 0].argsort().split(ROWS):
-        own, place = number[rows], video[rows]
-        u = draw("foreign", (own[:, None] * 3 * size + own).flatten()).view(len(rows), -1)
-        allowed = (place != place[:, None]) & (place != around[rows][:, None])
-        cost = u + ~allowed * len(rows)  # more than all others together
-        once = match(cost.T[None], torch.ones_like(allowed[:1]))[0]
-        taken = torch.where(allowed.gather(1, once[:, None])[:, 0], once, cost.argmin(1))
-        chosen[rows] = torch.where(allowed.any(1), rows[taken], -1)
-    return chosen
+    first, end = own.start, own.stop
+    partner_clips = [end, origin[end:]] if first == 0 else [0, origin[:first]]
+    extra: dict[str, Any] = {"partner": partner.vid, "own": [first, origin[first:end]]}
+    extra |= {"partner_clips": partner_clips, "shift": shift}
+    wrong_s = [[a * clip_s, b * clip_s] for a, b in _runs(mined)]
+    extra |= {"wrong_spans": wrong_s} if wrong_s else {}
+    ids = scores = None
+    if sample.relevant_clip_ids is not None:
+        position = {clip: i for i, clip in enumerate(sample.relevant_clip_ids)}
+        ids = [t for t in own if origin[t] in position]
+        if sample.saliency_scores is not None:
+            scores = [sample.saliency_scores[position[origin[t]]] for t in ids]
+    return replace(
+        sample,
+        duration=len(origin) * clip_s,
+        relevant_windows=[[start + shift * clip_s, stop + shift * clip_s] for start, stop in sample.relevant_windows],
+        relevant_clip_ids=ids,
+        saliency_scores=scores,
+        extra=extra,
+    )
 
 
-def _samples(mixed: _Mixed, labels: Labels, dataset: MomentDataset) -> list[Sample]:
-    """What is asked of every video now, in seconds."""
-    wrong = mixed.is_own & False if labels.wrong is None else labels.wrong
-    told = (mixed.own, mixed.other, mixed.synthetic, mixed.clips, mixed.origin, mixed.is_own, mixed.shift, wrong)
-    made = []
-    for i, k, synthetic, clips, origin, is_own, shift, mined in zip(*(x.tolist() for x in told), strict=True):
-        sample = dataset.samples[i]
-        if not synthetic:
-            made.append(sample)
-            continue
-        first, last = is_own.index(True), clips - is_own[clips - 1 :: -1].index(True)
-        others = (last, origin[last:clips]) if first == 0 else (0, origin[:first])
-        extra = {"partner": dataset.samples[k].vid, "own": [first, origin[first:last]]}
-        extra |= {"partner_clips": list(others), "shift": shift}
-        begin = [t for t in range(clips) if mined[t] and not (t and mined[t - 1])]
-        end = [t + 1 for t in range(clips) if mined[t] and not (t + 1 < clips and mined[t + 1])]
-        if begin:
-            extra["wrong_spans"] = [[a * dataset.clip_s, b * dataset.clip_s] for a, b in zip(begin, end, strict=True)]
-        ids = scores = None
-        if sample.relevant_clip_ids is not None:
-            place = {clip: at for at, clip in enumerate(sample.relevant_clip_ids)}
-            ids = [t for t in range(first, last) if origin[t] in place]
-            if sample.saliency_scores is not None:
-                scores = [sample.saliency_scores[place[origin[t]]] for t in ids]
-        by_s = shift * dataset.clip_s
-        made.append(
-            Sample(
-                qid=sample.qid,
-                query=sample.query,
-                duration=clips * dataset.clip_s,
-                vid=sample.vid,
-                relevant_windows=[[a + by_s, b + by_s] for a, b in sample.relevant_windows],
-                relevant_clip_ids=ids,
-                saliency_scores=scores,
-                extra=extra,
-            )
-        )
-    return made
+def _runs(flags: list[bool]) -> list[tuple[int, int]]:
+    """First position of every run of True and the position after its last."""
+    padded = [False, *flags, False]
+    borders = [t for t in range(len(flags) + 1) if padded[t] != padded[t + 1]]
+    return list(zip(borders[::2], borders[1::2], strict=True))

@@ -2,9 +2,9 @@ r"""AMR stage 2: a second set of moment queries is trained while distillation an
 
 Paper    "Augmenting Moment Retrieval: Zero-Dependency Two-Stage Learning", ICCV 2025 (arXiv 2510.19622)
 Here     `active_queries` adds the set to a trained detector  [AMR stage 2]; the two sets share everything but their
-         initial spans and the feed-forward layers
-Departs  SooLab/AMR uses one new set twice, as original and as active moment queries, and gives the teacher a third one,
-         so what the moment queries learned in the first stage is lost: `released_queries`
+         initial spans and the linear layers of the feed-forward
+Departs  SooLab/AMR drops the learned moment queries: one new random set serves both as original and as active moment
+         queries, and the teacher gets another new set: `released_queries`
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from mrlib.layers import FeedForward
 
 
 class SplitFeedForward(nn.Module):
-    """A feed-forward for the first half of the moment queries, and linear layers for the second.  [AMR stage 2]"""
+    """A feed-forward layer in which each half of the moment queries has linear layers of its own.  [AMR stage 2]"""
 
     def __init__(self, original: FeedForward):
-        """The second half starts as a copy; activation and dropout are shared."""
+        """The linear layers of the second half start as copies; activation and dropout are shared."""
         super().__init__()
         self.original = original
         self.active1, self.active2 = copy.deepcopy(original.linear1), copy.deepcopy(original.linear2)
@@ -32,15 +32,19 @@ class SplitFeedForward(nn.Module):
         """x (B, 2 K, d), original moment queries first; returns (B, 2 K, d)."""
         first, second = x.chunk(2, 1)  # (B, K, d) each
         original = self.original
-        active = self.active1(second)  # (B, K, hidden)
-        return torch.cat([original(first), self.active2(original.dropout(original.activation(active)))], 1)
+        y = original(first)  # (B, K, d); its dropout draws before that of the second half
+        z = original.activation(self.active1(second))  # (B, K, hidden)
+        return torch.cat([y, self.active2(original.dropout(z))], 1)
 
 
 class TwoSetDecoder(nn.Module):
-    """A `DabDecoder` with original and active moment queries; its parameters keep their names.  [AMR stage 2]"""
+    """A `DabDecoder` turned into one with original and active moment queries.  [AMR stage 2]"""
 
     def __init__(self, decoder: DabDecoder, active: nn.Embedding | None):
-        """active  logits of centre and width (K, 2) of the second set; None: both sets start from the same spans"""
+        """Takes over the parts of the decoder, whose parameters keep their names, and splits its feed-forward layers.
+
+        active  logits of centre and width (K, 2) of the second set; None: both sets start from the same spans
+        """
         super().__init__()
         for name, part in decoder.named_children():
             setattr(self, name, part)
@@ -49,7 +53,7 @@ class TwoSetDecoder(nn.Module):
         self.content, self.active_queries = decoder.content, active
 
     def forward(self, target: Tensor, mask: Tensor, query_global: Tensor, context: Context | None) -> Decoded:
-        """As `DabDecoder`, of 2 K moment queries, the original ones first."""
+        """As `DabDecoder`, with 2 K moment queries, the original ones first."""
         return refine(self, self.sets(), target, mask, query_global)
 
     def sets(self) -> list[Tensor]:
@@ -59,14 +63,20 @@ class TwoSetDecoder(nn.Module):
 
 
 def active_queries(retriever: nn.Module, teacher: bool = False) -> None:
-    """Add active moment queries, a copy of the learned ones; a teacher stays as it is.  [AMR stage 2]"""
+    """Add active moment queries, which start as a copy of the learned ones; a teacher stays unchanged.  [AMR stage 2]
+
+    raises  ValueError for a detector whose decoder is not a `DabDecoder`
+    """
     if not teacher:
         decoder = _one_set_decoder(retriever)
         retriever.detector.decoder = TwoSetDecoder(decoder, copy.deepcopy(decoder.moment_queries))
 
 
 def released_queries(retriever: nn.Module, teacher: bool = False) -> None:
-    """Replace the moment queries by new random ones, which serve as both sets; a teacher gets new ones too."""
+    """Replace the moment queries by new random ones, which serve as both sets; a teacher gets one new random set.
+
+    raises  ValueError for a detector whose decoder is not a `DabDecoder`
+    """
     decoder = _one_set_decoder(retriever)
     if not teacher:
         retriever.detector.decoder = TwoSetDecoder(decoder, None)

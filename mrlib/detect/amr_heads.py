@@ -1,11 +1,11 @@
-r"""The heads of AMR: a focal class loss, the overlap that a moment query expects, and the clips that it covers.
+r"""AMR's heads: a focal class loss, the expected overlap of a span with a window, and a mask of the clips it covers.
 
 Paper    "Augmenting Moment Retrieval: Zero-Dependency Two-Stage Learning", ICCV 2025 (arXiv 2510.19622); IoU and mask
          heads are Sim-DETR's
 Here     `FocalLoss`, `IouHead` and `MaskHead`  [AMR, heads] extend the `ClassHead` and `SpanHead` of
          `mrlib.detect.detr`; their losses and matching costs  [AMR, losses]
-Departs  in SooLab/AMR the mask after the last decoder layer is that of the layer before, without a loss:
-         `PreviousMasks`; and padding enlarges the union of masks: `seen`
+Departs  in SooLab/AMR the mask of the last decoder layer is that of the layer before, without a loss: `PreviousMasks`;
+         and padding enlarges the union of a mask and a window: `seen`
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mrlib.arguments import require
 from mrlib.detect.dab import DabDecoder, query_content, zero_content
 from mrlib.detect.detr import ClassHead, Decoded, DetrDetector, SpanHead, Truth, to_ends, windows_order
 from mrlib.detect.span_length import span_length
-from mrlib.layers import MLP
+from mrlib.layers import MLP, full_precision
 from mrlib.ops import spans
 from mrlib.ops.counts import shared_count
 
@@ -30,7 +30,7 @@ ALPHA, GAMMA = 0.25, 2.0  # of the focal loss
 
 
 class FocalLoss:
-    """Class loss that treats foreground and background as two binary questions.  [AMR, losses]"""
+    """Class loss that treats foreground and background as two binary classifications.  [AMR, losses]"""
 
     def __call__(self, logits: Tensor, positive: Tensor, rows: Tensor) -> Tensor:
         r"""The focal loss [Lin et al. 2017], a mean over both logits of all moment queries.
@@ -41,15 +41,15 @@ class FocalLoss:
 
         logits (L, B, K, 2); positive bool (L, B, K); rows bool (B,) samples that count; returns (L,)
         """
-        wanted = torch.stack([positive, ~positive], -1)  # (L, B, K, 2)
-        log_p = F.logsigmoid(torch.where(wanted, logits, -logits))
-        alpha = torch.where(wanted, ALPHA, 1 - ALPHA)
-        each = -alpha * (1 - log_p.exp()) ** GAMMA * log_p * rows[:, None, None]
+        label = torch.stack([positive, ~positive], -1)  # (L, B, K, 2)
+        log_p = F.logsigmoid(torch.where(label, logits, -logits))  # (L, B, K, 2)
+        alpha = torch.where(label, ALPHA, 1 - ALPHA)  # (L, B, K, 2)
+        each = -alpha * (1 - log_p.exp()) ** GAMMA * log_p * rows[:, None, None]  # (L, B, K, 2)
         return each.sum((1, 2, 3)) / shared_count(rows.sum() * logits[0, 0].numel())
 
 
 class IouHead(nn.Module):
-    """How much a moment query expects its span to overlap a window.  [AMR, heads]"""
+    """The IoU that a moment query expects its span to have with a window.  [AMR, heads]"""
 
     def __init__(self, width: int):
         super().__init__()
@@ -63,25 +63,26 @@ class IouHead(nn.Module):
         return 0.0
 
     def losses(self, outputs: dict[str, Tensor], truth: Truth, matched: Tensor) -> dict[str, Tensor]:
-        """quality, the squared error of the expected overlap against the largest IoU of the span.  [AMR, losses]"""
-        predicted = to_ends(outputs["spans_cw"].detach().float())[:, :, :, None]  # (L, B, K, 1, 2)
+        """quality, the squared error of the expected IoU; the target is the span's largest IoU.  [AMR, losses]"""
+        predicted = to_ends(full_precision(outputs["spans_cw"].detach()))[:, :, :, None]  # (L, B, K, 1, 2)
         overlap = spans.iou(predicted, truth.spans[None, :, None]) * truth.mask[:, None]  # (L, B, K, W)
         largest = overlap.amax(-1) if truth.mask.shape[1] else overlap.new_zeros(overlap.shape[:3])  # (L, B, K)
-        each = (outputs["quality"].float().sigmoid() - largest).square() * truth.rows[:, None]
+        quality = full_precision(outputs["quality"]).sigmoid()  # (L, B, K)
+        each = (quality - largest).square() * truth.rows[:, None]  # (L, B, K)
         return {"quality": each.sum((1, 2)) / shared_count(truth.rows.sum() * each.shape[2])}
 
     def score(self, outputs: dict[str, Tensor]) -> Tensor:
-        """The expected overlap after the last layer, (B, K)."""
-        return outputs["quality"][-1].float().sigmoid()
+        """The expected IoU after the last layer, (B, K)."""
+        return full_precision(outputs["quality"][-1]).sigmoid()
 
 
 def hidden(masks: Tensor, mask: Tensor) -> Tensor:
-    """Padding is no part of the masks (L, B, K, T) of moment queries; mask bool (B, T) marks the real clips."""
+    """Set padding to 0 in the masks (L, B, K, T) of the moment queries; mask bool (B, T) marks the real clips."""
     return masks * mask[:, None]
 
 
 def seen(masks: Tensor, mask: Tensor) -> Tensor:
-    """As `hidden`, in the released way: padding is part of every mask."""
+    """Leave padding in the masks, as released; arguments as in `hidden`."""
     return masks
 
 
@@ -89,11 +90,11 @@ class OwnMasks:
     """Every decoder layer has masks of its own."""
 
     def inputs(self, states: Tensor) -> Tensor:
-        """The states that masks are made of; (L, B, K, d) -> (L', B, K, d)."""
+        """The states from which masks are computed; (L, B, K, d) -> (L', B, K, d)."""
         return states
 
     def outputs(self, masks: Tensor) -> Tensor:
-        """Masks of all layers; (L', B, K, T) -> (L, B, K, T)."""
+        """The masks of all layers; (L', B, K, T) -> (L, B, K, T)."""
         return masks
 
     def losses(self, loss: Tensor) -> Tensor:
@@ -105,10 +106,10 @@ class PreviousMasks:
     """As released: the last layer repeats the masks of the layer before and has no loss. Methods as in `OwnMasks`."""
 
     def inputs(self, states: Tensor) -> Tensor:
-        return states[:-1]
+        return states[:-1]  # (L - 1, B, K, d)
 
     def outputs(self, masks: Tensor) -> Tensor:
-        return torch.cat([masks, masks[-1:]])
+        return torch.cat([masks, masks[-1:]])  # (L, B, K, T)
 
     def losses(self, loss: Tensor) -> Tensor:
         return loss * (torch.arange(len(loss), device=loss.device) < len(loss) - 1)
@@ -125,7 +126,7 @@ class MaskHead(nn.Module):
         padding: Callable[[Tensor, Tensor], Tensor],
         layers: OwnMasks | PreviousMasks,
     ):
-        """A head of a width.
+        """A head for moment queries and clips of this width.
 
         cost_mask  weight of 1 - IoU of mask and window in the matching
         padding    `hidden` or `seen`
@@ -137,27 +138,27 @@ class MaskHead(nn.Module):
 
     def forward(self, decoded: Decoded, target: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """masks  (L, B, K, T) from 0 to 1"""
-        states = self.layers.inputs(decoded.states)
+        states = self.layers.inputs(decoded.states)  # (L', B, K, d)
         directions, clips = F.normalize(states + self.mlp(states), dim=-1), F.normalize(target, dim=-1)
         masks = self.padding((self.scale.exp() * directions @ clips.mT).sigmoid(), mask)  # (L', B, K, T)
         return {"masks": self.layers.outputs(masks)}
 
     def overlap(self, masks: Tensor, truth: Truth) -> Tensor:
-        """IoU (L, B, K, W) of masks (L, B, K, T) and windows."""
+        """IoU (L, B, K, W) of masks (L, B, K, T) with the clips of the windows."""
         lengths, T = truth.clip_mask.sum(1), truth.clip_mask.shape[1]
-        wanted = spans.inside(truth.spans, lengths, T).to(masks.dtype)  # (B, W, T)
-        shared = masks @ wanted.mT  # (L, B, K, W)
-        union = masks.sum(-1, keepdim=True) + wanted.sum(-1)[:, None] - shared
+        inside = spans.inside(truth.spans, lengths, T).to(masks.dtype)  # (B, W, T)
+        shared = masks @ inside.mT  # (L, B, K, W)
+        union = masks.sum(-1, keepdim=True) + inside.sum(-1)[:, None] - shared  # (L, B, K, W)
         return shared / union.clamp(min=1e-6)
 
     def cost(self, outputs: dict[str, Tensor], truth: Truth) -> Tensor:
         """1 - IoU of every mask and window, (L, B, K, W)."""
-        return self.cost_mask * (1 - self.overlap(outputs["masks"].detach().float(), truth))
+        return self.cost_mask * (1 - self.overlap(full_precision(outputs["masks"].detach()), truth))
 
     def losses(self, outputs: dict[str, Tensor], truth: Truth, matched: Tensor) -> dict[str, Tensor]:
         """mask, the mean of 1 - IoU over the matched pairs."""
-        valid = matched >= 0
-        overlap = self.overlap(outputs["masks"].float(), truth)
+        valid = matched >= 0  # (L, B, W)
+        overlap = self.overlap(full_precision(outputs["masks"]), truth)  # (L, B, K, W)
         overlap = overlap.gather(2, matched.clamp(min=0)[:, :, None])[:, :, 0]  # (L, B, W)
         loss = ((1 - overlap) * valid).sum((1, 2)) / shared_count(valid[0].sum())  # (L,)
         return {"mask": self.layers.losses(loss)}
@@ -185,17 +186,17 @@ def build_dab_quality(
     """The detector "dab_quality".
 
     cost_...   weights in the matching
-    last_mask  the mask after the last decoder layer is its "own", or that of the layer before, "previous"
-    padding    "hidden" from the masks, or "seen"
-    most_windows, surplus, length  of `DetrDetector`, as in `windows_order` and `span_length`
-    content    what moment queries start with: "zero", or the "query" as a whole
+    last_mask  the mask of the last decoder layer: its "own", or that of the "previous" layer
+    padding    "hidden": masks leave out padding; "seen": they include it, as released
+    most_windows, surplus, length  as in `DetrDetector`, `windows_order` and `span_length`
+    content    what moment queries start with: "zero", or the vector of the whole "query"
     decoder    further options of `DabDecoder`
     """
     require(last_mask in ("own", "previous"), "last_mask", last_mask, "own or previous")
     require(padding in ("hidden", "seen"), "padding", padding, "hidden or seen")
     require(content in ("zero", "query"), "content", content, "zero or query")
-    own = last_mask == "own"
-    require(own or decoder_layers != 1, "decoder_layers", decoder_layers, "2 or more, or last_mask own")
+    own_masks = last_mask == "own"
+    require(own_masks or decoder_layers != 1, "decoder_layers", decoder_layers, "2 or more, or last_mask own")
     heads = [
         SpanHead(width, cost_l1=cost_l1, cost_giou=cost_giou),
         ClassHead(width, cost_class=cost_class, loss=FocalLoss()),
@@ -203,7 +204,7 @@ def build_dab_quality(
             width,
             cost_mask=cost_mask,
             padding=hidden if padding == "hidden" else seen,
-            layers=OwnMasks() if own else PreviousMasks(),
+            layers=OwnMasks() if own_masks else PreviousMasks(),
         ),
         IouHead(width),
     ]

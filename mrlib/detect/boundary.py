@@ -1,13 +1,13 @@
 r"""Every clip predicts whether it is inside the moment and the distances to the moment's ends (UniVTG, MATR).
 
 Paper    Lin et al., "UniVTG", ICCV 2023, and Kumar et al., "Aligning Moments in Time using Video Queries", ICCV 2025
-Here     [MATR §3.2] the two convolutional heads are `BoundaryDetector.forward`, and `fusion` is how they read the
-         `context` of an aligner; foreground, L1 and IoU terms are `.losses`  [MATR, losses], [UniVTG]
+Here     [MATR §3.2] `BoundaryDetector.forward` has the two convolutional heads, which read the `context` of an aligner
+         through a `fusion`; foreground, L1 and IoU terms are `.losses`  [MATR, losses], [UniVTG]
 Ours     the paper draws the decoder's l tokens behind the T clips; three convolutions of 3 then carry them into the
          last three clips only. `FUSIONS` has that ("sequence") and ways that reach every clip
 Departs  vl2g/MATR leaves the offsets unbounded and signed, `RawOffsets`, puts the time of a clip at its right edge,
-         weighs the background with 0.1, lets padding into the convolutions, and its heads never read the decoder; each
-         is an option. The released scoring script adds 6 points to the mIoU and 7 to R@5; nothing here does
+         weighs the background with 0.1, lets padding into the convolutions, and its heads never read the decoder: each
+         is an option. Its scoring script adds 6 points to the mIoU and 7 to R@5, which is not reproduced here
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from mrlib.arguments import require
 from mrlib.data import Batch
 from mrlib.detect import Moments
 from mrlib.detect.span_length import duration_in_clips, of_clips, span_length
-from mrlib.layers import Attention
+from mrlib.layers import Attention, full_precision
 from mrlib.ops import alignment, spans
 from mrlib.ops.counts import shared_count
 
 CANDIDATES = 1000  # spans that enter the suppression
-KEPT = 10  # moments that leave it
+KEPT = 10  # moments that remain after it
 LAYERS = 3  # of each head
-CENTRE, EDGE = 0.5, 1.0  # where in a clip its time is
+CENTRE, EDGE = 0.5, 1.0  # position of a clip's time within the clip
 
 
 class ConvHead(nn.Module):
-    """Convolutions of 3 over time, ReLU between."""
+    """Convolutions of 3 over time, with ReLU between them."""
 
     def __init__(self, inputs: int, width: int, outputs: int):
         super().__init__()
@@ -42,44 +42,44 @@ class ConvHead(nn.Module):
         self.layers = nn.ModuleList(nn.Conv1d(a, b, 3, padding=1) for a, b in zip(widths, widths[1:], strict=False))
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """x (B, L, inputs) -> (B, L, outputs); mask bool (B, L) zeroes padding before every layer, None: it stays."""
+        """x (B, L, inputs) -> (B, L, outputs); mask bool (B, L), if given, sets padding to 0 before every layer."""
         x = x.mT  # (B, inputs, L)
         for i, layer in enumerate(self.layers):
             x = x.relu() if i else x
-            x = layer(x if mask is None else x * mask[:, None])
-        return x.mT
+            x = layer(x if mask is None else x * mask[:, None])  # (B, width or outputs, L)
+        return x.mT  # (B, L, outputs)
 
 
 class BoundedOffsets:
-    """Distances from 0 to 1 from the clip's time to the start, on its left, and to the end, on its right."""
+    """Distances, 0 to 1, from the clip's time back to the start and on to the end."""
 
     def spans(self, t: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Offsets and spans, (B, T, 2) each, of the times (B, T) and the outputs of the head (B, T, 2)."""
+        """Offsets and spans, (B, T, 2) each, from the times (B, T) and the head's outputs (B, T, 2)."""
         offset = outputs.sigmoid()
         return offset, torch.stack([t - offset[..., 0], t + offset[..., 1]], -1)
 
-    def targets(self, t: Tensor, truth: Tensor) -> Tensor:
-        """The offsets (B, T, 2) that the windows (B, T, 2) ask for at the times (B, T)."""
-        return torch.stack([t - truth[..., 0], truth[..., 1] - t], -1).clamp(min=0)
+    def targets(self, t: Tensor, windows: Tensor) -> Tensor:
+        """The offsets (B, T, 2) from the times (B, T) to the ends of the windows (B, T, 2)."""
+        return torch.stack([t - windows[..., 0], windows[..., 1] - t], -1).clamp(min=0)
 
 
 class RawOffsets:
-    """Any numbers, added to the clip's time, as released. The methods are those of `BoundedOffsets`."""
+    """Signed and unbounded offsets, added to the clip's time, as released. Methods as in `BoundedOffsets`."""
 
     def spans(self, t: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
         return outputs, t[..., None] + outputs
 
-    def targets(self, t: Tensor, truth: Tensor) -> Tensor:
-        return truth - t[..., None]
+    def targets(self, t: Tensor, windows: Tensor) -> Tensor:
+        return windows - t[..., None]
 
 
 def hidden(mask: Tensor) -> Tensor:
-    """Padding is 0 in the convolutions: the mask for `ConvHead`."""
+    """The mask for `ConvHead` that sets padding to 0 in the convolutions."""
     return mask
 
 
 def seen(mask: Tensor) -> None:
-    """Padding enters the convolutions, as released: no mask for `ConvHead`."""
+    """No mask for `ConvHead`: padding enters the convolutions, as released."""
     return None
 
 
@@ -100,17 +100,18 @@ class BoundaryDetector(nn.Module):
         nms: float = 0.7,
         path: str | None = None,
     ):
-        """Two heads of a width.
+        """Two convolutional heads for an aligner of this width.
 
-        fusion       one of `FUSIONS`: how the heads read the aligner's `context` (B, l, d), if it has one; "attend" has
-                     `heads` heads
+        fusion       one of `FUSIONS`: how the convolutional heads read the aligner's `context` (B, l, d), if it has one
+        heads        attention heads of the fusion "attend"
         offsets      what the boundary head predicts
-        time         where in a clip its time is: `CENTRE`, or `EDGE` as in the official code for clips of 2 s
+        time         position of a clip's time within the clip: `CENTRE`, or `EDGE` as in the official code for clips of
+                     2 s
         span_length  what a predicted span is a fraction of, see `mrlib.detect.span_length`
         background   weight of clips outside the moment
         padding      `hidden` from the convolutions, or `seen`
         nms          IoU above which the worse of two moments is dropped
-        path         answer with the clips on the aligner's path of this name, "pre" or "post"; None: with the heads
+        path         decode the aligner's path of this name, "pre" or "post"; None: decode the heads
         """
         require(fusion in FUSIONS, "fusion", fusion, f"one of {', '.join(FUSIONS)}")
         require(0 <= nms <= 1, "nms", nms, "from 0 to 1")
@@ -126,11 +127,11 @@ class BoundaryDetector(nn.Module):
         """Outputs of every clip; undefined on padding.
 
         logits  (B, T)     of being inside the moment
-        offset  (B, T, 2)  to the start and to the end: distances if they are bounded, else signed
+        offset  (B, T, 2)  to the start and to the end, see `BoundedOffsets` and `RawOffsets`
         spans   (B, T, 2)  the moment that the clip predicts
-        path    (B, 1, 2)  the span of the aligner's path, if that is the answer
+        path    (B, 1, 2)  the span of the aligner's path, if that is decoded
         """
-        x, mask = self._fuse(aligned)  # (B, T + l, d or 2 d), (B, T + l)
+        x, mask = self._fuse(aligned)  # (B, L, d or 2 d), (B, L); L is T or T + l
         mask, T = self.padding(mask), aligned.mask.shape[1]
         logits, offset = self.foreground(x, mask)[:, :T, 0], self.boundary(x, mask)[:, :T]  # (B, T), (B, T, 2)
         offset, predicted = self.offsets.spans(self._times(aligned.mask), offset)
@@ -140,7 +141,7 @@ class BoundaryDetector(nn.Module):
         return outputs
 
     def _fuse(self, aligned: Aligned) -> tuple[Tensor, Tensor]:
-        """The input of the heads (B, T + l, d or 2 d), target first, and its mask (B, T + l)."""
+        """The input of the heads (B, L, d or 2 d), which starts with the clips, and its mask (B, L)."""
         target, tokens, token_mask = aligned.target, aligned.context, aligned.context_mask
         if tokens is None:
             tokens = target.new_zeros(len(target), 0, target.shape[2])  # (B, 0, d)
@@ -154,18 +155,18 @@ class BoundaryDetector(nn.Module):
         return (edges / aligned.mask.sum(1).clamp(min=1)[:, None])[:, None]
 
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> Moments:
-        """Ten moments at most, greedily suppressed and clamped to the video, which may end before its features."""
+        """Ten moments at most, clamped to the video, which may end before its features, and greedily suppressed."""
         if "path" in outputs:
             path = outputs["path"]
             return Moments(path, path.new_ones(path.shape[:2]), batch.target_mask.any(1, keepdim=True))
         duration_s, length_s = batch.duration_s, batch.lengths * batch.clip_s  # (B,)
         factor, latest = self.span_length(duration_s, length_s), duration_in_clips(duration_s, length_s).clamp(max=1)
-        predicted = outputs["spans"].float().sort(-1).values * factor[:, None, None]  # (B, T, 2)
+        predicted = full_precision(outputs["spans"]).sort(-1).values * factor[:, None, None]  # (B, T, 2)
         predicted = predicted.clamp(min=0).minimum(latest[:, None, None])
-        scores = outputs["logits"].float().sigmoid().masked_fill(~batch.target_mask, -1)  # (B, T)
+        scores = full_precision(outputs["logits"]).sigmoid().masked_fill(~batch.target_mask, -1)  # (B, T)
         scores, order = scores.sort(dim=-1, descending=True, stable=True)
-        scores, order = scores[:, :CANDIDATES], order[:, :CANDIDATES]
-        predicted = predicted.gather(1, order[..., None].expand(-1, -1, 2))
+        scores, order = scores[:, :CANDIDATES], order[:, :CANDIDATES]  # (B, C)
+        predicted = predicted.gather(1, order[..., None].expand(-1, -1, 2))  # (B, C, 2)
         kept, mask = spans.nms(predicted, scores >= 0, self.nms, KEPT)  # (B, KEPT)
         return Moments(predicted.gather(1, kept[..., None].expand(-1, -1, 2)), scores.gather(1, kept), mask)
 
@@ -180,15 +181,14 @@ class BoundaryDetector(nn.Module):
         """
         mask, t = aligned.mask, self._times(aligned.mask)
         inside, truth = targets(batch.labels.spans, batch.labels.span_mask, mask, t)  # (B, T), (B, T, 2)
-        weight = torch.where(inside, 1.0, self.background) * mask
-        fg = F.binary_cross_entropy_with_logits(
-            outputs["logits"].float(), inside.float(), weight=weight, reduction="sum"
-        )
+        weight = torch.where(inside, 1.0, self.background) * mask  # (B, T)
+        logits, offset, predicted = (full_precision(outputs[name]) for name in ("logits", "offset", "spans"))
+        fg = F.binary_cross_entropy_with_logits(logits, inside.to(logits.dtype), weight=weight, reduction="sum")
         foreground = shared_count(inside.sum())
-        distance = self.offsets.targets(t, truth)
+        expected = self.offsets.targets(t, truth)  # (B, T, 2)
         # selected and not weighted by 0, since padding may hold anything
-        l1 = F.smooth_l1_loss(outputs["offset"].float()[inside], distance[inside], reduction="sum")
-        overlap = spans.giou(outputs["spans"].float()[inside].sort(-1).values, truth[inside])
+        l1 = F.smooth_l1_loss(offset[inside], expected[inside], reduction="sum")
+        overlap = spans.giou(predicted[inside].sort(-1).values, truth[inside])  # (number of foreground clips,)
         return {
             "fg": fg / shared_count(mask.sum()),
             "l1": l1 / foreground,
@@ -201,14 +201,14 @@ class BoundaryDetector(nn.Module):
         return t / mask.sum(1).clamp(min=1)[:, None]
 
 
-# ---- fusions: (detector, target (B, T, d), mask (B, T), tokens (B, l, d), token mask (B, l) or None, all are real) ->
-# input of the heads and its mask
+# ---- fusions: from the detector, target (B, T, d), mask bool (B, T), tokens (B, l, d) and token mask bool (B, l), or
+# None if all tokens are real, to the input of the heads and its mask
 
 
 def _in_sequence(
     detector: BoundaryDetector, target: Tensor, mask: Tensor, tokens: Tensor, token_mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The tokens as l further places; (B, T + l, d)."""
+    """The tokens as l further places behind the clips; (B, T + l, d)."""
     count = tokens.shape[1]
     if not count:
         return target, mask
@@ -223,7 +223,7 @@ def _in_sequence(
 def _in_channels(
     detector: BoundaryDetector, target: Tensor, mask: Tensor, tokens: Tensor, token_mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The mean token beside every clip; (B, T, 2 d)."""
+    """The mean token concatenated to every clip; (B, T, 2 d)."""
     tokens, token_mask = _masked(tokens, token_mask, mask)
     mean = tokens.sum(1, keepdim=True) / token_mask.sum(1).clamp(min=1)[:, None, None]  # (B, 1, d)
     return torch.cat([target, mean.expand_as(target)], -1), mask
@@ -239,11 +239,12 @@ def _by_attention(
 def _without(
     detector: BoundaryDetector, target: Tensor, mask: Tensor, tokens: Tensor, token_mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The clips alone; (B, T, d)."""
+    """The clips without the tokens; (B, T, d)."""
     return target, mask
 
 
 def _masked(tokens: Tensor, token_mask: Tensor | None, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The tokens (B, l, d) with padding set to 0, and their mask bool (B, l)."""
     token_mask = mask.new_ones(tokens.shape[:2]) if token_mask is None else token_mask  # (B, l)
     return tokens * token_mask[..., None], token_mask
 
@@ -257,10 +258,11 @@ FUSIONS: Mapping[str, Callable[..., tuple[Tensor, Tensor]]] = {
 
 
 def targets(windows: Tensor, window_mask: Tensor, mask: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Which clips are inside a window, and inside which one.  [MATR, losses]
+    """Which clips are inside a window, and which window each is inside.  [MATR, losses]
 
-    A window shorter than a clip is widened to one clip; if no clip's time is inside even then, the clip in which the
-    window starts is. Of several windows around a clip, the one with the nearest centre counts.
+    A clip is inside a window if its time is. A window shorter than a clip is first widened to one clip; if no time is
+    inside even then, the clip in which the window starts counts as inside. Of several windows that a clip is inside,
+    the one with the nearest centre counts.
 
     windows      (B, W, 2)  fractions of the real clips; window_mask bool (B, W)
     mask, t      bool (B, T), (B, T)  the clips and their times
@@ -268,21 +270,23 @@ def targets(windows: Tensor, window_mask: Tensor, mask: Tensor, t: Tensor) -> tu
     """
     if windows.shape[1] == 0:
         return torch.zeros_like(mask), windows.new_zeros(*mask.shape, 2)
-    n = mask.sum(1).clamp(min=1)[:, None, None].to(windows.dtype)
-    centre, half = windows.mean(-1, keepdim=True), (windows[..., 1:] - windows[..., :1]) / 2
+    n = mask.sum(1).clamp(min=1)[:, None, None].to(windows.dtype)  # (B, 1, 1)
+    centre, half = windows.mean(-1, keepdim=True), (windows[..., 1:] - windows[..., :1]) / 2  # (B, W, 1) each
     half = half.clamp(min=0.5 / n)
-    wide = torch.cat([centre - half, centre + half], -1).clamp(0, 1)
+    wide = torch.cat([centre - half, centre + half], -1).clamp(0, 1)  # (B, W, 2)
     wide = torch.stack([wide[..., 0], wide[..., 1].maximum(1 / n[..., 0])], -1)
-    clip = torch.arange(mask.shape[1], device=mask.device)
+    clip = torch.arange(mask.shape[1], device=mask.device)  # (T,)
     slack = 1e-6  # times on the ends are inside, also in float32
-    around = (t[:, :, None] >= wide[:, None, :, 0] - slack) & (t[:, :, None] <= wide[:, None, :, 1] + slack)
-    first = (windows[..., 0] * n[..., 0] + 1e-4).floor().clamp(min=0).minimum(n[..., 0] - 1)
-    around = around | (~around.any(1, keepdim=True) & (clip[:, None] == first[:, None]))
-    around = around & window_mask[:, None] & mask[..., None]
-    distance = (t[:, :, None] - wide.mean(-1)[:, None]).abs().masked_fill(~around, torch.inf)
-    nearest = distance.argmin(-1)
-    inside = around.any(-1)
-    truth = wide.gather(1, nearest[..., None].expand(-1, -1, 2))
+    covers = (t[:, :, None] >= wide[:, None, :, 0] - slack) & (
+        t[:, :, None] <= wide[:, None, :, 1] + slack
+    )  # (B, T, W)
+    first = (windows[..., 0] * n[..., 0] + 1e-4).floor().clamp(min=0).minimum(n[..., 0] - 1)  # (B, W)
+    covers = covers | (~covers.any(1, keepdim=True) & (clip[:, None] == first[:, None]))
+    covers = covers & window_mask[:, None] & mask[..., None]
+    distance = (t[:, :, None] - wide.mean(-1)[:, None]).abs().masked_fill(~covers, torch.inf)  # (B, T, W)
+    nearest = distance.argmin(-1)  # (B, T)
+    inside = covers.any(-1)  # (B, T)
+    truth = wide.gather(1, nearest[..., None].expand(-1, -1, 2))  # (B, T, 2)
     return inside, truth * inside[..., None]
 
 
@@ -301,13 +305,14 @@ def build_boundary(
 ) -> BoundaryDetector:
     """The detector "boundary".
 
-    fusion      one of `FUSIONS`
-    offsets     "bounded", see `BoundedOffsets`; "raw", see `RawOffsets`
-    timestamps  where a clip's time is: its "centre", or its right "edge"
-    length      what a predicted span is a fraction of: the real "clips", as in training; "duration", as in the official
-                inference
+    fusion      one of `FUSIONS`: "sequence", "channel", "attend" or "none"
+    offsets     "bounded", see `BoundedOffsets`, or "raw", see `RawOffsets`
+    timestamps  a clip's time is its "centre", or its right "edge"
+    length      a predicted span is a fraction of the real "clips", as in training, or of the "duration", as in the
+                official inference
     padding     "hidden" from the convolutions, or "seen"
-    answer      decode the "heads", or the clips of the aligner's path "pre" or "post"
+    answer      decode the "heads", or the aligner's path "pre" or "post"
+    heads, background, nms  as in `BoundaryDetector`
     """
     require(offsets in ("bounded", "raw"), "offsets", offsets, "bounded or raw")
     require(timestamps in ("centre", "edge"), "timestamps", timestamps, "centre or edge")

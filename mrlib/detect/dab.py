@@ -5,7 +5,7 @@ Paper    Moon et al., "Query-Dependent Video Representation for Moment Retrieval
          DETR", ICLR 2022
 Here     `DabDecoder` is that decoder  [QD-DETR]; `DetrDetector` and its heads are those of `mrlib.detect.detr`
 Kept     as released: QD-DETR's content starts at zero, so three matrices of the first layer map only zeros and never
-         learn; the positions of centre and width are both divided by the width
+         learn; the sines of centre and width are both divided by the width
 Departs  a width is at least 1e-4 where it divides
 """
 
@@ -22,7 +22,7 @@ from mrlib.arguments import require
 from mrlib.detect.detr import Context, Decoded, DetrDetector, build_with_decoder, inverse_sigmoid
 from mrlib.layers import MLP, Dropout, FeedForward, attend, sine_positions, waves
 
-NARROWEST = 1e-4  # smallest width that positions are divided by
+NARROWEST = 1e-4  # smallest width that sines are divided by
 
 
 def span_positions(spans_cw: Tensor, width: int) -> Tensor:
@@ -30,16 +30,16 @@ def span_positions(spans_cw: Tensor, width: int) -> Tensor:
 
     spans_cw (B, K, 2); returns (B, K, width)
     """
-    return waves(spans_cw * (2 * math.pi), width // 2).flatten(-2)
+    return waves(spans_cw * (2 * math.pi), width // 2).flatten(-2)  # (B, K, 2, width / 2) flattened
 
 
 def zero_content(query_global: Tensor) -> Tensor:
-    """Moment queries start with zeros.  [QD-DETR]"""
+    """The content of every moment query starts with zeros, (B, d).  [QD-DETR]"""
     return torch.zeros_like(query_global)
 
 
 def query_content(query_global: Tensor) -> Tensor:
-    """Moment queries start with the vector of the whole query.  [AMR, decoder]"""
+    """The content of every moment query starts with the vector of the whole query, (B, d).  [AMR, decoder]"""
     return query_global
 
 
@@ -52,7 +52,7 @@ class SelfAttention(nn.Module):
     """Moment queries attend to one another; content and place are mapped separately and added.  [QD-DETR]"""
 
     def __init__(self, width: int, heads: int, dropout: float, joint: bool):
-        """joint  moment queries of different sets see one another"""
+        """joint  moment queries of different sets attend to one another, too"""
         super().__init__()
         self.heads, self.dropout, self.joint = heads, dropout, joint
         _add_linears(self, width, "q_content", "q_place", "k_content", "k_place", "value", "out_proj")
@@ -70,7 +70,7 @@ class CrossAttention(nn.Module):
     """Moment queries attend to clips; in every head, content is concatenated with place.  [QD-DETR]"""
 
     def __init__(self, width: int, heads: int, dropout: float, first: bool):
-        """first  the layer is the first, which also adds place to content"""
+        """first  in the first layer, place is also added to content"""
         super().__init__()
         self.heads, self.dropout = heads, dropout
         _add_linears(self, width, "q_content", "q_sine", "k_content", "k_place", "value", "out_proj")
@@ -93,7 +93,7 @@ class CrossAttention(nn.Module):
 
 
 class DabLayer(nn.Module):
-    """Self-attention, cross-attention and feed-forward, with norms after the sums.  [QD-DETR]"""
+    """Self-attention, cross-attention and feed-forward, each with a residual and a norm after the sum.  [QD-DETR]"""
 
     def __init__(
         self, width: int, heads: int, hidden: int, dropout: float, activation: str, *, first: bool, joint: bool
@@ -117,15 +117,15 @@ class DabLayer(nn.Module):
 
 
 class DabDecoder(nn.Module):
-    r"""Learned spans that read the clips near them and move.  [QD-DETR]
+    r"""Moment queries are spans: they attend to the clips near them, and every layer moves them.  [QD-DETR]
 
-    Before layer l, with the reference r = (c, w), its sines PE(r) and the content o:
+    A layer gets the places p and the sines u, from the reference r = (c, w), its sines PE(r) and the content o:
 
     $$p = \mathrm{MLP}(\mathrm{PE}(r)), \quad
     u = \mathrm{PE}(r) \odot \mathrm{MLP}_{scale}(o) \cdot \sigma(\mathrm{MLP}_{anchor}(o)) / w$$
 
-    (without the scale in the first layer), and after it $r \leftarrow \sigma(\mathrm{MLP}_{move}(o) +
-    \mathrm{logit}(r))$. No gradient flows from one layer to the next through r; the heads do pass a gradient to it.
+    (without MLP_scale in the first layer). After it, $r \leftarrow \sigma(\mathrm{MLP}_{move}(o) +
+    \mathrm{logit}(r))$. No gradient flows from one layer to the next through r; the heads pass a gradient to it.
     """
 
     def __init__(
@@ -144,8 +144,9 @@ class DabDecoder(nn.Module):
         """A stack of `DabLayer` and one set of moment queries.
 
         moment_queries        their number
-        content               what every moment query starts with, (B, d), from the vector of the whole query (B, d)
-        joint_self_attention  if there are several sets of moment queries, they see one another
+        heads, hidden         of a layer: attention heads, and the width inside its feed-forward
+        content               content(query_global) -> (B, d), what every moment query starts with
+        joint_self_attention  if there are several sets of moment queries, they attend to one another
         """
         super().__init__()
         for name, count in (("moment_queries", moment_queries), ("decoder_layers", decoder_layers)):
@@ -168,7 +169,10 @@ class DabDecoder(nn.Module):
             nn.init.zeros_(layer.cross_attn.out_proj.bias)
 
     def forward(self, target: Tensor, mask: Tensor, query_global: Tensor, context: Context | None) -> Decoded:
-        """target (B, T, d), mask bool (B, T), query_global (B, d); the context is not read."""
+        """The states of the K moment queries after every layer, and their spans before it.
+
+        target (B, T, d), mask bool (B, T), query_global (B, d); the context is not read
+        """
         return refine(self, [self.moment_queries.weight], target, mask, query_global)
 
 
@@ -176,7 +180,7 @@ def refine(decoder: nn.Module, sets: list[Tensor], target: Tensor, mask: Tensor,
     """Let one or several sets of moment queries read the clips and move.  [QD-DETR]
 
     decoder  a module with the parts of `DabDecoder`
-    sets     (K, 2) logits of centre and width of every set
+    sets     logits of centre and width of every set, (K, 2) each
     others   as for `DabDecoder.forward`
     """
     width = target.shape[-1]
@@ -189,14 +193,14 @@ def refine(decoder: nn.Module, sets: list[Tensor], target: Tensor, mask: Tensor,
         sines = span_positions(reference, width)  # (B, K, d)
         scale = decoder.anchor(x).sigmoid() / reference[..., 1:].clamp(min=NARROWEST)  # (B, K, 1)
         scale = scale * decoder.scale(x) if i else scale  # (B, K, d)
-        x = layer(x, decoder.place(sines), sines * scale, target, positions, mask, len(sets))
+        x = layer(x, decoder.place(sines), sines * scale, target, positions, mask, len(sets))  # (B, K, d)
         states.append(decoder.norm(x))
         moved = (decoder.move(x) + inverse_sigmoid(reference)).sigmoid()  # (B, K, 2)
         reference = moved.detach()
-    return Decoded(torch.stack(states), torch.stack(references))
+    return Decoded(torch.stack(states), torch.stack(references))  # (L, B, K, d), (L, B, K, 2)
 
 
-# `DabDetector(DabDecoder(...), heads)` is the detector of `mrlib.detect.detr` around such a decoder  [QD-DETR]
+# QD-DETR's detector is `DabDetector(DabDecoder(...), heads)`: that of Moment-DETR with another decoder  [QD-DETR]
 DabDetector = DetrDetector
 
 

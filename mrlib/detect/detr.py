@@ -3,8 +3,8 @@ r"""Moment queries: learned vectors that read the clips, each predicting one spa
 Paper    Lei et al., "Detecting Moments and Highlights in Videos via Natural Language Queries", NeurIPS 2021
          (arXiv 2107.09609), after Carion et al., "End-to-End Object Detection with Transformers", ECCV 2020
 Here     `DetrDetector` is a decoder and heads: it matches windows with moment queries, sums the heads' losses over the
-         decoder layers and decodes  [Moment-DETR]; `DetrDecoder` is Moment-DETR's, `SpanHead` and `ClassHead` are
-         shared by all DETR detectors
+         decoder layers and decodes  [Moment-DETR]; `DetrDecoder` is Moment-DETR's decoder; `SpanHead` and `ClassHead`
+         are shared by all DETR detectors
 A head   has `forward(decoded, target, mask)`, a dict of tensors (L, B, K, ...) that joins the outputs;
          `cost(outputs, truth)`, its part (L, B, K, W) of the matching cost; `losses(outputs, truth, matched)`, a dict
          of terms (L,); `score(outputs)`, a factor (B, K) of the score, or None
@@ -24,19 +24,19 @@ from mrlib.arguments import require
 from mrlib.data import Batch
 from mrlib.detect import Moments
 from mrlib.detect.span_length import duration_in_clips, of_clips, span_length
-from mrlib.layers import MLP, DecoderLayer, sine_positions
+from mrlib.layers import MLP, DecoderLayer, full_precision, sine_positions
 from mrlib.ops import spans
 from mrlib.ops.counts import shared_count
 from mrlib.ops.matching import match
 
-SPAN_EPS = 1e-3  # how close to 0 and 1 a reference span comes in its logit
+SPAN_EPS = 1e-3  # smallest x and 1 - x in the logit of x
 
 
 class Decoded(NamedTuple):
     """The output of each of the L layers of a decoder."""
 
     states: Tensor  # (L, B, K, d) of the moment queries
-    references: Tensor | None = None  # (L, B, K, 2) centre and width before each layer; None: the decoder has none
+    references: Tensor | None = None  # (L, B, K, 2) centre and width before each layer; None: no references
 
 
 class Context(NamedTuple):
@@ -57,7 +57,7 @@ class Truth(NamedTuple):
 
 
 def inverse_sigmoid(x: Tensor) -> Tensor:
-    """The inverse of the sigmoid, with its argument kept away from 0 and 1."""
+    """The logit of x, finite also at 0 and 1."""
     return (x.clamp(min=SPAN_EPS) / (1 - x).clamp(min=SPAN_EPS)).log()
 
 
@@ -86,6 +86,7 @@ class DetrDecoder(nn.Module):
         dropout: float = 0.1,
         pre_norm: bool = False,
     ):
+        """A stack of `DecoderLayer` and the moment queries; `moment_queries` is their number."""
         super().__init__()
         for name, count in (("moment_queries", moment_queries), ("decoder_layers", decoder_layers)):
             require(type(count) is int and count >= 1, name, count, "1 or more")
@@ -96,15 +97,19 @@ class DetrDecoder(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, target: Tensor, mask: Tensor, query_global: Tensor, context: Context | None) -> Decoded:
-        """target (B, T, d), mask bool (B, T); the vector of the whole query is not read."""
+        """The states of the K moment queries after every layer; the memory is T clips and M tokens of the context.
+
+        target (B, T, d), mask bool (B, T); query_global is not read
+        """
         memory, positions = target, sine_positions(mask, target.shape[-1])  # (B, T, d)
         if context is not None:
-            memory, mask = torch.cat([memory, context.tokens], 1), torch.cat([mask, context.mask], 1)  # (B, T + M, ...)
+            memory = torch.cat([memory, context.tokens], 1)  # (B, T + M, d)
+            mask = torch.cat([mask, context.mask], 1)  # (B, T + M)
             positions = torch.cat([positions, context.positions], 1)  # (B, T + M, d)
         moment_queries = self.moment_queries.weight.expand(len(memory), -1, -1)  # (B, K, d)
         x, states = torch.zeros_like(moment_queries), []
         for layer in self.layers:
-            x = layer(x, moment_queries, memory, positions, mask)
+            x = layer(x, moment_queries, memory, positions, mask)  # (B, K, d)
             states.append(self.norm(x))
         return Decoded(torch.stack(states))  # (L, B, K, d)
 
@@ -112,11 +117,11 @@ class DetrDecoder(nn.Module):
 class SpanHead(nn.Module):
     r"""Centre and width of the moment: $(\hat c, \hat w) = \sigma(\mathrm{MLP}(\eta) + \mathrm{logit}(r))$.
 
-    r is the reference; a decoder without references  [Moment-DETR] leaves the logit out; with them  [QD-DETR]
+    η is the state and r the reference  [QD-DETR]; without references  [Moment-DETR] the logit is left out.
     """
 
     def __init__(self, width: int, *, cost_l1: float = 10.0, cost_giou: float = 1.0):
-        """cost_l1, cost_giou  weights of distance and overlap in the matching"""
+        """cost_l1, cost_giou  weights of L1 distance and generalised IoU in the matching"""
         super().__init__()
         self.mlp, self.cost_l1, self.cost_giou = MLP(width, 2, 3), cost_l1, cost_giou
 
@@ -126,15 +131,16 @@ class SpanHead(nn.Module):
         return {"spans_cw": (x if decoded.references is None else x + inverse_sigmoid(decoded.references)).sigmoid()}
 
     def cost(self, outputs: dict[str, Tensor], truth: Truth) -> Tensor:
-        """L1 distance and generalised IoU of every moment query and window, (L, B, K, W)."""
-        predicted, windows = outputs["spans_cw"].float()[:, :, :, None], truth.spans[None, :, None]
-        distance = (predicted - to_centre(windows)).abs().sum(-1)
+        """L1 distance minus generalised IoU, weighted, of every moment query and window, (L, B, K, W)."""
+        predicted = full_precision(outputs["spans_cw"])[:, :, :, None]  # (L, B, K, 1, 2)
+        windows = truth.spans[None, :, None]  # (1, B, 1, W, 2)
+        distance = (predicted - to_centre(windows)).abs().sum(-1)  # (L, B, K, W)
         return self.cost_l1 * distance - self.cost_giou * spans.giou(to_ends(predicted), windows)
 
     def losses(self, outputs: dict[str, Tensor], truth: Truth, matched: Tensor) -> dict[str, Tensor]:
         """l1, of centre and width, and giou; means over the matched pairs."""
         valid, count = matched >= 0, shared_count((matched[0] >= 0).sum())  # (L, B, W)
-        predicted = outputs["spans_cw"].float()
+        predicted = full_precision(outputs["spans_cw"])  # (L, B, K, 2)
         predicted = predicted.gather(2, matched.clamp(min=0)[..., None].expand(-1, -1, -1, 2))  # (L, B, W, 2)
         distance = (predicted - to_centre(truth.spans)).abs().mean(-1)  # (L, B, W)
         non_overlap = 1 - spans.giou(to_ends(predicted), truth.spans.expand_as(predicted))  # (L, B, W)
@@ -145,33 +151,34 @@ class SpanHead(nn.Module):
 
 
 class CrossEntropy:
-    """Class loss of a detector with few matched moment queries: background counts less.  [Moment-DETR]"""
+    """Cross-entropy in which the background, the class of most moment queries, has a lower weight.  [Moment-DETR]"""
 
     def __init__(self, background: float = 0.1):
         """background  weight of the moment queries without a window"""
         self.background = background
 
     def __call__(self, logits: Tensor, positive: Tensor, rows: Tensor) -> Tensor:
-        """Cross-entropy, a plain mean over all moment queries.
+        """The mean over all moment queries of the weighted terms, not divided by their weights.
 
         logits    (L, B, K, 2)  foreground and background
         positive  bool (L, B, K)  moment queries that have a window
         rows      bool (B,)  samples that count
         returns   (L,)
         """
-        background = (~positive).long()
+        background = (~positive).long()  # (L, B, K) class 0 is the foreground
         weight = torch.where(background == 1, self.background, 1.0) * rows[:, None]  # (L, B, K)
         each = F.cross_entropy(logits.flatten(0, 2), background.flatten(), reduction="none").view_as(weight)
         return (each * weight).sum((1, 2)) / shared_count(rows.sum() * logits.shape[2])
 
 
 class ClassHead(nn.Module):
-    """How sure a moment query is that it found a moment: two logits, foreground and background.  [Moment-DETR]"""
+    """Two logits of every moment query: foreground, it has found a moment, and background.  [Moment-DETR]"""
 
     def __init__(self, width: int, *, cost_class: float = 4.0, loss: Callable[[Tensor, Tensor, Tensor], Tensor]):
-        """cost_class  weight of the probability in the matching
+        """A head for moment queries of this width.
 
-        loss  loss(logits (L, B, K, 2), positive bool (L, B, K), rows bool (B,)) -> (L,)
+        cost_class  weight of the probability in the matching
+        loss        loss(logits (L, B, K, 2), positive bool (L, B, K), rows bool (B,)) -> (L,), as `CrossEntropy`
         """
         super().__init__()
         self.linear, self.cost_class, self.loss = nn.Linear(width, 2), cost_class, loss
@@ -181,18 +188,19 @@ class ClassHead(nn.Module):
         return {"logits": self.linear(decoded.states)}
 
     def cost(self, outputs: dict[str, Tensor], truth: Truth) -> Tensor:
-        """Minus the probability of the foreground, the same for every window, (L, B, K, W)."""
-        return -self.cost_class * outputs["logits"].float().softmax(-1)[..., :1].expand(-1, -1, -1, truth.mask.shape[1])
+        """Minus the weighted probability of the foreground, the same for every window, (L, B, K, W)."""
+        foreground = full_precision(outputs["logits"]).softmax(-1)[..., :1]  # (L, B, K, 1)
+        return -self.cost_class * foreground.expand(-1, -1, -1, truth.mask.shape[1])
 
     def losses(self, outputs: dict[str, Tensor], truth: Truth, matched: Tensor) -> dict[str, Tensor]:
-        """class, by the loss of this head."""
-        logits = outputs["logits"].float()
+        """class, the loss that the head was built with."""
+        logits = full_precision(outputs["logits"])  # (L, B, K, 2)
         positive = (torch.arange(logits.shape[2], device=matched.device) == matched[..., None]).any(2)  # (L, B, K)
         return {"class": self.loss(logits, positive, truth.rows)}
 
     def score(self, outputs: dict[str, Tensor]) -> Tensor:
         """The probability of the foreground after the last layer, (B, K)."""
-        return outputs["logits"][-1].float().softmax(-1)[..., 0]
+        return full_precision(outputs["logits"][-1]).softmax(-1)[..., 0]
 
 
 def context_of(aligned: Aligned) -> Context | None:
@@ -205,12 +213,12 @@ def context_of(aligned: Aligned) -> Context | None:
 
 
 def drawn_windows(mask: Tensor) -> Tensor:
-    """A random order of the windows of every sample, real ones first; bool (B, W) -> (B, W) keys to sort by."""
+    """Keys that sort the windows of a sample in random order, real ones first; mask bool (B, W) -> (B, W)."""
     return torch.rand(mask.shape, device=mask.device).masked_fill(~mask, 2)
 
 
 def first_windows(mask: Tensor) -> Tensor:
-    """The annotated order of the windows of every sample; bool (B, W) -> (B, W) keys to sort by."""
+    """Keys that sort the windows of a sample in annotated order; mask bool (B, W) -> (B, W)."""
     return torch.arange(mask.shape[1], device=mask.device, dtype=torch.float32).expand(mask.shape)
 
 
@@ -226,10 +234,10 @@ class DetrDetector(nn.Module):
         surplus: Callable[[Tensor], Tensor] = drawn_windows,
         span_length: Callable[[Tensor, Tensor], Tensor] = of_clips,
     ):
-        """decoder(target, mask, query_global, context) -> Decoded, and heads as described in the module.
+        """decoder(target, mask, query_global, context) -> Decoded, and heads as described at the top of this module.
 
-        most_windows  of a sample that are matched
-        surplus       which windows these are if a sample has more: `drawn_windows`, anew at every step, `first_windows`
+        most_windows  windows of a sample that are matched, at most
+        surplus       if a sample has more, which of them: `drawn_windows`, new ones at every step, or `first_windows`
         span_length   what a predicted span is a fraction of, see `mrlib.detect.span_length`
         """
         super().__init__()
@@ -246,14 +254,14 @@ class DetrDetector(nn.Module):
         return outputs | {"states": decoded.states}
 
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> Moments:
-        """The moment of every moment query after the last layer, (B, K, 2); no suppression."""
+        """The span of every moment query after the last layer, clamped to the video; no suppression."""
         duration_s, length_s = batch.duration_s, batch.lengths * batch.clip_s  # (B,)
         factor, latest = self.span_length(duration_s, length_s), duration_in_clips(duration_s, length_s).clamp(max=1)
-        predicted = to_ends(outputs["spans_cw"][-1].float()) * factor[:, None, None]  # (B, K, 2)
+        predicted = to_ends(full_precision(outputs["spans_cw"][-1])) * factor[:, None, None]  # (B, K, 2)
         predicted = predicted.clamp(min=0).minimum(latest[:, None, None])
         factors = [factor for head in self.heads if (factor := head.score(outputs)) is not None]
         scores, order = torch.stack(factors).prod(0).sort(dim=-1, descending=True, stable=True)  # (B, K)
-        mask = batch.target_mask.any(1, keepdim=True).expand_as(scores)
+        mask = batch.target_mask.any(1, keepdim=True).expand_as(scores)  # (B, K)
         return Moments(predicted.gather(1, order[..., None].expand_as(predicted)), scores, mask)
 
     def losses(
@@ -261,14 +269,15 @@ class DetrDetector(nn.Module):
     ) -> dict[str, Tensor]:
         """The terms of the heads, summed over the decoder layers; with a teacher's outputs also "distill".
 
-        distill  one minus the cosine of the states with the teacher's, over all layers and the moment queries that the
-                 teacher has too  [AMR stage 2]
+        distill  one minus the mean cosine of the states with the teacher's, over all layers and the first moment
+                 queries, as many as the teacher has  [AMR stage 2]
         """
         terms = {name: x.sum() for name, x in self.layer_losses(outputs, batch).items()}
         if teacher is None:
             return terms
-        states = teacher["states"].float()  # (L, B, K, d)
-        cosine = F.cosine_similarity(outputs["states"][:, :, : states.shape[2]].float(), states, dim=-1)  # (L, B, K)
+        teacher_states = full_precision(teacher["states"])  # (L, B, K, d)
+        states = full_precision(outputs["states"][:, :, : teacher_states.shape[2]])  # (L, B, K, d)
+        cosine = F.cosine_similarity(states, teacher_states, dim=-1)  # (L, B, K)
         rows = batch.target_mask.any(1)
         distance = (1 - cosine.mean((0, 2))) * rows  # (B,)
         return terms | {"distill": distance.sum() / shared_count(rows.sum())}
@@ -281,7 +290,7 @@ class DetrDetector(nn.Module):
 
     def truth(self, batch: Batch) -> Truth:
         """The windows of a batch, at most `most_windows` of a sample."""
-        windows, mask = batch.labels.spans.float(), batch.labels.span_mask  # (B, W, 2), (B, W)
+        windows, mask = full_precision(batch.labels.spans), batch.labels.span_mask  # (B, W, 2), (B, W)
         if mask.shape[1] > self.most_windows:
             kept = self.surplus(mask).argsort(1)[:, : self.most_windows]  # (B, most_windows)
             windows, mask = windows.gather(1, kept[..., None].expand(-1, -1, 2)), mask.gather(1, kept)
@@ -311,7 +320,7 @@ def build_with_decoder(
     length: str,
     **options: Any,
 ) -> DetrDetector:
-    """A detector with heads for spans and classes around a decoder; `options` are the decoder's."""
+    """A detector with a span head and a class head; the decoder is built as decoder(width, **options)."""
     span_head = SpanHead(width, cost_l1=cost_l1, cost_giou=cost_giou)
     class_head = ClassHead(width, cost_class=cost_class, loss=CrossEntropy(background))
     heads = [span_head, class_head]

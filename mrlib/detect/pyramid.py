@@ -1,16 +1,16 @@
 r"""Points of a pyramid of clips predict whether they are in the moment and the distances to its ends (SnAG).
 
 Paper    Mu et al., "SnAG: Scalable and Accurate Video Grounding", CVPR 2024 (arXiv 2404.02257)
-Here     `PyramidDetector` is its video encoder, in which every level is half as long as the one below; the fusion with
-         the words on each level; and both heads  [SnAG]. `targets` assigns points to windows, `.losses` are focal and
-         distance-IoU terms, `.decode` is soft suppression and voting  [SnAG]. With `beta`, changes from point to point
-         of a level flow in before the first fusion  [TD-DETR Eq. 6]
-Levels   are concatenated to (B, P, d), with one padded place behind each level: convolutions and local attention see
-         padding there, and all levels go through shared layers at once
-Any      length works, since the level above n places has n / 2, rounded up. Padding is hidden from convolution, pooling
-         and local attention
-Ours     of several windows around a point the shortest counts; moments are cut to the video before they suppress one
-         another, not after. Branches have dropout instead of the released code's stochastic depth
+Here     `PyramidDetector` has the video encoder, in which every level is half as long as the one below, the fusion with
+         the words on each level, and both heads  [SnAG]; `targets` assigns windows to points, `.losses` are focal and
+         distance-IoU terms, `.decode` is soft suppression and voting  [SnAG]. With `beta`, dynamics, the changes from
+         point to point of a level, are mixed in before the first fusion  [TD-DETR Eq. 6]
+Levels   are concatenated to (B, P, d), so that all go through the shared layers at once. One padded place behind each
+         level keeps convolutions from reading the next one
+Lengths  can be any: the level above n places has n / 2, rounded up. Padding is hidden from convolution, pooling and
+         local attention
+Ours     of several windows around a point the shortest counts; moments are clamped to the video before they suppress
+         one another, not after. Branches have dropout instead of the released code's stochastic depth
 Departs  fmu2/snag_release divides the losses by a running mean of the number of positive points; here it is the number
          in the batch: no state to keep, the same on every rank and after a resume. It evaluates a running mean of the
          weights, which is left out
@@ -28,21 +28,21 @@ from mrlib.align.words import Words
 from mrlib.arguments import require
 from mrlib.data import Batch
 from mrlib.detect import Moments
-from mrlib.layers import Attention, AttentionWeights, Dropout, FeedForward, waves
+from mrlib.layers import Attention, AttentionWeights, Dropout, FeedForward, full_precision, waves
 from mrlib.ops import spans
 from mrlib.ops.counts import shared_count
 
 NEAR = 2  # places on either side that a clip attends to
 LAYER_SCALE = 1e-4  # initial factor of a branch of a block
-FUSIONS = 2  # layers
+FUSIONS = 2  # layers of fusion
 RADIUS = 1.5  # strides around the middle of a window in which points are positive
 RANGE = 8.0  # largest distance in strides from a point to an end of its window
 ALPHA, GAMMA, SMOOTHING = 0.5, 2.0, 0.2  # of the focal loss
 CANDIDATES = 2000  # moments that enter the suppression
-LEAST = 0.001  # a moment has a higher score than this
-SHORTEST = 0.1  # a moment is longer than this many clips
+LEAST = 0.001  # moments with this score or a lower one are dropped
+SHORTEST = 0.1  # moments of this many clips or fewer are dropped
 SIGMA, VOTES = 0.9, 0.95  # of the soft suppression; the IoU from which moments vote for one another
-KEPT = 10  # moments that leave it
+KEPT = 10  # moments that remain
 
 
 def _conv(layer: nn.Conv1d, x: Tensor, mask: Tensor) -> Tensor:
@@ -81,37 +81,38 @@ class LocalAttention(AttentionWeights):
 
 
 class Block(nn.Module):
-    """Local attention of convolved clips and feed-forward, each with a norm before and a scale after.  [SnAG]
+    """Convolution with local attention, then feed-forward, each after a norm and with a learned scale.  [SnAG]
 
-    stride  2: the output has every second place; the residual is then the maximum of three neighbours
+    stride  2: the output has every second place, and the residual is the maximum of three neighbours
     """
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float, stride: int):
         super().__init__()
         self.stride, self.dropout = stride, Dropout(dropout)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.conv = nn.Conv1d(width, 3 * width, 3, stride, padding=1, groups=width, bias=False)  # q, k, v of a channel
+        self.conv = nn.Conv1d(width, 3 * width, 3, stride, padding=1, groups=width, bias=False)  # channel to q, k, v
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
         self.local_attn = LocalAttention(width, heads)
         self.feed_forward = FeedForward(width, hidden, dropout, "gelu")
         self.scale = nn.Parameter(torch.full((2, width), LAYER_SCALE))
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, L, d), mask bool (B, L) -> (B, L / stride, d), bool (B, L / stride), lengths rounded up."""
+        """x (B, L, d), mask bool (B, L) -> (B, L', d), bool (B, L'); L' is L / stride, rounded up."""
         convolved = _conv(self.conv, self.norm1(x), mask).unflatten(-1, (-1, 3)).unbind(-1)  # three (B, L', d)
         q, k, v = (norm(each) for norm, each in zip(self.norms, convolved, strict=True))
         if self.stride > 1:
-            low = x.masked_fill(~mask[..., None], torch.finfo(x.dtype).min)
-            x, mask = F.max_pool1d(low.mT, 3, self.stride, padding=1).mT, mask[:, :: self.stride]  # (B, L', d)
+            x = x.masked_fill(~mask[..., None], torch.finfo(x.dtype).min)
+            x, mask = F.max_pool1d(x.mT, 3, self.stride, padding=1).mT, mask[:, :: self.stride]  # (B, L', d)
             x = x.masked_fill(~mask[..., None], 0)
         x = x + self.dropout(self.scale[0] * self.local_attn(q, k, v, mask))
         return x + self.dropout(self.scale[1] * self.feed_forward(self.norm2(x))), mask
 
 
 class Fusion(nn.Module):
-    r"""Attention to the words scales and shifts every place: $x \leftarrow x \odot a + b$, then feed-forward.
+    r"""Attention to the words gives a scale and a shift of every place; then feed-forward.  [SnAG]
 
-    $(a, b) = \mathrm{MHA}(\mathrm{conv}(\mathrm{LN}(x)), \mathrm{LN}(Y), \mathrm{LN}(Y))$ of the words Y  [SnAG]
+    $$x \leftarrow x \odot a + b, \quad
+    (a, b) = \mathrm{MHA}(\mathrm{conv}(\mathrm{LN}(x)), \mathrm{LN}(Y), \mathrm{LN}(Y)) \text{ with the words } Y$$
     """
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float):
@@ -145,10 +146,10 @@ class PyramidDetector(nn.Module):
         dropout: float = 0.1,
         beta: float | None = None,
     ):
-        """A pyramid of an even width.
+        """A pyramid for an aligner of this width, which is even.
 
-        levels  strides 1, 2, 4, ... 2^(levels - 1)
-        beta    share of the clips where their dynamics flow in; None: no dynamics
+        levels  their number; the strides are 1, 2, 4, ... 2^(levels - 1)
+        beta    weight of the points, 1 - beta that of their dynamics; None: no dynamics
         """
         require(type(levels) is int and levels >= 1, "levels", levels, "1 or more")
         super().__init__()
@@ -165,8 +166,8 @@ class PyramidDetector(nn.Module):
         self.scales = nn.Parameter(torch.ones(levels))
 
     def pyramid(self, x: Tensor, mask: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """The levels of the clips (B, T, d), each (B, L, d) and its mask bool (B, L); none depends on the query."""
-        x = self.stem(x, mask)
+        """The levels of clips x (B, T, d) before the words are read: each (B, L, d), and its mask bool (B, L)."""
+        x = self.stem(x, mask)  # (B, T, d)
         x = x + waves(torch.arange(x.shape[1], device=x.device), x.shape[2]).to(x.dtype) / x.shape[2] ** 0.5
         level, levels = self.stem_block(x, mask), []
         for block in self.blocks:
@@ -182,10 +183,8 @@ class PyramidDetector(nn.Module):
         mask    bool (B, P)  real points
         """
         levels = self.pyramid(aligned.target, aligned.mask)
-        x, mask = (
-            _joined([x for x, _ in levels]),
-            _joined([m[..., None] for _, m in levels])[..., 0],
-        )  # (B, P, d), (B, P)
+        x = _joined([x for x, _ in levels])  # (B, P, d)
+        mask = _joined([m[..., None] for _, m in levels])[..., 0]  # (B, P)
         words = Words(aligned.query, aligned.query, aligned.query_mask)
         if self.mix is not None:
             starts = self.start.weight
@@ -197,9 +196,9 @@ class PyramidDetector(nn.Module):
         logits = _conv(self.logit, self.foreground(x, mask), mask)[..., 0]  # (B, P)
         offset = _conv(self.offset, self.boundary(x, mask), mask)  # (B, P, 2)
         level, point = points(aligned.mask.shape[1], self.levels, x.device)  # (P,), (P,)
-        distance = (self.scales[level][:, None] * offset).relu().float() * 2.0 ** level[:, None]
-        ends = point[:, None] + 0.5 + torch.stack([-distance[..., 0], distance[..., 1]], -1)
-        return {"logits": logits, "spans": ends / _real(aligned.mask)[:, None, None], "mask": mask}
+        distance = full_precision((self.scales[level][:, None] * offset).relu()) * 2.0 ** level[:, None]  # (B, P, 2)
+        ends = point[:, None] + 0.5 + torch.stack([-distance[..., 0], distance[..., 1]], -1)  # (B, P, 2) in clips
+        return {"logits": logits, "spans": ends / _clip_counts(aligned.mask)[:, None, None], "mask": mask}
 
     def losses(
         self, outputs: dict[str, Tensor], aligned: Aligned, batch: Batch, teacher: dict[str, Tensor] | None = None
@@ -211,32 +210,33 @@ class PyramidDetector(nn.Module):
         """
         labels, mask = batch.labels, outputs["mask"]
         grid = points(aligned.mask.shape[1], self.levels, mask.device)
-        positive, truth = targets(labels.spans, labels.span_mask, _real(aligned.mask), *grid, self.levels)
+        counts = _clip_counts(aligned.mask)
+        positive, truth = targets(labels.spans, labels.span_mask, counts, *grid, self.levels)  # (B, P), (B, P, 2)
         positive = positive & mask
         count = shared_count(positive.sum())
         # selected and not weighted by 0, since padding may hold anything
-        focal = focal_loss(outputs["logits"].float()[mask], positive[mask])
-        overlap = spans.diou(outputs["spans"].float()[positive], truth[positive])
+        focal = focal_loss(full_precision(outputs["logits"])[mask], positive[mask])
+        overlap = spans.diou(full_precision(outputs["spans"])[positive], truth[positive])
         return {"focal": focal.sum() / count, "diou": (1 - overlap).sum() / count}
 
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> Moments:
         """Ten moments at most, softly suppressed, each the weighted mean of those that nearly equal it.  [SnAG]"""
-        n = _real(batch.target_mask)
+        n = _clip_counts(batch.target_mask)  # (B,)
         last = (batch.duration_s / (n * batch.clip_s)).clamp(max=1)[:, None, None]  # features may run past the end
-        predicted = outputs["spans"].float().clamp(min=0).minimum(last)  # (B, P, 2)
-        long = (predicted[..., 1] - predicted[..., 0]) * n[:, None] > SHORTEST
-        scores = outputs["logits"].float().sigmoid()
+        predicted = full_precision(outputs["spans"]).clamp(min=0).minimum(last)  # (B, P, 2)
+        long = (predicted[..., 1] - predicted[..., 0]) * n[:, None] > SHORTEST  # (B, P)
+        scores = full_precision(outputs["logits"]).sigmoid()  # (B, P)
         scores = scores.masked_fill(~(outputs["mask"] & long & (scores > LEAST)), 0)
         scores, order = scores.sort(dim=-1, descending=True, stable=True)
-        scores, order = scores[:, :CANDIDATES], order[:, :CANDIDATES]
-        predicted = predicted.gather(1, order[..., None].expand(-1, -1, 2))
+        scores, order = scores[:, :CANDIDATES], order[:, :CANDIDATES]  # (B, C)
+        predicted = predicted.gather(1, order[..., None].expand(-1, -1, 2))  # (B, C, 2)
         kept, lowered, mask = spans.soft_nms(predicted, scores, scores > 0, sigma=SIGMA, least=LEAST, most=KEPT)
         chosen = predicted.gather(1, kept[..., None].expand(-1, -1, 2))  # (B, KEPT, 2)
         return Moments(spans.vote(chosen, predicted, scores, VOTES), lowered, mask)
 
 
 def points(T: int, levels: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-    """The points of T clips, level after level: int64 (P,) the level, (P,) the clip in whose middle the point is.
+    """The points of T clips, level after level: int64 (P,) the level, (P,) the index of the clip in whose middle it is.
 
     A padded point follows the points of every level.
     """
@@ -251,13 +251,13 @@ def targets(
 ) -> tuple[Tensor, Tensor]:
     """Which points are positive, and the window of each.  [SnAG]
 
-    A point is positive for a window if it is inside, less than 1.5 strides from its middle, and the farther end is 0 to
-    8, 4 to 16, 8 to 32, ... clips away on level 0, 1, 2, ..., without a limit on the last level. Of several such
-    windows the shortest counts.
+    A point is positive for a window if it is inside the window, less than 1.5 strides from the window's middle, and 0
+    to 8, 4 to 16, 8 to 32, ... clips from the window's farther end on level 0, 1, 2, ...; on the last level without an
+    upper limit. Of several such windows the shortest counts.
 
     windows       (B, W, 2)  fractions of the real clips; window_mask bool (B, W)
     lengths       (B,)  real clips
-    level, point  (P,), (P,) of `points`, of so many levels
+    level, point  (P,), (P,) from `points`, for so many `levels`
     returns       bool (B, P), and the windows (B, P, 2) as fractions, arbitrary where a point is not positive
     """
     if windows.shape[1] == 0:
@@ -267,17 +267,18 @@ def targets(
     start, end = ends[:, None, :, 0], ends[:, None, :, 1]  # (B, 1, W)
     x, stride = point[:, None], 2.0 ** level[:, None]  # (P, 1)
     slack = 1e-4  # clips; a point on a border is outside, also in float32
-    inside = (x - start > slack) & (end - x > slack) & ((x - (start + end) / 2).abs() < RADIUS * stride - slack)
+    inside = (x - start > slack) & (end - x > slack)  # (B, P, W)
+    inside = inside & ((x - (start + end) / 2).abs() < RADIUS * stride - slack)
     low = torch.where(level[:, None] > 0, RANGE / 4 * stride, 0.0)
     high = torch.where(level[:, None] < levels - 1, RANGE * stride, torch.inf)
-    far = torch.maximum(x - start, end - x)
-    fits = inside & (far >= low) & (far < high) & window_mask[:, None]
-    shortest = (end - start).expand_as(fits).masked_fill(~fits, torch.inf).argmin(-1)
+    far = torch.maximum(x - start, end - x)  # (B, P, W)
+    fits = inside & (far >= low) & (far < high) & window_mask[:, None]  # (B, P, W)
+    shortest = (end - start).expand_as(fits).masked_fill(~fits, torch.inf).argmin(-1)  # (B, P)
     return fits.any(-1), windows.gather(1, shortest[..., None].expand(-1, -1, 2))
 
 
 def focal_loss(logits: Tensor, positive: Tensor) -> Tensor:
-    """Cross-entropy with smoothed labels, lowered where the prediction is right; (...), bool (...) -> (...)."""
+    """Cross-entropy with smoothed labels, times the squared error of the probability; (...), bool (...) -> (...)."""
     y = torch.where(positive, 1 - SMOOTHING / 2, SMOOTHING / 2).to(logits.dtype)
     p = logits.sigmoid()
     error = 1 - (p * y + (1 - p) * (1 - y))
@@ -290,6 +291,6 @@ def _joined(levels: list[Tensor]) -> Tensor:
     return torch.cat([F.pad(x, (0, 0, 0, 1)) for x in levels], 1)
 
 
-def _real(mask: Tensor) -> Tensor:
-    """Real clips of each target, at least 1, as floats (B,)."""
+def _clip_counts(mask: Tensor) -> Tensor:
+    """The number of real clips of each target, at least 1; float32 (B,)."""
     return mask.sum(1).clamp(min=1).float()

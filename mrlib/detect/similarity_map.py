@@ -1,16 +1,17 @@
-r"""Moments as points of a map: cell (i, j) of the clips' similarities stands for the moment from clip i to clip j.
+r"""Moments as cells of a map: cell (i, j) of the clips' similarities stands for the moment from clip i to clip j.
 
 Paper    "Anchor-Aware Similarity Cohesion in Target Frames Enables Predicting Temporal Moment Boundaries in 2D",
          CVPR 2025
 Here     [F2SGD Eq. 13] is `similarity` and `SimilarityMapDetector.forward`, [F2SGD Eq. 14] `target_map` and `.losses`,
          [F2SGD Eq. 15] `.decode`
 Cells    cell (i, j) stands for clips i..j, both included: start i / n, end (j + 1) / n, in fractions of the n clips
-Ours     the paper leaves open channels, activation, padding, depth, output and the loss's reduction. Two zero-padded
-         convolutions and a pointwise MLP of two layers, ReLU between; the output is linear, with squared error a
-         regression of the 0/1 target: a sigmoid saturates under some 1,500 negatives for each positive. The loss is
-         summed over a sample's cells with i <= j (only they can be predicted) and averaged over samples. The output of
-         a convolution is masked to the real clips, so that padding changes nothing. The last layer starts at zero:
-         random outputs of order 1 on thousands of cells would first drive the hidden layers to zero
+Ours     the paper leaves open channels, activation, padding, depth, output and the loss's reduction. Here: two
+         zero-padded convolutions and a pointwise MLP of two layers, with ReLU between; a linear output, so that squared
+         error makes it a regression of the 0/1 target (a sigmoid saturates with some 1,500 negatives for each
+         positive); a loss summed over a sample's cells with i <= j, the only ones that can be predicted, and averaged
+         over samples. The output of a convolution is masked to the real clips, so that padding changes nothing. The
+         last layer starts at zero: random outputs of order 1 on thousands of cells would first drive the hidden layers
+         to zero
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from mrlib.align import Aligned
 from mrlib.data import Batch
 from mrlib.detect import Moments
+from mrlib.layers import full_precision
 from mrlib.ops.conv import LargeKernelConv2d
 from mrlib.ops.counts import shared_count
 
@@ -32,7 +34,7 @@ from mrlib.ops.counts import shared_count
 def similarity(target: Tensor, mask: Tensor) -> Tensor:
     r"""$S_{ij} = \cos(v_i, v_j)$, 0 on padding: the input of [F2SGD Eq. 13].
 
-    In float32 also under autocast. Padding is filled after the product: if only the vectors were zero, gradients of
+    In float32 also under autocast. Padding is set to 0 after the product: if only the vectors were zero, gradients of
     size 1 / eps would reach them through the norm, since the convolutions mix padded cells into real ones.
 
     target   (B, T, d)
@@ -40,45 +42,45 @@ def similarity(target: Tensor, mask: Tensor) -> Tensor:
     returns  (B, T, T)
     """
     with torch.autocast(target.device.type, enabled=False):
-        v = target.to(torch.promote_types(target.dtype, torch.float32))
-        v = F.normalize(v, dim=-1, eps=1e-6)
+        v = F.normalize(full_precision(target), dim=-1, eps=1e-6)  # (B, T, d)
         return (v @ v.mT).masked_fill(~pairs(mask), 0)
 
 
 def standardised(s: Tensor, mask: Tensor) -> Tensor:
-    """Every map (B, T, T) with mean 0 and deviation 1 over its real cells. Not in the paper.
+    """Every map (B, T, T) with mean 0 and standard deviation 1 over its real cells, 0 on padding. Not in the paper.
 
-    Clips of one video share a large common part, so their cosines are close to a large mean. In short training runs
-    removing it makes the difference.
+    Clips of one video have a large part in common, so their cosines are all close to a large mean. In short training
+    runs, removing that mean makes the difference.
     """
     valid = pairs(mask)  # (B, T, T)
     count = valid.sum((1, 2), keepdim=True).clamp(min=1)  # (B, 1, 1)
-    centred = (s - s.sum((1, 2), keepdim=True) / count).masked_fill(~valid, 0)
+    centred = (s - s.sum((1, 2), keepdim=True) / count).masked_fill(~valid, 0)  # (B, T, T)
     return centred * (centred.square().sum((1, 2), keepdim=True) / count + 1e-6).rsqrt()
 
 
 def pairs(mask: Tensor) -> Tensor:
-    """Cells of two real clips; bool (B, T) -> bool (B, T, T)."""
+    """Cells (i, j) whose clips are both real; bool (B, T) -> bool (B, T, T)."""
     return mask[:, :, None] & mask[:, None, :]
 
 
 def cells(mask: Tensor) -> Tensor:
-    """Cells that are moments, of two real clips with i <= j; bool (B, T) -> bool (B, T, T)."""
+    """Cells that are moments: both clips are real, and i <= j; bool (B, T) -> bool (B, T, T)."""
     return pairs(mask).triu()
 
 
 def window_cells(spans: Tensor, lengths: Tensor) -> Tensor:
     r"""The cell of a span: $t^s = \lfloor s + \frac12 \rfloor$, $t^e = \lfloor e + \frac12 \rfloor - 1$ in clips.
 
-    Clamped to 0 <= t^s <= t^e <= n - 1, so that a span shorter than a clip gets one clip. The inverse of decoding for
-    times on the clips' grid.
+    Clamped to 0 <= t^s <= t^e <= n - 1, so that a span shorter than a clip gets one clip. Decoding is the inverse for
+    spans that start and end on edges of clips.
 
     spans    (B, W, 2)  fractions of the target
     lengths  int64 (B,)  n, its clips
     returns  int64 (B, W, 2)  first and last clip, both included
     """
-    edges = (spans.double() * lengths[:, None, None] + 0.5 + 1e-4).floor().long()  # 1e-4 rounds a half in float32 up
-    end = (edges[..., 1] - 1).clamp(min=0).minimum(lengths[:, None] - 1)
+    # 1e-4, so that halves are rounded up also if float32 puts them slightly lower
+    edges = (spans.double() * lengths[:, None, None] + 0.5 + 1e-4).floor().long()  # (B, W, 2)
+    end = (edges[..., 1] - 1).clamp(min=0).minimum(lengths[:, None] - 1)  # (B, W)
     return torch.stack([edges[..., 0].clamp(min=0).minimum(end), end], -1)
 
 
@@ -95,17 +97,17 @@ def target_map(batch: Batch) -> Tensor:
 
 
 class SimilarityMapDetector(nn.Module):
-    """Large-kernel convolutions on the similarity map; the highest points of the output are the moments.
+    """Large-kernel convolutions on the similarity map; the highest cells of the output are the moments.
 
     [F2SGD Eq. 13] to [F2SGD Eq. 15]
 
     kernel       C, side of the convolutions' kernels, odd
     channels     c, of the hidden maps
-    candidates   moments at most
+    candidates   moments that are predicted, at most
     head         "linear", or "sigmoid": probabilities, starting at 0.01
     loss_cells   "triangle": cells with i <= j; "full": every cell, as printed
-    reduction    over a sample's cells, "sum" or "mean"
-    standardise  see `standardised`; departs from the paper
+    reduction    of the loss over a sample's cells, "sum" or "mean"
+    standardise  apply `standardised` to the similarities; departs from the paper
     zero_init    start the last layer's weights at zero; False: Xavier-uniform like the others
     raises       ValueError for an even kernel or an unknown value
     """
@@ -163,9 +165,9 @@ class SimilarityMapDetector(nn.Module):
         No suppression of neighbours. K = min(candidates, T * T); a target with fewer cells has fewer moments: the rest
         have `mask` False and score -inf.
         """
-        p = outputs["map"].float().masked_fill(~cells(batch.target_mask), -torch.inf).flatten(1)  # (B, T T)
+        p = full_precision(outputs["map"]).masked_fill(~cells(batch.target_mask), -torch.inf).flatten(1)  # (B, T T)
         scores, order = p.sort(dim=1, descending=True, stable=True)
-        scores, order = scores[:, : self.candidates], order[:, : self.candidates]
+        scores, order = scores[:, : self.candidates], order[:, : self.candidates]  # (B, K)
         mask, T = scores > -torch.inf, batch.target_mask.shape[1]  # (B, K)
         spans = torch.stack([order // T, order % T + 1], -1) / batch.lengths[:, None, None]  # (B, K, 2)
         return Moments(spans * mask[..., None], scores, mask)
@@ -174,13 +176,13 @@ class SimilarityMapDetector(nn.Module):
         self, outputs: dict[str, Tensor], aligned: Aligned, batch: Batch, teacher: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
         r"""map: $\lVert P - G \rVert_2^2$ per sample, mean over the samples.  [F2SGD Eq. 14]"""
-        counted = (cells if self.loss_cells == "triangle" else pairs)(batch.target_mask)
-        loss = (outputs["map"] - target_map(batch)).square().masked_fill(~counted, 0).sum((1, 2))
+        counted = (cells if self.loss_cells == "triangle" else pairs)(batch.target_mask)  # (B, T, T)
+        loss = (outputs["map"] - target_map(batch)).square().masked_fill(~counted, 0).sum((1, 2))  # (B,)
         if self.reduction == "mean":
             loss = loss / counted.sum((1, 2))
         return {"map": loss.sum() / shared_count(len(batch))}
 
 
 def build_similarity_map(width: int, **options: Any) -> SimilarityMapDetector:
-    """The detector "similarity_map", for clips of any width; options of `SimilarityMapDetector`."""
+    """The detector "similarity_map", for clips of any width; `options` are those of `SimilarityMapDetector`."""
     return SimilarityMapDetector(**options)

@@ -1,4 +1,4 @@
-"""The length that a predicted span is a fraction of, when it is decoded."""
+"""The length of which a predicted span is a fraction: that of the real clips, or the duration of the video."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from mrlib.arguments import require
 
 
 def duration_in_clips(duration_s: Tensor, length_s: Tensor) -> Tensor:
-    """The duration of every video as a multiple of the length of its real clips; all (B,), in seconds."""
+    """The duration of every video in units of the total length of its real clips; all (B,)."""
     return duration_s / length_s.clamp(min=1e-6)
 
 
 def of_clips(duration_s: Tensor, length_s: Tensor) -> Tensor:
-    """Predicted spans are fractions of the real clips, as in training: the factor 1, (B,)."""
+    """The total length of the real clips in the same unit: 1 for every video, (B,). Spans are trained with it."""
     return torch.ones_like(duration_s)
 
 
 def span_length(name: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """`of_clips` by the option "clips"; `duration_in_clips`, as in the official inference, by "duration"."""
+    """`of_clips` for the option "clips", or `duration_in_clips` for "duration", as in the official inference."""
     require(name in ("clips", "duration"), "length", name, "clips or duration")
     return of_clips if name == "clips" else duration_in_clips

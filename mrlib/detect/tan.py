@@ -6,13 +6,13 @@ Here     `moment_map` gives the features of all moments, `TanDetector.fuse` comb
          `TanDetector.forward` runs the convolutions, `scaled_iou` and `.losses` are the training targets and loss,
          `.decode` is the suppression  [2D-TAN]
 Cells    cell (i, j) stands for clips i..j, both included, as in `mrlib.detect.similarity_map`
-Borders  a convolution reads values that earlier convolutions spread outside the triangle of moments. The map has a
-         border for them, half as wide as the released padding: values beyond it cannot come back. Cells outside are
-         masked, so the padding of the batch makes no difference
+Borders  convolutions spread values outside the triangle of moments, and later convolutions read them. The map has a
+         border for them, half as wide as the released padding: values farther out cannot come back. A convolution reads
+         0 from cells that no value has reached, so the padding of the batch makes no difference
 Ours     every cell with i <= j is a moment; the released code leaves out most of the long ones, and pools a video to
-         16, 64 or 128 clips first. Of several windows the one with the highest IoU counts. The kernels start larger
-         than Xavier's by the number of their places, since the weighting divides by that number; otherwise the values
-         of a cell nearly vanish after a few layers
+         16, 64 or 128 clips first. Of several windows the one with the highest IoU counts. The initial weights are
+         Xavier's times the number of places in a kernel, since the weighting divides by that number; otherwise the
+         values of a cell nearly vanish after a few layers
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from mrlib.arguments import require
 from mrlib.data import Batch
 from mrlib.detect import Moments
 from mrlib.detect.similarity_map import cells
+from mrlib.layers import full_precision
 from mrlib.ops import spans
 from mrlib.ops.conv import LargeKernelConv2d, conv2d
 from mrlib.ops.counts import shared_count
 
 LEAST, MOST = 0.5, 1.0  # IoU up to which the target is 0, and from which it is 1
-KEPT = 10  # moments that leave the suppression
+KEPT = 10  # moments that remain after the suppression
 
 
 def moment_map(x: Tensor) -> Tensor:
@@ -45,9 +46,10 @@ def moment_map(x: Tensor) -> Tensor:
 
 
 def weights(mask: Tensor, kernel: int) -> Tensor:
-    """One over the number of valid cells under the kernel; 0 where there is none.  [2D-TAN]
+    """One over the number of valid cells under a square kernel; 0 where there is none.  [2D-TAN]
 
-    mask     bool (B, 1, M, M)
+    mask     bool (B, 1, M, M)  valid cells
+    kernel   its side
     returns  (B, 1, M, M)  float32
     """
     count = conv2d(mask.float(), torch.ones(1, 1, kernel, kernel, device=mask.device)).round()
@@ -55,9 +57,9 @@ def weights(mask: Tensor, kernel: int) -> Tensor:
 
 
 def cell_ends(mask: Tensor) -> Tensor:
-    """Start i and end j + 1 of every cell in clips, of bool (B, T); float32 (T, T, 2), exact."""
+    """Start i and end j + 1 of every cell in clips, for a mask bool (B, T); float32 (T, T, 2), exact."""
     t = torch.arange(mask.shape[1], device=mask.device, dtype=torch.float32)
-    return torch.stack(torch.broadcast_tensors(t[:, None], t + 1), -1)
+    return torch.stack(torch.broadcast_tensors(t[:, None], t + 1), -1)  # (T, T, 2)
 
 
 def scaled_iou(batch: Batch) -> Tensor:
@@ -77,10 +79,11 @@ class TanDetector(nn.Module):
     """A logit for every moment, from its features and those of its neighbours.  [2D-TAN]"""
 
     def __init__(self, width: int, *, channels: int = 256, convolutions: int = 4, kernel: int = 9, nms: float = 0.5):
-        """A map over the clips of an aligner of this width, which also reads its `query_global`.
+        """For an aligner of this width, whose clips and `query_global` are read.
 
         channels      H, of the map; 512 in the released code
-        convolutions  L, their number; kernel, their side, odd: 4 of 9 for ActivityNet Captions, 8 of 5 for Charades-STA
+        convolutions  L, their number: 4 with kernel 9 for ActivityNet Captions, 8 with kernel 5 for Charades-STA
+        kernel        side of the convolutions' kernels, odd
         nms           IoU above which the worse of two moments is dropped
         """
         require(type(channels) is int and channels >= 1, "channels", channels, "1 or more")
@@ -101,9 +104,9 @@ class TanDetector(nn.Module):
         returns  (B, H, T, T)
         """
         clips = self.clips(aligned.target).relu().masked_fill(~aligned.mask[..., None], 0)  # (B, T, H)
-        x = self.query(aligned.query_global)[..., None, None] * self.moments(moment_map(clips.mT))
+        x = self.query(aligned.query_global)[..., None, None] * self.moments(moment_map(clips.mT))  # (B, H, T, T)
         with torch.autocast(x.device.type, enabled=False):
-            x = F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1, eps=1e-6)
+            x = F.normalize(full_precision(x), dim=1, eps=1e-6)
         return x.masked_fill(~cells(aligned.mask)[:, None], 0)
 
     def forward(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
@@ -112,16 +115,17 @@ class TanDetector(nn.Module):
         x = F.pad(self.fuse(aligned), [border] * 4)  # (B, H, M, M), M = T + 2 border
         mask = F.pad(cells(aligned.mask)[:, None], [border] * 4)  # (B, 1, M, M)
         for layer in self.convolve:
-            weight = weights(mask, self.kernel)
-            x, mask = layer(x).relu() * weight, weight > 0
+            weight = weights(mask, self.kernel)  # (B, 1, M, M)
+            x, mask = layer(x).relu() * weight, weight > 0  # (B, H, M, M), (B, 1, M, M)
         return {"logits": self.score(x[..., border : border + T, border : border + T])[:, 0]}
 
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> Moments:
         """Ten moments at most, greedily suppressed; of equal ones the smaller start, then end, first.  [2D-TAN]"""
-        scores = outputs["logits"].float().sigmoid().masked_fill(~cells(batch.target_mask), -1).flatten(1)
-        scores, order = scores.sort(dim=-1, descending=True, stable=True)
+        scores = full_precision(outputs["logits"]).sigmoid().masked_fill(~cells(batch.target_mask), -1)  # (B, T, T)
+        scores, order = scores.flatten(1).sort(dim=-1, descending=True, stable=True)  # (B, T T) each
         ends = cell_ends(batch.target_mask).flatten(0, 1)[order]  # (B, T T, 2)
-        kept, mask = spans.nms(ends, scores >= 0, self.nms, KEPT)  # in clips, so that an IoU of 1 / 2 is not above 0.5
+        # in clips, where the IoU is exact: one of 1 / 2 is not above 0.5
+        kept, mask = spans.nms(ends, scores >= 0, self.nms, KEPT)  # (B, K) each
         predicted = ends.gather(1, kept[..., None].expand(-1, -1, 2)) / batch.lengths.clamp(min=1)[:, None, None]
         return Moments(predicted, scores.gather(1, kept), mask)
 
@@ -129,8 +133,9 @@ class TanDetector(nn.Module):
         self, outputs: dict[str, Tensor], aligned: Aligned, batch: Batch, teacher: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
         """overlap: cross-entropy with the scaled IoU, mean over the moments of the batch.  [2D-TAN]"""
-        moments = cells(batch.target_mask)
+        moments = cells(batch.target_mask)  # (B, T, T)
         # selected and not weighted by 0, since padding may hold anything
-        logits, y = outputs["logits"].float()[moments], scaled_iou(batch).float()[moments]
+        logits = full_precision(outputs["logits"])[moments]  # (number of moments,)
+        y = scaled_iou(batch)[moments].to(logits.dtype)
         loss = F.binary_cross_entropy_with_logits(logits, y, reduction="sum")
         return {"overlap": loss / shared_count(moments.sum())}

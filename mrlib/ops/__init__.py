@@ -1,7 +1,6 @@
-"""Functions without state: alignment, boundary search, large-kernel convolution, counter-based random numbers,
-counts, spans, matching.
+"""Functions without state: alignment, boundary search, convolution, dropout, random numbers, counts, spans, matching.
 
-The alignment functions are also names of this package, `mrlib.ops.soft_dtw`, loaded when first used.
+The alignment functions are also names of this package, as `mrlib.ops.soft_dtw`, imported on first use.
 """
 
 from importlib import import_module

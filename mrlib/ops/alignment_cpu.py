@@ -1,13 +1,14 @@
-r"""Soft-DTW on the CPU: the recursion of `mrlib.ops.alignment_plain` in kernels that numba compiles.
+r"""Soft-DTW on the CPU: the recursion of `mrlib.ops.alignment_plain` in kernels compiled by numba.
 
-Numbers  what the paths to a cell weigh together, $P_{ij} = e^{-R_{ij} / \gamma}$, is held as $m 2^e$ with $1 \le m < 2$
-         and an integer e, both float64. Sums align exponents, products add them: no logarithm anywhere, one exponential
-         a cell, and that outside the recursion's chain. The range of e is that of a float64, so nothing overflows
-Layout   `lanes` samples side by side; an anti-diagonal of all of them is one contiguous loop, which the compiler turns
-         into vector instructions. Loops run to a multiple of `_BLOCK`, over cells outside the table that weigh nothing
-Backward how each cell's paths divide among two of its predecessors (the third has the rest) is stored forwards, so that
-         backwards there is nothing but products and sums; done at once, while the numbers are in cache
-Threads  `torch.get_num_threads()` of a pool, each with its own samples; a sample's bytes do not depend on their number
+Numbers  the total weight of the paths to a cell, $P_{ij} = e^{-R_{ij} / \gamma}$, is stored as $m 2^e$ with
+         $1 \le m < 2$ and an integer e, both float64. Sums align exponents and products add them, so there is no
+         logarithm and one exponential per cell, which does not depend on earlier cells. e has the range of a float64,
+         so nothing overflows
+Layout   `lanes` samples are interleaved; an anti-diagonal of all of them is one contiguous loop, which the compiler
+         turns into vector instructions. Loops run to a multiple of `_BLOCK`, over cells outside the table of weight 0
+Backward the forward pass stores the shares of two predecessors of each cell (the third has the rest), so the backward
+         pass consists of products and sums; it follows at once, while the numbers are in the cache
+Threads  a pool of `torch.get_num_threads()`, each with its own samples; results do not depend on their number
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from torch import Tensor
 
 _BLOCK = 16
 _LOW = -1e300  # exponent of the weight 0
-_FORBIDDEN = 2.0  # no share is above 1
+_FORBIDDEN = 2.0  # marks a forbidden cell in place of a share, which is at most 1
 _SPLIT = float(2**52 + 1023)  # adding it leaves an integer, biased as an exponent, in the low bits of a float64
-_ROUND = 1.5 * 2.0**52  # adding and subtracting it rounds
+_ROUND = 1.5 * 2.0**52  # adding and subtracting it rounds to an integer
 _BIAS, _INTEGER_BITS = 1023, 0x433 << 52
 _E1, _E2, _E3, _E4, _E5, _E6, _E7, _E8, _E9, _E10, _E11, _E12 = (  # 2^f = sum f^k ln(2)^k / k!
     math.log(2) ** k / math.factorial(k) for k in range(1, 13)
@@ -33,21 +34,23 @@ _E1, _E2, _E3, _E4, _E5, _E6, _E7, _E8, _E9, _E10, _E11, _E12 = (  # 2^f = sum f
 
 
 def _compiled(function):
-    """Without the Python lock; kept on disk for the next process where a place for it can be written."""
+    """Compile without Python's lock; cache on disk for the next process if a folder is writable."""
     options = {"nopython": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz", "arcp"}}
     try:
         return numba.jit(cache=True, **options)(function)
-    except RuntimeError:  # numba found neither this folder nor the user's cache writable
+    except RuntimeError:  # neither this folder nor the user's cache is writable
         return numba.jit(**options)(function)
 
 
 @_compiled
 def _bits(x):
+    """The bits of a float64 as an int64."""
     return np.float64(x).view(np.int64)
 
 
 @_compiled
 def _with_bits(bits):
+    """The float64 with these bits."""
     return np.int64(bits).view(np.float64)
 
 
@@ -60,7 +63,10 @@ def _power_of_two(t):
 
 @_compiled
 def _diagonal(size, md, ed, mu, eu, ml, el, left, cost, scale, m, e, share_d, share_u):
-    """One anti-diagonal: P = (P_diagonal + P_up + P_left) 2^(cost scale), and the shares of the first two."""
+    """One anti-diagonal: P = (P_diagonal + P_up + P_left) 2^(cost scale), and the shares of P_diagonal and P_up.
+
+    md, ed; mu, eu; ml, el  mantissas and exponents of the three predecessors; m, e those of the result
+    """
     for x in range(size):
         exponent_left = el[x] if left else _LOW
         top = ed[x] if ed[x] > eu[x] else eu[x]
@@ -75,9 +81,9 @@ def _diagonal(size, md, ed, mu, eu, ml, el, left, cost, scale, m, e, share_d, sh
         power = _E3 + f * (_E4 + f * (_E5 + f * (_E6 + f * (_E7 + f * power))))
         power = 1.0 + f * (_E1 + f * (_E2 + f * power))
         forbidden = t < _LOW
-        one = 1.0 / total if total != 0.0 else 0.0
-        share_d[x] = diagonal * one
-        share_u[x] = _FORBIDDEN if forbidden else up * one
+        inverse = 1.0 / total if total != 0.0 else 0.0
+        share_d[x] = diagonal * inverse
+        share_u[x] = _FORBIDDEN if forbidden else up * inverse
         weight = total * (0.0 if forbidden else power)
         biased = _bits(weight) >> 52
         m[x] = weight * _with_bits((2 * _BIAS - biased) << 52)
@@ -87,15 +93,19 @@ def _diagonal(size, md, ed, mu, eu, ml, el, left, cost, scale, m, e, share_d, sh
 
 @_compiled
 def _blocked(lo, hi, lanes):
-    """Numbers an anti-diagonal of the cells lo..hi takes, to the next block."""
+    """The length of an anti-diagonal with the cells lo..hi, rounded up to whole blocks."""
     return ((hi + 1 - lo) * lanes + _BLOCK - 1) // _BLOCK * _BLOCK
 
 
 @_compiled
 def _paths(cost, T_b, N_b, T, N, first, count, lanes, scale, free, left, keep, shares, ends, values):
-    """Forwards. `values` (B,): log2 of what all paths weigh; `ends` (count, T): how that divides among the ends."""
+    """The forward pass of `count` samples from `first` on.
+
+    values  (B,)  filled with log2 of the total weight of all paths
+    ends    (count, T)  filled with the share of each end
+    """
     width = (N + 1) * lanes + 2 * _BLOCK
-    m, e = np.zeros((3, width)), np.full((3, width), _LOW)  # three diagonals, a border of `lanes` before each
+    m, e = np.zeros((3, width)), np.full((3, width), _LOW)  # three anti-diagonals, each after a border of `lanes`
     row = np.full(width, np.inf)
     exponents = np.full((count, T), _LOW)
     at = 0
@@ -137,23 +147,32 @@ def _paths(cost, T_b, N_b, T, N, first, count, lanes, scale, free, left, keep, s
 
 
 @_compiled
-def _hand_on(size, up1, left1, diagonal2, share_d, share_u, left, E, up, left0, diagonal):
-    """One anti-diagonal backwards: what a cell gets from its successors, and what it hands to its predecessors."""
+def _distribute(size, from_up, from_left, from_diagonal, share_d, share_u, left, E, to_up, to_left, to_diagonal):
+    """One anti-diagonal of the backward pass: the sum of what the successors pass to a cell, split among predecessors.
+
+    from_up, from_left, from_diagonal  probability passed on by (i+1, j), (i, j+1) and (i+1, j+1)
+    E                                  filled with the probability of each cell
+    to_up, to_left, to_diagonal        filled with the parts for (i-1, j), (i, j-1) and (i-1, j-1)
+    """
     for x in range(size):
-        mass = up1[x] + left1[x] + diagonal2[x]
-        mass = 0.0 if share_u[x] == _FORBIDDEN else mass
+        probability = from_up[x] + from_left[x] + from_diagonal[x]
+        probability = 0.0 if share_u[x] == _FORBIDDEN else probability
         rest = 1.0 - share_d[x] - share_u[x]
-        E[x] = mass
-        up[x] = mass * share_u[x]
-        diagonal[x] = mass * share_d[x]
-        left0[x] = mass * (rest if rest > 0.0 else 0.0) if left else 0.0
+        E[x] = probability
+        to_up[x] = probability * share_u[x]
+        to_diagonal[x] = probability * share_d[x]
+        to_left[x] = probability * (rest if rest > 0.0 else 0.0) if left else 0.0
 
 
 @_compiled
 def _expected(T_b, N_b, T, N, first, count, lanes, left, at, shares, ends, E):
-    """Backwards. `E` (B, T, N), zero before: how likely each cell is on the path; `at`, where the shares end."""
+    """The backward pass of `count` samples from `first` on.
+
+    at  the end of the shares that the forward pass stored
+    E   (B, T, N)  zero before; filled with the probability that a path visits each cell
+    """
     width = (N + 1) * lanes + 2 * _BLOCK
-    up, aside, diagonal = np.zeros((2, width)), np.zeros((2, width)), np.zeros((3, width))
+    up, aside, diagonal = np.zeros((2, width)), np.zeros((2, width)), np.zeros((3, width))  # passed on, by direction
     row = np.empty(width)
     for d in range(T + N - 2, -1, -1):
         lo, hi = max(0, d - T + 1), min(N - 1, d)
@@ -164,10 +183,12 @@ def _expected(T_b, N_b, T, N, first, count, lanes, left, at, shares, ends, E):
                 up[next, (N_b[first + k] - 1) * lanes + k] += ends[k, i]
         x, size = lo * lanes, _blocked(lo, hi, lanes)
         at -= size
-        up1, left1, diagonal2 = up[next, x:], aside[next, x + lanes :], diagonal[after, x + lanes :]
-        up0, left0, diagonal0 = up[this, x:], aside[this, x:], diagonal[d % 3, x:]
+        from_up, from_left, from_diagonal = up[next, x:], aside[next, x + lanes :], diagonal[after, x + lanes :]
+        to_up, to_left, to_diagonal = up[this, x:], aside[this, x:], diagonal[d % 3, x:]
         share_d, share_u = shares[0, at:], shares[1, at:]
-        _hand_on(size, up1, left1, diagonal2, share_d, share_u, left, row[x:], up0, left0, diagonal0)
+        _distribute(
+            size, from_up, from_left, from_diagonal, share_d, share_u, left, row[x:], to_up, to_left, to_diagonal
+        )
         for k in range(count):
             b = first + k
             for j in range(max(lo, d - T_b[b] + 1), min(hi, N_b[b] - 1) + 1):
@@ -176,9 +197,14 @@ def _expected(T_b, N_b, T, N, first, count, lanes, left, at, shares, ends, E):
 
 @_compiled
 def _soft(groups, cost, T_b, N_b, scale, free, left, lanes, keep, values, E):
-    """Value and expected alignment of some groups of `lanes` samples; free: a path may begin and end anywhere."""
+    """Value and expected alignment of groups[0]..groups[1], each of `lanes` samples.
+
+    free  a path may start and end at any target clip
+    left  a target clip may be matched with several query clips
+    keep  store the shares of all anti-diagonals and fill E (B, T, N)
+    """
     T, N = cost.shape[1:]
-    size = 0 if keep else _blocked(0, N - 1, lanes)  # or one diagonal, written again and again
+    size = 0 if keep else _blocked(0, N - 1, lanes)  # without `keep`, each anti-diagonal overwrites the last
     for d in range(T + N - 1 if keep else 0):
         size += _blocked(max(0, d - T + 1), min(N - 1, d), lanes)
     shares = np.empty((2, size), cost.dtype)
@@ -199,12 +225,12 @@ def _soft(groups, cost, T_b, N_b, scale, free, left, lanes, keep, values, E):
 
 @_compiled
 def _hard(samples, cost, T_b, N_b, free, left, path):
-    """The cheapest path of each sample into `path` (B, T, N), zero before the call."""
+    """Set path (B, T, N), zero before, on the cheapest path of samples[0]..samples[1]."""
     for b in range(samples[0], samples[1]):
         T, N = T_b[b], N_b[b]
         if T * N == 0:
             continue
-        step = np.empty((T, N), np.uint8)  # 0 diagonal, 1 to the previous row, 2 to the previous column
+        step = np.empty((T, N), np.uint8)  # from the predecessor: 0 diagonal, 1 previous row, 2 previous column
         R = np.full((2, N), np.inf)
         least, end = np.inf, -1
         for i in range(T):
@@ -213,7 +239,7 @@ def _hard(samples, cost, T_b, N_b, free, left, path):
             aside = np.inf
             for j in range(N):
                 best, choice = diagonal, 0
-                if above[j] < best or above[j] != above[j]:  # NaN spreads
+                if above[j] < best or above[j] != above[j]:  # NaN propagates
                     best, choice = above[j], 1
                 if left and (aside < best or aside != aside):
                     best, choice = aside, 2
@@ -223,7 +249,7 @@ def _hard(samples, cost, T_b, N_b, free, left, path):
                 step[i, j] = choice
             if (free or i == T - 1) and (here[N - 1] < least or here[N - 1] != here[N - 1]):
                 least, end = here[N - 1], i
-        if least != least:  # some end is NaN: no comparison with that holds, and it stays the last
+        if least != least:  # NaN at some end, which no later end replaces: the sample has no path
             continue
         i, j = end, N - 1
         while i >= 0 and j >= 0:
@@ -236,7 +262,7 @@ def _hard(samples, cost, T_b, N_b, free, left, path):
 def soft(
     cost: Tensor, gamma: float, T_b: Tensor, N_b: Tensor, topology: str, keep: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The value (B,) and, to `keep`, the expected alignment (B, T, N)."""
+    """The value (B,) and, with `keep`, the expected alignment (B, T, N)."""
     lanes = _lanes(cost.shape[2])
     E = np.zeros(cost.shape if keep else (0, 0, 0), cost.detach().numpy().dtype)
     T_b = T_b.where(N_b > 0, 0)  # an empty table has no end
@@ -251,7 +277,7 @@ def soft(
 
 
 def hard_path(cost: Tensor, T_b: Tensor, N_b: Tensor, topology: str) -> Tensor:
-    """bool (B, T, N)."""
+    """The cheapest path of each sample, bool (B, T, N)."""
     path = torch.zeros(cost.shape, dtype=torch.bool)
     lengths = T_b.numpy(), N_b.numpy()
     free, left = topology != "global", topology != "otam"
@@ -260,7 +286,7 @@ def hard_path(cost: Tensor, T_b: Tensor, N_b: Tensor, topology: str) -> Tensor:
 
 
 def _lanes(N: int) -> int:
-    """Samples side by side: enough to fill vectors, few enough that an anti-diagonal of their costs stays in cache."""
+    """How many samples to interleave: enough to fill vectors, few enough that their anti-diagonals stay in cache."""
     return max(1, min(8, 256 // N))
 
 
@@ -268,7 +294,7 @@ _pool: tuple[int, ThreadPoolExecutor] | None = None
 
 
 def _in_threads(jobs: int, cells: int, kernel, *arguments) -> None:
-    """kernel((begin, end), ...) over all jobs; a process made by fork makes its own threads."""
+    """Run kernel((begin, end), ...) over all jobs, split among threads; a forked process starts its own pool."""
     global _pool
     threads = min(torch.get_num_threads(), jobs, cells // 10_000 + 1)
     if threads == 1:

@@ -1,10 +1,11 @@
-r"""Soft-DTW on the GPU: the recursion of `mrlib.ops.alignment_plain` in one triton kernel, a program for each sample.
+r"""Soft-DTW on the GPU: the recursion of `mrlib.ops.alignment_plain` in one triton kernel, one program per sample.
 
-State    $U = -R / \gamma$ in float64, three anti-diagonals of it in scratch memory; only differences are exponentiated,
-         in the cost's own type. Diagonals longer than `_LANES` are worked off in pieces: neither T nor N is bounded
-Backward in the same launch: how each cell's paths divide among two of its predecessors (the third has the rest) is
-         stored by anti-diagonals, B T N numbers each, and read in reverse order
-Order    a program's threads share this memory, so a barrier stands between one diagonal and the next
+State    $U = -R / \gamma$ in float64, three anti-diagonals of it in scratch memory; exponentials are of differences
+         only, in the dtype of the cost. Anti-diagonals longer than `_LANES` are processed in pieces, so neither T nor
+         N is bounded
+Backward in the same launch: the forward pass stores the shares of two predecessors of each cell (the third has the
+         rest) by anti-diagonals, B T N numbers each; the backward pass reads them in reverse order
+Order    the threads of a program share this memory, so a barrier separates consecutive anti-diagonals
 """
 
 from __future__ import annotations
@@ -20,53 +21,45 @@ _LANES = 1024
 
 
 @triton.jit
-def _soft(
-    cost, lengths, U, ends, shares, handed, values, E,
-    B, T, N, scale, FREE: tl.constexpr, LEFT: tl.constexpr, KEEP: tl.constexpr, LANES: tl.constexpr,
+def _forward(
+    cost, U, ends, shares_d, shares_u, d, rows, columns, N, minus_inverse_gamma,
+    FREE: tl.constexpr, LEFT: tl.constexpr, KEEP: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    b = tl.program_id(0).to(tl.int64)
-    rows, columns = tl.load(lengths + b), tl.load(lengths + B + b)
-    diagonals = tl.where((rows > 0) & (columns > 0), rows + columns - 1, 0)
-    minus_inverse_gamma = tl.load(scale)  # by way of memory, for a number among the arguments would become float32
-    cost += b * T * N
-    U += b * 3 * N
-    ends += b * T
-    shares_d = shares + b * T * N
-    shares_u = shares_d + B * T * N
+    """U, possible ends and, with KEEP, the shares of anti-diagonal d."""
     lane = tl.arange(0, LANES)
     none = -float("inf")
     nan: tl.constexpr = tl.PropagateNan.ALL
-    for d in range(0, diagonals):
-        lo, hi = tl.maximum(d - rows + 1, 0), tl.minimum(columns - 1, d)
-        here, one_ago, two_ago = U + d % 3 * N, U + (d + 2) % 3 * N, U + (d + 1) % 3 * N
-        for begin in range(lo, hi + 1, LANES):
-            j = begin + lane
-            i = d - j
-            inside = j <= hi
-            diagonal = tl.load(two_ago + j - 1, inside & (i > 0) & (j > 0), none)
-            begins = j == 0 if FREE else (j == 0) & (d == 0)
-            diagonal = tl.where(begins, 0.0, diagonal)
-            up = tl.load(one_ago + j, inside & (i > 0), none)
-            left = tl.load(one_ago + j - 1, inside & (j > 0) & LEFT, none)
-            most = tl.maximum(tl.maximum(diagonal, up, nan), left, nan)
-            most = tl.where(most == none, 0.0, most)
-            c = tl.load(cost + i * N + j, inside, 0.0)
-            p_diagonal, p_up = tl.exp((diagonal - most).to(c.dtype)), tl.exp((up - most).to(c.dtype))
-            p = p_diagonal + p_up + tl.exp((left - most).to(c.dtype))
-            u = most + tl.log(p).to(tl.float64) + c.to(tl.float64) * minus_inverse_gamma
-            tl.store(here + j, u, inside)
-            tl.store(ends + i, u, inside & (j == columns - 1))
-            if KEEP:
-                p = tl.where(p == 0.0, 1.0, p)
-                tl.store(shares_d + j - lo, p_diagonal / p, inside)
-                tl.store(shares_u + j - lo, p_up / p, inside)
+    lo, hi = tl.maximum(d - rows + 1, 0), tl.minimum(columns - 1, d)
+    here, one_ago, two_ago = U + d % 3 * N, U + (d + 2) % 3 * N, U + (d + 1) % 3 * N
+    for begin in range(lo, hi + 1, LANES):
+        j = begin + lane
+        i = d - j
+        inside = j <= hi
+        diagonal = tl.load(two_ago + j - 1, inside & (i > 0) & (j > 0), none)
+        begins = j == 0 if FREE else (j == 0) & (d == 0)
+        diagonal = tl.where(begins, 0.0, diagonal)
+        up = tl.load(one_ago + j, inside & (i > 0), none)
+        left = tl.load(one_ago + j - 1, inside & (j > 0) & LEFT, none)
+        most = tl.maximum(tl.maximum(diagonal, up, nan), left, nan)
+        most = tl.where(most == none, 0.0, most)
+        c = tl.load(cost + i * N + j, inside, 0.0)
+        p_diagonal, p_up = tl.exp((diagonal - most).to(c.dtype)), tl.exp((up - most).to(c.dtype))
+        p = p_diagonal + p_up + tl.exp((left - most).to(c.dtype))
+        u = most + tl.log(p).to(tl.float64) + c.to(tl.float64) * minus_inverse_gamma
+        tl.store(here + j, u, inside)
+        tl.store(ends + i, u, inside & (j == columns - 1))
         if KEEP:
-            shares_d += hi + 1 - lo
-            shares_u += hi + 1 - lo
-        tl.debug_barrier()
+            p = tl.where(p == 0.0, 1.0, p)
+            tl.store(shares_d + j - lo, p_diagonal / p, inside)
+            tl.store(shares_u + j - lo, p_up / p, inside)
 
-    first_end = rows * 0 if FREE else tl.maximum(rows - 1, 0)
-    last_end = tl.where(diagonals > 0, rows, 0)
+
+@triton.jit
+def _joined(ends, first_end, last_end, LANES: tl.constexpr):
+    """The largest U of the ends first_end..last_end, 0 if none is reached, and the sum of exponentials less it."""
+    lane = tl.arange(0, LANES)
+    none = -float("inf")
+    nan: tl.constexpr = tl.PropagateNan.ALL
     top = tl.full((), none, tl.float64)
     for begin in range(first_end, last_end, LANES):
         u = tl.load(ends + begin + lane, begin + lane < last_end, none)
@@ -76,45 +69,89 @@ def _soft(
     for begin in range(first_end, last_end, LANES):
         u = tl.load(ends + begin + lane, begin + lane < last_end, none)
         total += tl.sum(tl.exp(u - top), 0)
+    return top, total
+
+
+@triton.jit
+def _backward(
+    cost, ends, shares_d, shares_u, passed, E, d, rows, columns, N, first_end, top, total,
+    LEFT: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """The probabilities E of anti-diagonal d, and the parts that it passes on to its predecessors."""
+    lane = tl.arange(0, LANES)
+    passed_up = passed  # (2, N); then left (2, N) and diagonal (3, N)
+    passed_left = passed_up + 2 * N
+    passed_diagonal = passed_left + 2 * N
+    lo, hi = tl.maximum(d - rows + 1, 0), tl.minimum(columns - 1, d)
+    this, next, after = d % 2 * N, (d + 1) % 2 * N, (d + 2) % 3 * N
+    for begin in range(lo, hi + 1, LANES):
+        j = begin + lane
+        i = d - j
+        inside = j <= hi
+        below, aside = inside & (i + 1 < rows), inside & (j + 1 < columns)
+        end = inside & (j == columns - 1) & (i >= first_end)
+        mass = tl.exp(tl.load(ends + i, end, -float("inf")) - top) / total
+        mass += tl.load(passed_up + next + j, below, 0.0)
+        mass += tl.load(passed_left + next + j + 1, aside & LEFT, 0.0)
+        mass += tl.load(passed_diagonal + after + j + 1, below & aside, 0.0)
+        c = tl.load(cost + i * N + j, inside, 0.0)
+        mass = tl.where(c == float("inf"), 0.0, mass)
+        tl.store(E + i * N + j, mass.to(c.dtype), inside)
+        share_d, share_u = tl.load(shares_d + j - lo, inside, 0.0), tl.load(shares_u + j - lo, inside, 0.0)
+        tl.store(passed_up + this + j, mass * share_u, inside)
+        if LEFT:
+            tl.store(passed_left + this + j, mass * tl.maximum(1.0 - share_d - share_u, 0.0), inside)
+        tl.store(passed_diagonal + d % 3 * N + j, mass * share_d, inside)
+
+
+@triton.jit
+def _soft(
+    cost, lengths, U, ends, shares, passed, values, E,
+    B, T, N, scale, FREE: tl.constexpr, LEFT: tl.constexpr, KEEP: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """Value and, with KEEP, expected alignment of one sample; scale (1,) holds -1 / gamma, arguments as in `soft`."""
+    b = tl.program_id(0).to(tl.int64)
+    rows, columns = tl.load(lengths + b), tl.load(lengths + B + b)
+    diagonals = tl.where((rows > 0) & (columns > 0), rows + columns - 1, 0)
+    minus_inverse_gamma = tl.load(scale)  # from memory, because a number among the arguments would become float32
+    cost += b * T * N
+    U += b * 3 * N
+    ends += b * T
+    shares_d = shares + b * T * N
+    shares_u = shares_d + B * T * N
+    for d in range(0, diagonals):
+        _forward(
+            cost, U, ends, shares_d, shares_u, d, rows, columns, N, minus_inverse_gamma, FREE, LEFT, KEEP, LANES
+        )  # fmt: skip
+        if KEEP:
+            size = tl.minimum(columns - 1, d) + 1 - tl.maximum(d - rows + 1, 0)
+            shares_d += size
+            shares_u += size
+        tl.debug_barrier()
+
+    first_end = rows * 0 if FREE else tl.maximum(rows - 1, 0)
+    top, total = _joined(ends, first_end, tl.where(diagonals > 0, rows, 0), LANES)
     tl.store(values + b, tl.where(diagonals > 0, top + tl.log(total), 0.0))
 
     if KEEP:
         total = tl.where(total == 0.0, 1.0, total)
         E += b * T * N
-        handed_up = handed + b * 7 * N  # (2, N); then left (2, N) and diagonal (3, N)
-        handed_left = handed_up + 2 * N
-        handed_diagonal = handed_left + 2 * N
+        passed += b * 7 * N
         for back in range(0, diagonals):
             d = diagonals - 1 - back
-            lo, hi = tl.maximum(d - rows + 1, 0), tl.minimum(columns - 1, d)
-            shares_d -= hi + 1 - lo
-            shares_u -= hi + 1 - lo
-            this, next, after = d % 2 * N, (d + 1) % 2 * N, (d + 2) % 3 * N
-            for begin in range(lo, hi + 1, LANES):
-                j = begin + lane
-                i = d - j
-                inside = j <= hi
-                below, aside = inside & (i + 1 < rows), inside & (j + 1 < columns)
-                end = inside & (j == columns - 1) & (i >= first_end)
-                mass = tl.exp(tl.load(ends + i, end, none) - top) / total
-                mass += tl.load(handed_up + next + j, below, 0.0)
-                mass += tl.load(handed_left + next + j + 1, aside & LEFT, 0.0)
-                mass += tl.load(handed_diagonal + after + j + 1, below & aside, 0.0)
-                c = tl.load(cost + i * N + j, inside, 0.0)
-                mass = tl.where(c == float("inf"), 0.0, mass)
-                tl.store(E + i * N + j, mass.to(c.dtype), inside)
-                share_d, share_u = tl.load(shares_d + j - lo, inside, 0.0), tl.load(shares_u + j - lo, inside, 0.0)
-                tl.store(handed_up + this + j, mass * share_u, inside)
-                if LEFT:
-                    tl.store(handed_left + this + j, mass * tl.maximum(1.0 - share_d - share_u, 0.0), inside)
-                tl.store(handed_diagonal + d % 3 * N + j, mass * share_d, inside)
+            size = tl.minimum(columns - 1, d) + 1 - tl.maximum(d - rows + 1, 0)
+            shares_d -= size
+            shares_u -= size
+            _backward(
+                cost, ends, shares_d, shares_u, passed, E, d, rows, columns, N, first_end, top, total, LEFT, LANES
+            )  # fmt: skip
             tl.debug_barrier()
 
 
 def soft(
     cost: Tensor, gamma: float, T_b: Tensor, N_b: Tensor, topology: str, keep: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The value (B,) and, to `keep`, the expected alignment (B, T, N)."""
+    """The value (B,) and, with `keep`, the expected alignment (B, T, N)."""
     B, T, N = cost.shape
     double = {"dtype": torch.float64, "device": cost.device}
     shares = cost.new_empty(2 if keep else 0, B, T, N)

@@ -1,13 +1,13 @@
-r"""Convolution with large kernels, exact, by whichever way is faster: directly or through the Fourier transform.
+r"""Exact convolution with large kernels, direct or through the Fourier transform, whichever is faster.
 
-Paper    [F2SGD Eq. 13] convolves the similarity map twice with 21 x 21 (or 27 x 27) kernels: almost all its work
-Here     `conv2d` is `torch.nn.functional.conv2d(x, weight, bias, padding="same")` to float32 rounding. Transformed,
-         a layer costs the same whatever the kernel: one small matrix product (in x out) per frequency
-Layout   complex products are done as real ones. A complex number is a row (re, im), multiplication by a weight a
-         2 x 2 block, so each frequency is one real matrix product; its transpose serves the backward pass. (Torch's
-         complex `bmm` takes eight times as long on the CPU.)
-Wrap     a grid of M >= N + C//2 points suffices for N outputs: what wraps round lands on outputs we discard.
-         Longer sides are cut into overlapping tiles, so that memory grows with the map and not with the kernels
+Paper    [F2SGD Eq. 13] convolves the similarity map twice with 21 x 21 (or 27 x 27) kernels, almost all of its work
+Here     `conv2d` equals `torch.nn.functional.conv2d(x, weight, bias, padding="same")` up to float32 rounding. Through
+         the transform, the cost does not depend on the kernel's size: one small matrix product (in x out) per frequency
+Layout   complex products are computed as real ones. A complex number is a row (re, im) and multiplication by a weight
+         is a 2 x 2 block, so each frequency is one real matrix product, and its transpose serves the backward pass.
+         (Torch's complex `bmm` takes eight times as long on the CPU.)
+Wrap     a grid of M >= N + C//2 points suffices for N outputs: the circular convolution wraps only into outputs that
+         are discarded. Longer sides are cut into overlapping tiles, so memory grows with the map, not with the kernels
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_ONE_TILE = 160  # up to this grid a side is transformed in one piece
-_TILE = 128  # beyond it, in tiles on a grid of this many points
+from mrlib.ops.eager import eager
+
+_ONE_TILE = 160  # the largest grid on which a side is transformed in one piece
+_TILE = 128  # grid points of a tile, for longer sides
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Stride 1, zero padding, output as large as the input; the kernel's sides are odd.
+    """Convolution with stride 1 and zero padding; the output is as large as the input.
 
     x        (B, I, H, W)
-    weight   (O, I, C, C')
+    weight   (O, I, C, C')  C and C' odd
     bias     (O,)
-    returns  (B, O, H, W)  float32 under autocast and for half-precision inputs: it sums hundreds of products
+    returns  (B, O, H, W)  float32 for half-precision inputs, also under autocast, since it sums hundreds of products
     raises   ValueError for a kernel with an even side, which has no centre
     """
     _require_centre(*weight.shape[-2:])
@@ -40,9 +42,10 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class LargeKernelConv2d(nn.Module):
-    """`conv2d` with its parameters: Xavier-uniform weight, zero bias. ValueError for an even kernel."""
+    """`conv2d` as a layer: Xavier-uniform weight, zero bias."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int):
+        """kernel  side length, odd; ValueError if it is even"""
         super().__init__()
         _require_centre(kernel, kernel)
         self.weight = nn.Parameter(nn.init.xavier_uniform_(torch.empty(out_channels, in_channels, kernel, kernel)))
@@ -53,41 +56,45 @@ class LargeKernelConv2d(nn.Module):
         return conv2d(x, self.weight, self.bias)
 
 
-def _require_centre(high: int, wide: int) -> None:
-    if min(high, wide) < 1 or high % 2 == 0 or wide % 2 == 0:
-        raise ValueError(f"a kernel of {high} x {wide} has no centre: choose odd sides")
+def _require_centre(height: int, width: int) -> None:
+    if min(height, width) < 1 or height % 2 == 0 or width % 2 == 0:
+        raise ValueError(f"a kernel of {height} x {width} has no centre: choose odd sides")
 
 
 def direct(x: Tensor, weight: Tensor) -> Tensor:
-    """The sum as it is defined, by torch's own kernels."""
+    """The defining sum, by torch's convolution.  x (B, I, H, W), weight (O, I, C, C'); returns (B, O, H, W)"""
     return F.conv2d(x, weight, padding=(weight.shape[-2] // 2, weight.shape[-1] // 2))
 
 
-@torch.compiler.disable
+@eager
 def fourier(x: Tensor, weight: Tensor) -> Tensor:
-    """The same through the Fourier transform. RuntimeError when a second derivative is prepared (`create_graph`)."""
+    """`direct` through the Fourier transform; RuntimeError in a backward pass with `create_graph=True`."""
     return _FourierConv2d.apply(x, weight)
 
 
 def fourier_is_faster(x_shape: tuple[int, ...], weight_shape: tuple[int, ...]) -> bool:
-    """A rule on the sizes alone, so that the same call always takes the same way and gives the same bytes.
+    """Whether `fourier` is faster, estimated from the sizes alone, so that equal calls give equal bytes.
 
-    Estimates of forward and backward together, fitted on two CPU threads: directly, 0.03 ns for each multiplication,
-    more with few channels; transformed, 9 ns for each grid point of each map and kernel, and half a millisecond.
-    Measured (time direct / time transformed, batch 32, two threads): 32 -> 32 channels on 75 x 75, kernel 21: 16;
-    16 -> 16: 40; 1 -> 32: 3; 32 -> 32, kernel 7: 1.3, kernel 5: 0.9; 8 -> 8 on 32 x 32, kernel 9: 2, kernel 5: 0.6.
-    The rule was fitted on the CPU and is used on every device; `tests/benchmarks/bench_conv.py --device cuda` measures
-    both ways on another.
+    The estimate is of forward and backward pass together: `direct` takes 0.03 ns per multiplication, more with few
+    channels; `fourier` takes 9 ns per grid point of every map and kernel, plus half a millisecond.
+    Measured (time of `direct` / time of `fourier`, batch 32, two CPU threads): 32 -> 32 channels on 75 x 75, kernel 21:
+    16; 16 -> 16: 40; 1 -> 32: 3; 32 -> 32, kernel 7: 1.3, kernel 5: 0.9; 8 -> 8 on 32 x 32, kernel 9: 2, kernel 5: 0.6.
+    The estimate is fitted on the CPU and used on every device; `tests/benchmarks/bench_conv.py --device cuda` measures
+    both on a GPU.
+
+    x_shape       (B, I, H, W)
+    weight_shape  (O, I, C, C')
     """
-    (batch, inputs, height, width), (outputs, _, high, wide) = x_shape, weight_shape
-    rows, cols = _Axis(height, high), _Axis(width, wide)
+    (batch, inputs, height, width), (outputs, _, kernel_height, kernel_width) = x_shape, weight_shape
+    rows, cols = _Axis(height, kernel_height), _Axis(width, kernel_width)
     points = rows.grid * cols.grid * (batch * rows.count * cols.count * (inputs + outputs) + inputs * outputs)
-    products = batch * inputs * outputs * height * width * high * wide
+    products = batch * inputs * outputs * height * width * kernel_height * kernel_width
     return 0.03 * products * (1 + 8 / min(inputs, outputs)) > 9 * points + 5e5
 
 
 class _Axis:
-    """How one side of `size` outputs is cut for a kernel of `kernel` taps: `count` tiles of `tile` on `grid` points."""
+    """One side of the map, `size` outputs for a kernel of `kernel` taps: `count` tiles of `tile` outputs, each
+    transformed on `grid` points."""
 
     def __init__(self, size: int, kernel: int):
         self.size, self.kernel, self.half = size, kernel, kernel // 2
@@ -97,11 +104,11 @@ class _Axis:
             self.grid = _fast_size(max(_TILE, 4 * kernel))
             self.tile = self.grid - (kernel - 1)
             self.count = math.ceil(size / self.tile)
-        self.padded = (self.count - 1) * self.tile + self.grid  # input with its halo, as far as the last tile reaches
+        self.padded = (self.count - 1) * self.tile + self.grid  # inputs that the tiles cover, with the halo
 
 
 def _fast_size(least: int) -> int:
-    """The smallest even number from `least` on without prime factors above 5."""
+    """The smallest even number that is at least `least` and has no prime factor above 5."""
     size = least + least % 2
     while size // math.gcd(size, 2**20 * 3**12 * 5**9) > 1:
         size += 2
@@ -110,51 +117,51 @@ def _fast_size(least: int) -> int:
 
 def _spectra(x: Tensor, rows: _Axis, cols: _Axis) -> Tensor:
     """x (B, I, tiles, tiles, h, w) -> real (F, B * tiles * tiles, 2 I), one matrix per frequency."""
-    f = torch.fft.rfft2(x, s=(rows.grid, cols.grid)).permute(4, 5, 0, 2, 3, 1)
+    f = torch.fft.rfft2(x, s=(rows.grid, cols.grid)).permute(4, 5, 0, 2, 3, 1)  # (grid, grid/2 + 1, B, tiles, tiles, I)
     return torch.view_as_real(f).reshape(f.shape[0] * f.shape[1], -1, 2 * f.shape[-1])
 
 
 def _maps(spectra: Tensor, batch: int, rows: _Axis, cols: _Axis) -> Tensor:
-    """The inverse of `_spectra`, on the whole grid: (B, O, tiles, tiles, grid, grid)."""
-    f = spectra.reshape(rows.grid, cols.grid // 2 + 1, batch, rows.count, cols.count, -1, 2)
+    """The inverse of `_spectra`, on the whole grid: (F, B * tiles * tiles, 2 O) -> (B, O, tiles, tiles, grid, grid)."""
+    f = spectra.reshape(rows.grid, cols.grid // 2 + 1, batch, rows.count, cols.count, -1, 2)  # last: re, im
     return torch.fft.irfft2(torch.view_as_complex(f).permute(2, 5, 3, 4, 0, 1), s=(rows.grid, cols.grid))
 
 
 def _kernel_blocks(weight: Tensor, rows: _Axis, cols: _Axis) -> Tensor:
-    """(F, 2 I, 2 O): right multiplication by it is multiplication by the conjugate kernel spectrum (correlation)."""
-    f = torch.fft.rfft2(weight, s=(rows.grid, cols.grid)).permute(2, 3, 1, 0)
-    blocks = torch.empty(*f.shape[:3], 2, f.shape[3], dtype=f.dtype, device=f.device)  # grid, grid, I, re or im, O
-    blocks[..., 0, :] = f.conj()  # what 1 becomes
-    torch.mul(blocks[..., 0, :], 1j, out=blocks[..., 1, :])  # what i becomes
+    """weight (O, I, C, C') -> (F, 2 I, 2 O), matrices that multiply by the conjugate kernel spectrum (correlation)."""
+    f = torch.fft.rfft2(weight, s=(rows.grid, cols.grid)).permute(2, 3, 1, 0)  # (grid, grid/2 + 1, I, O)
+    blocks = torch.empty(*f.shape[:3], 2, f.shape[3], dtype=f.dtype, device=f.device)  # (grid, grid/2 + 1, I, 2, O)
+    blocks[..., 0, :] = f.conj()  # the image of 1
+    torch.mul(blocks[..., 0, :], 1j, out=blocks[..., 1, :])  # the image of i
     return torch.view_as_real(blocks).reshape(f.shape[0] * f.shape[1], 2 * f.shape[2], 2 * f.shape[3])
 
 
 class _FourierConv2d(torch.autograd.Function):
-    """y[n] = sum_k w[k] x[n + k - C//2]; tiles with a halo forwards, overlap-add backwards."""
+    """y[n] = sum_k w[k] x[n + k - C//2], from overlapping tiles; the backward pass adds the overlaps of the tiles."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
         rows, cols = (_Axis(x.shape[d], weight.shape[d]) for d in (-2, -1))
         sides = [side for axis in (cols, rows) for side in (axis.half, axis.padded - axis.half - axis.size)]
-        tiles = F.pad(x, sides).unfold(2, rows.grid, rows.tile).unfold(3, cols.grid, cols.tile)
+        tiles = F.pad(x, sides).unfold(2, rows.grid, rows.tile).unfold(3, cols.grid, cols.tile)  # (B, I, n, n, h, w)
         spectra, blocks = _spectra(tiles, rows, cols), _kernel_blocks(weight, rows, cols)
-        y = _maps(spectra @ blocks, len(x), rows, cols)[..., : rows.tile, : cols.tile]
-        y = y.transpose(3, 4).reshape(len(x), -1, rows.count * rows.tile, cols.count * cols.tile)
+        y = _maps(spectra @ blocks, len(x), rows, cols)[..., : rows.tile, : cols.tile]  # (B, O, n, n, tile, tile)
+        y = y.transpose(3, 4).reshape(len(x), -1, rows.count * rows.tile, cols.count * cols.tile)  # (B, O, >=H, >=W)
         ctx.axes = rows, cols
         ctx.save_for_backward(spectra if ctx.needs_input_grad[1] else None, blocks if ctx.needs_input_grad[0] else None)
         return y[..., : rows.size, : cols.size].contiguous()
 
     @staticmethod
     def backward(ctx, dy: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        if torch.is_grad_enabled():  # create_graph: better refused than second derivatives with this part missing
-            raise RuntimeError("the Fourier way is differentiated once only: for more, use mrlib.ops.conv.direct")
+        if torch.is_grad_enabled():  # create_graph=True; without this error the second derivative would be wrong
+            raise RuntimeError("fourier has no second derivative: use mrlib.ops.conv.direct")
         (spectra, blocks), (rows, cols) = ctx.saved_tensors, ctx.axes
         batch = len(dy)
         dy = F.pad(dy, (0, cols.count * cols.tile - cols.size, 0, rows.count * rows.tile - rows.size))
         dy = _spectra(dy.unfold(2, rows.tile, rows.tile).unfold(3, cols.tile, cols.tile), rows, cols)
         dx = dweight = None
         if blocks is not None:
-            tiles = _maps(dy @ blocks.mT, batch, rows, cols)
+            tiles = _maps(dy @ blocks.mT, batch, rows, cols)  # (B, I, n, n, grid, grid)
             dx = tiles.new_zeros(batch, tiles.shape[1], rows.padded, cols.padded)
             for i in range(rows.count):
                 for j in range(cols.count):
@@ -163,8 +170,8 @@ class _FourierConv2d(torch.autograd.Function):
             dx = dx[..., rows.half : rows.half + rows.size, cols.half : cols.half + cols.size]
         if spectra is not None:
             d = (spectra.mT @ dy).reshape(rows.grid, cols.grid // 2 + 1, -1, 2, dy.shape[-1] // 2, 2)
-            d = torch.view_as_complex(d)  # grid, grid, I, re or im of x, O: x times dy
-            d = d[..., 0, :].sub(d[..., 1, :], alpha=1j).conj()  # x times the conjugate of dy
+            d = torch.view_as_complex(d)  # x dy, (grid, grid/2 + 1, I, re or im of x, O)
+            d = d[..., 0, :].sub(d[..., 1, :], alpha=1j).conj()  # x times the conjugate of dy, (grid, grid/2 + 1, I, O)
             dweight = torch.fft.irfft2(d.permute(3, 2, 0, 1), s=(rows.grid, cols.grid))
             dweight = dweight[..., : rows.kernel, : cols.kernel]
         return dx, dweight

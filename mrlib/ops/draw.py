@@ -1,6 +1,6 @@
-"""Random numbers that are a function of where they are used, not of how many were drawn before.
+"""Counter-based random numbers: each is a function of what it is used for, not of how many were drawn before it.
 
-The same numbers come on every device, in every order of the samples and after every resume.
+They are the same on every device, in every order of the samples and after resuming a training run.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ _GOLDEN, _MIX1, _MIX2 = (
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    return (x >> bits) & ((1 << (64 - bits)) - 1)  # logical, where >> on int64 is arithmetic
+    """A logical shift to the right; >> on int64 is arithmetic."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _mix(x: Tensor) -> Tensor:
-    """SplitMix64's finaliser [Steele et al. 2014]; int64 products wrap round, as they should."""
+    """The finaliser of SplitMix64 [Steele et al. 2014]; its products are modulo 2^64, as int64 products are."""
     x = (x ^ _shift(x, 30)) * _MIX1
     x = (x ^ _shift(x, 27)) * _MIX2
     return x ^ _shift(x, 31)
@@ -31,23 +32,23 @@ def _mix(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Draw:
-    """Uniform numbers for one (seed, stage, epoch); `draw(name, indices)` names what they are for."""
+    """Uniform numbers for one (seed, stage, epoch): `draw("order", indices)`."""
 
     seed: int
     stage: str = ""
     epoch: int = 0
 
     def __call__(self, name: str, indices: Tensor, size: int | tuple[int, ...] = ()) -> Tensor:
-        """`size` numbers for every index.
+        """`size` numbers for each index.
 
-        name     what the numbers decide; other names give independent numbers
+        name     what the numbers decide; different names give independent numbers
         indices  int64 (B,)  positions in the dataset
         returns  float64 (B, *size)  uniform in [0, 1), on the device of `indices`
         """
         size = (size,) if isinstance(size, int) else tuple(size)
         digest = hashlib.blake2b(f"{self.seed}/{self.stage}/{self.epoch}/{name}".encode(), digest_size=8).digest()
         key = int.from_bytes(digest, "little", signed=True)
-        counter = torch.arange(torch.Size(size).numel(), device=indices.device)
-        state = _mix(indices.long()[:, None] * _GOLDEN + key)
-        bits = _mix(_mix(state + (counter + 1) * _GOLDEN))
-        return (_shift(bits, 11).double() * 2.0**-53).reshape(len(indices), *size)
+        counter = torch.arange(torch.Size(size).numel(), device=indices.device)  # (M,), M the product of size
+        state = _mix(indices.long()[:, None] * _GOLDEN + key)  # (B, 1)
+        bits = _mix(_mix(state + (counter + 1) * _GOLDEN))  # (B, M)
+        return (_shift(bits, 11).double() * 2.0**-53).reshape(len(indices), *size)  # (B, *size)

@@ -1,9 +1,9 @@
-r"""Dropout whose mask is never written down, and a first layer's norm, dropout and product in one piece.
+r"""Dropout without a stored mask, and layer norm, dropout and linear layer as one operation.
 
-Of a training step with a projection of wide features a third went into drawing masks, storing and reading them. On the
-CPU `mrlib.ops.dropout_cpu` hashes them where they are needed; elsewhere, in half precision, inside torch.compile and
-where numba is missing it is torch's dropout. The key of a mask comes from torch's generator, so `torch.manual_seed`
-decides.
+With stored masks, a third of a training step with a projection of wide features went into drawing, writing and reading
+them. On the CPU `mrlib.ops.dropout_cpu` computes a mask by a hash wherever it is needed. On other devices, in half
+precision, inside torch.compile and without numba, torch's dropout is used. The key of a mask is drawn from torch's
+generator, so results follow `torch.manual_seed`.
 """
 
 from __future__ import annotations
@@ -15,28 +15,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_ROWS = 128  # whose gradients stay in cache
-_MOST = 2**32  # places that a hash tells apart
+_ROWS = 128  # rows per block of the backward pass; their gradients fit in the cache
+_MOST = 2**32  # numbers in a tensor that the hash can tell apart
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
-    """x with a share p of its numbers 0 and the others divided by 1 - p, as in training."""
+    """Dropout as in training: each number is 0 with probability p, else divided by 1 - p.  x (...), returns (...)"""
     return _Dropout.apply(x, p, _key()) if 0 < p < 1 and fused(x) else F.dropout(x, p)
 
 
 def norm_dropout_linear(
     x: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float, p: float, weight: Tensor, bias: Tensor
 ) -> Tensor:
-    r"""$\mathrm{drop}_p(\mathrm{LN}(x)) W^\top + b$ of features that need no gradient, of which torch makes one.
+    r"""$\mathrm{drop}_p(\mathrm{LN}(x)) W^\top + b$; faster if x needs no gradient.
 
-    With $\hat x$ the normalised rows, m the mask over 1 - p and g the gradient of what is returned:
+    With $\hat x$ the normalised rows, m the mask divided by 1 - p and g the gradient of the output:
 
     $$h = m \odot (\hat x \odot \gamma + \beta), \quad dW = g^\top h, \quad
     d\gamma = \sum_n (g W) \odot m \odot \hat x, \quad d\beta = \sum_n (g W) \odot m$$
 
-    g W is made some rows at a time and never whole.
+    g W is computed for a block of rows at a time, and never stored as a whole.
 
-    x (..., D); norm_weight, norm_bias (D,); weight (d, D), bias (d,); returns (..., d)
+    x            (..., D)
+    norm_weight  (D,)  and norm_bias (D,)
+    weight       (d, D)
+    bias         (d,)
+    returns      (..., d)
     """
     parameters = (norm_weight, norm_bias, weight, bias)
     if 0 < p < 1 and not x.requires_grad and all(fused(t) and t.dtype == x.dtype for t in (x, *parameters)):
@@ -46,23 +50,25 @@ def norm_dropout_linear(
 
 @functools.cache
 def _kernels() -> ModuleType | None:
+    """`mrlib.ops.dropout_cpu`, or None without numba."""
     try:
         from mrlib.ops import dropout_cpu
-    except ModuleNotFoundError as missing:
-        if missing.name != "numba":
+    except ModuleNotFoundError as error:
+        if error.name != "numba":
             raise
         return None
     return dropout_cpu
 
 
 def fused(x: Tensor) -> bool:
-    """The kernels of this module take it, and torch's would be slower."""
-    plain = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and 0 < x.numel() < _MOST
-    free = not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")
-    return plain and free and _kernels() is not None
+    """Whether the CPU kernels can be used for x."""
+    supported = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and 0 < x.numel() < _MOST
+    eager = not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")
+    return supported and eager and _kernels() is not None
 
 
 def _key() -> int:
+    """A new key of 63 bits from torch's generator."""
     return int(torch.randint(2**63 - 1, ()))
 
 
@@ -73,12 +79,12 @@ def _numpy(x: Tensor):
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, p: float, key: int) -> Tensor:
-        ctx.dice = p, key
+        ctx.p, ctx.key = p, key
         return _dropped(x, p, key)
 
     @staticmethod
-    def backward(ctx, g: Tensor):
-        return _Dropout.apply(g, *ctx.dice), None, None
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _Dropout.apply(grad, ctx.p, ctx.key), None, None
 
 
 def _dropped(x: Tensor, p: float, key: int) -> Tensor:
@@ -90,23 +96,23 @@ def _dropped(x: Tensor, p: float, key: int) -> Tensor:
 class _NormDropoutLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, norm_weight, norm_bias, weight, bias, eps, p, key):
-        rows = x.contiguous().view(-1, x.shape[-1])
+        rows = x.contiguous().view(-1, x.shape[-1])  # (n, D)
         mean, rstd, h = rows.new_empty(len(rows)), rows.new_empty(len(rows)), torch.empty_like(rows)
-        given = (rows, norm_weight, norm_bias)
-        _kernels().norm(*map(_numpy, given), eps, key, p, *map(_numpy, (mean, rstd, h)))
+        inputs = (rows, norm_weight, norm_bias)
+        _kernels().norm(*map(_numpy, inputs), eps, key, p, *map(_numpy, (mean, rstd, h)))
         ctx.save_for_backward(rows, mean, rstd, h, weight)
-        ctx.dice = key, p
+        ctx.key, ctx.p = key, p
         return F.linear(h, weight, bias).view(*x.shape[:-1], -1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, g):
+    def backward(ctx, grad):
         rows, mean, rstd, h, weight = ctx.saved_tensors
-        g = g.reshape(len(rows), -1)
-        sums = rows.new_zeros(2, rows.shape[1])
-        space = rows.new_empty(min(_ROWS, len(rows)), rows.shape[1])
+        grad = grad.reshape(len(rows), -1)  # (n, d)
+        sums = rows.new_zeros(2, rows.shape[1])  # the gradients of norm_weight and norm_bias
+        buffer = rows.new_empty(min(_ROWS, len(rows)), rows.shape[1])
         for begin in range(0, len(rows), _ROWS):
-            part = g[begin : begin + _ROWS]
-            dh = torch.mm(part, weight, out=space[: len(part)])
-            _kernels().norm_gradient(_numpy(dh), begin, _numpy(rows), *ctx.dice, *map(_numpy, (mean, rstd, *sums)))
-        return None, *sums, g.mT @ h, g.sum(0), None, None, None
+            block = grad[begin : begin + _ROWS]
+            dh = torch.mm(block, weight, out=buffer[: len(block)])
+            _kernels().norm_gradient(_numpy(dh), begin, _numpy(rows), ctx.key, ctx.p, *map(_numpy, (mean, rstd, *sums)))
+        return None, *sums, grad.mT @ h, grad.sum(0), None, None, None

@@ -1,41 +1,44 @@
-"""Which prediction answers for which window: the assignment of least cost, one to one [Kuhn 1955].
+"""The one-to-one assignment of least total cost between predictions and annotated windows [Kuhn 1955].
 
-Set prediction [DETR, Carion et al. 2020] trains every window's own query and tells all others that they are background.
+Set prediction [DETR, Carion et al. 2020] trains each prediction on the window assigned to it; predictions without a
+window are trained as background.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 
 @torch.no_grad()
 def match(cost: Tensor, mask: Tensor) -> Tensor:
-    """The query of every window, so that the sum of the costs is least and no query has two windows.
+    """The prediction assigned to every window; the sum of the costs is minimal and no prediction gets two windows.
 
-    Of more windows than queries, those are left over whose assignment would cost most. For one window the answer is
-    an argmin; else the costs of the whole batch go to the host, once. A cost that is not a number is as good as none.
+    If there are more windows than predictions, the windows that would cost most get none. For one window the answer is
+    an argmin on the device of the cost; otherwise the costs of the whole batch go to the CPU in one transfer. NaN
+    counts as 0 and infinite costs as ±1e30, so a loss that is not finite can still be reported with its assignment.
 
-    cost     (..., K, W)  of query k for window w; of several layers at once, of a whole batch
-    mask     bool (..., W)  windows that are there
-    returns  int64 (..., W), -1 where no query answers
+    cost     (..., K, W)  of prediction k for window w; leading dimensions such as layers and batch
+    mask     bool (..., W)  real windows; leading dimensions broadcast to those of the cost
+    returns  int64 (..., W)  index k, or -1 where a window gets no prediction
     """
     K, W = cost.shape[-2:]
-    mask = mask.expand(*cost.shape[:-2], W)
+    mask = mask.expand(*cost.shape[:-2], W)  # (..., W)
     if K == 0 or W == 0:
         return mask.new_full(mask.shape, -1, dtype=torch.long)
     cost = cost.detach().float().nan_to_num(nan=0.0, posinf=1e30, neginf=-1e30)
     if W == 1:
         return torch.where(mask, cost.argmin(-2), -1)
-    # mask and costs in one piece, for a transfer is a wait
-    host = torch.cat([cost, mask.to(cost.dtype)[..., None, :]], -2).flatten(0, -3).cpu().numpy()
-    cost, there = host[:, :-1], host[:, -1] > 0
-    found = np.where(there, cost.argmin(1), -1)
-    for i in np.flatnonzero(there.sum(1) > 1):
-        windows = np.flatnonzero(there[i])
-        query, window = linear_sum_assignment(cost[i][:, windows])
-        found[i] = -1
-        found[i, windows[window]] = query
-    return torch.from_numpy(found).to(mask.device).reshape(mask.shape)
+    from scipy.optimize import linear_sum_assignment  # here, because its import takes a fifth of the time of torch's
+
+    # mask and costs in one tensor, because each transfer waits for the device
+    host = torch.cat([cost, mask.to(cost.dtype)[..., None, :]], -2).flatten(0, -3).cpu().numpy()  # (R, K + 1, W)
+    costs, real = host[:, :-1], host[:, -1] > 0  # (R, K, W), (R, W)
+    assigned = np.where(real, costs.argmin(1), -1)  # (R, W), right for rows with at most one window
+    for row in np.flatnonzero(real.sum(1) > 1):
+        windows = np.flatnonzero(real[row])
+        predictions, columns = linear_sum_assignment(costs[row][:, windows])
+        assigned[row] = -1
+        assigned[row, windows[columns]] = predictions
+    return torch.from_numpy(assigned).to(mask.device).reshape(mask.shape)

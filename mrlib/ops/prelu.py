@@ -1,4 +1,4 @@
-"""PReLU of one slope: on the CPU torch's way back takes ten times as long as its parts."""
+"""PReLU with one slope; on the CPU its backward pass is ten times as fast as torch's."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 def prelu(x: Tensor, slope: Tensor) -> Tensor:
-    """x where it is above 0, slope times x elsewhere.  x (...), slope (1,)"""
-    plain = x.device.type == "cpu" and x.dtype == slope.dtype and not torch.compiler.is_compiling()
-    return _PReLU.apply(x, slope) if plain else F.prelu(x, slope)
+    """x where it is above 0, slope times x elsewhere.  x (...), slope (1,); returns (...)"""
+    faster = x.device.type == "cpu" and x.dtype == slope.dtype and not torch.compiler.is_compiling()
+    return _PReLU.apply(x, slope) if faster else F.prelu(x, slope)
 
 
 class _PReLU(torch.autograd.Function):
@@ -21,7 +21,7 @@ class _PReLU(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, g: Tensor):
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
         x, slope = ctx.saved_tensors
-        dx = torch.ops.aten.leaky_relu_backward(g, x, slope.item(), False)
-        return dx, torch.dot(g.flatten(), x.clamp(max=0).flatten())[None]
+        dx = torch.ops.aten.leaky_relu_backward(grad, x, slope.item(), False)
+        return dx, torch.dot(grad.flatten(), x.clamp(max=0).flatten())[None]  # (...), (1,)

@@ -1,4 +1,4 @@
-"""`mrlib.align.anchor` against the paper's equations, written out clip by clip."""
+"""A²FA's aligner and its baselines against the paper's equations, clip by clip."""
 
 import dataclasses
 
@@ -42,7 +42,7 @@ def by_hand(aligner, v, q, left, right, scale=1.0):
 @pytest.mark.parametrize("reweight", [True, False])
 @pytest.mark.parametrize("right", ["literal", "mirror"])
 @pytest.mark.parametrize("scale", [True, False])
-def test_the_aligned_clips_are_those_of_the_equations(reweight, right, scale):
+def test_aligned_clips_equal_the_equations(reweight, right, scale):
     torch.manual_seed(0)
     aligner = AnchorAligner(16, reweight=reweight, right=right, scale=scale).double()
     for parameter in aligner.parameters():  # away from the initial values
@@ -60,7 +60,7 @@ def test_the_aligned_clips_are_those_of_the_equations(reweight, right, scale):
 
 
 def test_clips_outside_the_segment_keep_their_direction():
-    """alpha is 0 there, by [A2FA Eq. 6] and [A2FA Eq. 11]; inside, it is the sigmoid's."""
+    """alpha is 0 there, by [A2FA Eq. 6] and [A2FA Eq. 11], and above 0 inside."""
     batch = make_batch([14, 10])
     aligned = AnchorAligner(16)(batch)
     inside, alpha = aligned.cache["inside"], aligned.cache["alpha"]
@@ -70,26 +70,26 @@ def test_clips_outside_the_segment_keep_their_direction():
     torch.testing.assert_close(cosines, torch.ones_like(cosines))
 
 
-def test_re_weighting_starts_nearly_even():
-    """w = beta = 1: r near tanh(1) for every clip, so the similarity map starts as the clips' own."""
+def test_initial_weights_are_nearly_equal():
+    """w = beta = 1: r is near tanh(1) for every clip, so the initial similarity map is that of the raw clips."""
     torch.manual_seed(0)
     r = AnchorAligner(512)(make_batch([40], joint=512)).cache["reweight"]
     assert (r - torch.tensor(1.0).tanh()).abs().max() < 0.1
 
 
-def test_the_learnable_size_is_the_papers():
+def test_number_of_parameters_is_that_of_the_paper():
     """Seven matrices of 512 x 512 and two scalars."""
     assert sum(p.numel() for p in AnchorAligner(512).parameters()) == 1_835_010
 
 
-def test_without_aligning_clips_are_only_re_weighted():
+def test_without_alignment_clips_are_only_re_weighted():
     batch = make_batch([8])
     aligned = AnchorAligner(16, align=False)(batch)
     expected = aligned.cache["reweight"][..., None] * torch.nn.functional.normalize(batch.target_joint, dim=-1)
     torch.testing.assert_close(aligned.target, expected)
 
 
-def test_raw_clips_are_unit_vectors_and_concatenation_adds_the_query():
+def test_raw_clips_are_unit_vectors_and_concatenated_clips_end_with_the_query():
     batch = make_batch([6, 3])
     v = torch.nn.functional.normalize(batch.target_joint, dim=-1)
     q = torch.nn.functional.normalize(batch.query_joint, dim=-1)
@@ -99,7 +99,7 @@ def test_raw_clips_are_unit_vectors_and_concatenation_adds_the_query():
     assert ConcatAligner(16).width == 32 and RawAligner(16).width == AnchorAligner(16).width == 16
 
 
-def test_gradients_are_those_of_finite_differences():
+def test_gradients_equal_finite_differences():
     batch = make_batch([5, 1, 4], joint=3, dtype=torch.float64)
     aligner = AnchorAligner(3).double()
     names = [name for name, _ in aligner.named_parameters()]
@@ -121,7 +121,7 @@ def test_every_parameter_gets_a_gradient(options):
 
 
 @pytest.mark.parametrize("make", ALIGNERS)
-def test_neither_padding_nor_batch_mates_nor_labels_change_a_sample(make):
+def test_padding_batch_mates_and_labels_do_not_change_a_sample(make):
     torch.manual_seed(0)
     aligner = make(16)
     alone = aligner(make_batch([7]))
@@ -133,7 +133,7 @@ def test_neither_padding_nor_batch_mates_nor_labels_change_a_sample(make):
 
 
 @pytest.mark.parametrize("make", ALIGNERS)
-def test_the_fields_have_the_shapes_of_the_contract(make):
+def test_fields_have_the_shapes_of_aligned(make):
     aligner = make(16)
     aligned = aligner(make_batch([7, 2]))
     d = aligner.width
@@ -144,8 +144,8 @@ def test_the_fields_have_the_shapes_of_the_contract(make):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_odd_videos_under_autocast_stay_finite(dtype):
-    """A video of zeros, one clip, duplicated clips."""
+def test_degenerate_videos_give_finite_output_and_gradients_under_autocast(dtype):
+    """A video of zeros, a video of one clip, a video of equal clips."""
     batch = make_batch([6, 1, 8])
     target = batch.target_joint.clone()
     target[0] = 0
@@ -154,13 +154,13 @@ def test_odd_videos_under_autocast_stay_finite(dtype):
     aligner = AnchorAligner(16)
     with torch.autocast("cpu", dtype):
         aligned = aligner(batch)
-    assert torch.equal(aligned.target, aligner(batch).target)  # computed in float32 all the same
+    assert torch.equal(aligned.target, aligner(batch).target)  # still computed in float32
     aligned.target.square().sum().backward()
     assert aligned.target.isfinite().all() and aligned.saliency.isfinite().all()
     assert all(p.grad.isfinite().all() for p in aligner.parameters())
 
 
 @pytest.mark.parametrize("make", [AnchorAligner, RawAligner, ConcatAligner])
-def test_a_dataset_without_a_joint_stream_is_refused_with_the_way_out(make):
+def test_dataset_without_a_joint_stream_is_refused_with_advice(make):
     with pytest.raises(ValueError, match='streams="joint"'):
         make(None)

@@ -1,7 +1,6 @@
-"""TD-DETR's dynamics against its equations, alone, in every aligner that takes them, and through files and copies."""
+"""TD-DETR's dynamics against its equations: the module, its use in every aligner, and copies and checkpoints of it."""
 
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
@@ -9,14 +8,14 @@ from torch import nn
 
 from mrlib import checkpoint, papers
 from mrlib.align.dynamics import Dynamics, dynamic_tokens, dynamics
-from mrlib.align.text_to_video import Words
+from mrlib.align.words import Words
 from mrlib.data import Widths
-from mrlib.layers import sine_positions
+from mrlib.layers import Sizes, sine_positions
 from tests.support.batches import LENGTHS, batch_of
 
 WIDTHS = Widths(24, 12, 16)
 TINY = {"width": 16, "hidden": 24, "heads": 4, "moment_queries": 3, "layers": 2, "decoder_layers": 2}
-# a network of every aligner that takes dynamics
+# a paper for every aligner that takes dynamics
 NETWORKS = {name: TINY for name in ("moment_detr", "qd_detr", "matr")} | {"amr": TINY | {"encoder_layers": 1}}
 NETWORKS["univtg"] = {k: v for k, v in TINY.items() if k not in ("moment_queries", "decoder_layers")}
 
@@ -25,17 +24,17 @@ def build(name, seed=3, **options):
     return papers.build(papers.get(name, "small", **NETWORKS[name] | options), WIDTHS, seed)
 
 
-def words_of(batch, width=16):
+def random_words(batch, width=16):
     rows = torch.randn(2, *batch.query.shape[:2], width, generator=torch.Generator().manual_seed(0))
     return Words(*rows, batch.query_mask)
 
 
-def parts_of(retriever):
+def dynamics_of(retriever):
     return [module for module in retriever.modules() if isinstance(module, Dynamics)]
 
 
-def test_tokens_are_the_differences_of_neighbours_and_the_first_is_from_the_start():
-    """[TD-DETR Eq. 2], [TD-DETR Eq. 3] By hand; across the border of padding there is none."""
+def test_tokens_are_differences_of_neighbours_and_of_the_first_clip_and_the_start():
+    """[TD-DETR Eq. 2], [TD-DETR Eq. 3] By hand; 0 on padding."""
     x = torch.tensor([[[1.0, 5.0], [4.0, 3.0], [4.0, 10.0]], [[2.0, 2.0], [9.0, 9.0], [7.0, 7.0]]])
     mask = torch.tensor([[True, True, True], [True, False, False]])
     tokens = dynamic_tokens(x, torch.tensor([0.5, 1.0]), mask)
@@ -45,7 +44,7 @@ def test_tokens_are_the_differences_of_neighbours_and_the_first_is_from_the_star
 
 
 def test_the_cumulative_sum_of_tokens_and_start_restores_the_clips():
-    """[TD-DETR Eq. 3] Turned round."""
+    """[TD-DETR Eq. 3] The inverse of the tokenizer."""
     g = torch.Generator().manual_seed(0)
     x, start = torch.randn(3, 7, 5, generator=g, dtype=torch.float64), torch.randn(5, generator=g, dtype=torch.float64)
     mask = torch.arange(7) < torch.tensor([7, 3, 1])[:, None]
@@ -54,30 +53,29 @@ def test_the_cumulative_sum_of_tokens_and_start_restores_the_clips():
     assert not torch.allclose(restored[~mask], x[~mask])
 
 
-def test_changes_attend_to_the_words_and_flow_into_the_clips():
+def test_dynamics_equal_their_equations():
     """[TD-DETR Eq. 4], [TD-DETR Eq. 5], [TD-DETR Eq. 6] Clip by clip, with torch's attention."""
     torch.manual_seed(0)
     module, batch, beta = Dynamics(16, 4, 0.3, 0.6).eval(), batch_of(), 0.6
-    words, x, p = words_of(batch), torch.randn(4, 12, 16), sine_positions(batch.target_mask, 16)
-    theirs = nn.MultiheadAttention(16, 4, batch_first=True)
-    theirs.load_state_dict(module.attend.state_dict())
+    words, x, p = random_words(batch), torch.randn(4, 12, 16), sine_positions(batch.target_mask, 16)
+    attention = nn.MultiheadAttention(16, 4, batch_first=True)
+    attention.load_state_dict(module.attend.state_dict())
     norm1, _, linear1, _, norm2, _, linear2 = module.project
     mixed = module(x, p, words)
     for b, n in enumerate(LENGTHS):
         keys, values = (rows[b : b + 1, words.mask[b]] for rows in (words.keys, words.values))
         for t in range(n):
-            here = x[b, t] + p[b, t]
-            change = here - (x[b, t - 1] + p[b, t - 1] if t else module.start.weight[0])
+            change = x[b, t] + p[b, t] - (x[b, t - 1] + p[b, t - 1] if t else module.start.weight[0])
             change = linear2(norm2(linear1(norm1(change)).relu())).relu()
-            gathered, _ = theirs(change[None, None], keys, values)
+            gathered, _ = attention(change[None, None], keys, values)
             torch.testing.assert_close(mixed[b, t], beta * x[b, t] + 0.4 * gathered[0, 0], rtol=1e-5, atol=1e-5)
 
 
-def test_words_that_a_clip_may_not_see_are_hidden_from_its_change():
-    """[TD-DETR Eq. 5] With one word left, that word is all there is, whatever changes."""
+def test_tokens_attend_only_to_words_that_their_clip_may_see():
+    """[TD-DETR Eq. 5] If a clip sees one word, it takes up the value of that word, whatever its token."""
     torch.manual_seed(0)
     module, batch = Dynamics(16, 4, 0.0, 0.0).eval(), batch_of()
-    words, x = words_of(batch), torch.randn(4, 12, 16)
+    words, x = random_words(batch), torch.randn(4, 12, 16)
     seen = torch.zeros(4, 4, 12, 6, dtype=torch.bool)
     seen[..., 2] = True
     mixed = module(x, torch.zeros_like(x), words._replace(mask=torch.ones_like(words.mask), seen=seen))
@@ -85,8 +83,8 @@ def test_words_that_a_clip_may_not_see_are_hidden_from_its_change():
     torch.testing.assert_close(mixed, module.attend.out_proj(value)[:, None].expand_as(mixed), rtol=1e-5, atol=1e-5)
 
 
-def test_gradients_are_those_of_finite_differences():
-    """[TD-DETR Eq. 6] In clips, words and start."""
+def test_gradients_equal_finite_differences():
+    """[TD-DETR Eq. 6] For clips, words and the start."""
     torch.manual_seed(0)
     module = Dynamics(4, 2, 0.0, 0.7).double()
     x, p, y = (torch.randn(2, n, 4, dtype=torch.float64) for n in (3, 3, 2))
@@ -101,14 +99,14 @@ def test_gradients_are_those_of_finite_differences():
 
 @pytest.mark.parametrize("name", NETWORKS)
 @torch.no_grad()
-def test_with_a_share_of_one_everything_is_as_without_dynamics(name):
-    """[TD-DETR Eq. 6] To the last bit, from the projections to the predicted windows, and not with less."""
+def test_beta_of_one_is_the_same_as_no_dynamics(name):
+    """[TD-DETR Eq. 6] To the last bit, from the projections to the predicted windows; a smaller beta is not."""
     plain, batch = build(name).eval(), batch_of()
     for beta, same in ((1.0, True), (1, True), (0.7, False)):
         mixed = build(name, beta=beta).eval()
-        own, shared = mixed.state_dict(), plain.state_dict()
-        assert shared.keys() < own.keys()
-        mixed.load_state_dict(own | shared)
+        weights, shared = mixed.state_dict(), plain.state_dict()
+        assert shared.keys() < weights.keys()
+        mixed.load_state_dict(weights | shared)
         for x, y in zip(outputs_of(plain, batch), outputs_of(mixed, batch), strict=True):
             assert torch.equal(x, y) or not same
         assert (mixed.predict(batch) == plain.predict(batch)) == same
@@ -120,28 +118,28 @@ def outputs_of(retriever, batch):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_dynamics_come_without_a_default_of_their_own(name):
-    """What is built without them is what was always built, and None is as good as nothing."""
+def test_without_beta_there_are_no_dynamics(name):
+    """A beta of None builds the same weights as no beta, and no paper sets one by default."""
     plain, none = build(name), build(name, beta=None)
-    assert not parts_of(none)
+    assert not dynamics_of(none)
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), none.parameters(), strict=True))
     assert "beta" not in papers.get(name).aligner.options
 
 
-def test_every_layer_has_projections_and_attention_of_its_own_and_the_start_of_the_first():
-    """[TD-DETR Eq. 2] One vector; 395,776 parameters more in each layer of the released width."""
-    made = dynamics(3, 256, 8, 0.1, 0.7)
-    count = [sum(p.numel() for p in part.parameters()) for part in made]
+def test_layers_have_separate_projections_and_attention_and_one_shared_start():
+    """[TD-DETR Eq. 2] The start is one vector; 395,776 further parameters in each layer of the released width."""
+    modules = dynamics(3, Sizes(width=256, heads=8, dropout=0.1), 0.7)
+    count = [sum(p.numel() for p in module.parameters()) for module in modules]
     assert count == [395_776 + 256, 395_776, 395_776]
-    stack = nn.ModuleList(made)
+    stack = nn.ModuleList(modules)
     assert [name for name, _ in stack.named_parameters() if "start" in name] == ["0.start.weight"]
     batch = batch_of()
-    words, x = words_of(batch, 256), torch.randn(4, 12, 256)
-    before = [part.eval()(x, torch.zeros_like(x), words) for part in made]
+    words, x = random_words(batch, 256), torch.randn(4, 12, 256)
+    before = [module.eval()(x, torch.zeros_like(x), words) for module in modules]
     with torch.no_grad():
-        made[0].start.weight.normal_()
-    for part, old in zip(made, before, strict=True):
-        changed = (part(x, torch.zeros_like(x), words) - old).abs().amax(-1)
+        modules[0].start.weight.normal_()
+    for module, old in zip(modules, before, strict=True):
+        changed = (module(x, torch.zeros_like(x), words) - old).abs().amax(-1)
         assert (changed[:, 0] > 1e-4).all() and changed[:, 1:].max() == 0
 
 
@@ -160,7 +158,7 @@ def moved(retriever, path):
 
 
 def assigned(retriever, path):
-    """Built without memory, then given its weights."""
+    """Built on the meta device, then given the weights."""
     with torch.device("meta"):
         empty = papers.build(papers.get(**retriever.recipe["paper"]), WIDTHS)
     empty.load_state_dict(retriever.state_dict(), assign=True)
@@ -169,12 +167,12 @@ def assigned(retriever, path):
 
 @pytest.mark.parametrize("again", [copied, saved, moved, assigned])
 @torch.no_grad()
-def test_one_start_stays_one_through_copies_files_and_moves(again, tmp_path):
-    """Changed in the first layer it is changed in all, and in the copy only."""
+def test_start_is_still_shared_after_copies_checkpoints_and_moves(again, tmp_path):
+    """A change in the first layer changes all layers, and the copy only."""
     retriever, batch = build("qd_detr", beta=0.7).eval(), batch_of()
     other = again(retriever, tmp_path).eval()
-    first = parts_of(other)[0].start
-    assert all(part._known[0] is first for part in parts_of(other)) and len(parts_of(other)) == 2
+    first = dynamics_of(other)[0].start
+    assert all(module._shared_start[0] is first for module in dynamics_of(other)) and len(dynamics_of(other)) == 2
     assert other.predict(batch) == retriever.predict(batch)
     start = first.weight.clone()
     first.weight.data = start + 3
@@ -182,11 +180,11 @@ def test_one_start_stays_one_through_copies_files_and_moves(again, tmp_path):
     retriever.load_state_dict(other.state_dict())
     for x, y in zip(outputs, outputs_of(retriever, batch), strict=True):
         assert torch.equal(x, y)
-    if again is not assigned:  # which shares its tensors with what it got them from
-        assert parts_of(retriever)[0].start.weight.data_ptr() != first.weight.data_ptr()
+    if again is not assigned:  # which shares its tensors with the state dict
+        assert dynamics_of(retriever)[0].start.weight.data_ptr() != first.weight.data_ptr()
 
 
-def test_the_start_counts_once_in_what_is_saved_and_trained():
+def test_start_is_saved_and_trained_once():
     retriever = build("qd_detr", beta=0.7)
     names = [name for name in retriever.state_dict() if "start" in name]
     assert names == [name for name, _ in retriever.named_parameters() if "start" in name] == [
@@ -200,9 +198,8 @@ def test_padding_and_batch_mates_change_nothing(name):
     retriever, together = build(name, beta=0.4).eval(), batch_of(pad_to=15)
     aligned, _ = retriever(together)
     for b, n in enumerate(LENGTHS):
-        alone = batch_of()[b : b + 1]
-        small, _ = retriever(alone)
-        torch.testing.assert_close(aligned.target[b, :n], small.target[0, :n], rtol=1e-4, atol=1e-5)
+        single, _ = retriever(batch_of()[b : b + 1])
+        torch.testing.assert_close(aligned.target[b, :n], single.target[0, :n], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -210,11 +207,11 @@ def test_every_parameter_of_dynamics_learns(name):
     batch, retriever = batch_of([9, 4, 12]), build(name, beta=0.7)
     aligned, outputs = retriever(batch)
     sum(retriever.losses(aligned, outputs, batch).values()).backward()
-    made = parts_of(retriever)
-    assert made
-    for part in made:
-        for key, p in part.named_parameters():
-            if key == "attend.in_proj_bias":  # all keys moved alike leave the weights of attention as they are
+    modules = dynamics_of(retriever)
+    assert modules
+    for module in modules:
+        for key, p in module.named_parameters():
+            if key == "attend.in_proj_bias":  # the bias of the keys does not change the weights of attention
                 third = len(p) // 3
                 assert p.grad[:third].any() and p.grad[2 * third :].any()
             else:
@@ -223,38 +220,38 @@ def test_every_parameter_of_dynamics_learns(name):
 
 @pytest.mark.parametrize("name", ["univtg", "matr"])
 @torch.no_grad()
-def test_a_joint_encoder_compares_clips_before_the_words_flow_in(name):
-    """What stands before the encoder, for saliency, contrasts and the first alignment, knows of no query."""
+def test_clips_before_a_joint_encoder_do_not_depend_on_the_query(name):
+    """Saliency, contrasts and the first alignment compare clips that no word has entered."""
     retriever, batch = build(name, beta=0.2).eval(), batch_of()
     encoder = retriever.aligner.encoder if name == "univtg" else retriever.aligner.fuse
-    joint = encoder(batch)
-    other = encoder(replace(batch, query=batch.query.flip(0)))
+    joint = encoder(batch.target, batch.target_mask, batch.query, batch.query_mask)
+    other = encoder(batch.target, batch.target_mask, batch.query.flip(0), batch.query_mask)
     for field in ("target_projected", "target_typed", "target_positions"):
         assert torch.equal(getattr(joint, field), getattr(other, field))
     assert not torch.allclose(joint.target, other.target)
 
 
 @torch.no_grad()
-def test_a_joint_encoder_gives_its_first_layer_what_dynamics_make_of_the_typed_clips():
-    """[TD-DETR Eq. 6] Words with their positions are keys, without them values."""
+def test_first_layer_of_a_joint_encoder_gets_the_output_of_the_dynamics():
+    """[TD-DETR Eq. 6] Their input is the clips with their token type; words have positions as keys, not as values."""
     for name in ("univtg", "matr", "moment_detr"):
-        retriever, batch, caught = build(name, beta=0.2, query_positions="learned").eval(), batch_of(), []
+        retriever, batch, calls = build(name, beta=0.2, query_positions="learned").eval(), batch_of(), []
         aligner = retriever.aligner
         encoder = {"univtg": "encoder", "matr": "fuse"}.get(name)
         encoder = aligner if encoder is None else getattr(aligner, encoder)
-        encoder.mix.register_forward_hook(lambda _, inputs, output, caught=caught: caught.append((*inputs, output)))
-        encoder.layers[0].register_forward_hook(lambda _, inputs, output, caught=caught: caught.append(inputs))
+        encoder.mix.register_forward_hook(lambda _, inputs, output, calls=calls: calls.append((*inputs, output)))
+        encoder.layers[0].register_forward_hook(lambda _, inputs, output, calls=calls: calls.append(inputs))
         retriever(batch)
-        (x, positions, words, mixed), (first, everywhere, mask) = caught
+        (x, positions, words, mixed), (first, joint_positions, mask) = calls
         T = x.shape[1]
-        assert torch.equal(first[:, :T], mixed) and torch.equal(everywhere[:, :T], positions)
+        assert torch.equal(first[:, :T], mixed) and torch.equal(joint_positions[:, :T], positions)
         assert torch.equal(first[:, T:], words.values) and torch.equal(mask[:, T:], words.mask)
-        torch.testing.assert_close(words.keys, words.values + everywhere[:, T:])
+        torch.testing.assert_close(words.keys, words.values + joint_positions[:, T:])
         assert not torch.allclose(words.keys, words.values)
 
 
 @pytest.mark.parametrize("beta", [-0.1, 1.1, float("nan"), True, "much"])
-def test_a_share_outside_zero_to_one_is_refused(beta):
+def test_beta_outside_zero_to_one_is_refused(beta):
     for name in NETWORKS:
         if beta == beta:
             with pytest.raises(ValueError, match="beta must be None or a number from 0 to 1"):

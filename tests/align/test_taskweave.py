@@ -1,4 +1,4 @@
-"""TaskWeave's aligner against its equations, clip by clip, and what must not show in it."""
+"""TaskWeave's aligner against its equations, clip by clip."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ import torch
 from mrlib import papers
 from mrlib.align import saliency
 from mrlib.align.taskweave import TaskWeaveAligner, above_mean, peaks
-from mrlib.align.text_to_video import Words
+from mrlib.align.words import Words
 from mrlib.data import Widths
 from mrlib.layers import Sizes, sine_positions
 from tests.support.batches import LENGTHS, batch_of
@@ -27,26 +27,26 @@ def peaks_by_hand(x):
     return torch.stack([x[max(0, t - 2) : t + 3].amax(0) for t in range(len(x))])
 
 
-def test_a_peak_is_the_largest_of_five_real_clips():
-    """[TaskWeave] Negative ones too; what stands on padding is never one."""
+def test_peaks_are_the_maximum_over_five_real_clips():
+    """[TaskWeave] Also of negative numbers; values on padding are ignored."""
     x = torch.randn(3, 8, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 2
     mask = torch.arange(8) < torch.tensor([8, 3, 1])[:, None]
     x[~mask] = 9.0
-    found = peaks(x, mask)
+    pooled = peaks(x, mask)
     for b, n in enumerate([8, 3, 1]):
-        assert torch.equal(found[b, :n], peaks_by_hand(x[b, :n]))
-    assert (found[~mask] == 0).all()
+        assert torch.equal(pooled[b, :n], peaks_by_hand(x[b, :n]))
+    assert (pooled[~mask] == 0).all()
 
 
-def test_clips_above_the_mean_of_their_own_video_shine():
-    """[TaskWeave] By hand; padding neither counts nor shines, nor does a clip alone."""
+def test_highlights_are_the_clips_above_the_mean_of_their_video():
+    """[TaskWeave] By hand; padding is not in the mean and is no highlight; nor is the only clip of a video."""
     scores = torch.tensor([[1.0, 3.0, 2.5, 1.0, 99.0], [-5.0, -1.0, -4.0, -3.0, -2.0], [7.0, 9.0, 9.0, 9.0, 9.0]])
     mask = torch.arange(5) < torch.tensor([4, 5, 1])[:, None]
     expected = [[False, True, True, False, False], [False, True, False, False, True], [False] * 5]
     assert above_mean(scores, mask).tolist() == expected
 
 
-def gathered_by_hand(module, target, words, p):
+def with_words_by_hand(module, target, words, p):
     x = target[None]
     for layer in module.layers:
         x = layer(x, p, words)
@@ -66,7 +66,7 @@ def one_video_by_hand(module, target, query):
     p = sine_positions(torch.ones(1, n, dtype=torch.bool), d)
     words = Words(query[None], query[None], torch.ones(1, len(query), dtype=torch.bool))
 
-    x = gathered_by_hand(module, target, words, p) @ module.highlight_branch.weight.mT + module.highlight_branch.bias
+    x = with_words_by_hand(module, target, words, p) @ module.highlight_branch.weight.mT + module.highlight_branch.bias
     x = x * shared_by_hand(module, x, p)
     scores = []
     for clip in x:
@@ -77,7 +77,7 @@ def one_video_by_hand(module, target, query):
     scores = torch.stack(scores)
 
     louder = torch.stack([2 * v if s > scores.mean() else v for v, s in zip(target, scores, strict=True)])
-    x = gathered_by_hand(module, louder, words, p) @ module.moment_branch.weight.mT + module.moment_branch.bias
+    x = with_words_by_hand(module, louder, words, p) @ module.moment_branch.weight.mT + module.moment_branch.bias
     shared, clips = shared_by_hand(module, x, p), []
     for t in range(n):
         y = torch.zeros(d, dtype=x.dtype)
@@ -90,7 +90,7 @@ def one_video_by_hand(module, target, query):
 
 
 @torch.no_grad()
-def test_clips_and_saliency_are_those_of_the_definition():
+def test_clips_and_saliency_equal_their_equations():
     """[TaskWeave] Sample by sample in float64, in a padded batch."""
     module, batch = aligner().double().eval(), batch_of(dtype=torch.float64)
     for parameter in (module.norm.weight, module.norm.bias):
@@ -108,8 +108,8 @@ def test_clips_and_saliency_are_those_of_the_definition():
 
 
 @torch.no_grad()
-def test_what_shines_changes_the_clips_and_not_the_saliency():
-    """[TaskWeave] The feedback goes from highlights to moments only."""
+def test_feedback_changes_the_clips_and_not_the_saliency():
+    """[TaskWeave] It goes from highlights to moments only."""
     module, batch = aligner().eval(), batch_of()
     aligned = module(batch)
     given = aligned.cache["target"], batch.target_mask, aligned.query, batch.query_mask
@@ -117,25 +117,25 @@ def test_what_shines_changes_the_clips_and_not_the_saliency():
     assert torch.equal(module.highlights(*given), aligned.saliency)
 
 
-def test_losses_are_twice_those_of_the_saliency_and_of_the_same_clips_asked_anew():
-    """[TaskWeave] The weight of highlights, while the learned ones stay at 0. Sample 0 has no foreign query here."""
+def test_losses_are_twice_the_saliency_losses():
+    """[TaskWeave] Foreign scores are those of a second pass. Sample 0 has no foreign query here."""
     module, batch = aligner().eval(), batch_of([9, 4, 12])
     batch = replace(batch, labels=replace(batch.labels, negative=torch.tensor([-1, 0, 0])))
     aligned = module(batch)
-    asked = module(replace(batch, query=batch.query[[0, 0, 0]], query_mask=batch.query_mask[[0, 0, 0]])).saliency
+    foreign = module(replace(batch, query=batch.query[[0, 0, 0]], query_mask=batch.query_mask[[0, 0, 0]])).saliency
     torch.manual_seed(0)
     terms = module.losses(aligned, batch)
     torch.manual_seed(0)
     pairs = saliency.ranking_pairs(batch)
-    there = batch.target_mask & torch.tensor([False, True, True])[:, None]
+    foreign_mask = batch.target_mask & torch.tensor([False, True, True])[:, None]
     scores = torch.cat([batch.labels.saliency, torch.zeros(3, 12)], 1)
     contrast = saliency.rank_contrast(
-        torch.cat([aligned.saliency, asked], 1), scores, torch.cat([batch.target_mask, there], 1)
+        torch.cat([aligned.saliency, foreign], 1), scores, torch.cat([batch.target_mask, foreign_mask], 1)
     )
     expected = {
         "margin": 2 * saliency.margin(aligned.saliency, pairs),
         "contrast": 2 * contrast,
-        "negative": 2 * saliency.negative(asked, there, 2),
+        "negative": 2 * saliency.negative(foreign, foreign_mask, 2),
     }
     assert terms.keys() == expected.keys()
     for name, value in expected.items():
@@ -143,42 +143,42 @@ def test_losses_are_twice_those_of_the_saliency_and_of_the_same_clips_asked_anew
 
 
 @pytest.mark.parametrize("detector", papers.DETECTORS)
-def test_it_trains_before_every_detector(detector):
-    """With the numbers of the small size; every one of its parameters has a gradient, and every query an answer."""
+def test_every_parameter_gets_a_gradient_from_every_detector(detector):
+    """At the small size; and every query gets moments and a saliency per clip."""
     paper = papers.get("f2sgd", "small", aligner="taskweave", detector=detector)
     if detector == "similarity_map":
         paper = papers.get(**paper.given, zero_init=False)  # else the first step reaches the last layer only
     retriever, batch = papers.build(paper, WIDTHS), batch_of([9, 6, 12])
     sum(retriever.losses(*retriever(batch), batch).values()).backward()
-    still = [n for n, p in retriever.aligner.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
-    assert still == []
+    untrained = [n for n, p in retriever.aligner.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert untrained == []
     lines = retriever.predict(batch)
     assert all(0 < len(line["pred_relevant_windows"]) <= 10 for line in lines)
     assert [len(line["pred_saliency_scores"]) for line in lines] == [9, 6, 12]
 
 
-def test_it_stands_in_any_paper_with_its_own_numbers():
-    """Without a setting, as wide as QD-DETR; each can be set by name."""
+def test_default_sizes_in_any_paper_are_those_of_qd_detr():
+    """Each can be set by name."""
     paper = papers.get("f2sgd", aligner="taskweave")
     assert paper.aligner == papers.Choice("taskweave")
-    made = papers.build(paper, WIDTHS).aligner
-    assert (made.width, len(made.layers), len(made.encoder)) == (256, 2, 2)
-    assert made.layers[0].feed_forward.linear1.weight.shape == (1024, 256)
+    module = papers.build(paper, WIDTHS).aligner
+    assert (module.width, len(module.layers), len(module.encoder)) == (256, 2, 2)
+    assert module.layers[0].feed_forward.linear1.weight.shape == (1024, 256)
     assert papers.get("qd_detr", aligner="taskweave", layers=3).aligner.options == {"layers": 3}
     assert papers.get("f2sgd", "small", aligner="taskweave").aligner.options == papers.SMALL["taskweave"]
 
 
-def test_a_few_steps_lower_every_loss_on_the_simulator():
-    """Eight samples, forty steps; the moments' loss begins at that of an empty map."""
+def test_forty_steps_on_the_simulator_lower_every_loss():
+    """On eight samples; the detector's loss starts at that of an empty map."""
     paper = papers.get("f2sgd", "small", aligner="taskweave", channels=4, kernel=5, width=32)
     data = papers.open_split(paper, "sim", split="train", n=8)
-    retriever, batch, seen = papers.build(paper, data), data.batch(range(8)), []
+    retriever, batch, history = papers.build(paper, data), data.batch(range(8)), []
     optimiser = torch.optim.Adam(retriever.parameters(), 3e-3)
     for _ in range(40):
         terms = retriever.losses(*retriever(batch), batch)
         optimiser.zero_grad()
         sum(terms.values()).backward()
         optimiser.step()
-        seen.append({name: term.item() for name, term in terms.items()})
-    assert seen[0].keys() == {"margin", "contrast", "negative", "map"}
-    assert all(seen[-1][name] < 0.9 * value for name, value in seen[0].items())
+        history.append({name: term.item() for name, term in terms.items()})
+    assert history[0].keys() == {"margin", "contrast", "negative", "map"}
+    assert all(history[-1][name] < 0.9 * value for name, value in history[0].items())

@@ -1,4 +1,4 @@
-"""QD-DETR's aligner against its formulas, and what must not show in it."""
+"""QD-DETR's aligner against its equations."""
 
 from dataclasses import replace
 
@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from mrlib import papers
+from mrlib.align.words import Words, released_masks
 from mrlib.data import Widths
 from mrlib.layers import sine_positions
 from tests.support.batches import LENGTHS, batch_of, make_batch
+from tests.support.modules import shaken, watched
 
 
 def aligner(**options):
@@ -17,8 +19,8 @@ def aligner(**options):
 
 
 @torch.no_grad()
-def test_positions_reach_the_keys_and_not_the_values():
-    """[QD-DETR] One word has all the attention wherever it stands."""
+def test_learned_positions_are_added_to_keys_and_not_to_values():
+    """[QD-DETR] A single word gets all the attention, whatever its position."""
     module = aligner(query_positions="learned").eval()
     batch = make_batch(LENGTHS, motion=8, words=1)
     before = module(batch).target
@@ -31,12 +33,35 @@ def test_positions_reach_the_keys_and_not_the_values():
 
 
 @torch.no_grad()
-def test_saliency_is_the_scaled_product_of_every_clip_with_the_global_token():
-    """[QD-DETR] The last encoder layer's output, caught on its way out."""
-    module, batch, caught = aligner().eval(), batch_of(), []
-    module.encoder[-1].register_forward_hook(lambda _, inputs, output: caught.append((inputs, output)))
+def test_clips_take_up_words_layer_by_layer_and_are_encoded_with_the_global_token():
+    """[QD-DETR] Sample by sample without padding, from the projections to clips and saliency."""
+    module, batch = shaken(aligner(query_positions="learned")), batch_of()
     aligned = module(batch)
-    (x, positions, mask), output = caught[0]
+    for b, n in enumerate(LENGTHS):
+        query = module.project_query(batch.query[b : b + 1, batch.query_mask[b]])
+        words = Words(query + module.places(query), query, torch.ones(query.shape[:2], dtype=torch.bool))
+        mask = torch.ones(1, n, dtype=torch.bool)
+        x, positions = aligned.cache["target"][b : b + 1, :n], sine_positions(mask, 16)
+        for layer in module.layers:
+            x = layer(x, positions, words)
+        x, positions = (
+            torch.cat([first[None, None], rest], 1)
+            for first, rest in ((module.global_token, x), (module.global_position, positions))
+        )
+        for layer in module.encoder:
+            x = layer(x, positions, torch.ones(1, 1 + n, dtype=torch.bool))
+        torch.testing.assert_close(aligned.target[b, :n], x[0, 1:], rtol=1e-4, atol=1e-5)
+        saliency = (module.clip_side(x[0, 1:]) * module.global_side(x[0, 0])).sum(1) / 4
+        torch.testing.assert_close(aligned.saliency[b, :n], saliency, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_saliency_is_the_scaled_product_of_every_clip_with_the_global_token():
+    """[QD-DETR] From the output of the last encoder layer, which a hook reads."""
+    module, batch = aligner().eval(), batch_of()
+    calls = watched(module.encoder)[-1]
+    aligned = module(batch)
+    (x, positions, mask), output = calls[0]
     assert x.shape == (4, 13, 16) and mask[:, 0].all()
     torch.testing.assert_close(positions[:, 1:], sine_positions(batch.target_mask, 16))
     for b, n in enumerate(LENGTHS):
@@ -46,20 +71,36 @@ def test_saliency_is_the_scaled_product_of_every_clip_with_the_global_token():
             torch.testing.assert_close(aligned.target[b, t], output[b, t + 1])
 
 
-def test_losses_of_foreign_queries_are_those_of_the_same_clips_asked_anew():
-    """[QD-DETR] Sample 0 has no foreign query here: its own clips are contrasted among themselves."""
+@pytest.mark.parametrize("masks", ["keys", "released"])
+@torch.no_grad()
+def test_layers_get_the_words_that_clips_may_attend_to(masks):
+    """[QD-DETR] All words of the query, or the masks of the released code, which land on other samples."""
+    module, batch = aligner(masks=masks).eval(), batch_of()
+    calls = watched(module.layers)
+    module(batch)
+    for (((_, positions, words), _),) in calls:
+        assert torch.equal(positions, sine_positions(batch.target_mask, 16))
+        assert torch.equal(words.mask, batch.query_mask)
+        if masks == "keys":
+            assert words.seen is None
+        else:
+            assert torch.equal(words.seen, released_masks(batch.target_mask, batch.query_mask, 4))
+
+
+def test_losses_of_foreign_queries_equal_those_of_a_second_pass():
+    """[QD-DETR] Sample 0 has no foreign query here: its contrast is among its own clips."""
     module, batch = aligner().eval(), batch_of([9, 4, 12])
     batch = replace(batch, labels=replace(batch.labels, negative=torch.tensor([-1, 0, 0])))
     aligned = module(batch)
-    asked = module(replace(batch, query=batch.query[[0, 0, 0]], query_mask=batch.query_mask[[0, 0, 0]]))
+    foreign = module(replace(batch, query=batch.query[[0, 0, 0]], query_mask=batch.query_mask[[0, 0, 0]]))
     terms = module.losses(aligned, batch)
-    expected = sum(-(1 - asked.saliency[b, :n].double().sigmoid()).log().sum() for b, n in ((1, 4), (2, 12))) / 2
+    expected = sum(-(1 - foreign.saliency[b, :n].double().sigmoid()).log().sum() for b, n in ((1, 4), (2, 12))) / 2
     torch.testing.assert_close(terms["negative"].double(), expected, rtol=1e-5, atol=1e-6)
     total = 0.0
     for b, n in enumerate([9, 4, 12]):
-        rows = [aligned.saliency[b, :n]] + ([asked.saliency[b, :n]] if b else [])
-        likely = (torch.cat(rows) / 0.5).log_softmax(0)[:n][batch.labels.relevant[b, :n]]
-        total -= likely.mean() * 6 / 12 / 3  # 6 points on each relevant clip: ranks 1 to 6
+        rows = [aligned.saliency[b, :n]] + ([foreign.saliency[b, :n]] if b else [])
+        log_share = (torch.cat(rows) / 0.5).log_softmax(0)[:n][batch.labels.relevant[b, :n]]
+        total -= log_share.mean() * 6 / 12 / 3  # 6 points on each relevant clip: ranks 1 to 6
     torch.testing.assert_close(terms["contrast"], total)
 
 

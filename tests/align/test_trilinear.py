@@ -1,4 +1,4 @@
-"""AMR's aligner against its formulas, its losses against hand-worked cases, and what must not show in it."""
+"""AMR's aligner against its equations, its losses against hand-worked cases, and padding hidden or seen."""
 
 import math
 from dataclasses import replace
@@ -9,9 +9,8 @@ from torch import nn
 
 from mrlib import papers
 from mrlib.align import Aligned
-from mrlib.align.trilinear import TrilinearAligner, TrilinearFusion, batch_contrast
+from mrlib.align.trilinear import TrilinearFusion, build_trilinear
 from mrlib.data import Widths
-from mrlib.layers import Sizes
 from tests.support.batches import LENGTHS, alone, batch_of, make_batch, spoilt
 
 K = 1 / 0.07
@@ -40,7 +39,7 @@ def fusion_by_hand(fusion, video, text):
                 score[t, w] += video[t, k] * fusion.clip[k] + text[w, k] * fusion.word[k]
                 score[t, w] += video[t, k] * fusion.both[k] * text[w, k]
     shares = [math.exp(sum(text[w, k].item() * fusion.pool[k].item() for k in range(d))) for w in range(m)]
-    whole = sum(share * text[w] for w, share in enumerate(shares)) / sum(shares)
+    sentence = sum(share * text[w] for w, share in enumerate(shares)) / sum(shares)
     out = []
     for t in range(n):
         p, q = torch.zeros(d, dtype=video.dtype), torch.zeros(d, dtype=video.dtype)
@@ -50,25 +49,25 @@ def fusion_by_hand(fusion, video, text):
             for i in range(n):
                 q = q + word * score[i, w].exp() / score[:, w].exp().sum() * video[i]
         x = torch.cat([video[t], p, video[t] * p, video[t] * q]) @ fusion.mix.weight.T + fusion.mix.bias
-        out.append((torch.cat([x, whole]) @ fusion.out.weight.T + fusion.out.bias).clamp(min=0))
+        out.append((torch.cat([x, sentence]) @ fusion.out.weight.T + fusion.out.bias).clamp(min=0))
     return torch.stack(out)
 
 
 @torch.no_grad()
-def test_fusion_is_its_formula_on_every_sample_whatever_stands_on_padding():
+def test_fusion_equals_its_equation_and_ignores_padding():
     """[AMR, fusion] Padding of clips and of words; a query of one word; a video of one clip."""
     fusion, g = fusion_of(), torch.Generator().manual_seed(1)
     n, m = [5, 3, 1, 4], [4, 1, 3, 2]
     video, text = (torch.randn(4, length, 6, generator=g, dtype=torch.float64) for length in (5, 4))
     mask, words = (torch.arange(length) < torch.tensor(real)[:, None] for length, real in ((5, n), (4, m)))
-    found = fusion(video, mask, text, words)
+    output = fusion(video, mask, text, words)
     for b in range(4):
         expected = fusion_by_hand(fusion, video[b, : n[b]], text[b, : m[b]])
-        torch.testing.assert_close(found[b, : n[b]], expected)
-    assert (found > 0).any() and (found == 0).any()
+        torch.testing.assert_close(output[b, : n[b]], expected)
+    assert (output > 0).any() and (output == 0).any()
 
 
-def test_fusion_has_the_gradients_of_its_formula():
+def test_fusion_has_the_gradients_of_its_equation():
     """[AMR, fusion] For clips, words and every parameter."""
     fusion, g = fusion_of(3), torch.Generator().manual_seed(1)
     video, text = (torch.randn(2, length, 3, generator=g, dtype=torch.float64, requires_grad=True) for length in (3, 2))
@@ -83,18 +82,18 @@ def test_fusion_has_the_gradients_of_its_formula():
     assert torch.autograd.gradcheck(run, (video, text, *values))
 
 
-def test_a_query_without_a_word_gives_finite_numbers_and_gradients():
+def test_query_without_words_gives_finite_output_and_gradients():
     fusion = fusion_of().float()
     video, text = torch.randn(2, 4, 6, requires_grad=True), torch.zeros(2, 3, 6)
     nothing = torch.zeros(2, 3, dtype=torch.bool)
-    found = fusion(video, torch.tensor([[True] * 4, [False] * 4]), text, nothing)
-    found.sum().backward()
-    assert found.isfinite().all() and video.grad.isfinite().all()
+    output = fusion(video, torch.tensor([[True] * 4, [False] * 4]), text, nothing)
+    output.sum().backward()
+    assert output.isfinite().all() and video.grad.isfinite().all()
     assert all(p.grad.isfinite().all() for p in fusion.parameters())
 
 
-def test_dropout_changes_the_scores_of_the_fusion_and_nothing_else():
-    """[AMR, fusion] With scores of zero it is not seen."""
+def test_dropout_of_the_fusion_changes_its_scores_only():
+    """[AMR, fusion] With scores of zero it has no effect."""
     fusion, ones = fusion_of(dropout=0.5), torch.ones(1, 4, dtype=torch.bool)
     video, text = torch.randn(1, 4, 6, dtype=torch.float64), torch.randn(1, 4, 6, dtype=torch.float64)
     assert not torch.allclose(fusion.train()(video, ones, text, ones), fusion.eval()(video, ones, text, ones))
@@ -105,7 +104,7 @@ def test_dropout_changes_the_scores_of_the_fusion_and_nothing_else():
     )
 
 
-def test_vectors_of_the_fusion_start_as_matrices_do():
+def test_vectors_of_the_fusion_are_initialised_as_matrices():
     """[AMR, decoder] Xavier-uniform: three as matrices of one column; w_m as the kernel (1, 1, d) of the release."""
     fusion = TrilinearFusion(256, 0.0)
     for vector, fans in ((fusion.clip, 257), (fusion.word, 257), (fusion.pool, 257), (fusion.both, 512)):
@@ -114,7 +113,7 @@ def test_vectors_of_the_fusion_start_as_matrices_do():
 
 
 class Thirds(nn.Module):
-    """Takes a third of what comes in, and keeps it."""
+    """An encoder layer that divides its input by three and records it."""
 
     def __init__(self):
         super().__init__()
@@ -127,8 +126,8 @@ class Thirds(nn.Module):
 
 @pytest.mark.parametrize("padding", ["hidden", "seen"])
 @torch.no_grad()
-def test_highlights_are_encoded_anew_with_the_clips_that_the_words_went_into(padding):
-    """[AMR, encoder] An encoder that takes a third: E = Y/3, then Z = (E + w Y)/3."""
+def test_second_pass_of_the_encoder_gets_the_highlights_lifted(padding):
+    """[AMR, encoder] An encoder that divides by three: E = Y/3, then Z = (E + w Y)/3."""
     module, batch = aligner(padding=padding).eval(), batch_of(wrong=True)
     module.encoder = nn.ModuleList([Thirds()])
     aligned = module(batch)
@@ -145,8 +144,8 @@ def test_highlights_are_encoded_anew_with_the_clips_that_the_words_went_into(pad
 
 
 @torch.no_grad()
-def test_the_query_as_a_whole_is_its_last_word_and_words_go_on_as_projected():
-    """[AMR, projections] Also where it is the only one."""
+def test_whole_query_is_its_last_word_and_words_are_as_projected():
+    """[AMR, projections] Also for a query of one word."""
     module, batch = aligner().eval(), batch_of(wrong=True)
     aligned, projected = module(batch), module.project_query(batch.query)
     assert torch.equal(aligned.query, projected)
@@ -157,11 +156,12 @@ def test_the_query_as_a_whole_is_its_last_word_and_words_go_on_as_projected():
 
 
 def hand_worked(**options):
-    """Two samples of which every direction is along an axis; the second has two real clips and one padded.
+    """Two samples whose vectors are parallel to the axes; the second has two real clips and one padded.
 
     Clip 0 is relevant in both; the other clips of the first are mined.
     """
-    module = TrilinearAligner(Widths(3, 3, None), Sizes(width=2, heads=1), [], [], **options)
+    options = {"padding": "hidden", "against": "sentence"} | options
+    module = build_trilinear(Widths(3, 3, None), width=2, heads=1, layers=0, encoder_layers=0, **options)
     batch = make_batch([3, 2], joint=None, motion=3, words=2, query=3, windows=[[(0, 1)], [(0, 1)]])
     wrong = torch.tensor([[False, True, True], [False, False, False]])
     pairs = torch.tensor([[[0, 1]], [[1, 0]]])
@@ -210,7 +210,7 @@ def test_losses_are_those_worked_by_hand(padding):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        # the first alone has mined clips: at right angles to the sentence the relevant one, along it the mined ones
+        # only the first has mined clips; they are parallel to the sentence, its relevant clip is orthogonal to it
         ({}, softplus(K)),
         ({"padding": "seen"}, softplus(K)),
         # p = 1/sqrt(10), n = 3/sqrt(10); p = 3/sqrt(10), n = 0
@@ -219,15 +219,15 @@ def test_losses_are_those_worked_by_hand(padding):
     ],
     ids=["sentence", "sentence, padding seen", "video", "video, padding seen"],
 )
-def test_mined_clips_are_set_apart_from_relevant_ones(options, expected):
-    """[AMR, losses] By the sentence where there are some; as released by the mean of the video, and everywhere."""
+def test_discrimination_of_relevant_and_mined_clips(options, expected):
+    """[AMR, losses] By hand; against the sentence for samples with mined clips; as released, the video for all."""
     module, aligned, batch = hand_worked(**options)
     assert module.losses(aligned, batch)["discriminate"].item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("case", ["no file", "no clip", "all relevant", "none relevant"])
-def test_where_nothing_is_mined_or_relevant_the_discrimination_is_zero_and_teaches_nothing(case):
-    """[AMR, losses] In the second sample nothing is mined in any case; each case takes the first away too."""
+def test_discrimination_and_its_gradient_are_zero_without_mined_or_without_relevant_clips(case):
+    """[AMR, losses] The second sample has no mined clips; each case removes those of the first, or the relevant."""
     module, aligned, batch = hand_worked()
     labels, nothing = batch.labels, torch.zeros_like(batch.labels.relevant)
     labels = {
@@ -243,23 +243,8 @@ def test_where_nothing_is_mined_or_relevant_the_discrimination_is_zero_and_teach
     assert all(term.isfinite() for term in loss.values())
 
 
-def test_the_contrast_of_a_batch_is_a_loop_over_the_samples_that_are_there():
-    """[AMR, losses] Both ways; a row that is not there is no alternative either."""
-    g = torch.Generator().manual_seed(0)
-    query, video = (torch.randn(5, 4, generator=g, dtype=torch.float64) for _ in range(2))
-    rows, total = torch.tensor([True, False, True, True, False]), 0.0
-    there = [0, 2, 3]
-    for b in there:
-        for own, others in ((query[b], video), (video[b], query)):
-            near = [torch.cosine_similarity(own, others[o], dim=0).item() * K for o in there]
-            total += math.log(sum(map(math.exp, near))) - near[there.index(b)]
-    assert batch_contrast(query, video, rows).item() == pytest.approx(total / 6, rel=1e-9)
-    assert batch_contrast(query, video, torch.zeros(5, dtype=torch.bool)).item() == 0
-    assert batch_contrast(query[:1], video[:1], rows[:1]).item() == pytest.approx(0)
-
-
-def test_rows_of_nothing_but_padding_teach_nothing():
-    """The losses are those of the batch without them, whichever row it is; and nothing is NaN where they are all."""
+def test_samples_of_padding_do_not_change_the_losses():
+    """Losses equal those of the batch without them; gradients are finite even if all samples are padding."""
     module, batch = aligner(), batch_of([9, 7, 12, 5], wrong=True)
     pairs = torch.tensor([[[1, 0], [2, 3]], [[3, 2], [0, 1]], [[1, 0], [5, 2]], [[0, 1], [4, 2]]])
     batch = replace(batch, labels=replace(batch.labels, pairs=pairs))
@@ -267,9 +252,9 @@ def test_rows_of_nothing_but_padding_teach_nothing():
     mask[3], words[3] = False, False
     missing = replace(batch, target_mask=mask, query_mask=words)
     missing = replace(missing, labels=replace(missing.labels, pairs=torch.where(mask[:, :1, None], pairs, -1)))
-    ours, theirs = (module.losses(module(x), x) for x in (missing, missing[:3]))
-    for name, value in theirs.items():
-        torch.testing.assert_close(ours[name], value, msg=lambda m, n=name: f"{n}: {m}")
+    losses, expected = (module.losses(module(x), x) for x in (missing, missing[:3]))
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name], value, msg=lambda m, n=name: f"{n}: {m}")
     for padding in ("hidden", "seen"):
         for against in ("sentence", "video"):
             module = aligner(padding=padding, against=against)
@@ -281,14 +266,14 @@ def test_rows_of_nothing_but_padding_teach_nothing():
 
 
 @pytest.mark.parametrize("term", ["margin", "contrast", "vtc", "ctc", "discriminate"])
-def test_each_loss_trains_what_it_is_of(term):
-    """[AMR, losses] The saliency's all below it; the contrasts the projections alone."""
+def test_parts_of_the_network_that_each_loss_trains(term):
+    """[AMR, losses] Those of the saliency train everything below it, the contrasts only the projections."""
     module, batch = aligner(), batch_of(wrong=True)
     module.losses(module(batch), batch)[term].backward()
-    touched = {name.split(".")[0] for name, p in module.named_parameters() if p.grad is not None and p.grad.any()}
+    trained = {name.split(".")[0] for name, p in module.named_parameters() if p.grad is not None and p.grad.any()}
     projections = {"project_target", "project_query"}
     deep = {"fusion", "layers", "encoder", "saliency"} if term in ("margin", "contrast") else set()
-    assert touched == projections | deep
+    assert trained == projections | deep
 
 
 def differ(a, b):
@@ -304,8 +289,8 @@ def row(aligned, b):
 
 
 @torch.no_grad()
-def test_padding_and_batch_mates_change_nothing_unless_they_are_seen():
-    """[AMR, padding] As released, a sample that has padding, or whose mates have some, is answered otherwise."""
+def test_padding_and_batch_mates_change_a_sample_only_if_padding_is_seen():
+    """[AMR, padding] As released, padding of a sample or of its batch mates changes its output."""
     hidden, seen = (aligner(padding=padding).eval() for padding in ("hidden", "seen"))
     batch, wide = batch_of(wrong=True), batch_of(wrong=True, pad_to=15)
     for given in (batch, wide, spoilt(wide)):
@@ -320,8 +305,8 @@ def test_padding_and_batch_mates_change_nothing_unless_they_are_seen():
 
 
 @pytest.mark.parametrize("against", ["sentence", "video"])
-def test_losses_see_no_padding_unless_told_to(against):
-    """More of it, and something else on it; pairs are given, as they are drawn from the width of the batch."""
+def test_padding_changes_the_losses_only_if_it_is_seen(against):
+    """More padding, and other values on it; pairs are given, since random ones depend on the width of the batch."""
     hidden, seen = (aligner(padding=padding, against=against).eval() for padding in ("hidden", "seen"))
     pairs = torch.tensor([[[1, 0]], [[3, 2]], [[1, 0]], [[-1, -1]]])
     batches = [
@@ -329,9 +314,9 @@ def test_losses_see_no_padding_unless_told_to(against):
         for x in (batch_of(wrong=True), batch_of(wrong=True, pad_to=15))
     ]
     batches.append(spoilt(batches[1]))
-    ours, released = ([module.losses(module(x), x) for x in batches] for module in (hidden, seen))
-    for terms in ours[1:]:
-        for name, value in ours[0].items():
+    without, released = ([module.losses(module(x), x) for x in batches] for module in (hidden, seen))
+    for terms in without[1:]:
+        for name, value in without[0].items():
             torch.testing.assert_close(terms[name], value, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
     for name in ("vtc", "ctc", *(["discriminate"] if against == "video" else [])):
         assert not torch.isclose(released[1][name], released[0][name], rtol=1e-3)

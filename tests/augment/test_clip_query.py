@@ -1,4 +1,4 @@
-"""Clips that ask where they are from: each against the rows of the video they were cut from.  [MATR, pre-training]"""
+"""Segments as queries, each compared with the clips of the video that it was cut from.  [MATR, pre-training]"""
 
 from dataclasses import replace
 
@@ -32,7 +32,7 @@ def batch(data):
     return clip_query(torch.arange(200), data, DRAW)
 
 
-def test_every_clip_comes_twice_the_first_time_as_it_is(data, batch):
+def test_every_segment_comes_twice_first_unchanged(data, batch):
     assert len(batch) == 400
     for i in range(200):
         (a, count), n = batch.samples[i].extra["clip"], int(data.target.lengths[i])
@@ -44,7 +44,7 @@ def test_every_clip_comes_twice_the_first_time_as_it_is(data, batch):
         torch.testing.assert_close(batch.target[i + 200], batch.target[i], rtol=0, atol=0)
 
 
-def test_labels_are_the_clips_place_for_both(data, batch):
+def test_the_label_of_both_queries_is_the_position_of_the_segment(data, batch):
     for i, sample in enumerate(batch.samples):
         (a, count), n = sample.extra["clip"], int(batch.lengths[i])
         torch.testing.assert_close(batch.labels.spans[i, 0], torch.tensor([a / n, (a + count) / n]))
@@ -54,84 +54,93 @@ def test_labels_are_the_clips_place_for_both(data, batch):
     assert batch.labels.span_mask.all() and not batch.labels.saliency_mask.any()
 
 
-def test_a_changed_clip_is_what_its_record_says(data, batch):
-    """Replayed from `extra` alone, row by row."""
-    seen = set()
+def test_a_changed_query_follows_from_its_record(data, batch):
+    """Every query is computed again from `extra` alone."""
+    kinds = set()
     for i in range(200, 400):
-        about = batch.samples[i].extra
-        a, count = about["clip"]
-        clip, got = batch.target[i, a : a + count], batch.query[i][batch.query_mask[i]]
-        seen.add(about["change"])
-        if about["change"] == "reverse":
-            torch.testing.assert_close(got, clip.flip(0))
-        elif about["change"] == "noise":
-            assert NOISE[0] <= about["factor"] <= NOISE[1]
-            cosine = F.cosine_similarity(got, clip, dim=-1)
-            expected = (1 + about["factor"] ** 2) ** -0.5  # noise of that norm, at right angles to the row
+        record = batch.samples[i].extra
+        a, count = record["clip"]
+        clips, query = batch.target[i, a : a + count], batch.query[i][batch.query_mask[i]]
+        kinds.add(record["change"])
+        if record["change"] == "reverse":
+            torch.testing.assert_close(query, clips.flip(0))
+        elif record["change"] == "noise":
+            assert NOISE[0] <= record["factor"] <= NOISE[1]
+            cosine = F.cosine_similarity(query, clips, dim=-1)
+            expected = (1 + record["factor"] ** 2) ** -0.5  # noise of that norm, at right angles to the row
             assert ((cosine - expected).abs() < 0.06).all()
-            torch.testing.assert_close(got.norm(dim=-1), torch.ones(count))
+            torch.testing.assert_close(query.norm(dim=-1), torch.ones(count))
         else:
-            low, high = FAST if about["change"] == "fast" else SLOW
-            assert low <= about["factor"] <= high
-            wanted = max(1, round(count / about["factor"]))
-            assert len(got) == wanted
-            at = [(count - 1) * k / (wanted - 1) if wanted > 1 else (count - 1) / 2 for k in range(wanted)]
-            rows = [torch.lerp(clip[int(x)], clip[min(int(x) + 1, count - 1)], x - int(x)) for x in at]
-            torch.testing.assert_close(got, F.normalize(torch.stack(rows), dim=-1), rtol=1e-4, atol=1e-5)
-    assert seen == set(CHANGES)
+            low, high = FAST if record["change"] == "fast" else SLOW
+            assert low <= record["factor"] <= high
+            wanted = max(1, round(count / record["factor"]))
+            assert len(query) == wanted
+            positions = [(count - 1) * k / (wanted - 1) if wanted > 1 else (count - 1) / 2 for k in range(wanted)]
+            rows = [torch.lerp(clips[int(x)], clips[min(int(x) + 1, count - 1)], x - int(x)) for x in positions]
+            torch.testing.assert_close(query, F.normalize(torch.stack(rows), dim=-1), rtol=1e-4, atol=1e-5)
+    assert kinds == set(CHANGES)
 
 
-def test_the_whole_query_is_the_mean_of_its_clips(batch):
+def test_the_joint_vector_of_a_query_is_the_mean_of_its_clips(batch):
     expected = torch.stack([q[m].mean(0) for q, m in zip(batch.query, batch.query_mask, strict=True)])
     torch.testing.assert_close(batch.query_joint, F.normalize(expected, dim=-1), rtol=1e-4, atol=1e-5)
 
 
+def test_every_clip_has_the_same_weight_in_the_joint_vector(data):
+    """Clips of any norm count as unit vectors."""
+    rows = data.target.rows * torch.rand(len(data.target.rows), 1, generator=torch.Generator().manual_seed(0)).add(0.1)
+    unequal = replace(data, target=Bank(rows, data.target.offsets))
+    joint, expected = (clip_alone(torch.arange(20), x, DRAW).query_joint for x in (unequal, data))
+    torch.testing.assert_close(joint, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_lengths_starts_and_changes_are_drawn_evenly(data):
-    indices = torch.full((4000,), 28)  # a video of 32 clips
-    drawn = [clip_query(torch.tensor([28]), data, Draw(s)).samples[1].extra for s in range(400)]
-    counts = torch.bincount(torch.tensor([d["clip"][1] for d in drawn]), minlength=17)[2:]
+    records = [clip_query(torch.tensor([28]), data, Draw(s)).samples[1].extra for s in range(400)]  # of 32 clips
+    counts = torch.bincount(torch.tensor([record["clip"][1] for record in records]), minlength=17)[2:]
     assert len(counts) == 15 and counts.min() > 0 and counts.max() < 3 * 400 / 15
-    assert all(60 < sum(d["change"] == c for d in drawn) < 140 for c in CHANGES)
-    latest = [d["clip"][0] == 32 - d["clip"][1] for d in drawn]
-    assert any(latest) and min(d["clip"][0] for d in drawn) == 0
-    assert len(indices) == 4000
+    assert all(60 < sum(record["change"] == kind for record in records) < 140 for kind in CHANGES)
+    at_the_end = [record["clip"][0] == 32 - record["clip"][1] for record in records]
+    assert any(at_the_end) and min(record["clip"][0] for record in records) == 0
 
 
-def test_a_clip_is_a_function_of_seed_stage_epoch_and_sample(data):
+def test_a_query_depends_only_on_seed_stage_epoch_and_sample(data):
     alone = clip_query(torch.tensor([7]), data, DRAW)
     together = clip_query(torch.tensor([3, 7, 9]), data, DRAW)
     assert together.samples[4].extra == alone.samples[1].extra
     n = int(alone.query_mask[1].sum())
     torch.testing.assert_close(together.query[4, :n], alone.query[1, :n], rtol=1e-6, atol=1e-6)
-    other = clip_query(torch.tensor([7]), data, Draw(3, "pretrain", 2))
-    assert other.samples[0].extra != alone.samples[0].extra
+    next_epoch = clip_query(torch.tensor([7]), data, Draw(3, "pretrain", 2))
+    assert next_epoch.samples[0].extra != alone.samples[0].extra
 
 
-def test_without_changes_there_is_each_clip_once(data, batch):
-    plain = clip_alone(torch.arange(200), data, DRAW)
-    assert len(plain) == 200 and not plain.labels.backwards.any()
-    n = plain.query.shape[1]
-    torch.testing.assert_close(plain.query, batch.query[:200, :n], rtol=0, atol=0)
+def test_clip_alone_gives_each_segment_once_unchanged(data, batch):
+    unchanged = clip_alone(torch.arange(200), data, DRAW)
+    assert len(unchanged) == 200 and not unchanged.labels.backwards.any()
+    n = unchanged.query.shape[1]
+    torch.testing.assert_close(unchanged.query, batch.query[:200, :n], rtol=0, atol=0)
 
 
-def test_every_long_enough_video_is_asked_once_a_pass(data):
-    twice = data.subset([5, 5, 6, 0, 6, 100])
-    assert [s.vid for s in each_video(twice).samples] == [twice.samples[i].vid for i in (0, 2, 3, 5)]
+def test_each_video_keeps_one_sample_of_every_video_of_four_clips(data):
+    repeated = data.subset([5, 5, 6, 0, 6, 100])
+    assert [s.vid for s in each_video(repeated).samples] == [repeated.samples[i].vid for i in (0, 2, 3, 5)]
     short = replace(data, target=Bank.from_arrays([torch.ones(1 + i % 4, 128).numpy() for i in range(200)]))
     assert len(each_video(short)) == 50
     with pytest.raises(ValueError, match="no video of sim train has 4 clips"):
         each_video(short.subset([0, 1, 2]))
 
 
-def test_a_video_of_one_clip_asks_for_itself(data):
+def test_a_video_of_one_clip_is_its_own_query(data):
     tiny = replace(data, target=Bank.from_arrays([torch.ones(1, 128).numpy()] * 200))
     batch = clip_query(torch.tensor([0]), tiny, DRAW)
     assert batch.labels.spans[:, 0].tolist() == [[0, 1], [0, 1]]
 
 
-def test_no_labels_are_needed_and_words_are_refused(data):
+def test_annotations_are_not_needed(data):
     bare = replace(data, samples=[replace(s, relevant_windows=None) for s in data.samples], _annotations=None)
     assert clip_query(torch.arange(4), bare, DRAW).labels is not None
+
+
+def test_queries_of_words_are_refused():
     words = open_dataset("sim", n=4)
     with pytest.raises(ValueError, match="only where queries are rows of the joint stream"):
         clip_query(torch.arange(2), replace(words, joint=None), DRAW)

@@ -1,4 +1,4 @@
-"""Splicing against a plain version of it, sample by sample on the same numbers, and against the videos' own values."""
+"""Splicing: a reference in plain Python on the same random numbers, the values of the videos, and statistics."""
 
 import os
 import random
@@ -35,15 +35,15 @@ def odd_world(seed: int) -> MomentDataset:
 
 
 def windows_of(data: MomentDataset, donor: int) -> list[tuple[int, int, bool]]:
-    """First clip, number of clips and whether it is mined, of every window, in the order in which they are pasted."""
+    """(first clip, number of clips, mined) of every window, in the order of pasting."""
     sample, n = data.samples[donor], int(data.target.lengths[data.video[donor]])
-    given = [(w, False) for w in sample.relevant_windows] + [(w, True) for w in sample.extra.get("wrong_spans", [])]
-    clips = [(int(min(a / data.clip_s, n - 1)), int(min(b / data.clip_s, n)), mined) for (a, b), mined in given]
+    windows = [(w, False) for w in sample.relevant_windows] + [(w, True) for w in sample.extra.get("wrong_spans", [])]
+    clips = [(int(min(a / data.clip_s, n - 1)), int(min(b / data.clip_s, n)), mined) for (a, b), mined in windows]
     return sorted(((a, b - a, mined) for a, b, mined in clips), key=lambda w: (w[0], w[2]))
 
 
-def plain(data: MomentDataset, i: int, donor: int, placement: str) -> list[tuple[int, int, int]]:
-    """The pastes by the book, on the numbers of `DRAW`: position of the window, first clip in the background, clips."""
+def reference_pastes(data: MomentDataset, i: int, donor: int, placement: str) -> list[tuple[int, int, int]]:
+    """(index of the window, first clip in the background, number of clips) of every paste, on the numbers of `DRAW`."""
     windows, L = windows_of(data, donor), int(data.target.lengths[data.video[i]])
     length = DRAW("length", torch.tensor([i]), len(windows))[0].tolist()
     if placement == "official":
@@ -71,30 +71,30 @@ def plain(data: MomentDataset, i: int, donor: int, placement: str) -> list[tuple
 
 
 def check_kept(data: MomentDataset, batch, i: int, row: int) -> None:
-    """As the identity gives it."""
-    own, n = identity(torch.tensor([i]), data, DRAW), int(batch.lengths[row])
-    W = own.labels.spans.shape[1]
-    assert torch.equal(batch.target[row, :n], own.target[0])
-    assert torch.equal(batch.query[row, batch.query_mask[row]], own.query[0])
-    assert torch.equal(batch.labels.spans[row, :W], own.labels.spans[0])
+    """The row is sample i unchanged."""
+    single, n = identity(torch.tensor([i]), data, DRAW), int(batch.lengths[row])
+    W = single.labels.spans.shape[1]
+    assert torch.equal(batch.target[row, :n], single.target[0])
+    assert torch.equal(batch.query[row, batch.query_mask[row]], single.query[0])
+    assert torch.equal(batch.labels.spans[row, :W], single.labels.spans[0])
     assert batch.labels.span_mask[row].sum() == W
     for name in ("relevant", "saliency", "saliency_mask") + ("wrong",) * data.mined:
-        mine, theirs = getattr(batch.labels, name)[row], getattr(own.labels, name)[0]
-        assert torch.equal(mine[:n] if mine.dim() else mine, theirs)
-        assert not mine.dim() or not mine[n:].any()
-    about = batch.samples[row].extra["kept"]
-    assert batch.samples[row] == replace(data.samples[i], extra=data.samples[i].extra | {"kept": about})
-    assert about == ("no donor" if batch.counts["kept_no_donor"][row] else "no window had room")
+        labels, expected = getattr(batch.labels, name)[row], getattr(single.labels, name)[0]
+        assert torch.equal(labels[:n] if labels.dim() else labels, expected)
+        assert not labels.dim() or not labels[n:].any()
+    reason = batch.samples[row].extra["kept"]
+    assert batch.samples[row] == replace(data.samples[i], extra=data.samples[i].extra | {"kept": reason})
+    assert reason == ("no donor" if batch.counts["kept_no_donor"][row] else "no window had room")
 
 
 def check_spliced(data: MomentDataset, batch, i: int, row: int, placement: str) -> Counter:
-    """Origin of every clip, every label and the record, from the donor's annotation and the plain pastes."""
+    """Clips, labels and record follow from the donor's annotation and the reference pastes; returns the counts."""
     sample, background = batch.samples[row], data.samples[i]
     donor, n, labels = data.samples[sample.qid], int(batch.lengths[row]), batch.labels
     video, windows = int(data.video[donor.qid]), windows_of(data, donor.qid)
     assert donor.vid == sample.extra["donor"] and (sample.query, sample.vid) == (donor.query, background.vid)
     assert donor.qid != i and (placement == "official" or donor.vid != background.vid)
-    pasted, expected = sample.extra["pasted"], plain(data, i, donor.qid, placement)
+    pasted, expected = sample.extra["pasted"], reference_pastes(data, i, donor.qid, placement)
     assert [(a, len(clips)) for a, clips in pasted] == [(a, r) for _, a, r in expected]
     for (_, before, r), (_, after, _) in zip(expected, expected[1:], strict=False):
         assert after > before + r  # a clip of background between them
@@ -139,9 +139,9 @@ def check_spliced(data: MomentDataset, batch, i: int, row: int, placement: str) 
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_every_clip_label_and_record_is_what_the_plain_version_says(placement):
-    """Some thousand samples of odd worlds: [AMR, splice]"""
-    seen = Counter()
+def test_clips_labels_and_records_equal_the_reference(placement):
+    """More than a thousand samples with unusual windows.  [AMR, splice]"""
+    totals = Counter()
     for seed in range(100):
         data = odd_world(seed)
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
@@ -151,67 +151,67 @@ def test_every_clip_label_and_record_is_what_the_plain_version_says(placement):
         assert not batch.target[~batch.target_mask].any()
         assert torch.equal(batch.video, data.video[order])
         for row, i in enumerate(order.tolist()):
-            told = Counter({name: int(x[row]) for name, x in batch.counts.items()})
+            counts = Counter({name: int(x[row]) for name, x in batch.counts.items()})
             if "kept" in batch.samples[row].extra:
                 check_kept(data, batch, i, row)
-                assert told["pasted"] == told["pasted_mined"] == 0
-                assert told["kept_no_donor"] + told["kept_no_window"] == 1
+                assert counts["pasted"] == counts["pasted_mined"] == 0
+                assert counts["kept_no_donor"] + counts["kept_no_window"] == 1
             else:
-                assert +told == +check_spliced(data, batch, i, row, placement)
-            seen += told + Counter(samples=1)
-        check_foreign(data, batch)
-    assert seen["samples"] > 1500
-    assert all(seen[name] > 0 for name in COUNTS if (placement, name) != ("uniform", "kept_no_window")), seen
-    assert placement == "official" or not seen["kept_no_window"]
+                assert +counts == +check_spliced(data, batch, i, row, placement)
+            totals += counts + Counter(samples=1)
+        check_negatives(data, batch)
+    assert totals["samples"] > 1500
+    assert all(totals[name] > 0 for name in COUNTS if (placement, name) != ("uniform", "kept_no_window")), totals
+    assert placement == "official" or not totals["kept_no_window"]
 
 
-def check_foreign(data: MomentDataset, batch) -> None:
+def check_negatives(data: MomentDataset, batch) -> None:
+    """The negative is the next row, or -1 if its query concerns a video that is shown."""
     assert torch.equal(foreign_rows(batch), batch.labels.negative)
-    in_picture = [{s.vid, s.extra.get("donor", s.vid)} for s in batch.samples]
+    shown = [{s.vid, s.extra.get("donor", s.vid)} for s in batch.samples]
     for row, negative in enumerate(batch.labels.negative.tolist()):
-        following = (row + 1) % len(batch)
-        asks = data.samples[batch.samples[following].qid].vid
-        assert negative == (-1 if asks in in_picture[row] else following)
+        next_row = (row + 1) % len(batch)
+        next_video = data.samples[batch.samples[next_row].qid].vid
+        assert negative == (-1 if next_video in shown[row] else next_row)
 
 
-def test_the_samples_of_a_batch_annotate_its_videos():
-    """Opened again as a dataset, they give the labels of the batch."""
+def test_the_samples_of_a_batch_agree_with_its_labels():
+    """A dataset of the spliced videos and their samples has the labels of the batch."""
     for seed in range(30):
         data = odd_world(seed)
         data = replace(data, samples=[replace(s, duration=s.duration - 2 * data.clip_s) for s in data.samples])
         batch = splice(torch.arange(len(data)), data, DRAW)
-        made = [i for i, s in enumerate(batch.samples) if "kept" not in s.extra]
-        if not made:
+        spliced = [i for i, s in enumerate(batch.samples) if "kept" not in s.extra]
+        if not spliced:
             continue
-        again = replace(
+        reopened = replace(
             data,
-            samples=[batch.samples[i] for i in made],
-            target=Bank.from_arrays([batch.target[i, : batch.lengths[i]].numpy() for i in made]),
-            video=torch.arange(len(made)),
-            query_item=torch.tensor([batch.samples[i].qid for i in made]),
+            samples=[batch.samples[i] for i in spliced],
+            target=Bank.from_arrays([batch.target[i, : batch.lengths[i]].numpy() for i in spliced]),
+            video=torch.arange(len(spliced)),
+            query_item=torch.tensor([batch.samples[i].qid for i in spliced]),
             _annotations=None,
         )
-        theirs, T = again.batch(range(len(made))), int(batch.lengths[made].max())
-        assert torch.equal(theirs.target, batch.target[made, :T])
-        W = theirs.labels.spans.shape[1]
-        torch.testing.assert_close(theirs.labels.spans, batch.labels.spans[made, :W])
-        assert torch.equal(theirs.labels.relevant, batch.labels.relevant[made, :T])
-        assert torch.equal(theirs.labels.saliency, batch.labels.saliency[made, :T])
-        assert torch.equal(theirs.labels.saliency_mask, batch.labels.saliency_mask[made])
-        if again.mined:
-            assert torch.equal(theirs.labels.wrong, batch.labels.wrong[made, :T])
+        expected, T = reopened.batch(range(len(spliced))), int(batch.lengths[spliced].max())
+        assert torch.equal(expected.target, batch.target[spliced, :T])
+        W = expected.labels.spans.shape[1]
+        torch.testing.assert_close(expected.labels.spans, batch.labels.spans[spliced, :W])
+        assert torch.equal(expected.labels.relevant, batch.labels.relevant[spliced, :T])
+        assert torch.equal(expected.labels.saliency, batch.labels.saliency[spliced, :T])
+        assert torch.equal(expected.labels.saliency_mask, batch.labels.saliency_mask[spliced])
+        if reopened.mined:
+            assert torch.equal(expected.labels.wrong, batch.labels.wrong[spliced, :T])
 
 
-def many(background: int, windows: list[tuple[int, int]]) -> MomentDataset:
-    """One background TIMES over, and one other video, of 20 clips, that gives its windows to all."""
+def many_of_one_background(background: int, windows: list[tuple[int, int]]) -> MomentDataset:
+    """TIMES samples of one background, and the only possible donor, of 20 clips, with some windows."""
     data = world([background, 20], [(0, [(0, 1)], [], None), (1, windows, [], None)])
     return data.subset([*[0] * TIMES, 1])
 
 
-def test_every_layout_is_equally_likely_for_given_lengths():
-    """Listed: starts of two or three pastes with a clip or more between. The limits are exceeded by chance one time
-    in a thousand."""
-    data = many(8, [(2, 4), (5, 6), (9, 11)])
+def test_all_layouts_are_equally_likely_for_given_lengths():
+    """All starts of three pastes with at least a clip between them. Chance exceeds the limits once in a thousand."""
+    data = many_of_one_background(8, [(2, 4), (5, 6), (9, 11)])
     layouts = {}
     for sample in splice(torch.arange(TIMES), data, DRAW).samples:
         pastes = sample.extra["pasted"]
@@ -219,23 +219,23 @@ def test_every_layout_is_equally_likely_for_given_lengths():
         layouts.setdefault(lengths, Counter())[tuple(a for a, _ in pastes)] += 1
     assert sorted(layouts) == [(1, 1, 1), (1, 1, 2), (2, 1, 1), (2, 1, 2)]
     limits = {20: 45.31, 10: 29.59, 4: 16.27}
-    for (x, y, z), seen in layouts.items():
+    for (x, y, z), starts in layouts.items():
         outcomes = [(a, b, c) for a, b, c in combinations(range(8), 3) if b > a + x and c > b + y and c + z <= 8]
-        assert chi_square(seen, outcomes) < limits[len(outcomes)], (x, y, z)
+        assert chi_square(starts, outcomes) < limits[len(outcomes)], (x, y, z)
 
 
-def test_lengths_and_clips_of_a_window_are_drawn_evenly():
+def test_lengths_and_clips_of_a_window_are_uniform():
     """A window of six clips in a background of four: 1 to 4 clips, and any 2 of the 6 equally often."""
-    samples = splice(torch.arange(TIMES), many(4, [(3, 9)]), DRAW).samples
+    samples = splice(torch.arange(TIMES), many_of_one_background(4, [(3, 9)]), DRAW).samples
     clips = [tuple(s.extra["pasted"][0][1]) for s in samples[:TIMES]]
     assert chi_square(Counter(map(len, clips)), [1, 2, 3, 4]) < 16.27
-    pairs = Counter(each for each in clips if len(each) == 2)
+    pairs = Counter(pair for pair in clips if len(pair) == 2)
     assert chi_square(pairs, list(combinations(range(3, 9), 2))) < 36.12
 
 
-def test_windows_that_overlap_choose_their_clips_apart():
-    """Of the two clips of a window given twice, each paste of one clip takes either: four pairs, equally often."""
-    samples = splice(torch.arange(TIMES), many(9, [(3, 5), (3, 5)]), DRAW).samples[:TIMES]
+def test_overlapping_windows_choose_their_clips_independently():
+    """A window of two clips, annotated twice: the clips of two pastes of one clip are four pairs, equally likely."""
+    samples = splice(torch.arange(TIMES), many_of_one_background(9, [(3, 5), (3, 5)]), DRAW).samples[:TIMES]
     pairs = Counter(tuple(c for _, (c, *_) in s.extra["pasted"]) for s in samples if pastes_of_one_clip(s))
     assert chi_square(pairs, [(3, 3), (3, 4), (4, 3), (4, 4)]) < 16.27
 
@@ -246,50 +246,47 @@ def pastes_of_one_clip(sample: Sample) -> bool:
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_every_allowed_donor_is_equally_likely(placement):
-    """Of four samples in turn the first two are of one video. A donor is any sample but those of the video, or but
-    the sample itself."""
+    """Of four samples in turn the first two are of one video. A donor is any sample of another video; in the released
+    placement, any other sample."""
     data = world([9, 9, 9], [(max(0, i % 4 - 1), [(0, 1)], [], None) for i in range(8000)])
     donors = [s.qid for s in splice(torch.arange(8000), data, DRAW, placement=placement).samples]
     assert all(donor != i for i, donor in enumerate(donors))
-    for own in range(4):
-        allowed = [k for k in range(4) if placement == "official" or max(0, k - 1) != max(0, own - 1)]
-        seen = Counter((donor % 4, donor // 2000) for donor in donors[own::4])
+    for turn in range(4):
+        allowed = [k for k in range(4) if placement == "official" or max(0, k - 1) != max(0, turn - 1)]
+        frequencies = Counter((donor % 4, donor // 2000) for donor in donors[turn::4])
         limit = {8: 24.32, 12: 31.26, 16: 37.70}[4 * len(allowed)]
-        assert chi_square(seen, [(k, quarter) for k in allowed for quarter in range(4)]) < limit
+        assert chi_square(frequencies, [(k, quarter) for k in allowed for quarter in range(4)]) < limit
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_a_splice_depends_on_no_batch_mate(placement):
+def test_a_spliced_sample_does_not_depend_on_the_rest_of_its_batch(placement):
     data = odd_world(16)
     assert len(data) > 10 and len(set(data.target.lengths.tolist())) > 2
     whole = splice(torch.arange(len(data)), data, DRAW, placement=placement)
     order = torch.tensor([7, 3, 3, 0, 9])
-    some = splice(order, data, DRAW, placement=placement)
+    mixed = splice(order, data, DRAW, placement=placement)
     for row, i in enumerate(order.tolist()):
         alone = splice(torch.tensor([i]), data, DRAW, placement=placement)
-        for batch, at in ((some, row), (whole, i)):
+        for batch, position in ((mixed, row), (whole, i)):
             n, W = int(alone.lengths[0]), alone.labels.spans.shape[1]
-            assert batch.samples[at] == alone.samples[0]
-            assert torch.equal(batch.target[at, :n], alone.target[0])
-            assert torch.equal(batch.labels.spans[at, :W], alone.labels.spans[0])
-            assert torch.equal(batch.labels.saliency[at, :n], alone.labels.saliency[0])
-            assert torch.equal(batch.labels.wrong[at, :n], alone.labels.wrong[0])
-            assert all(batch.counts[name][at] == alone.counts[name][0] for name in COUNTS)
-    other = splice(torch.arange(len(data)), data, Draw(5, "coldstart", 3), placement=placement)
-    assert other.samples != whole.samples
+            assert batch.samples[position] == alone.samples[0]
+            assert torch.equal(batch.target[position, :n], alone.target[0])
+            assert torch.equal(batch.labels.spans[position, :W], alone.labels.spans[0])
+            assert torch.equal(batch.labels.saliency[position, :n], alone.labels.saliency[0])
+            assert torch.equal(batch.labels.wrong[position, :n], alone.labels.wrong[0])
+            assert all(batch.counts[name][position] == alone.counts[name][0] for name in COUNTS)
+    next_epoch = splice(torch.arange(len(data)), data, Draw(5, "coldstart", 3), placement=placement)
+    assert next_epoch.samples != whole.samples
 
 
-def test_the_official_choice_is_the_official_placement():
+def test_splice_official_is_splice_with_the_official_placement():
     data = odd_world(16)
-    ours, released = (
-        splice_official(torch.arange(4), data, DRAW),
-        splice(torch.arange(4), data, DRAW, placement="official"),
-    )
-    assert ours.samples == released.samples
+    expected = splice(torch.arange(4), data, DRAW, placement="official")
+    assert splice_official(torch.arange(4), data, DRAW).samples == expected.samples
 
 
-def test_the_official_placement_has_more_moments_late_and_the_even_one_has_not():
-    """Two windows of three clips in forty: how many of their centres lie in the first tenth and in the last."""
+def test_the_official_placement_favours_late_moments_and_the_uniform_one_does_not():
+    """Two windows of three clips in forty: the share of centres in the first tenth of the video and in the last."""
     data = world([40, 40], [(i % 2, [(0, 3), (10, 13)], [], None) for i in range(TIMES)])
     early, late = {}, {}
     for placement in PLACEMENTS:
@@ -300,7 +297,7 @@ def test_the_official_placement_has_more_moments_late_and_the_even_one_has_not()
     assert late["official"] > 2 * early["official"]
 
 
-def test_a_set_of_one_video_stays_as_it_is():
+def test_without_a_donor_samples_are_unchanged():
     data = world([6], [(0, [(1, 3)], [(4, 5)], {1: [4, 4, 4]}), (0, [(2, 5)], [], None)])
     batch = splice(torch.arange(2), data, DRAW)
     assert torch.equal(batch.target, identity(torch.arange(2), data, DRAW).target)
@@ -311,7 +308,7 @@ def test_a_set_of_one_video_stays_as_it_is():
     assert alone.counts["kept_no_donor"].tolist() == [1] and alone.labels.wrong[0].nonzero().tolist() == [[4]]
 
 
-def test_what_cannot_be_spliced_is_refused():
+def test_unknown_placements_and_sets_without_windows_are_refused():
     bare = world([6, 6], [(0, [(1, 3)], [], None), (1, [(1, 3)], [], None)])
     with pytest.raises(ValueError, match="placement 'random'; one of uniform, official"):
         splice(torch.arange(2), bare, DRAW, placement="random")
@@ -320,16 +317,16 @@ def test_what_cannot_be_spliced_is_refused():
         splice(torch.arange(2), bare, DRAW)
 
 
-def test_rows_of_a_spliced_batch_keep_their_counts():
+def test_a_slice_of_a_batch_keeps_its_counts():
     batch = splice(torch.arange(12), odd_world(16), DRAW)
-    some = batch[2::5].to("cpu")
-    assert {name: x.tolist() for name, x in some.counts.items()} == {
+    rows = batch[2::5].to("cpu")
+    assert {name: x.tolist() for name, x in rows.counts.items()} == {
         name: x.tolist()[2::5] for name, x in batch.counts.items()
     }
 
 
 def figures(data: MomentDataset, placement: str) -> dict[str, float]:
-    """In percent but for the mean length, which is in clips."""
+    """Percentages, and the mean length in clips."""
     batches = [splice(indices, data, DRAW, placement=placement) for indices in torch.arange(len(data)).split(512)]
     count = {name: sum(int(b.counts[name].sum()) for b in batches) for name in COUNTS}
     n = torch.cat([b.lengths[:, None].expand(b.labels.span_mask.shape)[b.labels.span_mask] for b in batches])
@@ -350,16 +347,17 @@ def figures(data: MomentDataset, placement: str) -> dict[str, float]:
 
 
 @pytest.mark.skipif("MRLIB_DATA" not in os.environ, reason="real annotations: set MRLIB_DATA")
-def test_the_real_training_set_has_the_released_algorithms_figures():
-    """Measured on ten passes of it; here one pass. The even placement, beside it, has no bias."""
+def test_on_real_annotations_the_official_placement_has_the_figures_of_the_release():
+    """The expected figures are from ten passes of the released algorithm, these from one. The uniform placement has no
+    bias."""
     data = real_training_set()
-    official, even = (figures(data, placement) for placement in ("official", "uniform"))
-    print(f"\nofficial {official}\nuniform  {even}")
+    official, uniform = (figures(data, placement) for placement in ("official", "uniform"))
+    print(f"\nofficial {official}\nuniform  {uniform}")
     expected = {"placed": 82.7, "lose one": 11.6, "first tenth": 5.1, "last tenth": 12.4}
     expected |= {"length": 7.3, "short": 59.7, "covered": 14.3}
     spread = {"placed": 1.5, "lose one": 1.4, "first tenth": 0.3, "last tenth": 1.0}  # three deviations of a pass
     spread |= {"length": 0.36, "short": 1.5, "covered": 0.7}
     for name, figure in expected.items():
         assert abs(official[name] - figure) < spread[name], name
-    assert abs(even["first tenth"] - even["last tenth"]) < 1.5  # a centre on a border counts upwards
-    assert even["placed"] > 99
+    assert abs(uniform["first tenth"] - uniform["last tenth"]) < 1.5  # a centre on a border counts upwards
+    assert uniform["placed"] > 99

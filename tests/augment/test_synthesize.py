@@ -1,4 +1,4 @@
-"""Synthesis against a plain version of it, sample by sample on the same numbers, and Eq. 1 against its four sums."""
+"""Synthesis: a reference in plain Python on the same random numbers, hand-worked cases, and statistics."""
 
 import math
 import os
@@ -10,6 +10,7 @@ from itertools import product
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
 
 from mrlib import papers
 from mrlib.align.saliency import foreign_rows
@@ -25,18 +26,18 @@ DRAW = Draw(5, "train", 2)
 COUNTS = {"synthetic", "no_partner", "moment_clips", "own_clips", "partner_clips"}
 
 
-# ---- likeness
+# ---- similarity
 
 
 def literal(features: torch.Tensor, lengths: list[int]) -> torch.Tensor:
-    """[TD-DETR Eq. 1] as printed: two videos, two clips."""
-    features, alike = features.double(), torch.zeros(len(lengths), len(lengths), dtype=torch.float64)
+    """[TD-DETR Eq. 1] as printed: four nested sums."""
+    features, similarity = features.double(), torch.zeros(len(lengths), len(lengths), dtype=torch.float64)
     for (j, n), (k, m) in product(enumerate(lengths), repeat=2):
         for p, q in product(range(n), range(m)):
             norms = features[j, p].norm() * features[k, q].norm()
             if p != q and norms > 0:
-                alike[j, k] += features[j, p] @ features[k, q] / norms / (n * m)
-    return alike
+                similarity[j, k] += features[j, p] @ features[k, q] / norms / (n * m)
+    return similarity
 
 
 def padded(lengths: list[int], width: int = 6, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,47 +46,47 @@ def padded(lengths: list[int], width: int = 6, seed: int = 0) -> tuple[torch.Ten
 
 
 @pytest.mark.parametrize("lengths", [[4, 4, 4], [7, 1, 3, 5], [2, 6, 1, 0, 6], [1, 1]])
-def test_the_likeness_of_two_videos_is_the_sum_over_all_their_clips(lengths):
-    """With padding that holds anything, and a video without clips."""
+def test_pair_similarity_equals_its_definition(lengths):
+    """[TD-DETR Eq. 1] With any values on padding, and a video without clips."""
     for seed in range(5):
         features, mask = padded(lengths, seed=seed)
-        alike = pair_similarity(features, mask)
-        torch.testing.assert_close(alike.double(), literal(features, lengths), atol=1e-5, rtol=0)
-        wide = pair_similarity(features.double(), mask)
-        torch.testing.assert_close(wide, literal(features, lengths), atol=1e-12, rtol=0)
+        similarity = pair_similarity(features, mask)
+        torch.testing.assert_close(similarity.double(), literal(features, lengths), atol=1e-5, rtol=0)
+        double = pair_similarity(features.double(), mask)
+        torch.testing.assert_close(double, literal(features, lengths), atol=1e-12, rtol=0)
 
 
-def test_a_likeness_worked_by_hand():
-    """Clips along the axes: of (x, y) and (y, y), pairs of other index are xy and yy, of four; and so for each."""
+def test_pair_similarity_by_hand():
+    """Clips along the axes. The pairs of unequal index of the videos (x, y) and (y, y) are xy and yy, of four pairs."""
     x, y = [1.0, 0.0], [0.0, 2.0]
     features = torch.tensor([[x, y], [y, y], [x, x]])
-    alike = pair_similarity(features, torch.ones(3, 2, dtype=torch.bool))
-    torch.testing.assert_close(alike, torch.tensor([[0, 1, 1], [1, 2, 0], [1, 0, 2]]) / 4)
+    similarity = pair_similarity(features, torch.ones(3, 2, dtype=torch.bool))
+    torch.testing.assert_close(similarity, torch.tensor([[0, 1, 1], [1, 2, 0], [1, 0, 2]]) / 4)
 
 
-def test_the_length_of_a_clips_vector_has_no_say_and_zeros_are_alike_to_none():
-    """Also of two unit vectors side by side, whose length is the root of two."""
+def test_norms_do_not_matter_and_clips_of_zeros_are_similar_to_nothing():
+    """Also with two streams of unit vectors side by side, whose norm is the root of two."""
     features, mask = padded([5, 3, 6], width=8)
     streams = torch.cat([F.normalize(features[..., :3], dim=-1), F.normalize(features[..., 3:], dim=-1)], -1)
     torch.testing.assert_close(pair_similarity(streams, mask).double(), literal(streams, [5, 3, 6]))
     scaled = streams * torch.rand(3, 6, 1).add(0.1)
     torch.testing.assert_close(pair_similarity(scaled, mask), pair_similarity(streams, mask))
     streams[0, 1], streams[1] = 0, 0
-    alike = pair_similarity(streams, mask)
-    assert not alike[1].any() and not alike[:, 1].any() and alike.isfinite().all()
-    torch.testing.assert_close(alike.double(), literal(streams, [5, 3, 6]))
+    similarity = pair_similarity(streams, mask)
+    assert not similarity[1].any() and not similarity[:, 1].any() and similarity.isfinite().all()
+    torch.testing.assert_close(similarity.double(), literal(streams, [5, 3, 6]))
 
 
 @pytest.mark.parametrize("mode", ["mean", "top50"])
-def test_half_precision_is_enough_for_a_likeness(mode):
+def test_half_precision_features_are_compared_in_float32(mode):
     features, mask = padded([5, 3, 6], width=32)
     half = pair_similarity(features.half(), mask, mode)
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, pair_similarity(features.half().float(), mask, mode))
 
 
-def test_the_released_likeness_is_the_mean_of_the_fifty_most_alike_pairs():
-    """Of short videos there are fewer, or some are padding: still divided by 50."""
+def test_the_released_similarity_is_the_mean_of_the_fifty_most_similar_pairs():
+    """Short videos have fewer pairs, or some are padding: still divided by 50."""
     for lengths in ([12, 9, 12], [3, 2, 7], [1, 12, 0]):
         features, mask = padded(lengths)
         unit = F.normalize(features.double(), dim=-1) * mask[..., None]
@@ -118,7 +119,7 @@ def odd_windows(dice: random.Random, n: int) -> list[tuple[float, float]]:
 
 
 def odd_world(seed: int) -> MomentDataset:
-    """Videos with features of no meaning, and two columns by which a clip is known."""
+    """Videos of random features with two columns that identify the clip: its video and its index, both / 1000."""
     dice = random.Random(seed)
     lengths = [dice.choice([1, 2, 3, 7, 20, 45]) for _ in range(dice.choice([1, 2, 5, 8]))]
     mined, scored, annotated = dice.random() < 0.5, dice.random(), [(0, [(0, 1)], [], None)]
@@ -129,12 +130,13 @@ def odd_world(seed: int) -> MomentDataset:
         scores = {t: [dice.randrange(5) for _ in range(3)] for t in ids} if dice.random() < scored else None
         annotated.append((v, odd_windows(dice, lengths[v]), wrong, scores))
     data = world(lengths, annotated, clip_s=dice.choice([1.0, 2.0]), late=2)
-    sums = torch.randn(len(data.target.rows), 3, generator=torch.Generator().manual_seed(seed))
-    rows = torch.cat([sums + 0.5, data.target.rows / 1000], 1)
+    features = torch.randn(len(data.target.rows), 3, generator=torch.Generator().manual_seed(seed))
+    rows = torch.cat([features + 0.5, data.target.rows / 1000], 1)
     return replace(data, target=Bank(rows, data.target.offsets))
 
 
-def hull(data: MomentDataset, i: int) -> tuple[int, int]:
+def moment_of(data: MomentDataset, i: int) -> tuple[int, int]:
+    """First clip of a sample's moment and the clip after its last."""
     n = int(data.target.lengths[data.video[i]])
     firsts, lasts = [], []
     for start, end in data.samples[i].relevant_windows:
@@ -144,13 +146,13 @@ def hull(data: MomentDataset, i: int) -> tuple[int, int]:
     return min(firsts), max(lasts)
 
 
-def plain(data: MomentDataset, i: int, k: int, asks: int, alpha: float, jitter: float) -> tuple[list, list]:
-    """The two parts in order, [(video, clip), ...]; those of i before those of k. `asks` is 1 for i, 2 for k."""
-    own, other = (i, k) if asks == 1 else (k, i)
-    number = torch.tensor([3 * i + asks])
+def reference_parts(data: MomentDataset, i: int, k: int, order: int, alpha: float, jitter: float) -> tuple[list, list]:
+    """The clips of i and then of k, [(video, clip), ...]; the moment is of i if `order` is 1, of k if it is 2."""
+    subject, partner = (i, k) if order == 1 else (k, i)
+    number = torch.tensor([3 * i + order])
     factors = [1 + jitter * (1 - 2 * u) for u in DRAW("jitter", number, 2)[0].tolist()]
 
-    def some(name: str, pool: list[int], share: float, factor: float) -> list[int]:
+    def choose(name: str, pool: list[int], share: float, factor: float) -> list[int]:
         count = math.floor(share * len(pool))
         if count <= 2:
             return []
@@ -160,152 +162,157 @@ def plain(data: MomentDataset, i: int, k: int, asks: int, alpha: float, jitter: 
             return chosen[: math.floor(count * factor)]
         return chosen + chosen[: math.floor(count * (factor - 1))]
 
-    n, m = (int(data.target.lengths[data.video[s]]) for s in (own, other))
-    a, b = hull(data, own)
-    context = some("own", [t for t in range(n) if not a <= t < b], alpha, factors[0])
-    kept = [(int(data.video[own]), t) for t in sorted([*context, *range(a, b)])]
-    added = [(int(data.video[other]), t) for t in sorted(some("partner's", list(range(m)), 1 - alpha, factors[1]))]
-    return (kept, added) if asks == 1 else (added, kept)
+    n, m = (int(data.target.lengths[data.video[s]]) for s in (subject, partner))
+    a, b = moment_of(data, subject)
+    context = choose("own", [t for t in range(n) if not a <= t < b], alpha, factors[0])
+    kept = [(int(data.video[subject]), t) for t in sorted([*context, *range(a, b)])]
+    added = [(int(data.video[partner]), t) for t in sorted(choose("partner's", list(range(m)), 1 - alpha, factors[1]))]
+    return (kept, added) if order == 1 else (added, kept)
 
 
-def check_synthetic(data: MomentDataset, batch, row: int, i: int, k: int, asks: int, alpha: float, jitter: float):
-    """Clips, labels and record of one row, from the annotation and the plain version."""
-    first, second = plain(data, i, k, asks, alpha, jitter)
-    own, other = (i, k) if asks == 1 else (k, i)
-    sample, given, n, labels = batch.samples[row], data.samples[own], int(batch.lengths[row]), batch.labels
-    clips, part = first + second, first if asks == 1 else second
+def check_synthetic(data: MomentDataset, batch, row: int, i: int, k: int, order: int, alpha: float, jitter: float):
+    """Clips, labels and record of one row follow from the annotation and the reference."""
+    first, second = reference_parts(data, i, k, order, alpha, jitter)
+    subject, partner = (i, k) if order == 1 else (k, i)
+    sample, source, n, labels = batch.samples[row], data.samples[subject], int(batch.lengths[row]), batch.labels
+    clips, part = first + second, first if order == 1 else second
     assert [tuple(x) for x in (1000 * batch.target[row, :n, 3:]).round().int().tolist()] == clips
-    assert (sample.qid, sample.query, sample.vid) == (given.qid, given.query, given.vid)
-    assert set(batch.query[row, batch.query_mask[row]].flatten().tolist()) == {given.qid}
-    assert sample.extra["partner"] == data.samples[other].vid != given.vid
-    start = 0 if asks == 1 else len(first)
+    assert (sample.qid, sample.query, sample.vid) == (source.qid, source.query, source.vid)
+    assert set(batch.query[row, batch.query_mask[row]].flatten().tolist()) == {source.qid}
+    assert sample.extra["partner"] == data.samples[partner].vid != source.vid
+    start = 0 if order == 1 else len(first)
     assert sample.extra["own"] == [start, [t for _, t in part]]
-    around = second if asks == 1 else first
-    assert sample.extra["partner_clips"] == [0 if start else len(part), [t for _, t in around]]
+    partner_part = second if order == 1 else first
+    assert sample.extra["partner_clips"] == [0 if start else len(part), [t for _, t in partner_part]]
     assert sample.duration == n * data.clip_s == batch.duration_s[row]
-    assert int(batch.video[row]) == int(data.video[own])
+    assert int(batch.video[row]) == int(data.video[subject])
 
-    a, b = hull(data, own)
-    at = start + [t for _, t in part].index(a)
-    shift = at - a
+    a, b = moment_of(data, subject)
+    place = start + [t for _, t in part].index(a)
+    shift = place - a
     assert sample.extra["shift"] == shift
-    assert [t for _, t in clips[at : at + b - a]] == list(range(a, b))  # whole, and once
-    told = {name: int(x[row]) for name, x in batch.counts.items()}
-    assert told["moment_clips"] == b - a and told["own_clips"] == len(part) - (b - a)
-    assert told["partner_clips"] == len(around) and (told["synthetic"], told["no_partner"]) == (1, 0)
+    assert [t for _, t in clips[place : place + b - a]] == list(range(a, b))  # whole, and once
+    counts = {name: int(x[row]) for name, x in batch.counts.items()}
+    assert counts["moment_clips"] == b - a and counts["own_clips"] == len(part) - (b - a)
+    assert counts["partner_clips"] == len(partner_part) and (counts["synthetic"], counts["no_partner"]) == (1, 0)
 
-    windows = [[s + shift * data.clip_s, e + shift * data.clip_s] for s, e in given.relevant_windows]
+    windows = [[s + shift * data.clip_s, e + shift * data.clip_s] for s, e in source.relevant_windows]
     assert sample.relevant_windows == windows
     W = len(windows)
     assert labels.span_mask[row, :W].all() and not labels.span_mask[row, W:].any()
     spans = [[min(max(x / (n * data.clip_s), 0), 1) for x in w] for w in windows]
     spans = [[s if s < 1 else 1 - 1 / n, e] for s, e in spans]
     torch.testing.assert_close(labels.spans[row, :W], torch.tensor(spans))
-    said = data.labels(torch.tensor([own]))
-    moved = {"relevant": said.relevant, "saliency": said.saliency} | ({"wrong": said.wrong} if data.mined else {})
-    for name, before in moved.items():
+    annotated = data.labels(torch.tensor([subject]))
+    for name in ("relevant", "saliency") + ("wrong",) * data.mined:
+        before = getattr(annotated, name)
         after = [before[0, t].item() if start <= p < start + len(part) else 0 for p, (_, t) in enumerate(clips)]
         assert getattr(labels, name)[row, :n].tolist() == after
         assert not getattr(labels, name)[row, n:].any()
-    inside = said.relevant[0].nonzero()[:, 0]
+    inside = annotated.relevant[0].nonzero()[:, 0]
     assert labels.relevant[row].nonzero()[:, 0].tolist() == (inside + shift).tolist()
-    assert labels.saliency_mask[row] == said.saliency_mask[0]
+    assert labels.saliency_mask[row] == annotated.saliency_mask[0]
     if data.mined:
         seconds = {t for s, e in sample.extra.get("wrong_spans", []) for t in range(int(s), int(e))}
         assert {int(t // data.clip_s) for t in seconds} == set(labels.wrong[row].nonzero()[:, 0].tolist())
-    if given.relevant_clip_ids is None:
+    if source.relevant_clip_ids is None:
         assert sample.relevant_clip_ids is sample.saliency_scores is None
     else:
-        scores = dict(zip(given.relevant_clip_ids, given.saliency_scores, strict=True))
+        scores = dict(zip(source.relevant_clip_ids, source.saliency_scores, strict=True))
         expected = {p: scores[t] for p, (_, t) in enumerate(part, start) if t in scores}
         assert dict(zip(sample.relevant_clip_ids, sample.saliency_scores, strict=True)) == expected
 
 
 def partner_of(batch, row: int, data: MomentDataset) -> int:
-    """The row after the first of a pair is the partner's."""
+    """The partner in a pair of rows, by the first of them: the subject of the second."""
     return data.samples.index(next(s for s in data.samples if s.qid == batch.samples[row + 1].qid))
 
 
-def check_partner(data: MomentDataset, indices: list[int], i: int, k: int, how: str, alike: torch.Tensor) -> None:
-    asking = [j for j in (indices if how != "table" else range(len(data))) if data.samples[j].relevant_windows]
-    others = [j for j in asking if data.video[j] != data.video[i]]
+def check_partner(
+    data: MomentDataset, indices: list[int], i: int, k: int, partners: str, similarity: torch.Tensor
+) -> None:
+    """k is a partner that i may have."""
+    candidates = [j for j in (indices if partners != "table" else range(len(data))) if data.samples[j].relevant_windows]
+    others = [j for j in candidates if data.video[j] != data.video[i]]
     assert k in others
-    if how == "similar":
-        best = [j for j in others if alike[data.video[i], data.video[j]] > alike[data.video[i], data.video[k]] + 1e-6]
-        assert not best
+    if partners == "similar":
+        scores = similarity[data.video[i]]
+        assert not [j for j in others if scores[data.video[j]] > scores[data.video[k]] + 1e-6]
         assert not any(data.video[j] == data.video[k] and j < k for j in others)  # the first of equals
-    if how == "table":
-        scores = {int(data.video[j]): float(alike[data.video[i], data.video[j]]) for j in others}
+    if partners == "table":
+        scores = {int(data.video[j]): float(similarity[data.video[i], data.video[j]]) for j in others}
         assert scores[int(data.video[k])] > max(scores.values()) - 1e-6
 
 
-def alike_of(data: MomentDataset, how: str) -> torch.Tensor:
-    """Of all pairs of clips of two videos: without those of equal index  [TD-DETR Eq. 1], or in the table with them."""
+def similarity_of(data: MomentDataset, partners: str) -> torch.Tensor:
+    """Mean cosine of all pairs of clips, without those of equal index [TD-DETR Eq. 1]; for the table with them."""
     clips = F.normalize(data.target.rows.double(), dim=-1).split(data.target.lengths.tolist())
-    pairs = [[a @ b.T for b in clips] for a in clips]
-    left = [[each.sum() - (how != "table") * each.diagonal().sum() for each in row] for row in pairs]
-    return torch.tensor([[x / each.numel() for x, each in zip(*r, strict=True)] for r in zip(left, pairs, strict=True)])
+    cosines = [[a @ b.T for b in clips] for a in clips]
+    sums = [[x.sum() - (partners != "table") * x.diagonal().sum() for x in row] for row in cosines]
+    return torch.tensor([[a / x.numel() for a, x in zip(*r, strict=True)] for r in zip(sums, cosines, strict=True)])
 
 
 def check_originals(data: MomentDataset, batch, indices: torch.Tensor) -> None:
-    own, (B, T) = identity(indices, data, DRAW), (len(indices), data.batch(indices).target.shape[1])
-    assert torch.equal(batch.target[:B, :T], own.target) and not batch.target[:B, T:].any()
-    assert torch.equal(batch.target_mask[:B, :T], own.target_mask)
-    assert torch.equal(batch.query[:B, : own.query.shape[1]], own.query)
-    assert torch.equal(batch.duration_s[:B], own.duration_s) and batch.samples[:B] == own.samples
+    """The first rows are the samples unchanged."""
+    expected, (B, T) = identity(indices, data, DRAW), (len(indices), data.batch(indices).target.shape[1])
+    assert torch.equal(batch.target[:B, :T], expected.target) and not batch.target[:B, T:].any()
+    assert torch.equal(batch.target_mask[:B, :T], expected.target_mask)
+    assert torch.equal(batch.query[:B, : expected.query.shape[1]], expected.query)
+    assert torch.equal(batch.duration_s[:B], expected.duration_s) and batch.samples[:B] == expected.samples
     for name in ("spans", "span_mask"):
-        mine, theirs = getattr(batch.labels, name)[:B], getattr(own.labels, name)
-        assert torch.equal(mine[:, : theirs.shape[1]], theirs)
+        rows, values = getattr(batch.labels, name)[:B], getattr(expected.labels, name)
+        assert torch.equal(rows[:, : values.shape[1]], values)
     for name in ("relevant", "saliency") + ("wrong",) * data.mined:
-        assert torch.equal(getattr(batch.labels, name)[:B, :T], getattr(own.labels, name))
-    assert torch.equal(batch.labels.saliency_mask[:B], own.labels.saliency_mask)
+        assert torch.equal(getattr(batch.labels, name)[:B, :T], getattr(expected.labels, name))
+    assert torch.equal(batch.labels.saliency_mask[:B], expected.labels.saliency_mask)
 
 
-def check_foreign(data: MomentDataset, batch) -> None:
-    """Never a query about what is seen; any other, each once where that can be."""
+def check_negatives(data: MomentDataset, batch) -> None:
+    """The query of the negative concerns no video that is shown; -1 only if there is no such row."""
     videos = {s.vid: v for s, v in zip(data.samples, data.video.tolist(), strict=True)}
-    seen = [{videos[s.vid], videos[s.extra.get("partner", s.vid)]} for s in batch.samples]
-    about, rows = batch.video.tolist(), batch.labels.negative.tolist()
+    shown = [{videos[s.vid], videos[s.extra.get("partner", s.vid)]} for s in batch.samples]
+    subjects, negatives = batch.video.tolist(), batch.labels.negative.tolist()
     assert torch.equal(foreign_rows(batch), batch.labels.negative)
-    for row, negative in enumerate(rows):
-        allowed = [c for c in range(len(rows)) if about[c] not in seen[row]]
+    for row, negative in enumerate(negatives):
+        allowed = [c for c in range(len(negatives)) if subjects[c] not in shown[row]]
         assert negative in allowed if allowed else negative == -1
 
 
-@pytest.mark.parametrize("how", PARTNERS)
-def test_every_clip_label_and_record_is_what_the_plain_version_says(how):
-    """Some hundred samples of odd worlds.  [TD-DETR, synthesis]"""
-    seen = Counter()
+@pytest.mark.parametrize("partners", PARTNERS)
+def test_clips_labels_and_records_equal_the_reference(partners):
+    """Some hundred samples with unusual windows.  [TD-DETR, synthesis]"""
+    totals = Counter()
     for seed in range(40):
         data, dice = odd_world(seed), random.Random(seed)
         alpha, jitter = dice.choice([0.7, 0.7, 0.3, 0.0, 1.0]), dice.choice([0.2, 0.2, 0.0, 1.0])
         indices = torch.tensor(dice.sample(range(len(data)), dice.randint(1, len(data))))
-        batch = synthesize(indices, data, DRAW, alpha=alpha, partners=how, jitter=jitter)
+        batch = synthesize(indices, data, DRAW, alpha=alpha, partners=partners, jitter=jitter)
         assert set(batch.counts) == COUNTS and not batch.target[~batch.target_mask].any()
         check_originals(data, batch, indices)
-        check_foreign(data, batch)
-        B, alone = len(indices), batch.counts["no_partner"]
-        paired = [i for i, no in zip(indices.tolist(), alone.tolist(), strict=False) if not no]
-        assert len(batch) == B + 2 * len(paired) and not alone[B:].any()
+        check_negatives(data, batch)
+        B, no_partner = len(indices), batch.counts["no_partner"]
+        paired = [i for i, unpaired in zip(indices.tolist(), no_partner.tolist(), strict=False) if not unpaired]
+        assert len(batch) == B + 2 * len(paired) and not no_partner[B:].any()
         assert batch.counts["synthetic"].tolist() == [0] * B + [1] * 2 * len(paired)
         assert not any(batch.counts[name][:B].any() for name in COUNTS - {"no_partner"})
-        alike = alike_of(data, how)
+        similarity = similarity_of(data, partners)
         for pair, i in enumerate(paired):
             row = B + 2 * pair
             k = partner_of(batch, row, data)
-            check_partner(data, indices.tolist(), i, k, how, alike)
-            for asks in (1, 2):
-                check_synthetic(data, batch, row + asks - 1, i, k, asks, alpha, jitter)
-        asking = {int(data.video[i]) for i in range(len(data)) if data.samples[i].relevant_windows}
-        around = asking if how == "table" else {int(data.video[i]) for i in indices if data.samples[i].relevant_windows}
-        for i, no in zip(indices.tolist(), alone.tolist(), strict=False):
-            assert bool(no) == (not data.samples[i].relevant_windows or not around - {int(data.video[i])})
-        seen += Counter({name: int(x.sum()) for name, x in batch.counts.items()})
-    assert all(seen[name] > 0 for name in COUNTS), seen
+            check_partner(data, indices.tolist(), i, k, partners, similarity)
+            for order in (1, 2):
+                check_synthetic(data, batch, row + order - 1, i, k, order, alpha, jitter)
+        choices = range(len(data)) if partners == "table" else indices.tolist()
+        candidates = {int(data.video[i]) for i in choices if data.samples[i].relevant_windows}
+        for i, unpaired in zip(indices.tolist(), no_partner.tolist(), strict=False):
+            assert bool(unpaired) == (not data.samples[i].relevant_windows or not candidates - {int(data.video[i])})
+        totals += Counter({name: int(x.sum()) for name, x in batch.counts.items()})
+    assert all(totals[name] > 0 for name in COUNTS), totals
 
 
-def test_the_samples_of_a_batch_annotate_its_videos():
-    """Opened again as a dataset, they give the labels of the batch, where no window is longer than the features."""
+def test_the_samples_of_a_batch_agree_with_its_labels():
+    """A dataset of the synthetic videos and their samples has the labels of the batch, if no window ends after the
+    features."""
     checked = 0
     for seed in range(40):
         data = odd_world(seed)
@@ -313,31 +320,31 @@ def test_the_samples_of_a_batch_annotate_its_videos():
         fits = [i for i, s in enumerate(data.samples) if all(e <= n[i] * data.clip_s for _, e in s.relevant_windows)]
         data = data.subset(fits)
         batch = synthesize(torch.arange(len(data)), data, DRAW)
-        made = batch.counts["synthetic"].nonzero()[:, 0].tolist()
-        if not made:
+        synthetic = batch.counts["synthetic"].nonzero()[:, 0].tolist()
+        if not synthetic:
             continue
-        again = replace(
+        reopened = replace(
             data,
-            samples=[batch.samples[r] for r in made],
-            target=Bank.from_arrays([batch.target[r, : batch.lengths[r]].numpy() for r in made]),
-            video=torch.arange(len(made)),
-            query_item=torch.zeros(len(made), dtype=torch.long),
+            samples=[batch.samples[r] for r in synthetic],
+            target=Bank.from_arrays([batch.target[r, : batch.lengths[r]].numpy() for r in synthetic]),
+            video=torch.arange(len(synthetic)),
+            query_item=torch.zeros(len(synthetic), dtype=torch.long),
             _annotations=None,
         )
-        theirs, T = again.batch(range(len(made))).labels, int(batch.lengths[made].max())
-        torch.testing.assert_close(theirs.spans, batch.labels.spans[made, : theirs.spans.shape[1]])
-        assert torch.equal(theirs.relevant, batch.labels.relevant[made, :T])
-        assert torch.equal(theirs.saliency, batch.labels.saliency[made, :T])
-        assert torch.equal(theirs.saliency_mask, batch.labels.saliency_mask[made])
-        if again.mined:
-            assert torch.equal(theirs.wrong, batch.labels.wrong[made, :T])
-        checked += len(made)
+        expected, T = reopened.batch(range(len(synthetic))).labels, int(batch.lengths[synthetic].max())
+        torch.testing.assert_close(expected.spans, batch.labels.spans[synthetic, : expected.spans.shape[1]])
+        assert torch.equal(expected.relevant, batch.labels.relevant[synthetic, :T])
+        assert torch.equal(expected.saliency, batch.labels.saliency[synthetic, :T])
+        assert torch.equal(expected.saliency_mask, batch.labels.saliency_mask[synthetic])
+        if reopened.mined:
+            assert torch.equal(expected.wrong, batch.labels.wrong[synthetic, :T])
+        checked += len(synthetic)
     assert checked > 100
 
 
-def test_a_window_that_ends_after_the_features_is_moved_as_it_is_and_its_span_cut():
-    """By hand: 4 clips of 1 s, a window from 2.5 to 5.25 s; alone at the end of the video made, 4 clips of the other
-    before. Its moment is the last two clips; with alpha 0 no context stays, and it moves by two."""
+def test_a_window_that_ends_after_the_features_is_moved_and_its_span_is_cut():
+    """By hand: a video of 4 clips of 1 s with a window from 2.5 to 5.25 s, its moment the last two clips. With alpha 0
+    the new video is the partner's four clips and the moment, which moves by two clips."""
     data = world([4, 4], [(0, [(0, 4)], [], None), (1, [(2.5, 5.25)], [], None)], clip_s=1.0)
     batch = synthesize(torch.arange(2), data, DRAW, alpha=0.0, jitter=0, partners="random")
     second = batch.samples[3]
@@ -348,33 +355,33 @@ def test_a_window_that_ends_after_the_features_is_moved_as_it_is_and_its_span_cu
     assert batch.labels.relevant[3].nonzero()[:, 0].tolist() == [4, 5]
 
 
-def same(one, other) -> bool:
-    fields = [(one.target, other.target), (one.labels.spans, other.labels.spans)]
-    fields += [(one.labels.negative, other.labels.negative), (one.labels.saliency, other.labels.saliency)]
-    return one.samples == other.samples and all(torch.equal(a, b) for a, b in fields)
+def equal(first, second) -> bool:
+    """Two batches have the same samples, features and labels."""
+    fields = [(first.target, second.target), (first.labels.spans, second.labels.spans)]
+    fields += [(first.labels.negative, second.labels.negative), (first.labels.saliency, second.labels.saliency)]
+    return first.samples == second.samples and all(torch.equal(a, b) for a, b in fields)
 
 
-@pytest.mark.parametrize("how", PARTNERS)
-def test_a_synthesis_is_a_function_of_the_draw(how):
+@pytest.mark.parametrize("partners", PARTNERS)
+def test_a_batch_depends_on_the_draw_alone(partners):
     data = odd_world(12)
     assert len(data) > 9 and len(data.target) > 4
     order = torch.arange(len(data))
-    batch = synthesize(order, data, DRAW, partners=how)
-    assert same(batch, synthesize(order, data, DRAW, partners=how))
-    assert not same(batch, synthesize(order, data, Draw(5, "train", 3), partners=how))
+    batch = synthesize(order, data, DRAW, partners=partners)
+    assert equal(batch, synthesize(order, data, DRAW, partners=partners))
+    assert not equal(batch, synthesize(order, data, Draw(5, "train", 3), partners=partners))
 
 
-@pytest.mark.parametrize("how", PARTNERS)
-def test_the_order_of_the_samples_changes_nothing(how):
-    """Not even who asks which foreign query."""
+@pytest.mark.parametrize("partners", PARTNERS)
+def test_a_sample_and_its_negative_do_not_depend_on_the_order_of_the_batch(partners):
     data = odd_world(12)
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(1))
-    batches = [synthesize(i, data, DRAW, partners=how) for i in (torch.arange(len(data)), order)]
-    told = []
+    batches = [synthesize(i, data, DRAW, partners=partners) for i in (torch.arange(len(data)), order)]
+    by_name = []
     for batch, indices in zip(batches, (range(len(data)), order.tolist()), strict=True):
-        paired = [i for i, no in zip(indices, batch.counts["no_partner"].tolist(), strict=False) if not no]
+        paired = [i for i, unpaired in zip(indices, batch.counts["no_partner"].tolist(), strict=False) if not unpaired]
         names = [(i, 0) for i in indices] + [(i, part) for i in paired for part in (1, 2)]
-        told.append(
+        by_name.append(
             {
                 name: (
                     batch.samples[row],
@@ -384,28 +391,42 @@ def test_the_order_of_the_samples_changes_nothing(how):
                 for row, (name, negative) in enumerate(zip(names, batch.labels.negative.tolist(), strict=True))
             }
         )
-    assert told[0] == told[1]
+    assert by_name[0] == by_name[1]
 
 
-def test_every_query_is_a_foreign_one_once_where_that_can_be():
-    """Six videos: of 18 rows, each is allowed twelve or more."""
+def test_every_row_is_a_negative_once_if_possible():
+    """Six videos: each of the 18 rows may have at least twelve of them."""
     data = world([9] * 6, [(v, [(2, 4)], [], None) for v in range(6)])
-    seen = set()
+    first_negatives = set()
     for epoch in range(20):
         batch = synthesize(torch.arange(6), data, Draw(5, "train", epoch), partners="random")
-        check_foreign(data, batch)
+        check_negatives(data, batch)
         assert sorted(batch.labels.negative.tolist()) == list(range(18))
-        seen.add(int(batch.labels.negative[0]))
-    assert len(seen) > 5
+        first_negatives.add(int(batch.labels.negative[0]))
+    assert len(first_negatives) > 5
 
 
-def many(data: MomentDataset, count: int, **options) -> list:
-    """The first sample so many times, each mixed with the last, in small batches."""
-    often = data.subset([0] * count + [len(data) - 1])
-    return [synthesize(i, often, DRAW, partners="table", **options) for i in torch.arange(count).split(50)]
+def mixed_often(data: MomentDataset, count: int, **options) -> list:
+    """The first sample mixed with the last, `count` times, in small batches."""
+    repeated = data.subset([0] * count + [len(data) - 1])
+    return [synthesize(i, repeated, DRAW, partners="table", **options) for i in torch.arange(count).split(50)]
 
 
-def test_a_batch_of_any_size_has_a_foreign_query_for_every_row():
+def test_negatives_are_the_assignment_with_the_smallest_sum_of_random_numbers():
+    """One number for every pair of rows. The rows of sample i have the numbers 3 i, 3 i + 1 and 3 i + 2, and the pair
+    (i, j) of rows of a dataset of S samples has 3 S i + j."""
+    data = world([9] * 6, [(v, [(2, 4)], [], None) for v in range(6)])
+    batch = synthesize(torch.arange(6), data, DRAW, partners="table")
+    number = torch.tensor([3 * i for i in range(6)] + [3 * i + part for i in range(6) for part in (1, 2)])
+    u = DRAW("foreign", (3 * 6 * number[:, None] + number).flatten())
+    partner = torch.tensor([int(s.extra["partner"][1:]) if s.extra else int(s.vid[1:]) for s in batch.samples])
+    forbidden = (batch.video == batch.video[:, None]) | (batch.video == partner[:, None])
+    cost = u.view(18, 18).masked_fill(forbidden, 1e6)
+    _, columns = linear_sum_assignment(cost.numpy())
+    assert batch.labels.negative.tolist() == columns.tolist()
+
+
+def test_a_large_batch_has_a_negative_for_every_row():
     dataset = world([9] * 300, [(v, [(2, 4)], [], None) for v in range(300)])
     batch = synthesize(torch.arange(300), dataset, DRAW)
     negative = batch.labels.negative
@@ -413,20 +434,20 @@ def test_a_batch_of_any_size_has_a_foreign_query_for_every_row():
     assert (batch.video[negative] != batch.video).all()
 
 
-def test_videos_that_share_rows_are_mixed_as_they_are_seen():
-    """Masked ones, whose clips are not in a row in the bank."""
+def test_videos_that_share_rows_of_the_bank_are_mixed_too():
+    """Masked videos, whose clips are not consecutive rows."""
     dataset = mask_moments(world([9, 7, 8, 9], [(v, [(2, 4)], [], None) for v in range(4)]), "zero")
     batch = synthesize(torch.arange(4), dataset, DRAW)
     for row, sample in enumerate(batch.samples[4:], 4):
         first, clips = sample.extra["own"]
-        seen = dataset.batch(batch.video[row : row + 1]).target[0, clips]
-        assert torch.equal(batch.target[row, first : first + len(clips)], seen)
+        expected = dataset.batch(batch.video[row : row + 1]).target[0, clips]
+        assert torch.equal(batch.target[row, first : first + len(clips)], expected)
 
 
-def test_a_video_is_on_average_as_long_as_its_numbers_say():
-    """40 clips, a moment of 10: 21 of the other 30, 12 of the partner's 40, each number varied by a fifth."""
+def test_the_numbers_of_clips_have_the_expected_mean_and_range():
+    """40 clips, a moment of 10: 21 of the other 30 and 12 of the partner's 40, both varied by up to a fifth."""
     data = world([40, 40], [(v, [(20, 30)], [], None) for v in (0, 1)])
-    batches = many(data, 1000)
+    batches = mixed_often(data, 1000)
     for name, count in (("own_clips", 21), ("partner_clips", 12), ("moment_clips", 10)):
         factors = [0.8 + 0.4 * (j + 0.5) / 10000 for j in range(10000)]
         sizes = [math.floor(count * min(f, 1)) + math.floor(count * max(f - 1, 0)) for f in factors]
@@ -436,91 +457,92 @@ def test_a_video_is_on_average_as_long_as_its_numbers_say():
         assert abs(float(x.mean()) - sum(sizes) / len(sizes)) <= 4 * float(x.std()) / math.sqrt(len(x))
         assert (int(x.min()), int(x.max())) == (min(sizes), max(sizes))
     for jitter in (0, None):
-        plainly = synthesize(torch.arange(2), data, DRAW, jitter=jitter)
-        assert plainly.lengths.tolist() == [40] * 2 + [10 + 21 + 12] * 4
+        constant = synthesize(torch.arange(2), data, DRAW, jitter=jitter)
+        assert constant.lengths.tolist() == [40] * 2 + [10 + 21 + 12] * 4
 
 
-def test_every_clip_of_the_context_is_as_likely_to_stay_and_to_be_shown_twice():
-    """Of ten clips around a moment of two. The limit is exceeded by chance one time in a thousand."""
+def test_all_clips_of_the_context_are_equally_likely_to_stay_and_to_be_repeated():
+    """Ten clips around a moment of two. Chance exceeds the limit once in a thousand."""
     data = world([12, 40], [(0, [(4, 6)], [], None), (1, [(0, 40)], [], None)])
-    mine = [s.extra["own"][1] for b in many(data, 2000, jitter=0.6) for s in b.samples[len(b) // 3 :: 2]]
+    shown = [s.extra["own"][1] for b in mixed_often(data, 2000, jitter=0.6) for s in b.samples[len(b) // 3 :: 2]]
     context = [t for t in range(12) if t not in (4, 5)]
-    for shown in (1, 2):
-        seen = Counter(t for clips in mine for t in context if clips.count(t) == shown)
-        assert seen.total() > 1000 and chi_square(seen, context) < 27.88
+    for times in (1, 2):
+        frequencies = Counter(t for clips in shown for t in context if clips.count(t) == times)
+        assert frequencies.total() > 1000 and chi_square(frequencies, context) < 27.88
 
 
-@pytest.mark.parametrize("how", ["random", "table"])
-def test_every_other_video_is_as_likely_and_every_sample_of_it(how):
-    """Video 1 has three samples, video 2 one: for video 0 each is a half, and each sample of video 1 a sixth. In the
-    table stands video 1 alone, whose clips are the same."""
+@pytest.mark.parametrize("partners", ["random", "table"])
+def test_all_other_videos_are_equally_likely_and_all_samples_of_the_chosen_one(partners):
+    """Video 1 has three samples, video 2 one: for video 0 both have probability 1/2, and the samples of video 1
+    have 1/6 each. The table always gives video 1, which is equal to video 0."""
     data = world([9] * 3, [(v, [(2, 4)], [], None) for v in (0, 1, 1, 1, 2)])
     rows = data.target.rows.clone()
     rows[:, 0] = torch.tensor([1.0, 1.0, -9.0]).repeat_interleave(9)
     data = replace(data, target=Bank(rows, data.target.offsets))
-    seen = Counter()
+    frequencies = Counter()
     for epoch in range(600):
-        batch = synthesize(torch.arange(5), data, Draw(1, "train", epoch), partners=how, originals=False)
-        seen[batch.samples[1].qid] += 1
-    shares = {1: 1 / 6, 2: 1 / 6, 3: 1 / 6, 4: 1 / 2} if how == "random" else dict.fromkeys((1, 2, 3), 1 / 3)
-    assert set(seen) == set(shares)
-    assert all(abs(seen[k] / 600 - share) < 4 * math.sqrt(share / 600) for k, share in shares.items())
+        batch = synthesize(torch.arange(5), data, Draw(1, "train", epoch), partners=partners, originals=False)
+        frequencies[batch.samples[1].qid] += 1
+    shares = {1: 1 / 6, 2: 1 / 6, 3: 1 / 6, 4: 1 / 2} if partners == "random" else dict.fromkeys((1, 2, 3), 1 / 3)
+    assert set(frequencies) == set(shares)
+    assert all(abs(frequencies[k] / 600 - share) < 4 * math.sqrt(share / 600) for k, share in shares.items())
 
 
 @pytest.mark.parametrize(("copies", "clips"), [(3, 3), (3, 9), (37, 9)])
-def test_of_videos_that_are_as_alike_the_first_is_taken(copies, clips):
-    """Copies of a video, whose likenesses float32 tells apart: each takes the first other, in whatever order."""
+def test_of_equally_similar_videos_the_first_is_taken(copies, clips):
+    """Copies of a video, whose similarities differ by rounding: each takes the first other copy, in any batch order."""
     data = world([clips] * copies, [(v, [(1, 2)], [], None) for v in range(copies)])
     for seed in range(5):
         rows = torch.randn(clips, 64, generator=torch.Generator().manual_seed(seed)) + 0.3
-        same = replace(data, target=Bank(rows.repeat(copies, 1), data.target.offsets))
-        for how in ("similar", "table"):
+        equal_videos = replace(data, target=Bank(rows.repeat(copies, 1), data.target.offsets))
+        for partners in ("similar", "table"):
             for order in (range(copies), range(copies)[::-1]):
-                batch = synthesize(torch.tensor(order), same, DRAW, partners=how)
-                found = {i: partner_of(batch, copies + 2 * at, same) for at, i in enumerate(order)}
-                assert [found[i] for i in range(copies)] == [1] + [0] * (copies - 1)
+                batch = synthesize(torch.tensor(order), equal_videos, DRAW, partners=partners)
+                chosen = {i: partner_of(batch, copies + 2 * position, equal_videos) for position, i in enumerate(order)}
+                assert [chosen[i] for i in range(copies)] == [1] + [0] * (copies - 1)
 
 
-def test_the_table_reaches_beyond_the_batch_and_is_made_once(monkeypatch):
-    """Videos 0 and 3 point one way, 1 and 2 another; a batch of one sample still finds its partner."""
+def test_the_table_covers_the_dataset_and_is_computed_once(monkeypatch):
+    """Videos 0 and 3 point one way, 1 and 2 another; even a batch of one sample has its partner."""
     data = world([5] * 4, [(v, [(2, 4)], [], None) for v in range(4)])
-    ways = torch.tensor([[1.0, 0.1], [0.1, 1.0], [0.0, 1.0], [1.0, 0.0]]).repeat_interleave(5, 0)
-    data = replace(data, target=Bank(ways, data.target.offsets))
-    looked = []
+    directions = torch.tensor([[1.0, 0.1], [0.1, 1.0], [0.0, 1.0], [1.0, 0.0]]).repeat_interleave(5, 0)
+    data = replace(data, target=Bank(directions, data.target.offsets))
+    gathers = []
     gather = Bank.gather
-    monkeypatch.setattr(Bank, "gather", lambda bank, rows: looked.append(bank is data.target) or gather(bank, rows))
+    monkeypatch.setattr(Bank, "gather", lambda bank, rows: gathers.append(bank is data.target) or gather(bank, rows))
     for i, k in enumerate((3, 2, 1, 0)):
         batch = synthesize(torch.tensor([i]), data, DRAW, partners="table")
         assert [s.qid for s in batch.samples] == [i, i, k]
         assert not batch.counts["no_partner"].any()
-    assert sum(looked) == 1 + 4  # the table; a batch each
+    assert sum(gathers) == 1 + 4  # the table; a batch each
     alone = synthesize(torch.tensor([0]), data, DRAW)
     assert alone.counts["no_partner"].tolist() == [1] and len(alone) == 1
 
 
 def test_the_most_alike_of_all_videos_is_another_however_unlike_they_are():
-    """Two that point opposite ways."""
+    """Two that point opposite directions."""
     data = world([5, 5], [(v, [(2, 4)], [], None) for v in range(2)])
-    ways = torch.tensor([[1.0, 0.1], [-1.0, 0.1]]).repeat_interleave(5, 0)
-    data = replace(data, target=Bank(ways, data.target.offsets))
+    directions = torch.tensor([[1.0, 0.1], [-1.0, 0.1]]).repeat_interleave(5, 0)
+    data = replace(data, target=Bank(directions, data.target.offsets))
     assert [s.qid for s in synthesize(torch.tensor([0]), data, DRAW, partners="table").samples] == [0, 0, 1]
 
 
-def test_originals_are_untouched_whatever_a_clip_lasts():
+def test_originals_are_unchanged_for_any_clip_length():
     data = world([45, 20, 7], [(v, [(v + 0.3, v + 3.1), (4, 5.7)], [], None) for v in range(3)], clip_s=0.7)
     check_originals(data, synthesize(torch.arange(3), data, DRAW), torch.arange(3))
 
 
-def test_without_originals_only_those_without_a_partner_stay():
+def test_without_originals_only_samples_without_a_partner_stay():
     data = world([9, 9, 9], [(0, [(2, 4)], [], None), (1, [(1, 2)], [], None), (2, [], [], None)])
-    whole, made = (synthesize(torch.arange(3), data, DRAW, originals=o) for o in (True, False))
-    assert made.samples == [data.samples[2], *whole.samples[3:]] and len(whole.samples) == 7
-    assert made.counts["no_partner"].tolist() == [1, 0, 0, 0, 0]
-    assert torch.equal(made.target[1:, : whole.target.shape[1]], whole.target[3:, : made.target.shape[1]])
+    complete, synthetic = (synthesize(torch.arange(3), data, DRAW, originals=o) for o in (True, False))
+    assert synthetic.samples == [data.samples[2], *complete.samples[3:]] and len(complete.samples) == 7
+    assert synthetic.counts["no_partner"].tolist() == [1, 0, 0, 0, 0]
+    T = min(synthetic.target.shape[1], complete.target.shape[1])
+    assert torch.equal(synthetic.target[1:, :T], complete.target[3:, :T])
 
 
-def test_the_released_way_cuts_moments_takes_the_next_query_and_the_most_alike_clips():
-    """By hand: at 2 s a clip, 3.5 to 12.3 s is from clip 1 to 6 as released, which loses the last 0.3 s, and to 7."""
+def test_the_release_cuts_moments_and_takes_the_next_query_and_the_fifty_best_pairs():
+    """By hand: with clips of 2 s, the window from 3.5 to 12.3 s is clips 1 to 6; the release loses the last one."""
     data = world([9, 9, 9], [(v, [(1.75, 6.15)], [], None) for v in range(3)])
     ours, released = (f(torch.arange(3), data, DRAW) for f in (synthesize, synthesize_official))
     assert ours.counts["moment_clips"][3:].tolist() == [6] * 6
@@ -532,12 +554,12 @@ def test_the_released_way_cuts_moments_takes_the_next_query_and_the_most_alike_c
         data = odd_world(seed)
         batch = synthesize_official(torch.arange(len(data)), data, DRAW)
         rows = data.target.index(data.video)
-        alike = pair_similarity(data.target.gather(rows), rows >= 0, "top50")
+        similarity = pair_similarity(data.target.gather(rows), rows >= 0, "top50")
         paired = [i for i in range(len(data)) if not batch.counts["no_partner"][i]]
         for pair, i in enumerate(paired):
             k = partner_of(batch, len(data) + 2 * pair, data)
             others = [j for j in paired if data.video[j] != data.video[i]]
-            assert k in others and alike[i, k] > alike[i, others].max() - 1e-6
+            assert k in others and similarity[i, k] > similarity[i, others].max() - 1e-6
 
 
 @pytest.mark.parametrize(
@@ -549,13 +571,13 @@ def test_the_released_way_cuts_moments_takes_the_next_query_and_the_most_alike_c
         ({"jitter": -0.1}, "jitter must be from 0 to 1, not -0.1"),
     ],
 )
-def test_what_cannot_be_is_refused(options, message):
+def test_invalid_options_are_refused(options, message):
     data = world([6, 6], [(0, [(1, 3)], [], None), (1, [(1, 3)], [], None)])
     with pytest.raises(ValueError, match=message):
         synthesize(torch.arange(2), data, DRAW, **options)
 
 
-def test_a_set_without_windows_is_refused():
+def test_a_training_set_without_windows_is_refused():
     bare = world([6, 6], [(0, [(1, 3)], [], None), (1, [(1, 3)], [], None)])
     bare = replace(bare, samples=[replace(s, relevant_windows=None) for s in bare.samples], _annotations=None)
     for augment in (synthesize, synthesize_official):
@@ -563,8 +585,8 @@ def test_a_set_without_windows_is_refused():
             augment(torch.arange(2), bare, DRAW)
 
 
-@pytest.mark.parametrize("options", [{"partners": how} for how in PARTNERS] + [{"augment": "synthesize_official"}])
-def test_a_model_learns_from_what_is_made_and_the_record_counts_it(options):
+@pytest.mark.parametrize("options", [*({"partners": name} for name in PARTNERS), {"augment": "synthesize_official"}])
+def test_a_model_trains_on_synthetic_videos_and_the_history_counts_them(options):
     sizes = {"width": 16, "hidden": 16, "heads": 2, "epochs": 1, "batch_size": 8}
     paper = papers.get("td_detr", "small", **sizes, **{"augment": "synthesize", **options})
     data = papers.open_split(paper, "sim", split="train", n=16)
@@ -575,8 +597,8 @@ def test_a_model_learns_from_what_is_made_and_the_record_counts_it(options):
 
 
 @pytest.mark.skipif("MRLIB_DATA" not in os.environ, reason="real annotations: set MRLIB_DATA")
-def test_the_real_training_set_has_the_known_figures():
-    """[TD-DETR, synthesis] Of 7,218 queries the moment is the whole video for 520, and 671 are left no context."""
+def test_real_annotations_give_the_known_counts():
+    """[TD-DETR, synthesis] Of 7,218 queries, 520 have a moment that is the whole video, and 671 keep no context."""
     data = real_training_set()
     batches = [
         synthesize(i, data, DRAW, partners="random", jitter=0, originals=False)

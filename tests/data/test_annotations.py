@@ -26,7 +26,7 @@ REAL = [
 
 
 @pytest.mark.parametrize(("name", "clip_s", "count", "clamped"), REAL)
-def test_a_real_file_loads_whole_and_comes_back_line_for_line(name, clip_s, count, clamped):
+def test_every_line_of_a_real_file_is_loaded_and_written_back_unchanged(name, clip_s, count, clamped):
     if "MRLIB_DATA" not in os.environ:
         pytest.skip("MRLIB_DATA names no folder with the real annotations")
     path = Path(os.environ["MRLIB_DATA"], name)
@@ -38,25 +38,26 @@ def test_a_real_file_loads_whole_and_comes_back_line_for_line(name, clip_s, coun
     assert [f": {clamped} windows" in str(w.message) for w in caught] == [True] * bool(clamped)
     changed = [(a.as_line(), b) for a, b in zip(samples, raw, strict=True) if a.as_line() != b]
     assert len(changed) == clamped
-    for now, before in changed:
-        assert now["relevant_windows"] == [[s, min(e, now["duration"])] for s, e in before["relevant_windows"]]
+    for loaded, original in changed:
+        clamped_windows = [[s, min(e, loaded["duration"])] for s, e in original["relevant_windows"]]
+        assert loaded["relevant_windows"] == clamped_windows
 
 
-def test_what_the_schema_does_not_know_is_kept(tmp_path):
+def test_fields_outside_the_schema_are_kept(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", [line(7, wrong_spans=[[0, 2]], domain="BK")])
     (sample,) = load_annotations(path)
     assert sample.extra == {"wrong_spans": [[0, 2]], "domain": "BK"}
     assert sample.as_line() == line(7, wrong_spans=[[0, 2]], domain="BK")
 
 
-def test_of_mined_windows_there_may_be_none_and_their_order_is_free(tmp_path):
+def test_mined_windows_may_be_empty_or_missing_and_in_any_order(tmp_path):
     windows = [[], None, [[16, 18], [0, 2]]]
     path = write_lines(tmp_path / "a.jsonl", [line(i, wrong_spans=w) for i, w in enumerate(windows)])
     assert [s.extra for s in load_annotations(path)] == [{"wrong_spans": w} for w in windows]
 
 
-def test_a_mined_window_a_little_past_the_end_is_borne(tmp_path):
-    """It is no annotator's, so there is nothing to warn of; its clips end with the video's."""
+def test_a_mined_window_that_ends_less_than_a_clip_after_the_video_is_accepted(tmp_path):
+    """Without a warning, which is for annotators; its clips end with those of the video."""
     path = write_lines(tmp_path / "a.jsonl", [line(wrong_spans=[[16, 21]])])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -64,7 +65,7 @@ def test_a_mined_window_a_little_past_the_end_is_borne(tmp_path):
     assert sample.extra == {"wrong_spans": [[16, 21]]} and sample.relevant_windows == [[4, 8]]
 
 
-def test_a_gzipped_file_and_blank_lines_read_the_same(tmp_path):
+def test_a_gzipped_file_reads_as_the_plain_one_and_blank_lines_are_skipped(tmp_path):
     plain = write_lines(tmp_path / "a.jsonl", [line(1), "", line("two"), "  "])
     packed = tmp_path / "a.jsonl.gz"
     packed.write_bytes(gzip.compress(plain.read_bytes()))
@@ -72,7 +73,7 @@ def test_a_gzipped_file_and_blank_lines_read_the_same(tmp_path):
     assert [s.qid for s in load_annotations(plain)] == [1, "two"]
 
 
-def test_a_query_without_annotation_has_none(tmp_path):
+def test_a_line_without_annotation_gives_a_sample_without_annotation(tmp_path):
     bare = {"qid": 1, "query": "A dog", "duration": 20, "vid": "a"}
     (sample,) = load_annotations(write_lines(tmp_path / "a.jsonl", [bare]))
     assert sample.relevant_windows is sample.relevant_clip_ids is sample.saliency_scores is None
@@ -86,7 +87,7 @@ BAD = {
     "nested too deep": ("[" * 100_000, "json"),
     "no qid": ({k: v for k, v in line().items() if k != "qid"}, "qid"),
     "qid a float": (line(1.5), "qid"),
-    "qid a truth value": (line(True), "qid"),
+    "qid a boolean": (line(True), "qid"),
     "qid a path": (line("../1"), "qid"),
     "no query": ({k: v for k, v in line().items() if k != "query"}, "query"),
     "query a list": (line(query=["a", "dog"]), "query"),
@@ -103,7 +104,7 @@ BAD = {
     "vid the parent": (line(vid=".."), "vid"),
     "vid empty": (line(vid=""), "vid"),
     "vid with nul": (line(vid="a\0b"), "vid"),
-    "vid with half a character": (line(vid="a\ud800"), "vid"),
+    "vid with a lone surrogate": (line(vid="a\ud800"), "vid"),
     "vid a number": (line(vid=3), "vid"),
     "windows empty": (line(relevant_windows=[]), "relevant_windows"),
     "windows not pairs": (line(relevant_windows=[[1, 2, 3]]), "relevant_windows"),
@@ -140,7 +141,7 @@ BAD = {
     "a label of six": (labelled(label=[[1, 2], [6, 2]]), "label"),
     "a label nan": (labelled(label=[[1, float("nan")]]), "label"),
     "a label a string": (labelled(label=[[1, "2"]]), "label"),
-    "a label a truth value": (labelled(label=[[1, True]]), "label"),
+    "a label a boolean": (labelled(label=[[1, True]]), "label"),
     "a qid again": (line(0), "qid"),
     "a qid again as a string": (line("0"), "qid"),
 }
@@ -164,19 +165,19 @@ def test_an_empty_file_is_refused(content, tmp_path):
         load_annotations(path)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path):
+def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.jsonl"):
         load_annotations(tmp_path / "none.jsonl")
 
 
-def test_a_gzip_file_cut_off_is_refused(tmp_path):
+def test_a_truncated_gzip_file_is_refused(tmp_path):
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(json.dumps(line()).encode() * 500)[:-20])
     with pytest.raises(ValueError, match="unreadable"):
         load_annotations(path)
 
 
-def test_windows_less_than_a_clip_past_the_end_are_clamped_with_one_warning(tmp_path):
+def test_windows_that_end_less_than_a_clip_after_the_video_are_clamped_with_one_warning(tmp_path):
     windows = [[[4, 20.5], [1, 2]], [[0, 21.9]], [[0, 20]]]
     path = write_lines(tmp_path / "a.jsonl", [windows_only(i, relevant_windows=w) for i, w in enumerate(windows)])
     with pytest.warns(UserWarning, match="2 windows end after their video") as caught:
@@ -187,8 +188,8 @@ def test_windows_less_than_a_clip_past_the_end_are_clamped_with_one_warning(tmp_
         load_annotations(path, clip_s=1.0)
 
 
-def test_labels_of_clips_are_kept_as_they_are(tmp_path):
-    """[TVSum] Half numbers too, and any number of annotators."""
+def test_labels_of_clips_are_kept_unchanged(tmp_path):
+    """[TVSum] They may be fractions, and there may be any number of annotators."""
     released = labelled("a_1", clips=3, label=[[1.0, 5], [2.5, 3], [4, 4]])
     (sample,) = load_annotations(write_lines(tmp_path / "a.jsonl", [released]))
     assert (sample.relevant_windows, sample.relevant_clip_ids) == (None, None)
@@ -198,7 +199,7 @@ def test_labels_of_clips_are_kept_as_they_are(tmp_path):
 @pytest.mark.parametrize(
     ("duration", "seconds"), [(66, 132), (65, 130), (67, 132), (132, 132), (131.5, 131.5), (140, 132)]
 )
-def test_the_duration_of_labelled_clips_may_count_them_and_ends_with_them(duration, seconds, tmp_path):
+def test_a_duration_that_counts_clips_becomes_seconds_and_ends_with_the_last_label(duration, seconds, tmp_path):
     """[TVSum] The first released line has 66 labels of 2 s clips and the duration 66."""
     path = write_lines(tmp_path / "a.jsonl", [labelled(clips=66, duration=duration)])
     (sample,) = load_annotations(path)
@@ -206,7 +207,7 @@ def test_the_duration_of_labelled_clips_may_count_them_and_ends_with_them(durati
     assert load_annotations(write_lines(path, [sample.as_line()])) == [sample]
 
 
-def test_beside_windows_and_for_video_queries_a_label_is_a_name(tmp_path):
+def test_a_label_beside_windows_or_with_a_video_query_is_the_name_of_a_class(tmp_path):
     (sample,) = load_annotations(write_lines(tmp_path / "a.jsonl", [line(label="Archery", duration=20)]))
     assert (sample.extra, sample.duration) == ({"label": "Archery"}, 20)
     bare = windows_only(label="Archery", relevant_windows=None)

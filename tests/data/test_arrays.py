@@ -1,4 +1,4 @@
-"""Arrays out of files that numpy and h5py wrote, rows checked one by one, norms by hand."""
+"""Arrays are read from files that numpy and h5py wrote, and checked; norms by hand."""
 
 import numpy as np
 import pytest
@@ -10,11 +10,11 @@ from tests.support.files import random, save_hdf5, save_npy, save_npz
 ROWS = random(0, 5, 3)
 
 
-def test_an_array_comes_back_from_every_kind_of_file(tmp_path):
+def test_an_array_is_read_from_every_kind_of_file(tmp_path):
     save_npy(tmp_path / "a.npy", ROWS)
     save_npz(tmp_path / "a.npz", features=ROWS, others=ROWS + 1)
     save_hdf5(tmp_path / "a.hdf5", {"video": ROWS, "deep/er/video": ROWS + 1, "alone/c3d_features": ROWS + 2})
-    for file, key, more in (
+    for file, key, offset in (
         ("a.npy", "", 0),
         ("a.npy", "a key is not needed", 0),
         ("a.npz", "features", 0),
@@ -24,7 +24,7 @@ def test_an_array_comes_back_from_every_kind_of_file(tmp_path):
         ("a.hdf5", "alone", 2),  # a group that holds nothing but the array
         ("a.hdf5", "alone/c3d_features", 2),
     ):
-        np.testing.assert_array_equal(read_array(tmp_path / file, key), ROWS + np.float32(more), err_msg=file + key)
+        np.testing.assert_array_equal(read_array(tmp_path / file, key), ROWS + np.float32(offset), err_msg=file + key)
 
 
 @pytest.mark.parametrize(
@@ -33,11 +33,11 @@ def test_an_array_comes_back_from_every_kind_of_file(tmp_path):
         ("a.npz", "feature", "['features']"),
         ("a.hdf5", "other", "['many', 'video']"),
         ("a.hdf5", "video/deeper", "[]"),
-        ("a.hdf5", "many", "['one', 'two']"),  # a group of two arrays is none
+        ("a.hdf5", "many", "['one', 'two']"),  # a group of two arrays
         ("a.hdf5", "many/three", "['one', 'two']"),
     ],
 )
-def test_a_key_that_is_not_there_is_answered_with_those_that_are(file, key, keys, tmp_path):
+def test_a_missing_key_is_refused_with_the_keys_of_the_file(file, key, keys, tmp_path):
     save_npz(tmp_path / "a.npz", features=ROWS)
     save_hdf5(tmp_path / "a.hdf5", {"video": ROWS, "many/one": ROWS, "many/two": ROWS})
     with pytest.raises(MissingKey) as error:
@@ -46,7 +46,7 @@ def test_a_key_that_is_not_there_is_answered_with_those_that_are(file, key, keys
 
 
 @pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.hdf5"])
-def test_a_file_that_is_missing_cut_off_or_pickled_is_named(name, tmp_path):
+def test_a_missing_truncated_or_pickled_file_is_named(name, tmp_path):
     file = tmp_path / name
     with pytest.raises(MissingFile, match=f"{name}: missing file"):
         read_array(file, "features")
@@ -63,12 +63,12 @@ def test_a_file_that_is_missing_cut_off_or_pickled_is_named(name, tmp_path):
         file.write_bytes(broken)
         with pytest.raises(DataError, match=f"{name}: unreadable: .*cut off or damaged"):
             read_array(file, "features")
-    file.write_bytes(b"something else")  # which numpy takes for a pickle where it expects an archive
+    file.write_bytes(b"something else")  # numpy takes it for a pickle
     with pytest.raises(DataError, match=f"{name}: (unreadable|pickled): "):
         read_array(file, "features")
 
 
-def test_rows_are_float32_and_parts_of_a_row_are_put_side_by_side(tmp_path):
+def test_rows_are_float32_and_the_parts_of_a_row_are_concatenated(tmp_path):
     file = tmp_path / "a.npy"
     for dtype in (np.float16, np.float32, np.float64):
         rows = as_rows(ROWS.astype(dtype), file)
@@ -93,20 +93,20 @@ def test_rows_are_float32_and_parts_of_a_row_are_put_side_by_side(tmp_path):
         (np.array([[0.0, 1e300]]), 1, "nan", "NaN or Inf in 1 of 1 rows, the first is 0"),  # too large for float32
     ],
 )
-def test_rows_that_are_none_are_refused(array, parts, kind, message, tmp_path):
+def test_arrays_that_are_not_feature_rows_are_refused(array, parts, kind, message, tmp_path):
     with pytest.raises(DataError, match=message) as error:
         as_rows(array, tmp_path / "a.npy", parts=parts)
     assert error.value.problem.kind == kind
 
 
-def test_rows_of_one_kind_have_one_width(tmp_path):
+def test_rows_of_another_width_are_refused(tmp_path):
     assert same_width((5, 3), None, tmp_path) == same_width((2, 3), 3, tmp_path) == 3
     with pytest.raises(DataError, match="vectors of width 3 where others have 4"):
         same_width((5, 3), 4, tmp_path)
 
 
-def test_norms_by_hand():
-    """3, 4 has norm 5, and 1e-5 is added to it; of two parts each is divided by its own; zeros stay zeros."""
+def test_rows_are_divided_by_their_norm():
+    """By hand: (3, 4) has norm 5, plus 1e-5; each of two parts is divided by its own norm; zeros stay zeros."""
     rows = np.array([[3.0, 4.0, 0.0, 0.5], [0.0, 0.0, 0.0, 0.0]], np.float32)
     whole = rows[0] / (np.sqrt(25.25) + 1e-5)
     np.testing.assert_allclose(normalized_rows(rows), [whole, np.zeros(4)], rtol=1e-6)
@@ -115,8 +115,8 @@ def test_norms_by_hand():
     assert normalized_rows(rows).dtype == np.float32 and rows[0, 0] == 3
 
 
-def test_only_the_words_that_are_wanted_are_read(tmp_path):
-    """A word may hold spaces; lines of other words may be broken."""
+def test_only_the_vectors_of_the_given_words_are_read(tmp_path):
+    """A word may contain spaces; the lines of other words may be malformed."""
     file = tmp_path / "glove.txt"
     file.write_text("dog 0.5 -1 2e-1\n. . 1 2 3\ncat x y z\n, 0 0 0\n", encoding="utf-8")
     vectors = read_glove(file, {"dog", ". .", "bird"})
@@ -126,7 +126,7 @@ def test_only_the_words_that_are_wanted_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("line", ["cat x y z", "cat 1 2", "cat 1 nan 3", "cat 1 inf 3"])
-def test_a_word_without_its_numbers_is_named_with_its_line(line, tmp_path):
+def test_a_word_without_finite_numbers_is_named_with_its_line(line, tmp_path):
     file = tmp_path / "glove.txt"
     file.write_text(f"dog 1 2 3\n{line}\n")
     with pytest.raises(DataError, match=r"glove.txt, line 2: word vector: 'cat' has no 3 finite numbers"):

@@ -1,4 +1,4 @@
-"""The bank in memory and on disk against plain loops over arrays."""
+"""The bank in memory and on disk, compared with plain loops over arrays."""
 
 import os
 import struct
@@ -20,17 +20,17 @@ def items(arrays=ARRAYS, vectors=None):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_gather_is_row_by_row_with_zeros_on_padding(dtype):
+def test_gather_returns_every_row_and_zeros_on_padding(dtype):
     bank = Bank.from_arrays(ARRAYS, dtype)
     rows = torch.tensor([[7, 0, 3, -1], [2, 2, -1, -1]])
     flat = np.concatenate(ARRAYS)
     expected = [[torch.tensor(flat[r]).to(dtype).float() if r >= 0 else torch.zeros(5) for r in row] for row in rows]
-    got = bank.gather(rows)
-    assert got.dtype == torch.float32
-    torch.testing.assert_close(got, torch.stack([torch.stack(row) for row in expected]), rtol=0, atol=0)
+    gathered = bank.gather(rows)
+    assert gathered.dtype == torch.float32
+    torch.testing.assert_close(gathered, torch.stack([torch.stack(row) for row in expected]), rtol=0, atol=0)
 
 
-def test_gather_leaves_the_bank_as_it_was():
+def test_changing_gathered_rows_does_not_change_the_bank():
     bank = Bank.from_arrays(ARRAYS)
     before = bank.rows.clone()
     bank.gather(torch.tensor([[0, 1, -1]])).add_(1)
@@ -44,7 +44,7 @@ def test_index_lists_the_rows_of_every_item():
     assert (len(bank), bank.width) == (3, 5)
 
 
-def test_items_may_share_rows_and_take_them_in_any_order():
+def test_items_may_share_rows_and_list_them_in_any_order():
     rows = Bank.from_arrays(ARRAYS).rows
     bank = Bank(rows, torch.tensor([0, 2, 5]), torch.tensor([7, 0, 3, 3, 7])).to("cpu")
     assert bank.index(torch.tensor([0, 1])).tolist() == [[7, 0, -1], [3, 3, 7]]
@@ -54,24 +54,24 @@ def test_items_may_share_rows_and_take_them_in_any_order():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_a_bank_comes_back_from_its_file(dtype, tmp_path):
+def test_a_saved_bank_loads_unchanged(dtype, tmp_path):
     vectors = [random(10 + i, 3) for i in range(3)]
     save_bank(tmp_path / "b", items(vectors=vectors), 3, dtype)
-    bank, beside = load_bank(tmp_path / "b")
+    bank, loaded_vectors = load_bank(tmp_path / "b")
     assert torch.equal(bank.rows, Bank.from_arrays(ARRAYS, dtype).rows)
     assert bank.offsets.tolist() == [0, 3, 4, 8]
-    assert torch.equal(beside, torch.tensor(np.stack(vectors)).to(dtype))
+    assert torch.equal(loaded_vectors, torch.tensor(np.stack(vectors)).to(dtype))
     assert sorted(load_file(tmp_path / "b")) == ["offsets", "rows", "vectors"]
     assert os.listdir(tmp_path) == ["b"]
 
 
-def test_a_bank_without_vectors_has_none(tmp_path):
+def test_a_bank_saved_without_vectors_loads_without_vectors(tmp_path):
     save_bank(tmp_path / "b", items(), 3, torch.float32)
     assert load_bank(tmp_path / "b")[1] is None
 
 
-def test_the_rows_of_a_file_are_mapped_not_read(tmp_path):
-    """A change of the file shows in the rows."""
+def test_the_rows_of_a_file_are_memory_mapped(tmp_path):
+    """A later change of the file changes the rows."""
     save_bank(tmp_path / "b", items(), 3, torch.float32)
     bank, _ = load_bank(tmp_path / "b")
     with (tmp_path / "b").open("r+b") as file:
@@ -80,7 +80,7 @@ def test_the_rows_of_a_file_are_mapped_not_read(tmp_path):
     assert bank.rows[0, 0] == 42
 
 
-def test_an_error_on_the_way_leaves_no_file(tmp_path):
+def test_an_error_while_saving_leaves_no_file(tmp_path):
     def broken():
         yield ARRAYS[0], None
         raise RuntimeError("pulled the plug")
@@ -93,16 +93,16 @@ def test_an_error_on_the_way_leaves_no_file(tmp_path):
 @pytest.mark.parametrize(
     "damage",
     [lambda b: b[:-1], lambda b: b[:100], lambda b: b"", lambda b: b"\xff" * len(b), lambda b: b + b"x"],
-    ids=["cut by a byte", "cut in the header", "emptied", "overwritten", "grown"],
+    ids=["without its last byte", "cut in the header", "empty", "overwritten", "with an extra byte"],
 )
-def test_a_damaged_file_is_no_bank(damage, tmp_path):
+def test_a_damaged_file_is_not_loaded(damage, tmp_path):
     save_bank(tmp_path / "b", items(), 3, torch.float32)
     whole = (tmp_path / "b").read_bytes()
     (tmp_path / "b").write_bytes(damage(whole))
     assert load_bank(tmp_path / "b") is None
 
 
-def test_no_file_is_no_bank(tmp_path):
+def test_a_missing_file_is_not_loaded(tmp_path):
     assert load_bank(tmp_path / "b") is None
 
 
@@ -111,6 +111,6 @@ def test_a_number_too_large_for_half_precision_is_refused(tmp_path):
         save_bank(tmp_path / "b", items([1e5 * ARRAYS[0]]), 1, torch.float16)
 
 
-def test_other_types_of_numbers_are_refused(tmp_path):
+def test_other_types_than_float32_and_float16_are_refused(tmp_path):
     with pytest.raises(ValueError, match="float32 or float16"):
         save_bank(tmp_path / "b", items(), 3, torch.bfloat16)

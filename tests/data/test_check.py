@@ -1,4 +1,4 @@
-"""`python -m mrlib.data.check` finds every defect, names its file and line, and stops at none."""
+"""`python -m mrlib.data.check` lists every problem of a dataset with its file and line."""
 
 import subprocess
 import sys
@@ -21,12 +21,12 @@ from tests.support.files import (
 )
 
 
-def found(problems):
-    """(file name, line, kind) of each."""
+def places(problems):
+    """The file name, line and kind of each problem."""
     return [(p.file.rsplit("/", 1)[-1], p.line, p.kind) for p in problems]
 
 
-def test_a_sound_dataset_has_no_problem(tmp_path, capsys):
+def test_a_valid_dataset_has_no_problems(tmp_path, capsys):
     root = moment_detr(tmp_path)
     assert check("qvhighlights", root) == []
     assert main(["qvhighlights", str(root)]) == 0
@@ -64,7 +64,7 @@ def test_every_problem_is_listed_at_once_with_its_file_and_line(tmp_path, capsys
     save_npz(root / "clip_text_features/qid7.npz", last_hidden_state=random(0, 5, 5))
     name = annotations.name
     problems = check("qvhighlights", root)
-    assert found(problems) == [
+    assert places(problems) == [
         (name, 9, "vid"),
         (name, 10, "relevant_windows"),
         (name, 11, "relevant_windows"),
@@ -89,7 +89,7 @@ def test_every_problem_is_listed_at_once_with_its_file_and_line(tmp_path, capsys
     assert out.splitlines()[-1] == "15 problems, 1 notes"
 
 
-def test_what_the_readers_bear_is_a_note_and_no_failure(tmp_path, capsys):
+def test_a_problem_that_is_not_fatal_is_a_note(tmp_path, capsys):
     root = moment_detr(tmp_path, [windows_only(relevant_windows=[[4, 20.5]])])
     (note,) = check("qvhighlights", root)
     assert (note.line, note.kind, note.fatal) == (1, "relevant_windows", False)
@@ -97,56 +97,56 @@ def test_what_the_readers_bear_is_a_note_and_no_failure(tmp_path, capsys):
     assert "0 problems, 1 notes" in capsys.readouterr().out
 
 
-def test_an_empty_annotation_file_and_none_at_all(tmp_path):
+def test_an_empty_or_missing_annotation_file_is_a_problem(tmp_path):
     root = moment_detr(tmp_path)
     (root / "highlight_val_release.jsonl").write_text("")
-    assert found(check("qvhighlights", root)) == [("highlight_val_release.jsonl", None, "empty")]
+    assert places(check("qvhighlights", root)) == [("highlight_val_release.jsonl", None, "empty")]
     (root / "highlight_val_release.jsonl").unlink()
     (problem,) = check("qvhighlights", root)
     assert "_with_neg_spans.jsonl or highlight_{split}_with_gt.jsonl or highlight_{split}_release.jsonl" in str(problem)
 
 
-def test_a_missing_stream_is_said_once_and_the_others_are_read(tmp_path):
+def test_a_missing_stream_is_listed_once_and_the_others_are_read(tmp_path):
     root = moment_detr(tmp_path)
     write_lines(root / "highlight_train_release.jsonl", [line()])
     for file in (root / "slowfast_features").iterdir():
         file.unlink()
     (root / "clip_features/video_b.npz").unlink()
     problems = check("qvhighlights", root)
-    assert found(problems) == [(root.name, None, "missing file"), ("video_b.npz", None, "missing file")]
+    assert places(problems) == [(root.name, None, "missing file"), ("video_b.npz", None, "missing file")]
     assert "no slowfast_features/{vid}.npz:features or slowfast/" in problems[0].message
 
 
-def test_annotations_are_examined_where_no_features_are(tmp_path):
+def test_annotations_are_checked_without_features(tmp_path):
     write_lines(tmp_path / "highlight_val_release.jsonl", [line(), line()])
-    assert found(check("qvhighlights", tmp_path)) == [
+    assert places(check("qvhighlights", tmp_path)) == [
         (tmp_path.name, None, "missing file"),
         ("highlight_val_release.jsonl", 2, "qid"),
     ]
 
 
-def test_the_width_of_most_files_is_the_right_one(tmp_path):
+def test_files_of_another_width_than_most_are_problems(tmp_path):
     root = moment_detr(tmp_path, [line(i, vid=f"v{i}") for i in range(4)])
     save_npz(root / "clip_features/v0.npz", features=random(0, 10, 3))
     save_npz(root / "clip_text_features/qid0.npz", last_hidden_state=random(0, 5, 2), pooler_output=random(0, 3))
-    assert found(check("qvhighlights", root)) == [
+    assert places(check("qvhighlights", root)) == [
         ("v0.npz", None, "shape"),
         ("qid0.npz", None, "shape"),
         ("qid0.npz", None, "shape"),
     ]
 
 
-def test_other_layouts_are_examined_too(tmp_path):
+def test_files_of_other_layouts_are_checked(tmp_path):
     write_lines(tmp_path / "highlight_val_release.jsonl", [line(1), line(2)])
     save_npz(tmp_path / "slowfast_features/video_a.npz", features=random(0, 10, 6))
     save_npy(tmp_path / "clip_b32_vid_k4/video_a.npy", random(0, 10, 3, 4))
     save_npy(tmp_path / "clip_b32_txt_k4/1.npy", np.array([{}], object), allow_pickle=True)
     save_npy(tmp_path / "clip_b32_txt_k4/2.npy", random(0, 5, 4, 2))
-    assert found(check("qvhighlights", tmp_path)) == [("video_a.npy", None, "shape"), ("1.npy", None, "pickled")]
+    assert places(check("qvhighlights", tmp_path)) == [("video_a.npy", None, "shape"), ("1.npy", None, "pickled")]
 
 
-def test_tvsum_is_examined_as_released(tmp_path, capsys):
-    """Rows as many as labels, though the duration is as many; a bad label is named, and rows at another rate."""
+def test_tvsum_is_checked_as_released(tmp_path, capsys):
+    """The duration counts labels, and there is a row for each. A bad label and rows at another rate are problems."""
     root = tvsum(tmp_path, [labelled(f"q{i}", vid=f"v{i}", clips=40) for i in range(3)])
     assert check("tvsum", root) == []
     assert main(["tvsum", str(root)]) == 0
@@ -157,11 +157,11 @@ def test_tvsum_is_examined_as_released(tmp_path, capsys):
     for part in ("rgb", "opt"):
         save_npy(root / "i3d" / f"v2_{part}.npy", random(0, 20, 4 if part == "rgb" else 3))
     problems = check("tvsum", root)
-    assert found(problems) == [("tvsum_val_release.jsonl", 2, "label"), ("v2_rgb.npy", None, "length")]
+    assert places(problems) == [("tvsum_val_release.jsonl", 2, "label"), ("v2_rgb.npy", None, "length")]
     assert "clip 7 has [6, 6" in problems[0].message
 
 
-def test_an_hdf5_file_without_a_video_is_reported_for_it(tmp_path):
+def test_a_video_that_an_hdf5_file_lacks_is_a_problem(tmp_path):
     write_lines(tmp_path / "charades_val_release.jsonl", [windows_only(1), windows_only(2, vid="b")])
     save_hdf5(tmp_path / "vgg_rgb_features.hdf5", {"video_a": random(0, 9, 3)})
     (tmp_path / "glove.txt").write_text("a 1 2\ndog 1 2\nruns 0 1\n")
@@ -170,15 +170,15 @@ def test_an_hdf5_file_without_a_video_is_reported_for_it(tmp_path):
     assert "no array 'b'" in problem.message
 
 
-def test_pairs_of_videos_are_examined_by_pair(tmp_path, capsys):
-    """A query in two videos is sound, the same pair again is not; files that both need are read once."""
+def test_pairs_of_videos_are_checked_pair_by_pair(tmp_path, capsys):
+    """A query may search in two videos, but a pair occurs once. A file that two lines need is read once."""
     lines = [windows_only(qid, vid=vid) for qid, vid in (("x", "a"), ("x", "b"), ("y", "a"), ("x", "b"))]
     write_lines(tmp_path / "activitynet_vrl_val.jsonl", lines)
     for vid in "ab":
         save_npz(tmp_path / f"vid_clip/{vid}.npz", features=random(0, 10, 4))
     save_npz(tmp_path / "vid_clip_query/qidx.npz", last_hidden_state=random(1, 3, 4))
     problems = check("activitynet_vrl", tmp_path)
-    assert found(problems) == [("activitynet_vrl_val.jsonl", 4, "qid"), ("qidy.npz", None, "missing file")]
+    assert places(problems) == [("activitynet_vrl_val.jsonl", 4, "qid"), ("qidy.npz", None, "missing file")]
     assert "a pair of qid and vid comes once" in str(problems[0])
     assert "needed by line 3 of activitynet_vrl_val.jsonl" in str(problems[1])
     assert main(["activitynet_vrl", str(tmp_path)]) == 1
@@ -189,23 +189,23 @@ def test_pairs_of_videos_are_examined_by_pair(tmp_path, capsys):
     ]
 
 
-def test_no_annotations_of_a_dataset_with_published_files_names_them_all(tmp_path):
+def test_missing_annotations_are_listed_with_every_name_that_they_may_have(tmp_path):
     problems = check("sportsmoments", tmp_path)
     expected = "no annotations, sportsmoments_{split}.jsonl or sportsmoments_{split}.csv or {split}.csv"
     assert expected in [problem.message for problem in problems]
 
 
-def test_a_layout_can_be_named_where_several_are(tmp_path):
+def test_one_of_several_layouts_can_be_named(tmp_path):
     root = moment_detr(tmp_path)
     for i, clips in ((1, 10), (2, 10), (3, 10)):
         save_npz(root / f"txt_clip/{i}.npz", last_hidden_state=random(i, clips, 5))
     save_npz(root / "vid_clip/video_a.npz", features=random(0, 10, 4))
-    assert found(check("qvhighlights", root)) == [(root.name, None, "ambiguous")]
+    assert places(check("qvhighlights", root)) == [(root.name, None, "ambiguous")]
     assert check("qvhighlights", root, layout="moment_detr") == []
 
 
 @pytest.mark.parametrize(
-    ("arguments", "answer"),
+    ("arguments", "message"),
     [
         (["qvh", "."], "unknown dataset 'qvh'; known: qvhighlights, charades_sta"),
         (["qvhighlights", "nowhere"], "no such folder"),
@@ -213,17 +213,17 @@ def test_a_layout_can_be_named_where_several_are(tmp_path):
         ([], "required: name"),
     ],
 )
-def test_wrong_usage_is_answered_with_what_is_right(arguments, answer, capsys):
+def test_wrong_arguments_are_refused_with_a_message(arguments, message, capsys):
     with pytest.raises(SystemExit) as end:
         main(arguments)
     assert end.value.code == 2
-    assert answer in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_the_command_runs_without_warnings(tmp_path):
     root = moment_detr(tmp_path)
     (root / "clip_features/video_b.npz").unlink()
     command = [sys.executable, "-W", "error", "-m", "mrlib.data.check", "qvhighlights", str(root)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (1, "")
-    assert done.stdout.splitlines()[-1] == "1 problems"
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert (process.returncode, process.stderr) == (1, "")
+    assert process.stdout.splitlines()[-1] == "1 problems"

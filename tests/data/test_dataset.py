@@ -1,4 +1,4 @@
-"""What a dataset says of windows, annotated and mined: hand-worked, on videos of ten and of four clips."""
+"""Annotated and mined windows of a dataset as clips, worked out by hand for videos of ten and of four clips."""
 
 from dataclasses import replace
 
@@ -11,22 +11,22 @@ from mrlib.data import Bank, MomentDataset, Sample
 
 @pytest.fixture
 def data() -> MomentDataset:
-    """Clips of 2 s; three samples of the video of ten clips, the third without mined windows."""
-    said = [
+    """Clips of 2 s; samples 0, 2 and 3 are of the video of ten clips, and sample 2 has no mined windows."""
+    annotations = [
         (0, [[4, 8]], [[12, 16], [0, 2]]),
-        (1, [[0, 2], [6, 8]], [[1, 5]]),  # the middles of clips 0 and 1 are in the mined one, and clip 0 answers
+        (1, [[0, 2], [6, 8]], [[1, 5]]),  # the mined one covers the middles of clips 0 and 1; clip 0 is relevant
         (0, [[0, 20]], []),
-        (0, [[3, 5], [18, 23]], [[7, 7.5]]),  # half of two clips, one that ends after the video; less than a clip
+        (0, [[3, 5], [18, 23]], [[7, 7.5]]),  # half of two clips; a window that ends after the video; less than a clip
     ]
     return MomentDataset(
         name="hand",
         split="train",
         samples=[
             Sample(i, "a dog", 20.0 if v == 0 else 8.0, f"v{v}", windows, extra={"wrong_spans": wrong} if wrong else {})
-            for i, (v, windows, wrong) in enumerate(said)
+            for i, (v, windows, wrong) in enumerate(annotations)
         ],
         target=Bank.from_arrays([np.zeros((n, 2), np.float32) for n in (10, 4)]),
-        video=torch.tensor([v for v, *_ in said]),
+        video=torch.tensor([v for v, *_ in annotations]),
         query=Bank.from_arrays([np.zeros((1, 2), np.float32)]),
         query_item=torch.zeros(4, dtype=torch.long),
         query_joint=None,
@@ -36,21 +36,21 @@ def data() -> MomentDataset:
     )
 
 
-def clips(mask):
+def clip_numbers(mask):
     return [row.nonzero().flatten().tolist() for row in mask]
 
 
-def test_mined_windows_are_wrong_clips_but_for_those_that_answer(data):
+def test_clips_of_mined_windows_are_wrong_unless_they_are_relevant(data):
     labels = data.batch(range(4)).labels
-    assert clips(labels.relevant) == [[2, 3], [0, 3], list(range(10)), [1, 2, 9]]
+    assert clip_numbers(labels.relevant) == [[2, 3], [0, 3], list(range(10)), [1, 2, 9]]
     assert data.mined
-    assert clips(labels.wrong) == [[0, 6, 7], [1], [], [3]]
+    assert clip_numbers(labels.wrong) == [[0, 6, 7], [1], [], [3]]
     assert not (labels.wrong & labels.relevant).any()
 
 
-def test_the_clips_of_every_window_annotated_ones_first(data):
+def test_the_clips_of_annotated_windows_come_before_those_of_mined_windows(data):
     """As (first clip, number of clips) in the order of the annotation."""
-    windows, there, mined = data.clips(torch.tensor([3, 1, 2, 0, 0]))
+    windows, mask, mined = data.clips(torch.tensor([3, 1, 2, 0, 0]))
     expected = [
         ([[1, 2], [9, 1]], [[3, 1]]),
         ([[0, 1], [3, 1]], [[0, 2]]),
@@ -59,21 +59,23 @@ def test_the_clips_of_every_window_annotated_ones_first(data):
         ([[2, 2]], [[6, 2], [0, 1]]),
     ]
     for i, (annotated, confusing) in enumerate(expected):
-        assert windows[i, there[i] & ~mined[i]].tolist() == annotated
-        assert windows[i, there[i] & mined[i]].tolist() == confusing
+        assert windows[i, mask[i] & ~mined[i]].tolist() == annotated
+        assert windows[i, mask[i] & mined[i]].tolist() == confusing
 
 
-def test_the_clips_of_a_window_are_those_of_the_labels(data):
+def test_the_clips_of_windows_are_the_relevant_and_wrong_clips_of_the_labels(data):
     labels = data.batch(range(4)).labels
-    windows, there, mined = data.clips(torch.arange(4))
+    windows, mask, mined = data.clips(torch.arange(4))
     t = torch.arange(labels.relevant.shape[1])
-    inside = (t >= windows[..., :1]) & (t < windows.sum(-1, keepdim=True)) & there[..., None]
+    inside = (t >= windows[..., :1]) & (t < windows.sum(-1, keepdim=True)) & mask[..., None]
     assert torch.equal((inside & ~mined[..., None]).any(1), labels.relevant)
     assert torch.equal((inside & mined[..., None]).any(1) & ~labels.relevant, labels.wrong)
 
 
-def test_without_mined_windows_nothing_is_wrong(data):
-    bare = replace(data, samples=[replace(s, extra={"wrong_spans": []}) for s in data.samples], _annotations=None)
-    assert not bare.mined and bare.batch(range(4)).labels.wrong is None
-    some = data.subset([2, 2])
-    assert some.mined and not some.batch([0, 1]).labels.wrong.any()
+def test_without_mined_windows_no_clip_is_wrong(data):
+    without_mined = replace(
+        data, samples=[replace(s, extra={"wrong_spans": []}) for s in data.samples], _annotations=None
+    )
+    assert not without_mined.mined and without_mined.batch(range(4)).labels.wrong is None
+    subset = data.subset([2, 2])
+    assert subset.mined and not subset.batch([0, 1]).labels.wrong.any()

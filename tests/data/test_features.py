@@ -1,4 +1,4 @@
-"""From files to rows: where a sample's vectors are, lengths that agree, averages over clips by hand."""
+"""From files to rows: the files of a sample, lengths that agree, averages over clips."""
 
 import math
 import warnings
@@ -20,8 +20,8 @@ def source(root, template, **options):
 
 
 def features(root, **options):
-    """Two streams, of which the second is the joint one, and a query with a whole sentence beside its words."""
-    given = {
+    """Two streams, of which the second is joint, and a query with a sentence vector beside its words."""
+    defaults = {
         "video": {"motion": source(root, "motion/{vid}.npy"), "clip": source(root, "clip/{vid}.npz:features")},
         "query": source(root, "text/{query}.npz:words"),
         "sentence": "whole",
@@ -32,12 +32,12 @@ def features(root, **options):
         "clip_s": 2.0,
         "hint": "run the extraction again",
     }
-    return Features(**given | options)
+    return Features(**defaults | options)
 
 
 @pytest.fixture
 def root(tmp_path):
-    """Ten clips of 2 s; of the motion there are nine rows."""
+    """Ten clips of 2 s; the motion stream has nine rows."""
     save_npy(tmp_path / "motion" / "video_a.npy", random(0, 9, 3))
     save_npz(tmp_path / "clip" / "video_a.npz", features=random(1, 10, 4))
     save_npz(tmp_path / "text" / "qid7.npz", words=random(2, 3, 5), whole=random(3, 4))
@@ -60,14 +60,14 @@ def test_an_id_that_leaves_the_folder_is_refused(qid, vid, field, tmp_path):
     assert error.value.problem.kind == field
 
 
-def test_arrays_of_one_source_are_put_side_by_side_and_must_be_as_long(root):
+def test_arrays_of_one_source_are_concatenated_and_must_have_the_same_length(root):
     side = source(root, "motion/{vid}.npy + motion/{vid}.npy")
     np.testing.assert_array_equal(side.rows(SAMPLE), np.concatenate([random(0, 9, 3)] * 2, 1))
     with pytest.raises(DataError, match=r"rows differ, \{'video_a.npy': 9, 'video_a.npz': 10\}"):
         source(root, "motion/{vid}.npy + clip/{vid}.npz:features").rows(SAMPLE)
 
 
-def test_rows_at_a_rate_of_their_own_are_averaged_over_clips(root):
+def test_rows_at_another_rate_are_averaged_over_clips(root):
     """Nine rows over 20 s in clips of 4 s: the clips begin with rows 0, 1.8, 3.6, 5.4 and 7.2."""
     x, rows = source(root, "motion/{vid}.npy", clip_s=4.0), random(0, 9, 3)
     expected = [rows[0:1].mean(0), rows[1:3].mean(0), rows[3:5].mean(0), rows[5:7].mean(0), rows[7:9].mean(0)]
@@ -76,8 +76,8 @@ def test_rows_at_a_rate_of_their_own_are_averaged_over_clips(root):
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 7, 12, 40])
 @pytest.mark.parametrize("duration", [1.0, 3.0, 4.5, 6.9999999, 7.2])
-def test_a_clip_is_the_mean_of_the_rows_that_begin_in_it_or_the_row_it_lies_in(rows, duration):
-    """Row r covers the time from r to r + 1 of `rows`; the definition, clip by clip."""
+def test_a_clip_is_the_mean_of_the_rows_that_begin_in_it_or_the_row_that_covers_it(rows, duration):
+    """The definition, clip by clip; row r covers the time from r to r + 1 of `rows`."""
     x = random(rows, rows, 2).astype(np.float64)
     clips = max(1, math.ceil(duration - 1e-6))
     first = [min(int(t * rows / duration), rows - 1) for t in range(clips)] + [rows]
@@ -86,7 +86,7 @@ def test_a_clip_is_the_mean_of_the_rows_that_begin_in_it_or_the_row_it_lies_in(r
 
 
 @pytest.mark.parametrize(("duration", "clips"), [(10.0, 10), (9.5, 10), (9.0000001, 9), (0.2, 1), (0.0, 1), (9.1, 10)])
-def test_a_part_of_a_clip_is_a_clip(duration, clips):
+def test_a_shorter_last_clip_counts_as_a_clip(duration, clips):
     assert count_clips(duration) == clips
 
 
@@ -95,7 +95,7 @@ def test_a_part_of_a_clip_is_a_clip(duration, clips):
     [
         ([10, 10], 20.0, 10),
         ([9, 10], 20.0, 9),
-        ([10, 12], 20.0, 10),  # none beyond the end
+        ([10, 12], 20.0, 10),  # no clip after the end of the video
         ([12, 12], 20.0, 10),
         ([8], 20.0, 8),
         ([95], 200.0, 95),  # a twentieth of 100 clips
@@ -115,25 +115,25 @@ def test_a_video_is_as_long_as_its_shortest_stream_and_no_longer_than_its_durati
         ([94], 200.0, "rows: 94 in 0/v.npy"),
     ],
 )
-def test_lengths_that_do_not_agree_are_refused(rows, duration, message):
+def test_lengths_that_differ_too_much_are_refused(rows, duration, message):
     lengths = {Path(f"{i}/v.npy"): n for i, n in enumerate(rows)}
     with pytest.raises(DataError, match=message):
         agreed_length(lengths, Sample(1, "a", duration, "v"), 2.0)
 
 
-def test_streams_are_side_by_side_and_each_normalised_by_itself(root):
-    """Nine clips, for the motion has no more."""
+def test_streams_are_concatenated_and_each_is_normalised_by_itself(root):
+    """Nine clips, as many as the motion stream has."""
     motion, clip = random(0, 9, 3), random(1, 10, 4)[:9]
-    ((rows, nothing),) = features(root).videos([SAMPLE])
+    ((rows, vector),) = features(root).videos([SAMPLE])
     np.testing.assert_array_equal(rows, np.concatenate([motion, clip], 1))
-    assert nothing is None
+    assert vector is None
     ((rows, _),) = features(root, normalized=frozenset({"clip"})).videos([SAMPLE])
     np.testing.assert_array_equal(rows[:, :3], motion)
     np.testing.assert_allclose(rows[:, 3:], clip / (np.linalg.norm(clip, axis=1, keepdims=True) + 1e-5), rtol=1e-6)
 
 
-def test_a_query_is_its_first_rows_and_a_whole_in_the_joint_space(root):
-    """The array beside them, normalised as the joint stream is; or the mean of all of the rows, of norm 1."""
+def test_a_query_is_its_first_rows_and_one_vector_of_the_joint_space(root):
+    """The vector is an array of the file, normalised as the joint stream is, or the mean of all rows, of norm 1."""
     words, whole = random(2, 3, 5), random(3, 4)
     ((rows, vector),) = features(root).queries([SAMPLE])
     np.testing.assert_array_equal(rows, words[:2])
@@ -148,7 +148,7 @@ def test_a_query_is_its_first_rows_and_a_whole_in_the_joint_space(root):
     assert vector is None
 
 
-def test_an_error_says_for_which_sample_it_was_and_how_to_go_on(root):
+def test_an_error_names_the_sample_and_says_what_to_do(root):
     missing = Sample(7, "A dog runs.", 20.0, "video_b")
     with pytest.raises(MissingFile) as error:
         list(features(root).videos([SAMPLE, missing]))
@@ -159,7 +159,7 @@ def test_an_error_says_for_which_sample_it_was_and_how_to_go_on(root):
         list(features(root, widths={"motion": 2, "clip": 4}).videos([SAMPLE]))
 
 
-def test_the_state_of_the_files_changes_with_them_and_with_the_durations(root):
+def test_the_digest_changes_with_the_files_and_the_durations(root):
     x = features(root)
     sources = [*x.video.values(), x.query]
     state = x.state([SAMPLE], sources)
@@ -181,7 +181,7 @@ def test_the_state_of_the_files_changes_with_them_and_with_the_durations(root):
         ("...", []),
     ],
 )
-def test_words_are_lower_case_and_without_marks(query, words):
+def test_words_are_lower_case_and_without_punctuation(query, words):
     assert words_of(query) == words
 
 
@@ -192,7 +192,7 @@ def test_words_are_looked_up_and_unknown_ones_are_zeros(tmp_path):
     with pytest.warns(UserWarning, match=r"glove.txt: 4 of 6 words have no vector and become zeros: cats, "):
         assert x.rows(SAMPLE).tolist() == [[1, 2], [3, 4], [0, 0]]
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # said once
+        warnings.simplefilter("error")  # the warning comes once
         assert x.files(SAMPLE) == [(tmp_path / "glove.txt", "")]
         with pytest.raises(DataError, match="no vector for any word of 'Cats run, cats sleep'"):
             x.rows(samples[1])

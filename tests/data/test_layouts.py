@@ -1,4 +1,4 @@
-"""Every layout of the table, written small and read back; every broken file is named; caches are never stale."""
+"""Small datasets in every layout are read, damaged files are named, and caches follow the files."""
 
 import gzip
 import json
@@ -33,7 +33,7 @@ def unit(x):
     return x / (np.linalg.norm(x, axis=-1, keepdims=True) + 1e-5)
 
 
-def same(tensor, array):
+def assert_same(tensor, array):
     torch.testing.assert_close(tensor, torch.tensor(np.asarray(array, np.float32)), rtol=1e-6, atol=1e-6)
 
 
@@ -60,7 +60,7 @@ SPELLINGS = [("slowfast_features", "clip_features", "clip_text_features"), ("slo
         ("tacos", "tacos_train_release.jsonl.gz", 2, "7.npz"),
     ],
 )
-def test_moment_detr_and_lighthouse(name, annotations, clip_s, text, folders, tmp_path):
+def test_the_layout_of_moment_detr_and_lighthouse_is_read(name, annotations, clip_s, text, folders, tmp_path):
     slowfast, clip, words, sentence = (
         random(0, 20 // clip_s, 6),
         random(1, 20 // clip_s, 4),
@@ -76,11 +76,11 @@ def test_moment_detr_and_lighthouse(name, annotations, clip_s, text, folders, tm
     save_npz(tmp_path / folders[1] / "video_a.npz", features=clip.astype(np.float16))
     save_npz(tmp_path / folders[2] / text, last_hidden_state=words, pooler_output=sentence)
     dataset = open_dataset(name, tmp_path, "train")
-    same(target(dataset), np.concatenate([unit(slowfast), unit(clip.astype(np.float16))], 1))
-    same(query(dataset), unit(words[:32]))  # what the official loaders read
+    assert_same(target(dataset), np.concatenate([unit(slowfast), unit(clip.astype(np.float16))], 1))
+    assert_same(query(dataset), unit(words[:32]))  # what the official loaders read
     batch = dataset.batch([0])
-    same(batch.query_joint[0], unit(sentence))
-    same(batch.target_joint[0], unit(clip.astype(np.float16)))
+    assert_same(batch.query_joint[0], unit(sentence))
+    assert_same(batch.target_joint[0], unit(clip.astype(np.float16)))
     assert (dataset.clip_s, dataset.joint) == (clip_s, "clip")
     assert dataset.streams == {"slowfast": slice(0, 6), "clip": slice(6, 10)}
     assert batch.labels.spans.tolist() == [[[pytest.approx(0.2), pytest.approx(0.4)]]]
@@ -94,37 +94,37 @@ def test_amr_has_four_vectors_per_clip_and_no_joint_space(flat, tmp_path):
     save_npy(tmp_path / "clip_b32_vid_k4/video_a.npy", video.reshape(10, 12) if flat else video)
     save_npy(tmp_path / "clip_b32_txt_k4/1.npy", words.reshape(5, 8) if flat else words)
     dataset = open_files("qvhighlights", tmp_path, "val")
-    same(target(dataset), np.concatenate([unit(slowfast), unit(video).reshape(10, 12)], 1))
-    same(query(dataset), unit(words).reshape(5, 8))
+    assert_same(target(dataset), np.concatenate([unit(slowfast), unit(video).reshape(10, 12)], 1))
+    assert_same(query(dataset), unit(words).reshape(5, 8))
     assert dataset.joint is dataset.query_joint is dataset.widths.joint is None
     with pytest.raises(ValueError, match="amr has no stream in a joint space"):
         open_files("qvhighlights", tmp_path, "val", streams="joint")
 
 
-def test_univtg(tmp_path):
+def test_the_layout_of_univtg_is_read(tmp_path):
     slowfast, clip, words = random(0, 10, 6), random(1, 10, 4), random(2, 40, 5)
     write_lines(tmp_path / "highlight_val_release.jsonl", [line()])
     save_npz(tmp_path / "vid_slowfast/video_a.npz", features=slowfast)
     save_npz(tmp_path / "vid_clip/video_a.npz", features=clip)
     save_npz(tmp_path / "txt_clip/1.npz", last_hidden_state=words)
     dataset = open_files("qvhighlights", tmp_path, "val")
-    same(target(dataset), np.concatenate([unit(slowfast), unit(clip)], 1))
-    same(query(dataset), unit(words))
+    assert_same(target(dataset), np.concatenate([unit(slowfast), unit(clip)], 1))
+    assert_same(query(dataset), unit(words))
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_univtg_in_hdf5(nested, tmp_path):
+def test_the_layout_of_univtg_in_hdf5_is_read(nested, tmp_path):
     clip, words = random(1, 10, 4), random(2, 5, 5)
     write_lines(tmp_path / "highlight_val_release.jsonl", [line()])
     save_hdf5(tmp_path / "h5py/vid_clip.hdf5", {"video_a/features" if nested else "video_a": clip})
     save_hdf5(tmp_path / "h5py/txt_clip.hdf5", {"1/last_hidden_state" if nested else "1": words})
     dataset = open_files("qvhighlights", tmp_path, "val", streams=["clip"])
-    same(target(dataset), unit(clip))
-    same(query(dataset), unit(words))
+    assert_same(target(dataset), unit(clip))
+    assert_same(query(dataset), unit(words))
 
 
 @pytest.mark.parametrize("folders", [("target_vid_clip", "query_vid_clip"), ("vid_clip", "vid_clip_query")])
-def test_matr_searches_with_videos_and_one_query_searches_many(folders, tmp_path):
+def test_a_query_video_of_matr_may_search_several_videos(folders, tmp_path):
     lines = [windows_only("x_5_1", vid="a"), windows_only("x_5_1", vid="b")]
     for each in lines:
         del each["query"]
@@ -134,14 +134,14 @@ def test_matr_searches_with_videos_and_one_query_searches_many(folders, tmp_path
         save_npz(tmp_path / folders[0] / f"{vid}.npz", features=rows)
     save_npz(tmp_path / folders[1] / "qidx_5_1.npz", last_hidden_state=clips)
     dataset = open_files("activitynet_vrl", tmp_path)
-    same(target(dataset, 1), unit(videos["b"]))
-    same(query(dataset, 1), unit(clips))
-    same(dataset.query_joint, unit(unit(clips).mean(0, keepdims=True)))
+    assert_same(target(dataset, 1), unit(videos["b"]))
+    assert_same(query(dataset, 1), unit(clips))
+    assert_same(dataset.query_joint, unit(unit(clips).mean(0, keepdims=True)))
     assert (len(dataset), len(dataset.query), dataset.query_item.tolist()) == (2, 1, [0, 0])
 
 
 @pytest.mark.parametrize("folders", [("target_vid_clip", "query_vid_clip"), ("vid_clip", "vid_clip_query")])
-def test_a_query_video_that_is_missing_is_named_with_the_pair_that_needs_it(folders, tmp_path):
+def test_a_missing_query_video_is_named_with_the_pair_that_needs_it(folders, tmp_path):
     lines = [windows_only(qid, vid=vid) for qid, vid in (("x_5_1", "a"), ("x_5_1", "b"), ("y_5_2", "a"))]
     write_lines(tmp_path / "activitynet_vrl_train.jsonl", lines)
     for vid in "ab":
@@ -151,51 +151,51 @@ def test_a_query_video_that_is_missing_is_named_with_the_pair_that_needs_it(fold
         open_files("activitynet_vrl", tmp_path)
 
 
-def test_simulated_query_videos_reopen_as_they_were_written(tmp_path):
-    """A batch of the files is a batch of the simulator, but for the layout's own norm, x / (|x| + 1e-5)."""
+def test_exported_query_videos_give_the_batches_of_the_simulator(tmp_path):
+    """Up to the norm of the layout, x / (|x| + 1e-5)."""
     world = open_dataset("sim", query="video", n=20, streams="joint")
     export(world, tmp_path)
     opened = open_dataset("activitynet_vrl", tmp_path, "train")
     assert opened.samples == world.samples
     assert opened.widths == world.widths
-    ours, theirs = opened.batch(range(20)), world.batch(range(20))
+    batch, simulated = opened.batch(range(20)), world.batch(range(20))
     for field in ("target", "query", "query_joint", "target_joint"):
-        torch.testing.assert_close(getattr(ours, field), getattr(theirs, field), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(getattr(batch, field), getattr(simulated, field), rtol=1e-4, atol=1e-5)
     for field in ("target_mask", "query_mask", "duration_s", "clip_s"):
-        assert torch.equal(getattr(ours, field), getattr(theirs, field))
-    assert torch.equal(ours.labels.relevant, theirs.labels.relevant)
+        assert torch.equal(getattr(batch, field), getattr(simulated, field))
+    assert torch.equal(batch.labels.relevant, simulated.labels.relevant)
 
 
 def test_an_exported_query_may_search_other_exported_videos(tmp_path):
-    """Pairs of the first query with every video: each batch row has its own video, and the query of the first."""
+    """The first query is paired with every video."""
     world = open_dataset("sim", query="video", n=4, streams="joint")
     export(world, tmp_path)
     file = tmp_path / "activitynet_vrl_train.jsonl"
     lines = [json.loads(text) for text in file.read_text().splitlines()]
     write_lines(file, [each | {"qid": lines[0]["qid"]} for each in lines])
     opened = open_dataset("activitynet_vrl", tmp_path, "train")
-    batch, before = opened.batch(range(4)), world.batch(range(4))
+    batch, simulated = opened.batch(range(4)), world.batch(range(4))
     assert (len(opened.query), len(opened.target)) == (1, 4)
-    torch.testing.assert_close(batch.target, before.target, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(batch.target, simulated.target, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(batch.query[3], world.batch([0]).query[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("folders", [("", ""), ("i3d/", "clip_text/"), ("video_features/", "query_features/")])
-def test_tvsum_sets_two_files_side_by_side(folders, tmp_path):
+def test_a_stream_of_tvsum_is_two_files_concatenated(folders, tmp_path):
     rgb, opt, words = random(0, 10, 3), random(1, 10, 3), random(2, 5, 5)
     write_lines(tmp_path / "tvsum_val_release.jsonl", [{"qid": 1, "query": "A dog", "duration": 20, "vid": "v"}])
     save_npy(tmp_path / f"{folders[0]}v_rgb.npy", rgb)
     save_npy(tmp_path / f"{folders[0]}v_opt.npy", opt)
     save_npz(tmp_path / f"{folders[1]}1.npz", token=words)
-    save_npz(tmp_path / "clip/v.npz", features=random(3, 10, 4))  # lighthouse has more than the layout names
+    save_npz(tmp_path / "clip/v.npz", features=random(3, 10, 4))  # a file of lighthouse that is not in the layout
     dataset = open_files("tvsum", tmp_path, "val")
-    same(target(dataset), unit(np.concatenate([rgb, opt], 1)))
-    same(query(dataset), unit(words))
+    assert_same(target(dataset), unit(np.concatenate([rgb, opt], 1)))
+    assert_same(query(dataset), unit(words))
     assert not dataset.labelled
 
 
-def test_tvsum_opens_as_released_and_is_labelled_for_highlights(tmp_path):
-    """[TVSum] Two annotators, by hand: sums 0 5 4 8 of at most eight; above the lower median, 4, are 5 and 8."""
+def test_the_released_labels_of_tvsum_become_saliency_and_relevant_clips(tmp_path):
+    """[TVSum] By hand for two annotators: the sums are 0 5 4 8 of at most 8; 5 and 8 are above the lower median, 4."""
     label = [[1.0, 1.0], [5.0, 2.0], [3.0, 3.0], [5.0, 5.0]]
     rows = [labelled("a", vid="a", clips=4, label=label), labelled("b", vid="b", clips=6)]
     dataset = open_files("tvsum", tvsum(tmp_path, rows), "val")
@@ -214,7 +214,7 @@ def test_tvsum_opens_as_released_and_is_labelled_for_highlights(tmp_path):
 
 
 @pytest.mark.parametrize(("rows", "clips"), [(9, 9), (10, 10), (11, 10), (12, 10)])
-def test_labels_and_features_are_cut_to_the_shorter(rows, clips, tmp_path):
+def test_labels_and_features_are_cut_to_the_shorter_of_the_two(rows, clips, tmp_path):
     line = labelled(duration=20)
     dataset = open_files("tvsum", tvsum(tmp_path, [line], rows=rows), "val")
     labels = dataset.batch([0]).labels
@@ -223,21 +223,21 @@ def test_labels_and_features_are_cut_to_the_shorter(rows, clips, tmp_path):
     assert labels.relevant[0].tolist() == (total > sorted(total)[(clips - 1) // 2]).tolist()
 
 
-def test_windows_and_labels_alone_do_not_mix(tmp_path):
-    bare = {k: v for k, v in labelled("c").items() if k != "label"}
+def test_a_file_that_mixes_windows_labels_and_neither_is_refused(tmp_path):
+    unlabelled = {k: v for k, v in labelled("c").items() if k != "label"}
     tvsum(tmp_path, [labelled("a"), labelled("b"), labelled("c")])
     write_lines(tmp_path / "tvsum_val_release.jsonl", [labelled("a"), windows_only("b")])
     with pytest.raises(
         ValueError, match=r"1 of 2 samples have no windows, \['a'\]; those with labels of clips go into"
     ):
         open_files("tvsum", tmp_path, "val")
-    write_lines(tmp_path / "tvsum_val_release.jsonl", [labelled("a"), bare])
+    write_lines(tmp_path / "tvsum_val_release.jsonl", [labelled("a"), unlabelled])
     with pytest.raises(ValueError, match=r"1 of 2 samples have no labels, \['c'\]"):
         open_files("tvsum", tmp_path, "val")
 
 
-def test_a_domain_is_opened_alone(tmp_path):
-    """[TVSum] The limit counts its samples."""
+def test_only_the_samples_of_a_domain_are_opened(tmp_path):
+    """[TVSum] The limit counts samples of the domain."""
     rows = [labelled(f"q{i}", vid=f"v{i}", domain=domain) for i, domain in enumerate(["BK", "VU", "BK", "VU", "VU"])]
     root = tvsum(tmp_path, rows)
     vu = open_files("tvsum", root, "val", domain="VU", limit=2)
@@ -256,8 +256,8 @@ def glove(path, words):
     path.write_text("".join(f"{w} {' '.join(str(x) for x in v)}\n" for w, v in words.items()))
 
 
-def test_2d_tan_averages_rows_over_each_clip_and_looks_words_up(tmp_path):
-    """Forty C3D rows of half a second are ten clips of four rows each; VGG's five are spread over ten clips."""
+def test_the_layouts_of_2d_tan_average_rows_over_clips_and_look_up_words(tmp_path):
+    """Ten clips: each is the mean of four of the 40 C3D rows, and each of the 5 VGG rows covers two."""
     c3d, vgg = random(0, 40, 4), random(1, 5, 3)
     write_lines(tmp_path / "activitynet_val_release.jsonl", [windows_only(query="The DOG's zzyzx runs.", vid="v_a")])
     glove(
@@ -267,18 +267,18 @@ def test_2d_tan_averages_rows_over_each_clip_and_looks_words_up(tmp_path):
     save_hdf5(tmp_path / "sub_activitynet_v1-3.c3d.hdf5", {"v_a/c3d_features": c3d})
     with pytest.warns(UserWarning, match="1 of 5 words have no vector and become zeros: zzyzx"):
         dataset = open_files("activitynet_captions", tmp_path, "val", normalize=False)
-    same(target(dataset), c3d.reshape(10, 4, 4).mean(1))
-    same(query(dataset), [[1, 2, 2], [0, 3, 4], [1, 0, 0], [0, 0, 0], [0, 0, 2]])
+    assert_same(target(dataset), c3d.reshape(10, 4, 4).mean(1))
+    assert_same(query(dataset), [[1, 2, 2], [0, 3, 4], [1, 0, 0], [0, 0, 0], [0, 0, 2]])
     save_hdf5(tmp_path / "vgg_rgb_features.hdf5", {"v_a": vgg})
     with pytest.raises(ValueError, match="tan_vgg, tan_c3d; say which by layout="):
         open_files("activitynet_captions", tmp_path, "val")
     with pytest.warns(UserWarning, match="zzyzx"):
         dataset = open_files("activitynet_captions", tmp_path, "val", layout="tan_vgg", normalize=["vgg"])
-    same(target(dataset), unit(vgg).repeat(2, axis=0))
+    assert_same(target(dataset), unit(vgg).repeat(2, axis=0))
     assert dataset.joint is None
 
 
-def test_a_query_of_which_no_word_has_a_vector_is_named(tmp_path):
+def test_a_query_without_any_known_word_is_named(tmp_path):
     write_lines(tmp_path / "charades_val_release.jsonl", [windows_only(query="zzyzx!")])
     save_hdf5(tmp_path / "vgg_rgb_features.hdf5", {"video_a": random(0, 9, 3)})
     glove(tmp_path / "glove.txt", {"dog": [0, 3, 4]})
@@ -286,7 +286,7 @@ def test_a_query_of_which_no_word_has_a_vector_is_named(tmp_path):
         open_files("charades_sta", tmp_path, "val")
 
 
-def test_videos_are_stored_once_in_the_order_of_the_file(tmp_path):
+def test_each_video_is_stored_once_in_the_order_of_the_file(tmp_path):
     dataset = open_files("qvhighlights", moment_detr(tmp_path), "val")
     assert (len(dataset), len(dataset.target), len(dataset.query)) == (3, 2, 3)
     assert dataset.video.tolist() == [0, 1, 0]
@@ -294,15 +294,15 @@ def test_videos_are_stored_once_in_the_order_of_the_file(tmp_path):
     assert dataset.batch([0, 1, 2]).duration_s.tolist() == [20.0] * 3
 
 
-def test_streams_are_concatenated_as_asked(tmp_path):
+def test_streams_are_concatenated_in_the_given_order(tmp_path):
     root = moment_detr(tmp_path)
-    both = open_files("qvhighlights", root, "val")
-    turned = open_files("qvhighlights", root, "val", streams=("clip", "slowfast"))
-    assert turned.streams == {"clip": slice(0, 4), "slowfast": slice(4, 10)}
-    assert torch.equal(target(turned), target(both).roll(4, dims=1))
+    forward = open_files("qvhighlights", root, "val")
+    swapped = open_files("qvhighlights", root, "val", streams=("clip", "slowfast"))
+    assert swapped.streams == {"clip": slice(0, 4), "slowfast": slice(4, 10)}
+    assert torch.equal(target(swapped), target(forward).roll(4, dims=1))
     joint = open_files("qvhighlights", root, "val", streams="joint")
-    assert torch.equal(target(joint), target(both)[:, 6:])
-    assert torch.equal(joint.query_joint, both.query_joint)
+    assert torch.equal(target(joint), target(forward)[:, 6:])
+    assert torch.equal(joint.query_joint, forward.query_joint)
     motion = open_files("qvhighlights", root, "val", streams=["slowfast"])
     assert motion.joint is motion.query_joint is None
     for wrong in ([], ["clip", "clip"], ["audio"], "audio"):
@@ -314,17 +314,17 @@ def test_each_kind_of_vector_is_normalised_by_itself(tmp_path):
     root = moment_detr(tmp_path)
     raw = open_files("qvhighlights", root, "val", normalize=False)
     clip = np.load(root / "clip_features/video_b.npz")["features"]
-    same(target(raw, 1)[:, 6:], clip)
-    part = open_files("qvhighlights", root, "val", normalize=["clip"])
-    same(target(part, 1)[:, 6:], unit(clip))
-    assert torch.equal(target(part, 1)[:, :6], target(raw, 1)[:, :6])
-    assert torch.equal(query(part, 1), query(raw, 1))
-    same(part.query_joint, unit(raw.query_joint))
+    assert_same(target(raw, 1)[:, 6:], clip)
+    partly = open_files("qvhighlights", root, "val", normalize=["clip"])
+    assert_same(target(partly, 1)[:, 6:], unit(clip))
+    assert torch.equal(target(partly, 1)[:, :6], target(raw, 1)[:, :6])
+    assert torch.equal(query(partly, 1), query(raw, 1))
+    assert_same(partly.query_joint, unit(raw.query_joint))
     with pytest.raises(ValueError, match="normalize names"):
         open_files("qvhighlights", root, "val", normalize=["audio"])
 
 
-def test_half_precision_is_for_the_file_only(tmp_path):
+def test_half_precision_rows_give_single_precision_batches(tmp_path):
     root = moment_detr(tmp_path)
     full, half = (open_files("qvhighlights", root, "val", dtype=d) for d in (torch.float32, torch.float16))
     assert half.target.rows.dtype == torch.float16
@@ -340,14 +340,14 @@ def test_limit_takes_the_first_samples(tmp_path):
         open_files("qvhighlights", root, "val", limit=0)
 
 
-def test_test_labels_are_read_where_they_are_released(tmp_path):
+def test_the_file_with_ground_truth_is_read_before_the_one_without(tmp_path):
     root = moment_detr(tmp_path, [{"qid": 1, "query": "A dog", "duration": 20, "vid": "video_a"}], "test")
     assert not open_files("qvhighlights", root, "test").labelled
     write_lines(root / "highlight_test_with_gt.jsonl", [line()])
     assert open_files("qvhighlights", root, "test").labelled
 
 
-def test_the_training_file_with_mined_windows_goes_before_the_other(tmp_path):
+def test_the_training_file_with_mined_windows_is_read_before_the_other(tmp_path):
     root = moment_detr(tmp_path, [line()], "train")
     assert not open_files("qvhighlights", root, "train").mined
     write_lines(root / "highlight_train_with_neg_spans.jsonl", [line(wrong_spans=[[10, 14]])])
@@ -357,19 +357,19 @@ def test_the_training_file_with_mined_windows_goes_before_the_other(tmp_path):
 
 
 @pytest.mark.parametrize(("clips", "kept"), [(9, 9), (10, 10), (11, 10), (12, 10)])
-def test_rows_beyond_the_end_are_cut_and_a_few_missing_are_borne(clips, kept, tmp_path):
+def test_rows_after_the_end_are_cut_and_one_missing_row_is_accepted(clips, kept, tmp_path):
     dataset = open_files("qvhighlights", moment_detr(tmp_path, clips=clips), "val")
     assert dataset.target.lengths.tolist() == [kept, kept]
 
 
 @pytest.mark.parametrize("clips", [5, 7, 13, 20])
-def test_rows_at_another_rate_than_the_duration_says_are_refused(clips, tmp_path):
+def test_rows_at_another_rate_are_refused(clips, tmp_path):
     with pytest.raises(ValueError, match=rf"length: rows: {clips} in .*20 s, 10 clips of 2 s.*query 1 "):
         open_files("qvhighlights", moment_detr(tmp_path, clips=clips), "val")
 
 
 @pytest.mark.parametrize(("rows", "fits"), [(8, True), (7, False)])
-def test_streams_are_cut_to_the_shortest_unless_far_apart(rows, fits, tmp_path):
+def test_streams_are_cut_to_the_shortest_unless_they_differ_by_three_rows(rows, fits, tmp_path):
     root = moment_detr(tmp_path)
     save_npz(root / "clip_features/video_b.npz", features=random(0, rows, 4))
     if fits:
@@ -387,60 +387,60 @@ def test_a_window_after_the_last_row_is_the_last_clip(tmp_path):
 
 
 def test_saliency_of_clips_after_the_last_row_is_left_out(tmp_path):
-    """Eight clips have features; beside a video of ten, the ninth and tenth are padding."""
+    """Eight clips have features; in a batch with a video of ten, the last two are padding."""
     scored = {"relevant_clip_ids": [2, 7, 8, 9], "saliency_scores": [[1, 1, 1], [1, 2, 3], [4, 4, 4], [3, 3, 3]]}
     root = moment_detr(tmp_path, [line(1, **scored), line(2, vid="video_b", **scored)])
     for folder, width in (("slowfast_features", 6), ("clip_features", 4)):
         save_npz(root / folder / "video_a.npz", features=random(0, 8, width))
     opened = open_files("qvhighlights", root, "val")
     assert opened.batch([0]).labels.saliency.tolist() == [[0, 0, 3, 0, 0, 0, 0, 6]]
-    both = [[0, 0, 3, 0, 0, 0, 0, 6, 0, 0], [0, 0, 3, 0, 0, 0, 0, 6, 12, 9]]
-    assert opened.batch([0, 1]).labels.saliency.tolist() == both
+    expected = [[0, 0, 3, 0, 0, 0, 0, 6, 0, 0], [0, 0, 3, 0, 0, 0, 0, 6, 12, 9]]
+    assert opened.batch([0, 1]).labels.saliency.tolist() == expected
 
 
 VIDEO, TEXT = "clip_features/video_b.npz", "clip_text_features/qid2.npz"
 
 
-def cut_off(file):
+def truncate(file):
     file.write_bytes(file.read_bytes()[:-40])
 
 
-def saves(**arrays):
+def overwrite(**arrays):
     return lambda file: save_npz(file, **arrays)
 
 
 ROWS, WORDS = random(0, 10, 4), random(0, 5, 5)
 SOME_NAN = np.where(np.arange(10)[:, None] < 7, ROWS, np.nan)
-BROKEN = {
-    "npz cut off": (VIDEO, cut_off, "unreadable: .*copy or download it again"),
-    "npz emptied": (VIDEO, lambda f: f.write_bytes(b""), "unreadable"),
-    "npz no zip": (VIDEO, lambda f: f.write_text("hello"), "pickled: holds no plain array"),
-    "objects": (VIDEO, saves(features=np.array([{}, []], object)), "pickled: .*never loaded"),
-    "another key": (VIDEO, saves(feats=ROWS), r"missing key: no array 'features'.*\['feats'\]"),
-    "nan": (VIDEO, saves(features=SOME_NAN), "nan: NaN or Inf in 3 of 10 rows, the first is 7"),
-    "infinite": (VIDEO, saves(features=np.full_like(ROWS, np.inf)), "nan: .* the first is 0"),
-    "one dimension": (VIDEO, saves(features=ROWS[0]), r"shape: \(4,\) where \(rows, width\)"),
-    "three dimensions": (VIDEO, saves(features=ROWS[None]), r"shape: \(1, 10, 4\)"),
-    "no rows": (VIDEO, saves(features=ROWS[:0]), r"shape: \(0, 4\)"),
-    "another width": (VIDEO, saves(features=ROWS[:, :3]), "shape: vectors of width 3 where others have 4"),
-    "integers": (VIDEO, saves(features=ROWS.astype(int)), "dtype: int64"),
+DAMAGES = {
+    "npz truncated": (VIDEO, truncate, "unreadable: .*copy or download it again"),
+    "npz empty": (VIDEO, lambda f: f.write_bytes(b""), "unreadable"),
+    "npz not a zip": (VIDEO, lambda f: f.write_text("hello"), "pickled: holds no plain array"),
+    "objects": (VIDEO, overwrite(features=np.array([{}, []], object)), "pickled: .*never loaded"),
+    "another key": (VIDEO, overwrite(feats=ROWS), r"missing key: no array 'features'.*\['feats'\]"),
+    "nan": (VIDEO, overwrite(features=SOME_NAN), "nan: NaN or Inf in 3 of 10 rows, the first is 7"),
+    "infinite": (VIDEO, overwrite(features=np.full_like(ROWS, np.inf)), "nan: .* the first is 0"),
+    "one dimension": (VIDEO, overwrite(features=ROWS[0]), r"shape: \(4,\) where \(rows, width\)"),
+    "three dimensions": (VIDEO, overwrite(features=ROWS[None]), r"shape: \(1, 10, 4\)"),
+    "no rows": (VIDEO, overwrite(features=ROWS[:0]), r"shape: \(0, 4\)"),
+    "another width": (VIDEO, overwrite(features=ROWS[:, :3]), "shape: vectors of width 3 where others have 4"),
+    "integers": (VIDEO, overwrite(features=ROWS.astype(int)), "dtype: int64"),
     "video missing": (VIDEO, Path.unlink, "missing file: no such feature file"),
     "query missing": (TEXT, Path.unlink, "missing file: no such feature file"),
-    "no sentence": (TEXT, saves(last_hidden_state=WORDS), "missing key: no array 'pooler_output'"),
-    "another space": (TEXT, saves(last_hidden_state=WORDS, pooler_output=ROWS[:, :3]), "shape: vectors of width 3"),
+    "no sentence": (TEXT, overwrite(last_hidden_state=WORDS), "missing key: no array 'pooler_output'"),
+    "another space": (TEXT, overwrite(last_hidden_state=WORDS, pooler_output=ROWS[:, :3]), "shape: vectors of width 3"),
 }
 
 
-@pytest.mark.parametrize(("name", "breaks", "message"), BROKEN.values(), ids=BROKEN)
-def test_a_broken_file_is_named_with_its_query_and_what_to_do(name, breaks, message, tmp_path):
+@pytest.mark.parametrize(("name", "damage", "message"), DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_file_is_named_with_its_query_and_what_to_do(name, damage, message, tmp_path):
     root = moment_detr(tmp_path)
-    breaks(root / name)
+    damage(root / name)
     with pytest.raises(ValueError, match=rf"{name}: {message}.*needed by query 2 'A dog runs\.' .*mrlib\.data\.check"):
         open_files("qvhighlights", root, "val")
     assert not list(root.rglob("*target*")) or name == TEXT
 
 
-def test_the_kind_of_error_can_be_caught(tmp_path):
+def test_a_missing_file_or_key_is_also_the_usual_error_of_its_kind(tmp_path):
     root = moment_detr(tmp_path)
     save_npz(root / VIDEO, feats=random(0, 10, 4))
     with pytest.raises(KeyError):
@@ -450,23 +450,23 @@ def test_the_kind_of_error_can_be_caught(tmp_path):
         open_files("qvhighlights", root, "val")
 
 
-class Harmful:
+class TouchesFile:
     def __reduce__(self):
         return Path.touch, (Path(os.environ["MRLIB_TEST_TOUCH"]),)
 
 
-def test_a_pickled_npy_is_never_run(tmp_path, monkeypatch):
+def test_a_pickled_file_is_refused_without_running_it(tmp_path, monkeypatch):
     monkeypatch.setenv("MRLIB_TEST_TOUCH", str(tmp_path / "touched"))
     write_lines(tmp_path / "highlight_val_release.jsonl", [line()])
     save_npz(tmp_path / "slowfast_features/video_a.npz", features=random(0, 10, 6))
-    save_npy(tmp_path / "clip_b32_vid_k4/video_a.npy", np.array([Harmful()], object), allow_pickle=True)
+    save_npy(tmp_path / "clip_b32_vid_k4/video_a.npy", np.array([TouchesFile()], object), allow_pickle=True)
     save_npy(tmp_path / "clip_b32_txt_k4/1.npy", random(0, 5, 4, 2))
     with pytest.raises(ValueError, match=r"clip_b32_vid_k4/video_a\.npy: pickled: .*never loaded"):
         open_files("qvhighlights", tmp_path, "val")
     assert not (tmp_path / "touched").exists()
 
 
-def test_an_hdf5_file_without_the_video_lists_what_it_has(tmp_path):
+def test_a_video_missing_from_an_hdf5_file_is_refused_with_the_keys_of_the_file(tmp_path):
     write_lines(tmp_path / "charades_val_release.jsonl", [windows_only()])
     save_hdf5(tmp_path / "vgg_rgb_features.hdf5", {"other": random(0, 9, 3)})
     glove(tmp_path / "glove.txt", {"dog": [0, 3, 4]})
@@ -481,7 +481,7 @@ def test_an_id_that_leaves_the_folder_is_refused_before_any_file_is_read(tmp_pat
         open_files("qvhighlights", root, "val")
 
 
-def test_names_folders_and_splits_that_are_not_there_are_answered_with_those_that_are(tmp_path, monkeypatch):
+def test_unknown_names_folders_splits_and_layouts_are_refused_with_the_known_ones(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="unknown dataset 'qvh'; known: .*qvhighlights"):
         open_files("qvh", tmp_path)
     with pytest.raises(FileNotFoundError, match="no such folder"):
@@ -496,7 +496,7 @@ def test_names_folders_and_splits_that_are_not_there_are_answered_with_those_tha
         open_files("qvhighlights")
 
 
-def test_the_folder_of_the_name_in_mrlib_data_is_the_default(tmp_path, monkeypatch):
+def test_the_default_folder_is_that_of_the_name_in_mrlib_data(tmp_path, monkeypatch):
     moment_detr(tmp_path / "qvhighlights")
     monkeypatch.setenv("MRLIB_DATA", str(tmp_path))
     assert len(open_dataset("qvhighlights", split="val")) == 3
@@ -513,7 +513,7 @@ def test_features_in_no_layout_or_in_two_spellings_are_refused(tmp_path):
     assert len(open_files("qvhighlights", tmp_path, "val", streams=["slowfast"])) == 3
 
 
-def test_a_stream_that_is_not_there_is_not_left_out_silently(tmp_path):
+def test_a_missing_stream_is_refused_unless_streams_leaves_it_out(tmp_path):
     root = moment_detr(tmp_path)
     for file in (root / "slowfast_features").iterdir():
         file.unlink()
@@ -522,16 +522,16 @@ def test_a_stream_that_is_not_there_is_not_left_out_silently(tmp_path):
     assert open_files("qvhighlights", root, "val", streams="joint").widths.target == 4
 
 
-def cached(root):
+def cache_files(root):
     return sorted(p.name for p in (root / ".mrlib_cache").iterdir())
 
 
-def test_the_second_opening_reads_no_feature_file_but_one(tmp_path):
+def test_a_dataset_is_opened_again_from_the_cache(tmp_path):
     root = moment_detr(tmp_path)
     first = open_files("qvhighlights", root, "val")
-    files, times = cached(root), {p: p.stat().st_mtime_ns for p in (root / ".mrlib_cache").iterdir()}
+    files, times = cache_files(root), {p: p.stat().st_mtime_ns for p in (root / ".mrlib_cache").iterdir()}
     assert len(files) == 2
-    for file in (root / "clip_text_features").iterdir():  # other numbers, but the same size and time: not read
+    for file in (root / "clip_text_features").iterdir():  # other content of the same size and time
         stat, before = file.stat(), file.read_bytes()
         file.write_bytes(bytes(len(before)))
         os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
@@ -542,20 +542,20 @@ def test_the_second_opening_reads_no_feature_file_but_one(tmp_path):
     assert torch.equal(first.query_joint, second.query_joint)
 
 
-def test_a_changed_feature_file_is_read_again_and_the_old_cache_goes(tmp_path):
+def test_a_changed_feature_file_is_read_again_and_replaces_the_cache(tmp_path):
     root = moment_detr(tmp_path)
     open_files("qvhighlights", root, "val")
-    before = cached(root)
+    before = cache_files(root)
     clip = random(99, 10, 4)
     save_npz(root / "clip_features/video_b.npz", features=clip)
     os.utime(root / "clip_features/video_b.npz", ns=(1, 1))
-    same(target(open_files("qvhighlights", root, "val"), 1)[:, 6:], unit(clip))
-    after = cached(root)
+    assert_same(target(open_files("qvhighlights", root, "val"), 1)[:, 6:], unit(clip))
+    after = cache_files(root)
     assert len(after) == 2
-    assert len(set(before) & set(after)) == 1  # the queries'
+    assert len(set(before) & set(after)) == 1  # that of the queries
 
 
-def test_a_changed_duration_is_read_again(tmp_path):
+def test_a_changed_duration_changes_the_features(tmp_path):
     root = moment_detr(tmp_path)
     assert open_files("qvhighlights", root, "val").target.lengths.tolist() == [10, 10]
     shorter = [line(i, duration=18, vid=v) for i, v in [(1, "video_a"), (2, "video_b"), (3, "video_a")]]
@@ -564,7 +564,7 @@ def test_a_changed_duration_is_read_again(tmp_path):
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"\xff" * len(b)])
-def test_a_damaged_cache_is_made_again(damage, tmp_path):
+def test_a_damaged_cache_is_written_again(damage, tmp_path):
     root = moment_detr(tmp_path)
     expected = target(open_files("qvhighlights", root, "val")).clone()
     for file in (root / ".mrlib_cache").iterdir():
@@ -574,17 +574,17 @@ def test_a_damaged_cache_is_made_again(damage, tmp_path):
     assert torch.equal(target(open_files("qvhighlights", root, "val")), expected)
 
 
-def test_other_options_have_caches_of_their_own(tmp_path):
+def test_every_combination_of_options_has_its_own_cache(tmp_path):
     root = moment_detr(tmp_path)
     for options in ({}, {"dtype": torch.float16}, {"normalize": False}, {"streams": "joint"}, {"limit": 1}):
         open_files("qvhighlights", root, "val", **options)
-    assert len(cached(root)) == 10
+    assert len(cache_files(root)) == 10
 
 
-def test_the_cache_can_be_elsewhere(tmp_path, monkeypatch):
+def test_the_cache_can_be_in_another_folder(tmp_path, monkeypatch):
     root = moment_detr(tmp_path / "data")
-    open_files("qvhighlights", root, "val", cache=tmp_path / "mine")
-    assert len(os.listdir(tmp_path / "mine")) == 2
+    open_files("qvhighlights", root, "val", cache=tmp_path / "cache")
+    assert len(os.listdir(tmp_path / "cache")) == 2
     assert not (root / ".mrlib_cache").exists()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # a folder that cannot be written
@@ -593,7 +593,7 @@ def test_the_cache_can_be_elsewhere(tmp_path, monkeypatch):
     assert not (root / ".mrlib_cache").exists()
 
 
-def test_settings_can_be_written_in_a_record(tmp_path):
+def test_settings_are_the_resolved_options_as_json_values(tmp_path):
     dataset = open_files("qvhighlights", moment_detr(tmp_path), "val", streams="joint")
     assert json.loads(json.dumps(dataset.settings)) == {
         "layout": "moment_detr",
@@ -604,7 +604,7 @@ def test_settings_can_be_written_in_a_record(tmp_path):
     }
 
 
-def test_layouts_without_hdf5_do_not_load_h5py(tmp_path, monkeypatch):
+def test_layouts_without_hdf5_do_not_import_h5py(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
     assert len(open_files("qvhighlights", moment_detr(tmp_path), "val")) == 3
 
@@ -614,7 +614,7 @@ REAL = [("qvhighlights", "val"), ("charades_sta", "test"), ("activitynet_caption
 
 @pytest.mark.filterwarnings("ignore:.*windows end after their video")
 @pytest.mark.parametrize(("name", "split"), REAL)
-def test_real_annotations_open_with_features_of_their_lengths(name, split, tmp_path):
+def test_real_annotations_open_with_random_features_of_their_lengths(name, split, tmp_path):
     if "MRLIB_DATA" not in os.environ:
         pytest.skip("MRLIB_DATA names no folder with the real annotations")
     dataset = DATASETS[name]

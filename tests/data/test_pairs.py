@@ -1,4 +1,4 @@
-"""Pairs of ActivityNet-VRL: from small files in the published form, against the rule in two loops."""
+"""Pairs of ActivityNet-VRL, made from small files in the published form and compared with the rule as two loops."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mrlib.data.pairs import find_items, main, make_pairs, partners, read_items,
 from mrlib.metrics import moment_scores
 from tests.support.files import random, save_npy, save_npz, write_lines
 
-FIRST = {"train": 0, "val": 160, "test": 180}  # the class that a split begins with
+FIRST_CLASS = {"train": 0, "val": 160, "test": 180}
 N_FRAMES, SECONDS = 4800, 120.0  # of a video of 300 units: a unit is 0.4 s
 
 
@@ -33,14 +33,14 @@ def some_items(split: str, n: int) -> list[dict]:
     for _ in range(n):
         start, end = np.sort(rng.choice(np.arange(1, 60), 2, replace=False)).tolist()
         units = end + int(rng.integers(0, 40))
-        at = int(rng.integers(0, 200))
-        label = FIRST[split] + int(rng.integers(0, 4))
-        items.append(item(f"{split}{rng.integers(0, n // 2)}", label, (at, at + units), (start, end)))
+        offset = int(rng.integers(0, 200))
+        label = FIRST_CLASS[split] + int(rng.integers(0, 4))
+        items.append(item(f"{split}{rng.integers(0, n // 2)}", label, (offset, offset + units), (start, end)))
     return items
 
 
 def publish(root: Path, folder: str = "", durations: bool = True, **splits: list[dict]) -> Path:
-    """The files of `video_reloc`, and ActivityNet's own with the durations."""
+    """Write the files of `video_reloc`, and that of ActivityNet, which has the durations."""
     (root / folder).mkdir(parents=True, exist_ok=True)
     videos = {each["id"] for items in splits.values() for each in items if isinstance(each, dict) and "id" in each}
     for split, items in splits.items():
@@ -71,8 +71,8 @@ def pairs_of(root, split, **options):
 # --- one pair by hand ------------------------------------------------------------------------------------------------
 
 
-def test_a_pair_by_hand(tmp_path):
-    """300 units are 120 s, a unit is 0.4 s: a crop of 50 units lasts 20 s, units 5 to 20 of it are 2 s to 8 s."""
+def test_duration_and_window_of_a_pair_are_seconds_of_the_crop(tmp_path):
+    """By hand: a unit is 120 s / 300 = 0.4 s, so a crop of 50 units lasts 20 s; its units 5 to 20 are 2 s to 8 s."""
     root = publish(tmp_path, val=[item("a"), item("b", location=(0, 30), groundtruth=(0, 30))])
     first, second = pairs_of(root, "val")
     assert (first.qid, first.vid, first.duration) == ("a_160_0", "b_160_1", pytest.approx(12.0))
@@ -82,16 +82,16 @@ def test_a_pair_by_hand(tmp_path):
     assert second.extra == {"label": 160, "query_vid": "b"}
 
 
-def test_the_places_in_the_video_that_features_are_taken_from(tmp_path):
+def test_crop_and_moment_are_seconds_of_the_video(tmp_path):
     (a, _), _ = read_items(publish(tmp_path, val=[item("a"), item("b")]) / "val.json")
     assert a.crop_s == (pytest.approx(4.0), pytest.approx(24.0))
     assert a.moment_s == (pytest.approx(6.0), pytest.approx(12.0))
 
 
-def test_a_crop_is_long_enough_if_it_is_as_long_as_the_moment(tmp_path):
+def test_a_target_is_at_least_as_long_as_the_moment(tmp_path):
     moment = item("a", location=(0, 40), groundtruth=(0, 20))
-    same, short = (item(v, location=(0, n), groundtruth=(0, 1)) for v, n in (("b", 20), ("c", 19)))
-    items, _ = read_items(publish(tmp_path, val=[moment, same, short]) / "val.json")
+    equal, shorter = (item(v, location=(0, n), groundtruth=(0, 1)) for v, n in (("b", 20), ("c", 19)))
+    items, _ = read_items(publish(tmp_path, val=[moment, equal, shorter]) / "val.json")
     assert [b.video for b in partners(items)[0]] == ["b"]
 
 
@@ -99,7 +99,7 @@ def test_a_crop_is_long_enough_if_it_is_as_long_as_the_moment(tmp_path):
 
 
 @pytest.mark.parametrize("other_video", [False, True])
-def test_training_has_every_pair_that_the_rule_allows(published, other_video):
+def test_the_training_split_has_every_pair_that_the_rule_allows(published, other_video):
     items = json.loads((published / "train.json").read_text())
     expected = []
     for i, a in enumerate(items):
@@ -107,19 +107,19 @@ def test_training_has_every_pair_that_the_rule_allows(published, other_video):
             (gs, ge), (ls, le) = a["groundtruth"], b["location"]
             if i != j and a["label"] == b["label"] and ge - gs <= le - ls and not (other_video and a["id"] == b["id"]):
                 expected.append((f"{a['id']}_{a['label']}_{i}", f"{b['id']}_{b['label']}_{j}"))
-    found = pairs_of(published, "train", exclude_same_video=other_video)
-    assert [(s.qid, s.vid) for s in found] == expected
+    pairs = pairs_of(published, "train", exclude_same_video=other_video)
+    assert [(s.qid, s.vid) for s in pairs] == expected
     assert len(expected) > 100
 
 
-def test_val_has_one_target_for_each_query_and_the_seed_decides_which(published):
+def test_val_has_one_target_per_query_drawn_by_the_seed(published):
     allowed = {s.qid: {b.name for b in t} for s, t in _with_partners(published, "val")}
-    found = pairs_of(published, "val")
-    assert [s.qid for s in found] == list(allowed)
-    assert all(s.vid in allowed[s.qid] for s in found)
-    assert found == pairs_of(published, "val")
+    pairs = pairs_of(published, "val")
+    assert [s.qid for s in pairs] == list(allowed)
+    assert all(s.vid in allowed[s.qid] for s in pairs)
+    assert pairs == pairs_of(published, "val")
     others = pairs_of(published, "val", seed=1)
-    assert 0 < sum(a.vid == b.vid for a, b in zip(found, others, strict=True)) < len(found)
+    assert 0 < sum(a.vid == b.vid for a, b in zip(pairs, others, strict=True)) < len(pairs)
 
 
 def _with_partners(root, split):
@@ -127,13 +127,13 @@ def _with_partners(root, split):
     return [(Sample(a.name, "", 1.0, ""), t) for a, t in zip(items, partners(items), strict=True) if t]
 
 
-def test_the_drawn_targets_are_these(published):
-    """Written down once: a change of the dice would change everyone's validation set."""
+def test_the_drawn_targets_never_change(published):
+    """Recorded once; other draws would be another validation set."""
     assert [int(s.vid.rsplit("_", 1)[1]) for s in pairs_of(published, "val")[:8]] == [8, 10, 26, 4, 26, 15, 20, 14]
 
 
-def test_targets_are_drawn_evenly(tmp_path):
-    """Of 20 items each is a target in one of 20 draws on average; the spread is that of independent draws."""
+def test_targets_are_drawn_uniformly(tmp_path):
+    """Chi-square over 1000 draws among 20 items."""
     root = publish(tmp_path, val=[item(f"v{i}") for i in range(20)])
     counts = dict.fromkeys((f"v{i}" for i in range(20)), 0)
     for seed in range(50):
@@ -143,11 +143,11 @@ def test_targets_are_drawn_evenly(tmp_path):
     assert 5 < chi2 < 45  # 19 degrees of freedom: 0.9994 of all draws
 
 
-def test_so_many_targets_per_query_are_drawn_without_repetition(published):
-    every, some = pairs_of(published, "train"), pairs_of(published, "train", per_item=3)
-    of = {qid: [s.vid for s in every if s.qid == qid] for qid in {s.qid for s in every}}
-    for qid, all_targets in of.items():
-        drawn = [s.vid for s in some if s.qid == qid]
+def test_per_item_targets_are_drawn_without_repetition(published):
+    every, chosen = pairs_of(published, "train"), pairs_of(published, "train", per_item=3)
+    targets_of = {qid: [s.vid for s in every if s.qid == qid] for qid in {s.qid for s in every}}
+    for qid, all_targets in targets_of.items():
+        drawn = [s.vid for s in chosen if s.qid == qid]
         assert len(set(drawn)) == len(drawn) == min(3, len(all_targets))
         assert set(drawn) <= set(all_targets)
     with pytest.raises(ValueError, match="per_item is 0"):
@@ -157,7 +157,7 @@ def test_so_many_targets_per_query_are_drawn_without_repetition(published):
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_pair_files_say_what_was_made_and_what_opening_makes(published, capsys):
+def test_the_pair_files_hold_the_pairs_of_the_published_files(published, capsys):
     assert main(["activitynet_vrl", str(published)]) == 0
     out = capsys.readouterr().out.splitlines()
     counts = {split: len(pairs_of(published, split)) for split in ("train", "val", "test")}
@@ -169,7 +169,7 @@ def test_the_pair_files_say_what_was_made_and_what_opening_makes(published, caps
         assert load_annotations(file, words=False) == [s for _, s, _ in read_pairs(published / f"{split}.json")]
 
 
-def test_what_the_command_is_told_is_done(published):
+def test_the_command_follows_its_options(published):
     assert main(["activitynet_vrl", str(published), "--seed", "3", "--per-item", "2", "--exclude-same-video"]) == 0
     options = {"seed": 3, "exclude_same_video": True}
     val, train = (load_annotations(published / f"activitynet_vrl_{s}.jsonl", words=False) for s in ("val", "train"))
@@ -177,7 +177,7 @@ def test_what_the_command_is_told_is_done(published):
     assert train == pairs_of(published, "train", per_item=2, **options)
 
 
-def test_other_pairs_are_replaced_only_by_force_and_equal_ones_always(published, capsys):
+def test_a_file_with_other_pairs_is_replaced_only_with_force(published, capsys):
     files = [published / f"activitynet_vrl_{split}.jsonl" for split in ("train", "val")]
     assert main(["activitynet_vrl", str(published)]) == 0
     before = [file.read_bytes() for file in files]
@@ -191,7 +191,7 @@ def test_other_pairs_are_replaced_only_by_force_and_equal_ones_always(published,
     assert [file.read_bytes() == old for file, old in zip(files, before, strict=True)] == [True, False]
 
 
-def test_nothing_is_written_where_a_split_has_a_problem(published, capsys):
+def test_no_file_is_written_if_a_split_has_a_problem(published, capsys):
     (published / "test.json").write_text(json.dumps([item(label=180, video="nowhere"), *some_items("test", 6)]))
     assert main(["activitynet_vrl", str(published)]) == 1
     assert "test.json, item 0: id: length.json has nothing for 'nowhere'" in capsys.readouterr().err
@@ -199,7 +199,7 @@ def test_nothing_is_written_where_a_split_has_a_problem(published, capsys):
 
 
 @pytest.mark.parametrize("arguments", ["activitynet_vrl .", "activitynet_vrl . --per-item 0", "x ."])
-def test_wrong_usage_is_answered(arguments, tmp_path, monkeypatch, capsys):
+def test_wrong_arguments_are_refused(arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:
         main(arguments.split())
@@ -208,20 +208,20 @@ def test_wrong_usage_is_answered(arguments, tmp_path, monkeypatch, capsys):
 
 def test_the_command_runs_without_warnings(published):
     command = [sys.executable, "-W", "error", "-m", "mrlib.data.pairs", "activitynet_vrl", str(published)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert (process.returncode, process.stderr) == (0, "")
 
 
-def features(root: Path, samples: list[Sample]) -> None:
+def write_features(root: Path, samples: list[Sample]) -> None:
     for i, s in enumerate(samples):
         save_npz(root / f"target_vid_clip/{s.vid}.npz", features=random(i, max(1, int(np.ceil(s.duration / 2))), 4))
         save_npz(root / f"query_vid_clip/qid{s.qid}.npz", last_hidden_state=random(1000 + i, 2, 4))
 
 
 @pytest.mark.parametrize("folder", ["", "data"])
-def test_the_published_files_open_as_the_pair_files_do(folder, tmp_path):
+def test_the_published_files_open_as_the_pair_files(folder, tmp_path):
     root = publish(tmp_path, folder, train=some_items("train", 12), val=some_items("val", 12))
-    features(root, pairs_of(root, "train"))
+    write_features(root, pairs_of(root, "train"))
     opened = open_dataset("activitynet_vrl", root, "train")
     assert opened.samples == pairs_of(root, "train")
     assert len(opened) > len(opened.query) >= len(opened.target) > 1
@@ -232,26 +232,26 @@ def test_the_published_files_open_as_the_pair_files_do(folder, tmp_path):
         query = np.load(root / f"query_vid_clip/qid{sample.qid}.npz")["last_hidden_state"]
         np.testing.assert_allclose(batch.query[0], query / np.linalg.norm(query, axis=1, keepdims=True), rtol=1e-4)
     assert main(["activitynet_vrl", str(root)]) == 0
-    (root / folder / "train.json").write_text("[]")  # the pair file goes first
+    (root / folder / "train.json").write_text("[]")  # the pair file is read first
     again = open_dataset("activitynet_vrl", root, "train")
     assert again.samples == opened.samples and again.digest() == opened.digest()
 
 
-# --- what can be wrong -----------------------------------------------------------------------------------------------
+# --- problems -------------------------------------------------------------------------------------------------------
 
 BAD = {
     "no object": (["v0"], "json"),
     "no id": ({k: v for k, v in item().items() if k != "id"}, "id"),
     "id a path": (item("../v0"), "id"),
     "no label": (item(label=None), "label"),
-    "location turned": (item(location=(60, 10)), "location"),
+    "location reversed": (item(location=(60, 10)), "location"),
     "location not whole": (item(location=(10, 60.5)), "location"),
     "location of three": (item(location=(10, 60, 70)), "location"),
     "location before the video": (item(location=(-1, 60)), "location"),
     "location after the video": (item(location=(10, 301)), "location"),
     "moment empty": (item(groundtruth=(5, 5)), "groundtruth"),
     "moment after its crop": (item(groundtruth=(5, 51)), "groundtruth"),
-    "moment true": (item(groundtruth=(False, True)), "groundtruth"),
+    "moment of booleans": (item(groundtruth=(False, True)), "groundtruth"),
 }
 
 
@@ -265,12 +265,12 @@ def test_a_malformed_item_is_named_with_file_item_and_field(bad, field, tmp_path
         open_dataset("activitynet_vrl", root, "val")
 
 
-def test_a_video_without_length_is_named(tmp_path):
+def test_a_video_without_a_length_is_named(tmp_path):
     root = publish(tmp_path, val=[item("a"), item("b")])
     (root / "length.json").write_text(json.dumps({"a": {"n_feat": 300}}))
-    found = [str(p) for p in read_items(root / "val.json")[1]]
-    assert "item 0: id: length.json has {'n_feat': 300}, not n_feat and n_frames above 0 for 'a'" in found[0]
-    assert "item 1: id: length.json has nothing for 'b'; add it, or take the item out" in found[1]
+    problems = [str(p) for p in read_items(root / "val.json")[1]]
+    assert "item 0: id: length.json has {'n_feat': 300}, not n_feat and n_frames above 0 for 'a'" in problems[0]
+    assert "item 1: id: length.json has nothing for 'b'; add it, or take the item out" in problems[1]
 
 
 def test_lengths_may_be_lists(tmp_path):
@@ -281,7 +281,7 @@ def test_lengths_may_be_lists(tmp_path):
         assert pairs_of(root, "val") == expected
 
 
-def test_a_file_that_is_missing_or_no_json_is_named(tmp_path):
+def test_a_missing_malformed_or_empty_file_is_named(tmp_path):
     root = publish(tmp_path, val=[item("a"), item("b")])
     (root / "length.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"length\.json: missing file"):
@@ -298,10 +298,10 @@ def test_a_file_that_is_missing_or_no_json_is_named(tmp_path):
         open_dataset("activitynet_vrl", root, "val")
 
 
-def test_without_durations_a_second_has_thirty_frames_and_one_note_says_so(tmp_path):
-    """4800 frames are then 160 s, a unit is 16 / 30 s."""
+def test_without_durations_thirty_frames_count_as_a_second_with_one_note(tmp_path):
+    """4800 frames count as 160 s, so a unit is 16 / 30 s."""
     root = publish(tmp_path, durations=False, val=[item("a"), item("b")])
-    features(root, make_pairs(read_items(root / "val.json")[0], "val"))
+    write_features(root, make_pairs(read_items(root / "val.json")[0], "val"))
     with pytest.warns(UserWarning, match=r"has none for 2 videos; they are taken as n_frames / 30 s") as caught:
         opened = open_dataset("activitynet_vrl", root, "val")
     assert len(caught) == 1
@@ -310,16 +310,16 @@ def test_without_durations_a_second_has_thirty_frames_and_one_note_says_so(tmp_p
     assert not note.fatal and note.kind == "duration"
 
 
-def test_classes_in_two_splits_are_an_error_that_names_them(tmp_path):
+def test_a_class_in_two_splits_is_refused(tmp_path):
     root = publish(tmp_path, train=[item("a", 3), item("b", 4)], val=[item("c", 4), item("d", 160), item("e", 160)])
     with pytest.raises(ValueError, match=r"val\.json: label: 4 also in train\.json; no two splits share a class"):
         open_dataset("activitynet_vrl", root, "val")
     assert main(["activitynet_vrl", str(root)]) == 1
-    found = [str(p) for p in check("activitynet_vrl", root) if p.kind == "label" and p.fatal]
-    assert any("train.json: label: 4 also in val.json" in text for text in found)
+    problems = [str(p) for p in check("activitynet_vrl", root) if p.kind == "label" and p.fatal]
+    assert any("train.json: label: 4 also in val.json" in text for text in problems)
 
 
-def test_pair_files_that_share_a_class_are_found_by_check(tmp_path):
+def test_check_lists_pair_files_that_share_a_class(tmp_path):
     line = {"qid": "a", "vid": "b", "duration": 20.0, "relevant_windows": [[2.0, 8.0]], "label": 7}
     for split in ("train", "val"):
         others = [line | {"vid": "c", "label": ["no class"]}, {k: line[k] for k in line if k != "label"} | {"vid": "d"}]
@@ -331,7 +331,7 @@ def test_pair_files_that_share_a_class_are_found_by_check(tmp_path):
     ]
 
 
-def test_an_item_without_any_partner_is_left_out_and_reported(tmp_path):
+def test_an_item_without_a_target_is_left_out_with_a_note(tmp_path):
     long = item("d", 161, location=(0, 300), groundtruth=(0, 299))
     root = publish(tmp_path, val=[item("a"), item("b"), item("c", 162), long, item("e", 161)])
     message = "no target of their class is as long as the moments of 2 items; no queries: 2, 3"
@@ -340,7 +340,7 @@ def test_an_item_without_any_partner_is_left_out_and_reported(tmp_path):
     assert [s.qid for s in pairs_of(root, "val")] == ["a_160_0", "b_160_1", "e_161_4"]
 
 
-def test_a_split_without_any_pair_is_refused(tmp_path):
+def test_a_split_without_pairs_is_refused(tmp_path):
     publish(tmp_path, val=[item("a"), item("b", 161)])
     with pytest.raises(ValueError, match=r"val\.json: groundtruth: no target of their class .* 2 items"):
         open_dataset("activitynet_vrl", tmp_path, "val")
@@ -348,7 +348,7 @@ def test_a_split_without_any_pair_is_refused(tmp_path):
 
 
 def test_the_classes_of_a_split_are_those_of_the_permutation(tmp_path):
-    """Classes are numbered in alphabetical order here, so the permutation holds the labels themselves."""
+    """The labels number the classes in alphabetical order, so the permutation is one of labels."""
     root = publish(tmp_path, val=[item("a"), item("b"), item("c", 20)])
     save_npy(root / "perm.npy", np.arange(200))
     (problem,) = read_items(root / "val.json")[1]
@@ -363,7 +363,7 @@ def test_the_classes_of_a_split_are_those_of_the_permutation(tmp_path):
 
 def test_check_reads_the_features_of_the_published_items(tmp_path, capsys):
     root = publish(tmp_path, train=some_items("train", 12), val=[item("a"), item("b")])
-    features(root, pairs_of(root, "train") + pairs_of(root, "val"))
+    write_features(root, pairs_of(root, "train") + pairs_of(root, "val"))
     assert check("activitynet_vrl", root) == []
     (root / "query_vid_clip/qida_160_0.npz").unlink()
     (problem,) = check("activitynet_vrl", root)
@@ -373,7 +373,7 @@ def test_check_reads_the_features_of_the_published_items(tmp_path, capsys):
 # --- the published files themselves ----------------------------------------------------------------------------------
 
 REAL = Path(os.environ.get("MRLIB_DATA", "."), "activitynet_vrl")
-COUNTS = {  # items, ordered pairs of a class, of which the target is long enough, of which it is another video
+COUNTS = {  # items; ordered pairs of a class; of these, those with a target that is long enough; and of another video
     "train": (7593, 503126, 472704, 452512),
     "val": (829, 46244, 44007, 42214),
     "test": (978, 65168, 60497, 57887),
@@ -383,7 +383,7 @@ REFERENCE = {"val": (29.8, 19.4, 34.8, 29.8), "test": (33.3, 22.1, 38.6, 36.7)} 
 
 @pytest.mark.skipif(not find_items(REAL), reason="$MRLIB_DATA/activitynet_vrl has no published items")
 @pytest.mark.parametrize("split", COUNTS)
-def test_the_published_items_are_so_many_and_so_are_their_pairs(split):
+def test_the_published_files_have_the_known_numbers_of_items_and_pairs(split):
     items, problems = read_items(find_items(REAL)[split])
     assert not [p for p in problems if p.fatal]
     of_class = [sum(a.label == b.label for b in items) - 1 for a in items]
@@ -396,5 +396,5 @@ def test_the_published_items_are_so_many_and_so_are_their_pairs(split):
             moment_scores(predict(SimpleNamespace(samples=samples)), samples)["all"]
             for predict in (baselines.whole_video, baselines.centred_window)
         ]
-        found = [score[name] for score in scores for name in ("mIoU", "R1@0.5")]
-        assert found == pytest.approx(REFERENCE[split], abs=0.05)
+        values = [score[name] for score in scores for name in ("mIoU", "R1@0.5")]
+        assert values == pytest.approx(REFERENCE[split], abs=0.05)

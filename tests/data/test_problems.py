@@ -1,4 +1,4 @@
-"""What is said of a defect in a data file, and how it can be caught."""
+"""How a problem of a data file reads, and how it can be caught."""
 
 import pickle
 
@@ -25,24 +25,24 @@ def test_a_problem_names_file_place_and_kind(problem, text):
         assert str(error(problem)) == text and error(problem).problem is problem
 
 
-def test_only_what_is_said_not_to_be_fatal_is_not():
+def test_a_problem_is_fatal_by_default():
     assert Problem("a", None, "nan", "b").fatal and not Problem("a", None, "nan", "b", fatal=False).fatal
 
 
 @pytest.mark.parametrize(
-    ("error", "caught", "passed"),
+    ("error", "caught", "other"),
     [(DataError, ValueError, KeyError), (MissingFile, FileNotFoundError, KeyError), (MissingKey, KeyError, OSError)],
 )
-def test_a_problem_is_caught_as_the_usual_error_of_its_kind(error, caught, passed):
-    """Every one of them as ValueError too, and as nothing else."""
+def test_a_problem_is_caught_as_the_usual_error_of_its_kind(error, caught, other):
+    """Each is a ValueError too, and no other usual error."""
     problem = Problem("a.npz", None, "kind", "message")
     for each in (caught, ValueError, DataError):
         with pytest.raises(each, match="a.npz: kind: message"):
             raise error(problem)
-    assert not isinstance(error(problem), passed)
+    assert not isinstance(error(problem), other)
 
 
-def test_problems_of_the_same_content_are_equal_and_come_back_from_another_process():
+def test_problems_of_the_same_content_are_equal_and_can_be_pickled():
     problem = Problem("a", 1, "json", "b")
     assert problem == Problem("a", 1, "json", "b") != Problem("a", 2, "json", "b")
     assert pickle.loads(pickle.dumps(problem)) == problem

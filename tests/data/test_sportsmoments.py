@@ -24,8 +24,8 @@ def write(path: Path, *rows: str, columns: str = COLUMNS) -> Path:
     return path
 
 
-def features(root: Path, *names: str) -> None:
-    """Every clip as a target of ten rows and as a query of two."""
+def write_features(root: Path, *names: str) -> None:
+    """Write every clip as a target of ten rows and as a query of two."""
     for i, name in enumerate(names):
         save_npz(root / f"target_vid_clip/{name}.npz", features=random(i, 10, 4))
         save_npz(root / f"query_vid_clip/qid{name}.npz", last_hidden_state=random(100 + i, 2, 4))
@@ -36,7 +36,7 @@ def read(path: Path):
     return [s for _, s, _ in lines if s is not None], [p for *_, problems in lines for p in problems]
 
 
-def test_a_row_is_a_pair_whose_clips_are_named_as_their_features(tmp_path):
+def test_a_row_is_a_pair_of_clips_named_without_mp4(tmp_path):
     (sample,), problems = read(write(tmp_path / "val.csv", ROW))
     assert problems == []
     assert (sample.qid, sample.vid, sample.duration, sample.query) == ("q__1_5", "r__1_7", 20.0, "")
@@ -50,10 +50,10 @@ def test_there_are_sixteen_classes_of_cricket_and_thirteen_of_soccer():
 
 
 @pytest.mark.parametrize("name", ["val.csv", "sportsmoments_val.csv", "val.csv.gz"])
-def test_a_query_that_searches_two_videos_opens(name, tmp_path):
+def test_a_query_may_search_two_videos(name, tmp_path):
     write(tmp_path / name, ROW, "q__1_5.mp4,s__1_8.mp4,2,6,1,20", "r__1_7.mp4,s__1_8.mp4,2,6,1,20")
     write(tmp_path / "vids.csv", "no annotations")
-    features(tmp_path, "q__1_5", "r__1_7", "s__1_8")
+    write_features(tmp_path, "q__1_5", "r__1_7", "s__1_8")
     opened = open_dataset("sportsmoments", tmp_path, "val")
     assert (len(opened), opened.video.tolist(), opened.query_item.tolist()) == (3, [0, 1, 1], [0, 0, 1])
     batch = opened.batch([1])
@@ -62,17 +62,17 @@ def test_a_query_that_searches_two_videos_opens(name, tmp_path):
     np.testing.assert_allclose(batch.labels.spans[0], [[0.1, 0.3]], atol=1e-6)
 
 
-def test_lines_go_before_rows(tmp_path):
+def test_a_jsonl_file_is_read_before_a_csv_file(tmp_path):
     write(tmp_path / "val.csv", ROW)
     line = {"qid": "a", "vid": "b", "duration": 20, "relevant_windows": [[2, 4]]}
     write_lines(tmp_path / "sportsmoments_val.jsonl", [line])
-    features(tmp_path, "a", "b")
+    write_features(tmp_path, "a", "b")
     assert [s.qid for s in open_dataset("sportsmoments", tmp_path, "val").samples] == ["a"]
 
 
-def test_a_moment_less_than_a_clip_past_the_end_is_clamped_with_one_warning(tmp_path):
+def test_a_moment_that_ends_less_than_a_clip_after_the_video_is_clamped_with_one_warning(tmp_path):
     write(tmp_path / "val.csv", "q.mp4,r.mp4,4,21.9,1,20", ROW)
-    features(tmp_path, "q", "r", "q__1_5", "r__1_7")
+    write_features(tmp_path, "q", "r", "q__1_5", "r__1_7")
     with pytest.warns(UserWarning, match="1 windows end after their video") as caught:
         opened = open_dataset("sportsmoments", tmp_path, "val")
     assert len(caught) == 1 and opened.samples[0].relevant_windows == [[4, 20.0]]
@@ -80,7 +80,7 @@ def test_a_moment_less_than_a_clip_past_the_end_is_clamped_with_one_warning(tmp_
     assert (note.line, note.kind, note.fatal) == (2, "reference_segment_start and reference_segment_end", False)
 
 
-def test_a_row_that_comes_again_is_read_once(tmp_path):
+def test_a_repeated_row_is_read_once(tmp_path):
     samples, (note,) = read(write(tmp_path / "val.csv", ROW, "q.mp4,r.mp4,4,8,1,20", ROW, ROW))
     assert [s.qid for s in samples] == ["q__1_5", "q"]
     assert not note.fatal and note.message == "2 rows repeat an earlier one, the first on line 4; each is read once"
@@ -118,7 +118,7 @@ def test_a_bad_row_is_refused_with_file_line_and_field(bad, field, tmp_path):
     assert problems[0] in check("sportsmoments", tmp_path)
 
 
-def test_a_missing_column_is_named_with_those_that_are_needed(tmp_path):
+def test_a_missing_column_is_named_with_the_needed_columns(tmp_path):
     path = write(tmp_path / "val.csv", ROW, columns=COLUMNS.replace("query_id", "qid"))
     samples, (problem,) = read(path)
     assert samples == [] and str(problem).startswith(f"{path}, line 1: query_id: no such column; needed are query_id, ")
@@ -132,25 +132,25 @@ def test_a_file_without_rows_is_refused(content, tmp_path):
 
 
 @pytest.mark.parametrize("text", [b"\xff\xfe", b'"q', b"q\x00,r"])
-def test_what_is_no_csv_file_is_reported(text, tmp_path):
+def test_a_file_that_is_not_csv_is_reported(text, tmp_path):
     path = tmp_path / "val.csv"
     path.write_bytes(f"{COLUMNS}\n{ROW}\n".encode() + text)
     assert [p.kind for p in read(path)[1]][-1] in ("unreadable", "row")
 
 
-def test_a_gzip_file_cut_off_is_reported(tmp_path):
+def test_a_truncated_gzip_file_is_reported(tmp_path):
     path = write(tmp_path / "val.csv.gz", *(f"q{i}.mp4,r.mp4,4,8,1,20" for i in range(99)))
     path.write_bytes(path.read_bytes()[:-20])
     assert [p.kind for p in read(path)[1]] == ["unreadable"]
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path):
+def test_a_byte_order_mark_is_skipped(tmp_path):
     path = tmp_path / "val.csv"
     path.write_text(f"{COLUMNS}\n{ROW}\n", encoding="utf-8-sig")
     assert len(read(path)[0]) == 1
 
 
-def test_classes_in_two_splits_are_found_by_check(tmp_path):
+def test_check_lists_classes_in_two_splits(tmp_path):
     write(tmp_path / "train.csv", ROW, "q.mp4,r.mp4,4,8,2,20", "q3.mp4,r.mp4,4,8,3,20")
     write(tmp_path / "val.csv", ROW, "q.mp4,r.mp4,4,8,3,20", "q2.mp4,r.mp4,4,8,4,20")
     shared = [str(p) for p in check("sportsmoments", tmp_path) if p.kind == "action_class"]
@@ -162,7 +162,7 @@ def test_classes_in_two_splits_are_found_by_check(tmp_path):
 
 def test_check_names_the_line_that_needs_a_feature(tmp_path):
     write(tmp_path / "val.csv", ROW, "q__1_5.mp4,s__1_8.mp4,2,6,1,20")
-    features(tmp_path, "q__1_5", "r__1_7", "s__1_8")
+    write_features(tmp_path, "q__1_5", "r__1_7", "s__1_8")
     assert check("sportsmoments", tmp_path) == []
     (tmp_path / "target_vid_clip/s__1_8.npz").unlink()
     (problem,) = check("sportsmoments", tmp_path)

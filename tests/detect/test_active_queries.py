@@ -1,4 +1,4 @@
-"""Two sets of queries: how they begin, what they share, and where there can be none."""
+"""Two sets of moment queries: their initial values, the parameters they share, and the detectors that refuse them."""
 
 import copy
 import itertools
@@ -9,16 +9,18 @@ import torch
 
 from mrlib import checkpoint, papers
 from mrlib.data import Widths
-from mrlib.detect.active_queries import SplitFeedForward, active_queries, released_queries
+from mrlib.detect.active_queries import SplitFeedForward, TwoSetDecoder, active_queries, released_queries
+from mrlib.detect.dab import DabDecoder
 from mrlib.layers import FeedForward
 from tests.support.batches import make_batch
+from tests.support.detr import run_decoder
 
 K, WIDTHS = 4, Widths(24, 12, 16)
 SMALL = {"width": 16, "hidden": 24, "heads": 4, "moment_queries": K, "decoder_layers": 2, "layers": 1}
 
 
-def retriever_of(name="amr", **options):
-    """One that has learned: nothing is as it was initialised."""
+def trained_retriever(name="amr", **options):
+    """A small model in evaluation mode, with no parameter at its initial value."""
     retriever = papers.build(papers.get(name, **SMALL | options), WIDTHS, seed=1)
     g = torch.Generator().manual_seed(2)
     with torch.no_grad():
@@ -28,19 +30,20 @@ def retriever_of(name="amr", **options):
 
 
 def prepared(retriever, name="active_queries", seed=0, teacher=False):
-    other = copy.deepcopy(retriever)
-    papers.prepare(other, name, seed, teacher)
-    return other
+    """A prepared copy."""
+    copied = copy.deepcopy(retriever)
+    papers.prepare(copied, name, seed, teacher)
+    return copied
 
 
-def said(retriever, batch):
-    """What the heads say of every query, and the states that they read."""
+def outputs_of(retriever, batch):
+    """The heads' outputs for every moment query, and the states that they read."""
     outputs = retriever(batch)[1]
     return {name: x for name, x in outputs.items() if x.ndim > 2}
 
 
-def set_apart(retriever, scale=0.5):
-    """Every parameter of the active queries moved."""
+def with_other_active_set(retriever, scale=0.5):
+    """The same retriever, after noise is added to every parameter of the active set."""
     g = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, p in retriever.named_parameters():
@@ -56,61 +59,61 @@ def batch():
 
 @pytest.mark.parametrize("joint", [True, False])
 @torch.no_grad()
-def test_both_sets_begin_by_saying_what_the_first_stage_says(joint, batch):
-    """[AMR stage 2] Of two of everything attention takes as much as of one."""
-    first = retriever_of(joint_self_attention=joint)
-    before, after = said(first, batch), said(prepared(first), batch)
+def test_at_first_both_sets_predict_what_the_first_stage_predicts(joint, batch):
+    """[AMR stage 2] Attention to two copies of every key equals attention to one."""
+    first = trained_retriever(joint_self_attention=joint)
+    before, after = outputs_of(first, batch), outputs_of(prepared(first), batch)
     for name, x in before.items():
         assert after[name].shape[2] == 2 * K
         for half in after[name].split(K, 2):
             torch.testing.assert_close(half, x, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
     lines = prepared(first).predict(batch)
-    for line, alone in zip(lines, first.predict(batch), strict=True):
-        windows, once = line["pred_relevant_windows"], alone["pred_relevant_windows"]
-        assert [w[:2] for w in windows[::2]] == [w[:2] for w in once] == [w[:2] for w in windows[1::2]]
+    for line, first_line in zip(lines, first.predict(batch), strict=True):
+        doubled, single = line["pred_relevant_windows"], first_line["pred_relevant_windows"]
+        assert [w[:2] for w in doubled[::2]] == [w[:2] for w in single] == [w[:2] for w in doubled[1::2]]
 
 
 @torch.no_grad()
-def test_one_call_with_both_sets_apart_is_two_passes(batch):
-    """[AMR stage 2] The second has its own linear layers and its own spans to begin with; all else is shared."""
-    first = retriever_of(joint_self_attention=False)
-    both = set_apart(prepared(first))
+def test_one_pass_with_separate_sets_equals_a_pass_for_each_set(batch):
+    """[AMR stage 2] The active set has linear layers and initial spans of its own; everything else is shared."""
+    first = trained_retriever(joint_self_attention=False)
+    both = with_other_active_set(prepared(first))
     second, decoder = copy.deepcopy(first), both.detector.decoder
     second.detector.decoder.moment_queries.load_state_dict(decoder.active_queries.state_dict())
     for layer, split in zip(second.detector.decoder.layers, decoder.layers, strict=True):
         layer.feed_forward.linear1.load_state_dict(split.feed_forward.active1.state_dict())
         layer.feed_forward.linear2.load_state_dict(split.feed_forward.active2.state_dict())
-    together, passes = said(both, batch), [said(each, batch) for each in (first, second)]
+    together, passes = outputs_of(both, batch), [outputs_of(retriever, batch) for retriever in (first, second)]
     for name, x in together.items():
-        torch.testing.assert_close(x, torch.cat([one[name] for one in passes], 2), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(x, torch.cat([outputs[name] for outputs in passes], 2), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(passes[0]["states"], passes[1]["states"], atol=0.1)
 
 
 @torch.no_grad()
-def test_sets_that_attend_to_one_another_hear_what_the_other_says(batch):
-    """[AMR stage 2] In the figure they do; the first layer's original queries are moved by the active ones."""
+def test_the_active_set_changes_the_original_states_only_with_joint_self_attention(batch):
+    """[AMR stage 2] In the paper's figure the two sets attend to one another."""
     for joint in (True, False):
-        first = retriever_of(joint_self_attention=joint)
-        states = said(set_apart(prepared(first)), batch)["states"][:, :, :K]
-        assert torch.allclose(states, said(first, batch)["states"], atol=1e-4) != joint
+        first = trained_retriever(joint_self_attention=joint)
+        states = outputs_of(with_other_active_set(prepared(first)), batch)["states"][:, :, :K]
+        assert torch.allclose(states, outputs_of(first, batch)["states"], atol=1e-4) != joint
 
 
-def test_new_are_the_linear_layers_and_the_spans_of_the_active_queries_and_nothing_else():
+def test_only_the_active_linear_layers_and_spans_are_new_parameters():
     """[AMR stage 2] Counted at the paper's size."""
     with torch.device("meta"):
         retriever = papers.build(papers.get("amr"), Widths(5376, 2048, None))
         old = {name: p.numel() for name, p in retriever.named_parameters()}
         active_queries(retriever)
     new = {name: p.numel() for name, p in retriever.named_parameters()}
-    moved = {name.replace(".original.", "."): n for name, n in new.items() if "active" not in name}
-    assert moved == old
+    kept = {name.replace(".original.", "."): n for name, n in new.items() if "active" not in name}
+    assert kept == old
     added = {name: n for name, n in new.items() if "active" in name}
     assert sum(added.values()) == 4 * 525_568 + 20
     assert {name.split(".")[-2] for name in added} == {"active1", "active2", "active_queries"}
 
 
-def test_what_is_copied_is_a_copy_and_what_is_shared_is_shared():
-    """[AMR stage 2] Activation, its slope and its place, serve both."""
+def test_linear_layers_are_copied_and_the_activation_is_shared():
+    """[AMR stage 2] A change of the active layers leaves the original set alone; a change of the slope affects both."""
     torch.manual_seed(0)
     plain = FeedForward(6, 8, 0.0, "prelu")
     split, x = SplitFeedForward(copy.deepcopy(plain)), torch.randn(2, 4, 6)
@@ -124,13 +127,13 @@ def test_what_is_copied_is_a_copy_and_what_is_shared_is_shared():
     assert (split(x) - before).abs().amax((0, 2)).gt(1e-3).all()
 
 
-def test_both_sets_learn_and_what_is_shared_learns_from_both():
-    """[AMR stage 2] Six windows, more than a set has queries, are matched with both sets together."""
+def test_both_sets_and_the_shared_parameters_get_gradients():
+    """[AMR stage 2] Six windows, more than a set has moment queries, are matched with both sets together."""
     batch = make_batch([9, 7, 12], motion=8, windows=[[(i, i + 1) for i in range(6)], [(0, 2)], []])
-    retriever = set_apart(prepared(retriever_of())).train()
+    retriever = with_other_active_set(prepared(trained_retriever())).train()
     aligned, outputs = retriever(batch)
-    taught = {"states": outputs["states"].detach()[:, :, :K] + 0.1}
-    terms = retriever.losses(aligned, outputs, batch, taught)
+    teacher = {"states": outputs["states"].detach()[:, :, :K] + 0.1}
+    terms = retriever.losses(aligned, outputs, batch, teacher)
     sum(terms.values()).backward()
     for name, p in retriever.detector.named_parameters():
         if "active" in name or "original" in name or "moment_queries" in name:
@@ -139,48 +142,48 @@ def test_both_sets_learn_and_what_is_shared_learns_from_both():
     assert all(len(set(row)) == 6 and min(row) >= 0 for row in matched[:, 0].tolist())
 
 
-def test_the_teacher_holds_the_first_set_and_leaves_the_second_free(batch):
-    """[AMR stage 2] One less the mean cosine of query i and the teacher's query i, of every layer."""
-    first = retriever_of(joint_self_attention=False)
-    student = set_apart(prepared(first))
+def test_distillation_pulls_the_original_set_only(batch):
+    """[AMR stage 2] One minus the mean cosine of moment query i with the teacher's moment query i, over all layers."""
+    first = trained_retriever(joint_self_attention=False)
+    student = with_other_active_set(prepared(first))
     aligned, outputs = student(batch)
-    taught = first(batch)[1]
-    distill = student.losses(aligned, outputs, batch, taught)["distill"]
+    teacher = first(batch)[1]
+    distill = student.losses(aligned, outputs, batch, teacher)["distill"]
     assert distill.item() == pytest.approx(0, abs=1e-6)
     states = outputs["states"].detach().requires_grad_()
-    other = {"states": torch.randn(2, 3, K, 16, generator=torch.Generator().manual_seed(0))}
-    loss = student.detector.losses(outputs | {"states": states}, aligned, batch, other)["distill"]
+    random = {"states": torch.randn(2, 3, K, 16, generator=torch.Generator().manual_seed(0))}
+    loss = student.detector.losses(outputs | {"states": states}, aligned, batch, random)["distill"]
     pairs = itertools.product(range(2), range(3), range(K))
-    cosines = [torch.cosine_similarity(states[i], other["states"][i], dim=0).item() for i in pairs]
+    cosines = [torch.cosine_similarity(states[i], random["states"][i], dim=0).item() for i in pairs]
     assert loss.item() == pytest.approx(1 - sum(cosines) / len(cosines), rel=1e-5)
     (gradient,) = torch.autograd.grad(loss, states)
     assert gradient[:, :, :K].any() and not gradient[:, :, K:].any()
     assert "distill" not in student.losses(aligned, outputs, batch)
 
 
-def test_a_row_of_padding_is_held_to_nothing(batch):
-    student = set_apart(prepared(retriever_of()))
+def test_a_sample_without_clips_has_no_distillation_loss(batch):
+    student = with_other_active_set(prepared(trained_retriever()))
     mask = batch.target_mask.clone()
     mask[1] = False
-    missing = replace(batch, target_mask=mask)
-    outputs = student(missing)[1]
-    taught = {"states": torch.randn(2, 3, K, 16)}
-    ours = student.detector.losses(outputs, None, missing, taught)["distill"]
-    rest = torch.tensor([0, 2])
-    cosine = torch.cosine_similarity(outputs["states"][:, rest, :K], taught["states"][:, rest], dim=-1)
-    torch.testing.assert_close(ours, 1 - cosine.mean())
+    batch = replace(batch, target_mask=mask)
+    outputs = student(batch)[1]
+    teacher = {"states": torch.randn(2, 3, K, 16)}
+    loss = student.detector.losses(outputs, None, batch, teacher)["distill"]
+    rows = torch.tensor([0, 2])
+    cosine = torch.cosine_similarity(outputs["states"][:, rows, :K], teacher["states"][:, rows], dim=-1)
+    torch.testing.assert_close(loss, 1 - cosine.mean())
 
 
 @pytest.mark.parametrize("name", ["active_queries", "released_queries"])
-def test_a_second_set_is_added_once(name):
-    for again in ("active_queries", "released_queries"):
+def test_no_third_set_can_be_added(name):
+    for second in ("active_queries", "released_queries"):
         with pytest.raises(ValueError, match="a DabDecoder with one set"):
-            prepared(prepared(retriever_of(), name), again)
+            prepared(prepared(trained_retriever(), name), second)
 
 
 @pytest.mark.parametrize("prepare", [active_queries, released_queries])
 @pytest.mark.parametrize("name", ["moment_detr", "matr", "f2sgd"])
-def test_a_detector_without_such_a_decoder_is_refused_and_left_as_it_is(name, prepare):
+def test_a_detector_without_a_dab_decoder_is_refused_and_stays_unchanged(name, prepare):
     retriever = papers.build(papers.get(name, "small"), WIDTHS)
     before = list(retriever.state_dict())
     with pytest.raises(ValueError, match="a DabDecoder with one set"):
@@ -189,41 +192,41 @@ def test_a_detector_without_such_a_decoder_is_refused_and_left_as_it_is(name, pr
 
 
 @torch.no_grad()
-def test_another_detector_with_that_decoder_can_have_two_sets(batch):
-    """[QD-DETR] Its decoder is the same."""
-    first = retriever_of("qd_detr")
-    before, after = said(first, batch), said(prepared(first), batch)
+def test_qd_detr_can_have_two_sets(batch):
+    """[QD-DETR] Its decoder is the same as AMR's."""
+    first = trained_retriever("qd_detr")
+    before, after = outputs_of(first, batch), outputs_of(prepared(first), batch)
     for half in after["states"].split(K, 2):
         torch.testing.assert_close(half, before["states"], rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
-def test_released_queries_are_one_new_set_asked_twice_and_by_a_teacher_once(batch):
-    """[AMR stage 2] Drawn from a normal distribution by the seed; the learned ones are lost."""
-    first = retriever_of(moment_queries=400)
-    anchors = {}
-    for role, seed in (("student", 7), ("again", 7), ("other", 8), ("teacher", 7)):
-        changed = prepared(first, "released_queries", seed, teacher=role == "teacher")
-        decoder = changed.detector.decoder
-        anchors[role] = decoder.moment_queries.weight
-        assert decoder.active_queries is None and decoder.sets == (1 if role == "teacher" else 2)
-        assert decoder.anchors().shape == (400 * decoder.sets, 2)
-        assert torch.equal(decoder.anchors()[-400:], decoder.moment_queries.weight)
-    assert torch.equal(anchors["student"], anchors["again"])
+def test_released_queries_are_one_new_set_that_a_student_reads_twice_and_a_teacher_once(batch):
+    """[AMR stage 2] The seed draws them from a normal distribution; the learned ones are lost."""
+    first = trained_retriever(moment_queries=400)
+    logits, aligned = {}, first.aligner(batch)
+    for role, seed in (("student", 7), ("repeated", 7), ("other seed", 8), ("teacher", 7)):
+        decoder = prepared(first, "released_queries", seed, teacher=role == "teacher").detector.decoder
+        logits[role] = decoder.moment_queries.weight
+        assert type(decoder) is (DabDecoder if role == "teacher" else TwoSetDecoder)
+        assert getattr(decoder, "active_queries", None) is None
+        spans, sets = logits[role].sigmoid(), 1 if role == "teacher" else 2
+        assert torch.equal(run_decoder(decoder, aligned).references[0], spans.repeat(sets, 1).expand(3, -1, -1))
+    assert torch.equal(logits["student"], logits["repeated"])
     learned = first.detector.decoder.moment_queries.weight
-    for one, other in itertools.combinations([anchors["student"], anchors["other"], learned], 2):
-        assert (one - other).abs().mean() > 0.5
-    assert anchors["student"].std().item() == pytest.approx(1, abs=0.1)
+    for a, b in itertools.combinations([logits["student"], logits["other seed"], learned], 2):
+        assert (a - b).abs().mean() > 0.5
+    assert logits["student"].std().item() == pytest.approx(1, abs=0.1)
     teacher = prepared(first, "released_queries", 7, teacher=True)
-    same = {n: p for n, p in teacher.named_parameters() if "moment_queries" not in n}
-    assert all(torch.equal(p, first.get_parameter(n)) for n, p in same.items())
-    halves = said(prepared(first, "released_queries", 7), batch)["states"].split(400, 2)
+    kept = {n: p for n, p in teacher.named_parameters() if "moment_queries" not in n}
+    assert all(torch.equal(p, first.get_parameter(n)) for n, p in kept.items())
+    halves = outputs_of(prepared(first, "released_queries", 7), batch)["states"].split(400, 2)
     torch.testing.assert_close(*halves, rtol=1e-4, atol=1e-5)
 
 
-def test_the_teacher_of_the_paper_stays_as_it_was(batch):
-    """[AMR stage 2] It keeps the queries it learned, and says what it said."""
-    first = retriever_of()
+def test_the_teacher_of_active_queries_stays_unchanged():
+    """[AMR stage 2] It keeps its learned moment queries."""
+    first = trained_retriever()
     teacher = prepared(first, teacher=True)
     assert teacher.state_dict().keys() == first.state_dict().keys()
     assert all(torch.equal(a, b) for a, b in zip(teacher.parameters(), first.parameters(), strict=True))
@@ -231,17 +234,17 @@ def test_the_teacher_of_the_paper_stays_as_it_was(batch):
 
 
 @pytest.mark.parametrize("name", ["active_queries", "released_queries"])
-def test_a_second_set_is_saved_and_loaded(name, batch, tmp_path):
-    retriever = set_apart(prepared(retriever_of(), name))
+def test_a_model_with_two_sets_is_saved_and_loaded(name, batch, tmp_path):
+    retriever = with_other_active_set(prepared(trained_retriever(), name))
     checkpoint.save(retriever, tmp_path / "second")
-    again = checkpoint.load(tmp_path / "second")
-    assert again.recipe["prepared"] == [name]
-    assert again.predict(batch) == retriever.predict(batch)
-    assert len(again.predict(batch)[0]["pred_relevant_windows"]) == 2 * K
+    loaded = checkpoint.load(tmp_path / "second")
+    assert loaded.recipe["prepared"] == [name]
+    assert loaded.predict(batch) == retriever.predict(batch)
+    assert len(loaded.predict(batch)[0]["pred_relevant_windows"]) == 2 * K
 
 
-def test_preparing_leaves_the_global_generator_alone():
+def test_preparing_does_not_touch_the_global_random_generator():
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    prepared(retriever_of(), "released_queries", 3)
+    prepared(trained_retriever(), "released_queries", 3)
     assert torch.equal(torch.random.get_rng_state(), before)

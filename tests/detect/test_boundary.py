@@ -1,4 +1,4 @@
-"""Dense boundary regression: targets, heads and losses against hand-worked cases and plain loops."""
+"""Boundary regression at every clip: targets, heads, losses and decoding against worked cases and plain loops."""
 
 from dataclasses import replace
 
@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from mrlib.align import Aligned
-from mrlib.detect.boundary import BoundaryDetector, targets
+from mrlib.detect.boundary import build_boundary, targets
 from tests.support.batches import make_batch
 
 LENGTHS = [9, 6, 1, 12]
 
 
 def aligned_of(batch, width=8, tokens=3, seed=0):
+    """Random clips and so many random context tokens."""
     g = torch.Generator().manual_seed(seed)
     B, T = batch.target_mask.shape
     target = torch.randn(B, T, width, generator=g)
@@ -26,12 +27,13 @@ def batch():
     return make_batch(LENGTHS)
 
 
-def times(n, edge=False):
+def clip_times(n, edge=False):
+    """The time of every clip, its centre or its right edge."""
     return [(i + (1.0 if edge else 0.5)) / n for i in range(n)]
 
 
 def target_by_hand(window_s, n, clip_s, t):
-    """[MATR, targets] in seconds, one window: foreground and the window as fractions."""
+    """[MATR, targets] The foreground clips of one window in seconds, and the window as fractions."""
     start, end = window_s
     if end - start < clip_s:
         centre = (start + end) / 2
@@ -45,7 +47,7 @@ def target_by_hand(window_s, n, clip_s, t):
 
 
 @pytest.mark.parametrize("edge", [False, True])
-def test_a_clip_is_inside_if_its_time_is_and_every_window_has_one(edge):
+def test_a_clip_is_inside_if_its_time_is_and_every_window_has_a_clip(edge):
     """Two hundred windows in videos of 1 to 20 clips of 2 s, some shorter than a clip, some at the ends."""
     g = torch.Generator().manual_seed(0)
     for _ in range(200):
@@ -55,7 +57,7 @@ def test_a_clip_is_inside_if_its_time_is_and_every_window_has_one(edge):
             end = min(2.0 * n, start + 0.3)
         if torch.rand(1, generator=g) < 0.3:
             start, end = 2.0 * int(start // 2), 2.0 * max(int(start // 2) + 1, int(end // 2))
-        t = times(n, edge)
+        t = clip_times(n, edge)
         expected, (s, e) = target_by_hand((start, end), n, 2.0, t)
         mask = torch.arange(20) < n
         padded = torch.tensor([t + [2.0] * (20 - n)], dtype=torch.float64)
@@ -65,9 +67,9 @@ def test_a_clip_is_inside_if_its_time_is_and_every_window_has_one(edge):
         torch.testing.assert_close(truth[inside], torch.tensor([[s, e]] * sum(expected), dtype=torch.float64))
 
 
-def test_offsets_rebuild_the_window_exactly_at_every_foreground_clip():
+def test_every_foreground_clip_has_the_exact_window():
     batch = make_batch([10, 7], windows=[[(2, 6)], [(0, 7)]])
-    detector = BoundaryDetector(8)
+    detector = build_boundary(8)
     t = detector._times(batch.target_mask)
     inside, truth = targets(batch.labels.spans, batch.labels.span_mask, batch.target_mask, t)
     assert inside[0].nonzero()[:, 0].tolist() == [2, 3, 4, 5] and inside[1, :7].all()
@@ -77,9 +79,9 @@ def test_offsets_rebuild_the_window_exactly_at_every_foreground_clip():
     torch.testing.assert_close((t + right)[0, 2:6], torch.full((4,), 0.6))
 
 
-def test_of_two_windows_a_clip_has_the_one_it_is_in():
+def test_a_clip_between_two_windows_has_the_one_that_it_is_in():
     batch = make_batch([10], windows=[[(1, 3), (6, 9)]])
-    t = BoundaryDetector(8)._times(batch.target_mask)
+    t = build_boundary(8)._times(batch.target_mask)
     inside, truth = targets(batch.labels.spans, batch.labels.span_mask, batch.target_mask, t)
     assert inside[0].nonzero()[:, 0].tolist() == [1, 2, 6, 7, 8]
     torch.testing.assert_close(truth[0, [1, 2, 6, 7, 8]], torch.tensor([[0.1, 0.3]] * 2 + [[0.6, 0.9]] * 3))
@@ -90,6 +92,7 @@ def smooth_l1(x):
 
 
 def giou_by_hand(a, b):
+    """Generalised IoU of two spans (start, end)."""
     shared = max(0.0, min(a[1], b[1]) - max(a[0], b[0]))
     union, hull = a[1] - a[0] + b[1] - b[0] - shared, max(a[1], b[1]) - min(a[0], b[0])
     return shared / union - (hull - union) / hull
@@ -98,15 +101,15 @@ def giou_by_hand(a, b):
 @pytest.mark.parametrize("options", [{}, {"offsets": "raw", "timestamps": "edge", "background": 0.1}])
 def test_losses_are_the_sums_of_the_definition(batch, options):
     """[MATR, losses], clip by clip."""
-    detector = BoundaryDetector(8, **options).double()
+    detector = build_boundary(8, **options).double()
     aligned = aligned_of(batch)
     aligned = replace(aligned, target=aligned.target.double(), context=aligned.context.double())
     outputs = detector(aligned, batch)
-    got = detector.losses({k: v.clone() for k, v in outputs.items()}, aligned, batch)
+    terms = detector.losses({k: v.clone() for k, v in outputs.items()}, aligned, batch)
     fg = l1 = overlap = 0.0
     foreground = 0
     for b, n in enumerate(LENGTHS):
-        t = times(n, "timestamps" in options)
+        t = clip_times(n, "timestamps" in options)
         inside, (s, e) = target_by_hand(batch.samples[b].relevant_windows[0], n, 2.0, t)
         for i in range(n):
             p = outputs["logits"][b, i].sigmoid().item()
@@ -123,65 +126,65 @@ def test_losses_are_the_sums_of_the_definition(batch, options):
                     span = (t[i] - left, t[i] + right)
                 overlap += 1 - giou_by_hand(span, (s, e))
     expected = {"fg": fg / sum(LENGTHS), "l1": l1 / foreground, "iou": overlap / foreground}
-    assert {k: v.item() for k, v in got.items()} == pytest.approx(expected, rel=1e-4)
+    assert {k: v.item() for k, v in terms.items()} == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("fusion", ["sequence", "channel", "attend", "none"])
-def test_padding_and_batch_mates_change_nothing(batch, fusion):
-    detector = BoundaryDetector(8, fusion=fusion, heads=2).eval()
+def test_padding_and_other_samples_do_not_change_the_outputs(batch, fusion):
+    detector = build_boundary(8, fusion=fusion, heads=2).eval()
     aligned = aligned_of(batch)
     together = detector(aligned, batch)
     for b, n in enumerate(LENGTHS):
-        one = replace(
+        single = replace(
             aligned,
             target=aligned.target[b : b + 1, :n],
             mask=aligned.mask[b : b + 1, :n],
             context=aligned.context[b : b + 1],
         )
-        alone = detector(one, batch)
+        alone = detector(single, batch)
         for name in ("logits", "offset", "spans"):
             torch.testing.assert_close(together[name][b : b + 1, :n], alone[name], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("fusion", ["sequence", "channel", "attend", "none"])
-def test_tokens_that_are_padding_change_nothing(batch, fusion):
-    """Three tokens, and the same with two behind them that are none."""
+def test_padded_tokens_do_not_change_the_outputs(batch, fusion):
+    """Three tokens, and the same three with two padded ones behind them."""
     torch.manual_seed(0)
-    detector, aligned = BoundaryDetector(8, fusion=fusion, heads=2).eval(), aligned_of(batch)
-    junk = torch.cat([aligned.context, torch.full((4, 2, 8), 9.0)], 1)
+    detector, aligned = build_boundary(8, fusion=fusion, heads=2).eval(), aligned_of(batch)
+    tokens = torch.cat([aligned.context, torch.full((4, 2, 8), 9.0)], 1)
     mask = (torch.arange(5) < 3).expand(4, -1)
-    ours, theirs = detector(replace(aligned, context=junk, context_mask=mask), batch), detector(aligned, batch)
-    for name, value in theirs.items():
+    padded, plain = detector(replace(aligned, context=tokens, context_mask=mask), batch), detector(aligned, batch)
+    for name, value in plain.items():
         real = batch.target_mask
-        torch.testing.assert_close(ours[name][real], value[real], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(padded[name][real], value[real], rtol=1e-5, atol=1e-6)
 
 
-def reached(fusion, batch):
-    """Which clips of the last sample change when a token does."""
-    detector = BoundaryDetector(8, fusion=fusion, heads=2).eval()
+def clips_that_read_tokens(fusion, batch):
+    """The clips of the last sample that change when all tokens do."""
+    detector = build_boundary(8, fusion=fusion, heads=2).eval()
     aligned = aligned_of(batch)
     changed = replace(aligned, context=aligned.context + 1)
     difference = (detector(aligned, batch)["logits"] - detector(changed, batch)["logits"])[-1].abs()
     return (difference > 1e-7).nonzero()[:, 0].tolist()
 
 
-def test_tokens_after_the_clips_reach_the_last_three_only(batch):
-    """[MATR §3.2] Three convolutions of 3 see three places away: the printed fusion leaves the decoder almost inert."""
-    assert reached("sequence", batch) == [9, 10, 11]
-    assert reached("channel", batch) == reached("attend", batch) == list(range(12))
-    assert reached("none", batch) == []
+def test_tokens_behind_the_clips_reach_only_the_last_three(batch):
+    """[MATR §3.2] Three convolutions of 3 see three places away, so the printed fusion almost ignores the decoder."""
+    assert clips_that_read_tokens("sequence", batch) == [9, 10, 11]
+    assert clips_that_read_tokens("channel", batch) == clips_that_read_tokens("attend", batch) == list(range(12))
+    assert clips_that_read_tokens("none", batch) == []
 
 
-def test_an_aligner_without_tokens_stands_before_every_fusion(batch):
+def test_every_fusion_works_without_tokens(batch):
     for fusion in ("sequence", "channel", "attend", "none"):
-        outputs = BoundaryDetector(8, fusion=fusion, heads=2)(aligned_of(batch, tokens=0), batch)
+        outputs = build_boundary(8, fusion=fusion, heads=2)(aligned_of(batch, tokens=0), batch)
         assert outputs["logits"].shape == (4, 12)
 
 
-def test_moments_are_the_clips_spans_suppressed_and_clamped_to_the_video(batch):
-    """Decoded again with a loop; the second video ends a second before its features do."""
+def test_moments_are_the_clips_spans_clamped_to_the_video_and_suppressed(batch):
+    """Against a plain loop; the second video ends a second before its features do."""
     batch = replace(batch, duration_s=torch.tensor([18.0, 11.0, 2.0, 24.0]))
-    detector = BoundaryDetector(8, fusion="none").eval()
+    detector = build_boundary(8, fusion="none").eval()
     outputs = detector(aligned_of(batch), batch)
     moments = detector.decode(outputs, batch)
     for b, n in enumerate(LENGTHS):
@@ -194,41 +197,41 @@ def test_moments_are_the_clips_spans_suppressed_and_clamped_to_the_video(batch):
             if all(o <= 0.7 for o in overlaps) and len(kept) < 10:
                 kept.append((s, e, outputs["logits"][b, i].sigmoid().item()))
         mask = moments.mask[b]
-        got = torch.cat([moments.spans[b][mask], moments.scores[b][mask, None]], -1)
-        torch.testing.assert_close(got, torch.tensor(kept), rtol=1e-5, atol=1e-6)
+        decoded = torch.cat([moments.spans[b][mask], moments.scores[b][mask, None]], -1)
+        torch.testing.assert_close(decoded, torch.tensor(kept), rtol=1e-5, atol=1e-6)
 
 
-def test_raw_ends_that_are_crossed_are_put_in_order(batch):
-    detector = BoundaryDetector(8, fusion="none", offsets="raw").eval()
+def test_crossed_ends_of_raw_spans_are_sorted(batch):
+    detector = build_boundary(8, fusion="none", offsets="raw").eval()
     outputs = detector(aligned_of(batch), batch)
     outputs["spans"] = outputs["spans"].flip(-1)
     spans = detector.decode(outputs, batch).spans
     assert (spans[..., 0] <= spans[..., 1]).all()
 
 
-def test_official_inference_takes_spans_as_shares_of_the_duration(batch):
+def test_spans_can_be_fractions_of_the_duration_as_in_the_official_inference(batch):
     batch = replace(batch, duration_s=torch.tensor([17.0, 12.0, 2.0, 24.0]))
     outputs = {"logits": torch.zeros(4, 12), "spans": torch.tensor([0.5, 0.6]).expand(4, 12, 2)}
-    ours, theirs = (BoundaryDetector(8, length=length).decode(outputs, batch) for length in ("clips", "duration"))
-    torch.testing.assert_close(ours.spans[0, 0], torch.tensor([0.5, 0.6]))
-    torch.testing.assert_close(theirs.spans[0, 0], torch.tensor([0.5, 0.6]) * 17 / 18)
+    clips, duration = (build_boundary(8, length=length).decode(outputs, batch) for length in ("clips", "duration"))
+    torch.testing.assert_close(clips.spans[0, 0], torch.tensor([0.5, 0.6]))
+    torch.testing.assert_close(duration.spans[0, 0], torch.tensor([0.5, 0.6]) * 17 / 18)
 
 
-def test_the_answer_can_be_the_path_of_the_aligner(batch):
+def test_the_answer_can_be_the_span_of_the_aligners_path(batch):
     path = torch.zeros(4, 12, 5, dtype=torch.bool)
     path[0, 3:5, 0] = path[3, 11, 1] = True
     aligned = replace(aligned_of(batch), paths={"post": path})
-    detector = BoundaryDetector(8, answer="post")
+    detector = build_boundary(8, answer="post")
     moments = detector.decode(detector(aligned, batch), batch)
     torch.testing.assert_close(moments.spans[0, 0], torch.tensor([3 / 9, 5 / 9]))
     torch.testing.assert_close(moments.spans[3, 0], torch.tensor([11 / 12, 1.0]))
     with pytest.raises(ValueError, match="answer='pre': the aligner has no such path"):
-        BoundaryDetector(8, answer="pre")(aligned, batch)
+        build_boundary(8, answer="pre")(aligned, batch)
 
 
-def test_padding_is_seen_by_the_convolutions_only_when_asked(batch):
+def test_convolutions_see_padding_only_with_the_option_seen(batch):
     for padding, seen in (("hidden", False), ("seen", True)):
-        detector = BoundaryDetector(8, fusion="none", padding=padding).eval()
+        detector = build_boundary(8, fusion="none", padding=padding).eval()
         aligned = aligned_of(batch)
         changed = replace(aligned, target=torch.where(aligned.mask[..., None], aligned.target, 5.0))
         same = torch.equal(detector(aligned, batch)["logits"][1, :6], detector(changed, batch)["logits"][1, :6])
@@ -238,39 +241,41 @@ def test_padding_is_seen_by_the_convolutions_only_when_asked(batch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"fusion": "token"}, "fusion must be sequence, channel, attend or none"),
+        ({"fusion": "token"}, "fusion must be one of sequence, channel, attend, none"),
         ({"offsets": "signed"}, "offsets must be bounded or raw"),
         ({"timestamps": "left"}, "timestamps must be centre or edge"),
+        ({"length": "seconds"}, "length must be clips or duration"),
+        ({"padding": "none"}, "padding must be hidden or seen"),
         ({"answer": "all"}, "answer must be heads, pre or post"),
         ({"nms": 7.0}, "nms must be from 0 to 1"),
     ],
 )
-def test_unknown_choices_are_refused(options, message):
+def test_unknown_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        BoundaryDetector(8, **options)
+        build_boundary(8, **options)
 
 
-def test_without_windows_all_is_background_and_the_terms_of_spans_are_zero(batch):
-    """Whether none is there or all are padding, as where only highlights are labelled."""
-    bare = replace(batch.labels, span_mask=torch.zeros_like(batch.labels.span_mask))
-    none = replace(bare, spans=batch.labels.spans[:, :0], span_mask=batch.labels.span_mask[:, :0])
+def test_without_windows_every_clip_is_background_and_the_span_terms_are_zero(batch):
+    """Where all windows are masked, and where the labels have no place for any, as with highlight labels only."""
+    masked = replace(batch.labels, span_mask=torch.zeros_like(batch.labels.span_mask))
+    none = replace(masked, spans=batch.labels.spans[:, :0], span_mask=batch.labels.span_mask[:, :0])
     torch.manual_seed(0)
-    detector, aligned = BoundaryDetector(8, fusion="none"), aligned_of(batch)
-    found = []
-    for labels in (bare, none):
-        given = replace(batch, labels=labels)
-        terms = detector.losses(detector(aligned, given), aligned, given)
+    detector, aligned = build_boundary(8, fusion="none"), aligned_of(batch)
+    losses = []
+    for labels in (masked, none):
+        without = replace(batch, labels=labels)
+        terms = detector.losses(detector(aligned, without), aligned, without)
         assert (terms["l1"], terms["iou"]) == (0, 0)
         sum(terms.values()).backward()
         assert all(p.grad is None or p.grad.isfinite().all() for p in detector.parameters())
-        found.append(terms["fg"].item())
+        losses.append(terms["fg"].item())
     background = torch.nn.functional.softplus(detector(aligned, batch)["logits"])[batch.target_mask].mean()
-    assert found == pytest.approx([background.item()] * 2)
+    assert losses == pytest.approx([background.item()] * 2)
 
 
-def test_a_row_of_padding_gives_no_moment_and_no_loss(batch):
+def test_a_sample_without_clips_gives_no_moment_and_finite_losses(batch):
     batch = replace(batch, target_mask=batch.target_mask & torch.tensor([[True], [False], [True], [True]]))
-    detector = BoundaryDetector(8)
+    detector = build_boundary(8)
     aligned = aligned_of(batch)
     outputs = detector(aligned, batch)
     assert not detector.decode(outputs, batch).mask[1].any()

@@ -1,4 +1,4 @@
-"""The decoder of spans against its formulas; the whole of it is compared in test_official_detr.py."""
+"""The DAB decoder against its formulas. Whole networks are compared with the released ones in tests/papers."""
 
 import math
 
@@ -14,21 +14,21 @@ from tests.support.detr import aligned_of, make, run_decoder
 
 
 def decoder_of(layers=3, **options):
+    """A decoder of width 16 with four moment queries."""
     torch.manual_seed(0)
     sizes = {"moment_queries": 4, "decoder_layers": layers, "heads": 4, "hidden": 24, "dropout": 0.0} | options
     return DabDecoder(16, **sizes).eval()
 
 
-def test_positions_of_a_span_are_the_sines_of_its_centre_then_of_its_width():
+def test_span_positions_are_waves_of_the_centre_and_then_of_the_width():
     """[QD-DETR] Channel by channel."""
     spans = torch.rand(2, 3, 2, generator=torch.Generator().manual_seed(0))
-    found = span_positions(spans, 16)
     expected = torch.stack([torch.stack([span_sines(span, 16) for span in row]) for row in spans])
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(span_positions(spans, 16), expected)
 
 
 def test_weights_start_as_in_the_paper():
-    """[QD-DETR] Xavier-uniform matrices, also the last of the moves; anchors from a normal distribution."""
+    """[QD-DETR] Xavier-uniform matrices, also the last one of `move`; moment queries from a normal distribution."""
     decoder = decoder_of()
     assert all(x.abs().sum() == 0 for x in (decoder.move.layers[-1].bias, decoder.layers[0].self_attn.out_proj.bias))
     for linear in (
@@ -38,19 +38,19 @@ def test_weights_start_as_in_the_paper():
     ):
         bound = math.sqrt(6 / (linear.in_features + linear.out_features))
         assert 0.7 * bound < linear.weight.abs().max() <= bound
-    anchors = torch.cat([DabDecoder(16, moment_queries=500, decoder_layers=1, heads=4, hidden=4).moment_queries.weight])
-    assert anchors.std().item() == pytest.approx(1, abs=0.1)
+    logits = DabDecoder(16, moment_queries=500, decoder_layers=1, heads=4, hidden=4).moment_queries.weight
+    assert logits.std().item() == pytest.approx(1, abs=0.1)
     slopes = [layer.feed_forward.activation.weight.item() for layer in decoder.layers]
     assert slopes == [0.25] * 3
 
 
-def test_every_layer_moves_the_spans_and_begins_where_the_one_before_ended():
-    """[QD-DETR] A move of zero leaves them; one that is known is added to their logits."""
+def test_every_layer_adds_its_move_to_the_logits_of_the_spans():
+    """[QD-DETR] A move of zero leaves the spans as they are; every layer starts from the spans of the one before."""
     decoder, batch = decoder_of(), make_batch([6, 9])
-    anchors = decoder.moment_queries.weight.sigmoid().expand(2, -1, -1)
+    initial = decoder.moment_queries.weight.sigmoid().expand(2, -1, -1)
     nn.init.zeros_(decoder.move.layers[-1].weight)
     still = run_decoder(decoder, aligned_of(batch)).references
-    torch.testing.assert_close(still, anchors.expand(3, -1, -1, -1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(still, initial.expand(3, -1, -1, -1), rtol=1e-4, atol=1e-4)
     decoder.move.layers[-1].bias.data = torch.tensor([0.5, -0.25])
     moved = run_decoder(decoder, aligned_of(batch)).references
     torch.testing.assert_close(
@@ -58,8 +58,8 @@ def test_every_layer_moves_the_spans_and_begins_where_the_one_before_ended():
     )
 
 
-def test_the_next_layer_reads_a_span_without_its_gradient_and_the_heads_with_it():
-    """[QD-DETR] The move after layer 0 hears from the head of layer 1, through the reference alone."""
+def test_gradients_reach_a_move_through_the_references_and_not_through_the_next_layer():
+    """[QD-DETR] The move after layer 0 gets a gradient from the heads of layer 1, which read the reference."""
     decoder, batch = decoder_of(2), make_batch([6, 9])
     last = decoder.move.layers[-1].bias
     decoded = run_decoder(decoder, aligned_of(batch))
@@ -67,7 +67,7 @@ def test_the_next_layer_reads_a_span_without_its_gradient_and_the_heads_with_it(
     assert torch.autograd.grad(decoded.references[1].sum(), last)[0].abs().sum() > 0
 
 
-def test_content_starts_at_zero_so_that_what_maps_it_first_is_idle():
+def test_content_starts_at_zero_so_the_first_content_matrices_have_no_effect():
     """[QD-DETR] As released."""
     decoder, batch = decoder_of(), make_batch([6, 9])
     before = run_decoder(decoder, aligned_of(batch)).states
@@ -78,7 +78,7 @@ def test_content_starts_at_zero_so_that_what_maps_it_first_is_idle():
     assert not torch.allclose(run_decoder(decoder, aligned_of(batch)).states, before)
 
 
-def test_a_span_of_no_width_gives_finite_numbers_and_gradients():
+def test_spans_of_width_zero_give_finite_outputs_and_gradients():
     decoder, batch = decoder_of(), make_batch([6, 9])
     decoder.moment_queries.weight.data.fill_(-200.0)
     decoded = run_decoder(decoder, aligned_of(batch))
@@ -87,15 +87,14 @@ def test_a_span_of_no_width_gives_finite_numbers_and_gradients():
     assert all(p.grad is None or p.grad.isfinite().all() for p in decoder.parameters())
 
 
-def test_what_stands_on_padding_and_how_much_there_is_changes_nothing():
+def test_padding_does_not_change_the_outputs():
     detector = make("dab")
     assert isinstance(detector, DabDetector)
-    batch, wide = make_batch([6, 9]), make_batch([6, 9], pad_to=13)
-    aligned = aligned_of(batch)
+    batch, longer = make_batch([6, 9]), make_batch([6, 9], pad_to=13)
+    aligned, padded = aligned_of(batch), aligned_of(longer)
     target = torch.full((2, 13, 16), 7.0)
     target[:, :9] = torch.where(batch.target_mask[..., None], aligned.target, -50.0)
-    padded = aligned_of(wide)
     padded.target.copy_(target)
-    ours, theirs = detector(aligned, batch), detector(padded, wide)
-    for name, value in ours.items():
-        torch.testing.assert_close(theirs[name], value)
+    outputs, padded_outputs = detector(aligned, batch), detector(padded, longer)
+    for name, value in outputs.items():
+        torch.testing.assert_close(padded_outputs[name], value)

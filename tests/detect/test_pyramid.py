@@ -9,7 +9,7 @@ from torch import nn
 
 from mrlib import papers
 from mrlib.align import Aligned
-from mrlib.align.text_to_video import Words
+from mrlib.align.words import Words
 from mrlib.data import Widths
 from mrlib.detect.pyramid import Block, Fusion, LocalAttention, PyramidDetector, Trunk, focal_loss, points, targets
 from tests.support.batches import alone, make_batch
@@ -28,7 +28,7 @@ def aligned_of(batch, width=8, seed=0):
 
 
 def detector_of(seed=0, **options):
-    """Its blocks and its dynamics at work, which begin as nothing; and a bias, so that moments have a length."""
+    """A small detector whose blocks have large scales, and whose bias gives moments a length."""
     torch.manual_seed(seed)
     detector = PyramidDetector(8, **{"levels": 3, "heads": 2, "hidden": 16, "dropout": 0.0} | options)
     for module in detector.modules():
@@ -39,7 +39,7 @@ def detector_of(seed=0, **options):
 
 
 def points_by_hand(T, levels):
-    """(level, clip) of every point; None where there is none."""
+    """(level, clip) of every point; None for the padded one behind a level."""
     grid = []
     for level in range(levels):
         grid += [(level, x) for x in range(0, T, 2**level)] + [None]
@@ -47,17 +47,17 @@ def points_by_hand(T, levels):
 
 
 @pytest.mark.parametrize("T", [1, 2, 7, 8, 33])
-def test_points_of_a_level_are_as_far_apart_as_its_stride(T):
-    """[SnAG] A point stands in the middle of every second clip, of every fourth, ...; one that is none ends a level."""
+def test_points_of_a_level_are_one_stride_apart(T):
+    """[SnAG] In the middle of every clip, of every second, of every fourth, ...; a padded point ends a level."""
     level, point = points(T, 4)
     expected = points_by_hand(T, 4)
     assert len(level) == len(point) == len(expected)
-    for i, there in enumerate(expected):
-        assert there is None or (level[i].item(), point[i].item()) == there
+    for i, place in enumerate(expected):
+        assert place is None or (level[i].item(), point[i].item()) == place
 
 
 def positive_by_hand(x, level, levels, windows):
-    """[SnAG] The shortest window that the point answers for, in clips from the middle of the first; None: none."""
+    """[SnAG] The shortest window for which the point is positive, in clips from the middle of the first, or None."""
     low, high = RANGES[level]
     high = math.inf if level == levels - 1 else high
     fitting = []
@@ -70,49 +70,49 @@ def positive_by_hand(x, level, levels, windows):
 
 
 @pytest.mark.parametrize("levels", [1, 3, 6])
-def test_points_answer_for_the_windows_that_the_definition_gives_them(levels):
-    """[SnAG] Sixty videos of up to 150 clips with up to 25 windows, which overlap, on the grid of clips or anywhere."""
-    g, seen = torch.Generator().manual_seed(0), 0
+def test_targets_equal_their_definition(levels):
+    """[SnAG] Sixty videos of up to 150 clips with up to 25 overlapping windows, on the grid of clips or off it."""
+    g, positives = torch.Generator().manual_seed(0), 0
     for trial in range(60):
         n, W = (int(torch.randint(1, most, (1,), generator=g)) for most in (151, 26 if trial % 3 else 2))
         ends = torch.rand(W, 2, generator=g, dtype=torch.float64).sort(-1).values * n
         if trial % 2:
             first = ends[:, 0].floor()
             ends = torch.stack([first, ends[:, 1].ceil().maximum(first + 1)], -1)
-        there = torch.rand(W, generator=g) < 0.8
+        mask = torch.rand(W, generator=g) < 0.8
         level, point = points(n, levels)
-        positive, truth = targets((ends / n).float()[None], there[None], torch.tensor([float(n)]), level, point, levels)
-        windows = [(s - 0.5, e - 0.5) for s, e in ends[there].tolist()]
+        positive, truth = targets((ends / n).float()[None], mask[None], torch.tensor([float(n)]), level, point, levels)
+        windows = [(s - 0.5, e - 0.5) for s, e in ends[mask].tolist()]
         for i, place in enumerate(points_by_hand(n, levels)):
             if place is None:
                 continue
             expected = positive_by_hand(place[1], place[0], levels, windows)
-            seen += expected is not None
+            positives += expected is not None
             assert positive[0, i] == (expected is not None)
-            if expected is not None:  # of equally short ones, any that fits
+            if expected is not None:  # of equally short windows, any that fits
                 start, end = (truth[0, i].double() * n - 0.5).tolist()
                 assert end - start == pytest.approx(expected[1] - expected[0], abs=1e-4)
                 assert positive_by_hand(place[1], place[0], levels, [(start, end)]) is not None
-    assert seen > 100
+    assert positives > 100
 
 
-def test_a_window_of_a_clip_a_window_of_the_whole_video_and_one_within_the_other():
-    """By hand, of 32 clips on four levels."""
+def test_targets_of_a_short_a_long_and_two_nested_windows():
+    """By hand: 32 clips on four levels."""
     level, point = points(32, 4)
     windows = torch.tensor([[[5, 6], [0, 32]], [[8, 16], [8, 24]]]) / 32
     positive, truth = targets(windows, torch.ones(2, 2).bool(), torch.tensor([32.0, 32.0]), level, point, 4)
-    found = [
+    rows = [
         [(level[i].item(), point[i].item(), [round(x * 32) for x in truth[b, i].tolist()]) for i in row]
         for b, row in enumerate([positive[b].nonzero()[:, 0].tolist() for b in range(2)])
     ]
     whole, short, long = [0, 32], [8, 16], [8, 24]
-    assert found[0] == [(0, 5, [5, 6])] + [(2, x, whole) for x in (12, 16, 20)] + [
+    assert rows[0] == [(0, 5, [5, 6])] + [(2, x, whole) for x in (12, 16, 20)] + [
         (3, 8, whole),
         (3, 16, whole),
         (3, 24, whole),
     ]
-    assert [row for row in found[1] if row[0] == 0] == [(0, x, short) for x in (11, 12)]
-    assert [row for row in found[1] if row[0] == 1] == [
+    assert [row for row in rows[1] if row[0] == 0] == [(0, x, short) for x in (11, 12)]
+    assert [row for row in rows[1] if row[0] == 1] == [
         (1, 10, short),
         (1, 12, short),
         (1, 14, short),
@@ -122,150 +122,152 @@ def test_a_window_of_a_clip_a_window_of_the_whole_video_and_one_within_the_other
 
 
 def test_local_attention_is_attention_to_the_two_neighbours_on_either_side():
-    """[SnAG] Place by place, with torch's attention."""
+    """[SnAG] Place by place, against torch's attention."""
     torch.manual_seed(0)
-    module, theirs = LocalAttention(8, 2), nn.MultiheadAttention(8, 2, batch_first=True)
+    module, reference = LocalAttention(8, 2), nn.MultiheadAttention(8, 2, batch_first=True)
     nn.init.normal_(module.in_proj_bias)
-    theirs.load_state_dict(module.state_dict())
+    reference.load_state_dict(module.state_dict())
     q, k, v = torch.randn(3, 4, 12, 8)
     mask = torch.arange(12) < torch.tensor(LENGTHS)[:, None]
-    found = module(q, k, v, mask)
+    attended = module(q, k, v, mask)
     for b, n in enumerate(LENGTHS):
         for t in range(n):
             near = slice(max(0, t - 2), min(n, t + 3))
-            expected, _ = theirs(q[b : b + 1, t : t + 1], k[b : b + 1, near], v[b : b + 1, near])
-            torch.testing.assert_close(found[b, t], expected[0, 0])
+            expected, _ = reference(q[b : b + 1, t : t + 1], k[b : b + 1, near], v[b : b + 1, near])
+            torch.testing.assert_close(attended[b, t], expected[0, 0])
 
 
-def near(x, i):
-    """Three places around i, zeros where there is none."""
+def neighbours(x, i):
+    """The three places around i; zeros before the first and after the last."""
     return [x[j] if 0 <= j < len(x) else torch.zeros_like(x[0]) for j in (i - 1, i, i + 1)]
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_a_block_is_its_definition(stride):
-    """[SnAG] q, k, v convolved channel by channel; the largest of three goes on; both branches scaled."""
+def test_a_block_equals_its_definition(stride):
+    """[SnAG] q, k, v are convolved channel by channel; with a stride the maximum of three; branches are scaled."""
     torch.manual_seed(0)
     block, mask = Block(8, 2, 16, 0.0, stride), torch.arange(12) < torch.tensor(LENGTHS)[:, None]
     nn.init.normal_(block.scale)
-    x = torch.randn(4, 12, 8) - 3  # padding that counted as zero would be the largest
-    found, left = block(x, mask)
+    x = torch.randn(4, 12, 8) - 3  # padding would win the maximum if it counted as zero
+    y_all, y_mask = block(x, mask)
     kernel = block.conv.weight.reshape(8, 3, 3)  # channel, q k v, place
     for b, n in enumerate(LENGTHS):
         y, places = block.norm1(x[b, :n]), range(0, n, stride)
-        assert left[b].tolist() == [i < len(places) for i in range(-(-12 // stride))]
+        assert y_mask[b].tolist() == [i < len(places) for i in range(-(-12 // stride))]
         q, k, v = (
             block.norms[j](
-                torch.stack([sum(kernel[:, j, o] * y_o for o, y_o in enumerate(near(y, i))) for i in places])
+                torch.stack([sum(kernel[:, j, o] * y_o for o, y_o in enumerate(neighbours(y, i))) for i in places])
             )[None]
             for j in range(3)
         )
-        carried = torch.stack([x[b, max(0, i - 1) : min(n, i + 2)].amax(0) if stride == 2 else x[b, i] for i in places])
-        z = carried + block.scale[0] * block.local_attn(q, k, v, torch.ones(1, len(places)).bool())[0]
+        residual = torch.stack(
+            [x[b, max(0, i - 1) : min(n, i + 2)].amax(0) if stride == 2 else x[b, i] for i in places]
+        )
+        z = residual + block.scale[0] * block.local_attn(q, k, v, torch.ones(1, len(places)).bool())[0]
         expected = z + block.scale[1] * block.feed_forward(block.norm2(z))
-        torch.testing.assert_close(found[b, : len(places)], expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(y_all[b, : len(places)], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_words_scale_and_shift_the_places():
+def test_fusion_scales_and_shifts_every_place_by_attention_to_the_words():
     """[SnAG] Place by place."""
     torch.manual_seed(0)
     layer, batch = Fusion(8, 2, 16, 0.0), make_batch(LENGTHS, words=6)
     aligned = aligned_of(batch)
     x, words = aligned.target, Words(aligned.query, aligned.query, batch.query_mask)
-    found = layer(x, batch.target_mask, words)
+    fused = layer(x, batch.target_mask, words)
     attend = layer.cross_attn
     for b, n in enumerate(LENGTHS):
         y, keys = layer.norm1(x[b, :n]), layer.norm_words(aligned.query[b, batch.query_mask[b]])
         for i in range(n):
-            asked = sum(layer.conv.weight[:, 0, o] * y_o for o, y_o in enumerate(near(y, i)))
-            scale, shift = attend(asked[None, None], keys[None], keys[None])[0, 0].split(8)
+            q = sum(layer.conv.weight[:, 0, o] * y_o for o, y_o in enumerate(neighbours(y, i)))
+            scale, shift = attend(q[None, None], keys[None], keys[None])[0, 0].split(8)
             z = x[b, i] * scale + shift
-            torch.testing.assert_close(found[b, i], z + layer.feed_forward(layer.norm2(z)), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(fused[b, i], z + layer.feed_forward(layer.norm2(z)), rtol=1e-4, atol=1e-5)
 
 
-def heads_by_hand(detector, x):
-    """Logits and spans of the levels of one sample, each by itself: what stands behind one another must not mix."""
-    found = []
-    for level, fused in enumerate(x):
+def heads_by_hand(detector, levels):
+    """Logit, start and end in clips of every point of one sample (P, 3), from each level alone."""
+    rows = []
+    for level, fused in enumerate(levels):
         all_real = torch.ones(1, fused.shape[1], dtype=torch.bool)
         logit = detector.logit(detector.foreground(fused, all_real).mT)[0, 0]
         offset = (detector.scales[level] * detector.offset(detector.boundary(fused, all_real).mT)[0].T).relu()
         for i in range(fused.shape[1]):
             middle = i * 2**level + 0.5
             ends = (middle - offset[i, 0] * 2**level, middle + offset[i, 1] * 2**level)
-            found.append(torch.stack([logit[i], *ends]))
-    return torch.stack(found)
+            rows.append(torch.stack([logit[i], *ends]))
+    return torch.stack(rows)
 
 
 @pytest.mark.parametrize("beta", [None, 0.6])
 @torch.no_grad()
-def test_levels_share_all_weights_and_do_not_see_one_another(beta):
-    """[SnAG], [TD-DETR Eq. 6] Each sample without padding and each level by itself; a start and a scale of its own."""
+def test_levels_share_weights_but_not_values(beta):
+    """[SnAG], [TD-DETR Eq. 6] Against each sample and level alone; a level has its own start and scale."""
     detector, batch = detector_of(beta=beta), make_batch(LENGTHS, words=6, pad_to=13)
     nn.init.uniform_(detector.scales, 0.5, 2.0)
     aligned = aligned_of(batch)
     outputs = detector(aligned, batch)
     for b, n in enumerate(LENGTHS):
-        alone = torch.ones(1, n, dtype=torch.bool)
+        all_real = torch.ones(1, n, dtype=torch.bool)
         query = aligned.query[b : b + 1, batch.query_mask[b]]
         words, fused = Words(query, query, torch.ones(1, query.shape[1], dtype=torch.bool)), []
-        for level, (x, mask) in enumerate(detector.pyramid(aligned.target[b : b + 1, :n], alone)):
+        for level, (x, mask) in enumerate(detector.pyramid(aligned.target[b : b + 1, :n], all_real)):
             assert mask.all() and x.shape[1] == len(range(0, n, 2**level))
             if beta is not None:
                 before = torch.cat([detector.start.weight[level][None, None], x[:, :-1]], 1)
-                gathered = detector.mix.attend(detector.mix.project(x - before).relu(), query, query)
-                x = beta * x + (1 - beta) * gathered
+                attended = detector.mix.attend(detector.mix.project(x - before).relu(), query, query)
+                x = beta * x + (1 - beta) * attended
             for layer in detector.fusion:
                 x = layer(x, mask, words)
             fused.append(detector.norm(x))
         expected = heads_by_hand(detector, fused)
-        there = outputs["mask"][b]
-        assert there.tolist() == [p is not None and p[1] < n for p in points_by_hand(13, 3)]
-        torch.testing.assert_close(outputs["logits"][b, there], expected[:, 0], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(outputs["spans"][b, there] * n, expected[:, 1:], rtol=1e-4, atol=1e-4)
+        real = outputs["mask"][b]
+        assert real.tolist() == [p is not None and p[1] < n for p in points_by_hand(13, 3)]
+        torch.testing.assert_close(outputs["logits"][b, real], expected[:, 0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(outputs["spans"][b, real] * n, expected[:, 1:], rtol=1e-4, atol=1e-4)
 
 
-def test_the_stem_gives_clips_their_places():
-    """[SnAG] Two convolutions, sines and cosines of a clip's number over the root of the width, and a block."""
+def test_the_stem_adds_positions_to_the_clips():
+    """[SnAG] Two convolutions, then sines and cosines of the clip's index over the root of the width, then a block."""
     detector, batch = detector_of(), make_batch(LENGTHS)
     x, mask = aligned_of(batch).target, batch.target_mask
-    places = torch.zeros(12, 8)
+    positions = torch.zeros(12, 8)
     for i in range(12):
         for m in range(4):
             angle = i / 10000 ** (2 * m / 8)
-            places[i, 2 * m], places[i, 2 * m + 1] = math.sin(angle) / 8**0.5, math.cos(angle) / 8**0.5
-    expected = detector.stem_block(detector.stem(x, mask) + places, mask)
-    for block, (found, there) in zip(detector.blocks, detector.pyramid(x, mask), strict=True):
+            positions[i, 2 * m], positions[i, 2 * m + 1] = math.sin(angle) / 8**0.5, math.cos(angle) / 8**0.5
+    expected = detector.stem_block(detector.stem(x, mask) + positions, mask)
+    for block, (level, level_mask) in zip(detector.blocks, detector.pyramid(x, mask), strict=True):
         expected = block(*expected)
-        assert torch.equal(there, expected[1])
-        torch.testing.assert_close(found[there], expected[0][there])
+        assert torch.equal(level_mask, expected[1])
+        torch.testing.assert_close(level[level_mask], expected[0][level_mask])
 
 
-def test_clips_are_the_same_whatever_is_asked():
-    """[SnAG] Fusion is late: the levels of a video can be kept."""
+def test_the_levels_do_not_depend_on_the_query():
+    """[SnAG] Fusion is late, so that the levels of a video can be reused for other queries."""
     detector, batch = detector_of(beta=0.7), make_batch([9, 9])
     aligned = aligned_of(batch)
-    seen = []
-    detector.blocks[-1].register_forward_hook(lambda module, inputs, output: seen.append(output[0]))
-    one = detector(aligned, batch)["logits"]
-    other = detector(replace(aligned, query=aligned.query.flip(0)), batch)["logits"]
-    assert torch.equal(*seen) and not torch.allclose(one, other)
+    last_levels = []
+    detector.blocks[-1].register_forward_hook(lambda module, inputs, output: last_levels.append(output[0]))
+    logits = detector(aligned, batch)["logits"]
+    flipped = detector(replace(aligned, query=aligned.query.flip(0)), batch)["logits"]
+    assert torch.equal(*last_levels) and not torch.allclose(logits, flipped)
 
 
-def test_focal_loss_by_hand():
-    """[SnAG] Smoothed labels 0.9 and 0.1, halved, the square of what is missed."""
+def test_focal_loss_equals_its_definition():
+    """[SnAG] Smoothed labels 0.9 and 0.1, weight one half, the squared error as a factor."""
     logits = torch.tensor([2.0, 2.0, -1.0, 0.0], dtype=torch.float64)
     positive = torch.tensor([True, False, True, False])
     expected = []
-    for z, yes in zip(logits.tolist(), positive.tolist(), strict=True):
-        p, y = 1 / (1 + math.exp(-z)), 0.9 if yes else 0.1
-        met = p * y + (1 - p) * (1 - y)
-        expected.append(-0.5 * (1 - met) ** 2 * (y * math.log(p) + (1 - y) * math.log(1 - p)))
+    for z, label in zip(logits.tolist(), positive.tolist(), strict=True):
+        p, y = 1 / (1 + math.exp(-z)), 0.9 if label else 0.1
+        p_y = p * y + (1 - p) * (1 - y)
+        expected.append(-0.5 * (1 - p_y) ** 2 * (y * math.log(p) + (1 - y) * math.log(1 - p)))
     assert focal_loss(logits, positive).tolist() == pytest.approx(expected)
 
 
 def test_losses_are_the_sums_of_the_definition():
-    """[SnAG] Point by point; distance IoU in clips, which has no unit."""
+    """[SnAG] Point by point; the distance IoU of spans in clips, since it does not depend on the unit."""
     windows = [[(2, 5), (6, 8)], [(0, 4)], [(0, 12), (3, 4)], [(0, 1)]]
     batch, detector = make_batch(LENGTHS, windows=windows), detector_of()
     aligned = aligned_of(batch)
@@ -292,44 +294,43 @@ def test_losses_are_the_sums_of_the_definition():
 
 @torch.no_grad()
 def test_moments_are_those_of_a_plain_loop():
-    """[SnAG] Decoded again: too short and too unlikely ones left out, softly suppressed, voted on; the second video
-    ends a second before its features do."""
+    """[SnAG] Short and unlikely moments dropped, soft suppression, voting; the second video ends a second before its
+    features do."""
     batch, detector = make_batch(LENGTHS), detector_of()
     batch = replace(batch, duration_s=torch.tensor([18.0, 7.0, 24.0, 2.0]))
     outputs = detector(aligned_of(batch), batch)
     outputs["logits"][0, ::3] = -7.0  # a score below 0.001
     outputs["spans"][2, ::4] = outputs["spans"][2, ::4].mean(-1, keepdim=True)
     outputs["spans"][2, 1::4] = outputs["spans"][2, 1] + 0.001 * torch.rand(outputs["spans"][2, 1::4].shape)
-    # of three moments that all but equal one another, one is too unlikely to vote
+    # three nearly equal moments, of which one is too unlikely to vote
     outputs["spans"][3, outputs["mask"][3]] = torch.tensor([[0.0, 0.5], [0.0, 0.51], [0.01, 0.5]])
     outputs["logits"][3, outputs["mask"][3]] = torch.tensor([0.0014, 0.0009, 0.0011]).logit()
     moments = detector.decode(outputs, batch)
     for b, n in enumerate(LENGTHS):
-        last, found = batch.duration_s[b].item() / (2 * n), []
-        for z, (s, e), there in zip(*(outputs[k][b].tolist() for k in ("logits", "spans", "mask")), strict=True):
+        last, candidates = batch.duration_s[b].item() / (2 * n), []
+        for z, (s, e), real in zip(*(outputs[k][b].tolist() for k in ("logits", "spans", "mask")), strict=True):
             s, e, p = min(max(s, 0.0), last), min(max(e, 0.0), last), 1 / (1 + math.exp(-z))
-            if there and p > 0.001 and (e - s) * n > 0.1:
-                found.append((p, s, e))
+            if real and p > 0.001 and (e - s) * n > 0.1:
+                candidates.append((p, s, e))
         overlap = lambda a, b: max(0.0, min(a[2], b[2]) - max(a[1], b[1])) / (max(a[2], b[2]) - min(a[1], b[1]))  # noqa: E731
-        left, expected = sorted(found, reverse=True), []
+        left, expected = sorted(candidates, reverse=True), []
         while left and len(expected) < 10:
             best = max(left)
             left = [
                 (p * math.exp(-(overlap(best, (p, s, e)) ** 2) / 0.9), s, e) for p, s, e in left if (p, s, e) != best
             ]
             left = [x for x in left if x[0] > 0.001]
-            votes = [x for x in found if overlap(best, x) >= 0.95]
+            votes = [x for x in candidates if overlap(best, x) >= 0.95]
             total = sum(p for p, _, _ in votes)
             expected.append([sum(x[0] * x[k] for x in votes) / total for k in (1, 2)] + [best[0]])
-        there = moments.mask[b]
-        got = torch.cat([moments.spans[b], moments.scores[b, :, None]], -1)[there]
-        torch.testing.assert_close(got, torch.tensor(expected), rtol=1e-4, atol=1e-5)
+        decoded = torch.cat([moments.spans[b], moments.scores[b, :, None]], -1)[moments.mask[b]]
+        torch.testing.assert_close(decoded, torch.tensor(expected), rtol=1e-4, atol=1e-5)
         assert moments.scores[b].tolist() == sorted(moments.scores[b].tolist(), reverse=True)
 
 
 @pytest.mark.parametrize("beta", [None, 0.7])
 @torch.no_grad()
-def test_predictions_do_not_depend_on_labels_batch_mates_or_padding(beta):
+def test_predictions_do_not_depend_on_labels_other_samples_or_padding(beta):
     retriever = papers.build(papers.get("snag", "small", **QUICK, beta=beta), WIDTHS, seed=1)
     retriever.detector.offset.bias.fill_(0.5)
     for module in retriever.modules():
@@ -340,30 +341,30 @@ def test_predictions_do_not_depend_on_labels_batch_mates_or_padding(beta):
     assert retriever.predict(batch.unlabelled()) == together
     for b in range(len(LENGTHS)):
         (line,) = retriever.predict(alone(batch, b))
-        one, many = (torch.tensor(x["pred_relevant_windows"]) for x in (line, together[b]))
-        torch.testing.assert_close(one, many, rtol=1e-4, atol=2e-3)  # times are in thousandths
+        single, batched = (torch.tensor(x["pred_relevant_windows"]) for x in (line, together[b]))
+        torch.testing.assert_close(single, batched, rtol=1e-4, atol=2e-3)  # times are rounded to milliseconds
 
 
 @pytest.mark.parametrize("beta", [None, 0.7])
-def test_what_stands_on_padding_is_not_read(beta):
-    """Also by the losses and their gradients."""
+def test_padding_does_not_change_losses_and_gradients(beta):
+    """And gets no gradient."""
     detector, batch = detector_of(beta=beta), make_batch(LENGTHS, pad_to=15)
     aligned = aligned_of(batch)
-    junk = torch.where(aligned.mask[..., None], aligned.target, 1e4)
+    padded = torch.where(aligned.mask[..., None], aligned.target, 1e4)
     grads = []
-    for target in (aligned.target, junk):
-        target = target.clone().requires_grad_()
-        given = replace(aligned, target=target)
-        outputs = detector(given, batch)
-        sum(detector.losses(outputs, given, batch).values()).backward()
+    for clips in (aligned.target, padded):
+        target = clips.clone().requires_grad_()
+        inputs = replace(aligned, target=target)
+        outputs = detector(inputs, batch)
+        sum(detector.losses(outputs, inputs, batch).values()).backward()
         grads.append(target.grad)
         assert (target.grad[~batch.target_mask] == 0).all() and (target.grad[batch.target_mask] != 0).any(-1).all()
     assert torch.equal(*grads)
 
 
 @pytest.mark.parametrize("windows", [[], [(0, 1)], [(0, 40)], [(i, i + 1) for i in range(0, 50, 2)]])
-def test_odd_videos_are_learned_from_and_answered(windows):
-    """No window, a video of one clip, a window of a whole video, 25 windows; and a row that is all padding beside."""
+def test_unusual_videos_give_finite_gradients_and_moments(windows):
+    """No window, a video of one clip, a window of a whole video, 25 windows; the second sample is all padding."""
     n = max([1, *(end for _, end in windows)])
     batch = make_batch([n, 5], windows=[windows, [(1, 3)]], words=4)
     batch = replace(batch, target_mask=batch.target_mask & torch.tensor([[True], [False]]))
@@ -379,18 +380,18 @@ def test_odd_videos_are_learned_from_and_answered(windows):
     assert ((moments.spans[0] >= 0) & (moments.spans[0] <= 1)).all()
 
 
-def test_a_batch_without_a_place_for_windows_is_one_without_windows():
+def test_labels_with_no_place_for_windows_equal_masked_windows():
     batch, detector = make_batch([5, 7]), detector_of()
-    aligned, found = aligned_of(batch), []
+    aligned, terms = aligned_of(batch), []
     none = replace(batch.labels, span_mask=torch.zeros_like(batch.labels.span_mask))
     for labels in (none, replace(none, spans=none.spans[:, :0], span_mask=none.span_mask[:, :0])):
-        given = replace(batch, labels=labels)
-        found.append({k: v.item() for k, v in detector.losses(detector(aligned, given), aligned, given).items()})
-    assert found[0] == found[1] and found[0]["focal"] > 0
+        without = replace(batch, labels=labels)
+        terms.append({k: v.item() for k, v in detector.losses(detector(aligned, without), aligned, without).items()})
+    assert terms[0] == terms[1] and terms[0]["focal"] > 0
 
 
-def test_neighbours_of_the_stem_and_the_heads_are_three():
-    """[SnAG] Two convolutions of 3 reach two places."""
+def test_a_trunk_sees_two_places_on_either_side():
+    """[SnAG] It has two convolutions of 3."""
     torch.manual_seed(0)
     trunk, x = Trunk(8), torch.randn(1, 9, 8)
     mask = torch.ones(1, 9, dtype=torch.bool)
@@ -401,8 +402,8 @@ def test_neighbours_of_the_stem_and_the_heads_are_three():
 
 
 @pytest.mark.parametrize("aligner", papers.ALIGNERS)
-def test_every_aligner_trains_before_the_pyramid(aligner):
-    """With dynamics in both, where the aligner has them too."""
+def test_the_pyramid_trains_behind_every_aligner(aligner):
+    """With dynamics in the detector, and in the aligner if it has them."""
     paper = papers.get("snag", "small", aligner=aligner, beta=0.7)
     assert paper.detector.name == "pyramid" and paper.detector.options["beta"] == 0.7
     retriever, batch = papers.build(paper, WIDTHS), make_batch([9, 6, 12], motion=8)

@@ -1,4 +1,4 @@
-"""2D-TAN's detector against its equations, written out cell by cell, and what must not show in it."""
+"""2D-TAN's detector against its equations, written out cell by cell; padding, labels, dtypes and options."""
 
 from dataclasses import replace
 
@@ -15,83 +15,85 @@ from tests.support.batches import make_batch
 LENGTHS = [6, 1, 9]
 
 
-def detector(**options):
-    """Small, in float64, with biases that are not zero."""
+def detector_of(**options):
+    """A small detector in float64, with biases that are not zero."""
     torch.manual_seed(0)
-    made = TanDetector(16, **{"channels": 3, "convolutions": 3, "kernel": 3} | options).double()
-    for parameter in made.parameters():
+    detector = TanDetector(16, **{"channels": 3, "convolutions": 3, "kernel": 3} | options).double()
+    for parameter in detector.parameters():
         torch.nn.init.normal_(parameter, std=0.7)
-    return made
+    return detector
 
 
 def aligned_of(batch):
+    """The joint clips of the batch, and random vectors of the whole queries."""
     g = torch.Generator().manual_seed(1)
     whole = torch.randn(len(batch), 16, generator=g, dtype=batch.target.dtype)
     return Aligned(batch.target_joint, batch.target_mask, whole[:, None], batch.target_mask[:, :1], whole)
 
 
 def moments_of(n):
+    """The cells (i, j) of n clips that are moments."""
     return [(i, j) for i in range(n) for j in range(i, n)]
 
 
-def test_a_moment_has_the_largest_of_its_clips_in_every_channel():
-    """[2D-TAN] And a cell before the diagonal nothing."""
+def test_the_features_of_a_moment_are_the_maximum_over_its_clips():
+    """[2D-TAN] Cells with j < i are 0."""
     x = torch.rand(2, 3, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = moment_map(x)
+    features = moment_map(x)
     for i in range(7):
         for j in range(7):
             expected = x[..., i : j + 1].amax(-1) if i <= j else torch.zeros(2, 3, dtype=x.dtype)
-            assert torch.equal(found[..., i, j], expected)
+            assert torch.equal(features[..., i, j], expected)
 
 
-def fused_by_hand(made, clips, whole):
-    """[2D-TAN] {(i, j): H} of one video without padding: normed products of the query and the pooled clips."""
-    x = [(made.clips.weight @ v + made.clips.bias).clamp(min=0) for v in clips]
-    query = made.query.weight @ whole + made.query.bias
+def fused_by_hand(detector, clips, whole):
+    """[2D-TAN] {(i, j): (H,)} of one video without padding: normalised products of the query and the pooled clips."""
+    x = [(detector.clips.weight @ v + detector.clips.bias).clamp(min=0) for v in clips]
+    query = detector.query.weight @ whole + detector.query.bias
     fused = {}
     for i, j in moments_of(len(clips)):
         pooled = torch.stack(x[i : j + 1]).amax(0)
-        product = query * (made.moments.weight[:, :, 0, 0] @ pooled + made.moments.bias)
+        product = query * (detector.moments.weight[:, :, 0, 0] @ pooled + detector.moments.bias)
         fused[i, j] = product / product.norm()
     return fused
 
 
-def logits_by_hand(made, fused):
-    """[2D-TAN] On a plane without borders: every convolution gives a value wherever one is under its kernel."""
-    half = made.kernel // 2
+def logits_by_hand(detector, fused):
+    """[2D-TAN] On an unbounded plane: a convolution has an output wherever a valid cell is under its kernel."""
+    half = detector.kernel // 2
     near = [(a, b) for a in range(-half, half + 1) for b in range(-half, half + 1)]
-    for layer in made.convolve:
+    for layer in detector.convolve:
         after = {}
         for i, j in {(i + a, j + b) for i, j in fused for a, b in near}:
             under = [(a, b) for a, b in near if (i + a, j + b) in fused]
             y = sum(layer.weight[:, :, half + a, half + b] @ fused[i + a, j + b] for a, b in under) + layer.bias
             after[i, j] = y.clamp(min=0) / len(under)
         fused = after
-    return {cell: made.score.weight[0, :, 0, 0] @ x + made.score.bias[0] for cell, x in fused.items()}
+    return {cell: detector.score.weight[0, :, 0, 0] @ x + detector.score.bias[0] for cell, x in fused.items()}
 
 
 @pytest.mark.parametrize(("convolutions", "kernel"), [(1, 3), (2, 3), (3, 3), (4, 3), (2, 5), (1, 1)])
 @torch.no_grad()
-def test_every_moment_has_the_logit_of_the_definition(convolutions, kernel):
+def test_every_logit_equals_its_definition(convolutions, kernel):
     """[2D-TAN] Three videos in one padded batch."""
-    made, batch = detector(convolutions=convolutions, kernel=kernel), make_batch([5, 1, 4], dtype=torch.float64)
+    detector, batch = detector_of(convolutions=convolutions, kernel=kernel), make_batch([5, 1, 4], dtype=torch.float64)
     aligned = aligned_of(batch)
-    fused, logits = made.fuse(aligned), made(aligned, batch)["logits"]
+    fused, logits = detector.fuse(aligned), detector(aligned, batch)["logits"]
     for b, n in enumerate([5, 1, 4]):
-        by_hand = fused_by_hand(made, aligned.target[b, :n], aligned.query_global[b])
-        expected = logits_by_hand(made, by_hand)
+        by_hand = fused_by_hand(detector, aligned.target[b, :n], aligned.query_global[b])
+        expected = logits_by_hand(detector, by_hand)
         for i, j in moments_of(n):
             torch.testing.assert_close(fused[b, :, i, j], by_hand[i, j])
             torch.testing.assert_close(logits[b, i, j], expected[i, j])
-        there = torch.zeros(5, 5, dtype=torch.bool)
-        there[tuple(zip(*moments_of(n), strict=True))] = True
-        assert (fused[b, :, ~there] == 0).all()
+        valid = torch.zeros(5, 5, dtype=torch.bool)
+        valid[tuple(zip(*moments_of(n), strict=True))] = True
+        assert (fused[b, :, ~valid] == 0).all()
 
 
-def test_a_layer_is_divided_by_the_cells_under_its_kernel_that_are_there():
-    """[2D-TAN] By hand: the triangle of a video of three clips, and what is one place around it."""
-    there = torch.ones(3, 3, dtype=torch.bool).triu()
-    found = weights(torch.nn.functional.pad(there, [2] * 4)[None, None], 3)[0, 0]
+def test_a_convolution_is_divided_by_the_number_of_valid_cells_under_its_kernel():
+    """[2D-TAN] By hand: the triangle of a video of three clips, and one place around it."""
+    triangle = torch.ones(3, 3, dtype=torch.bool).triu()
+    weight = weights(torch.nn.functional.pad(triangle, [2] * 4)[None, None], 3)[0, 0]
     expected = torch.tensor(
         [
             [0, 0, 0, 0, 0, 0, 0],
@@ -103,15 +105,15 @@ def test_a_layer_is_divided_by_the_cells_under_its_kernel_that_are_there():
             [0, 0, 0, 0, 0, 0, 0],
         ]
     )
-    torch.testing.assert_close(found, torch.where(expected > 0, 1 / expected, 0.0))
+    torch.testing.assert_close(weight, torch.where(expected > 0, 1 / expected, 0.0))
 
 
 @pytest.mark.parametrize("kernel", [3, 21])
 def test_cells_are_counted_exactly_with_large_kernels_and_in_half_precision(kernel):
-    """441 is no number of bfloat16."""
-    there = torch.ones(1, 1, 40, 40, dtype=torch.bool)
+    """bfloat16 cannot represent 441."""
+    mask = torch.ones(1, 1, 40, 40, dtype=torch.bool)
     with torch.autocast("cpu", torch.bfloat16):
-        assert 1 / weights(there, kernel)[0, 0, 20, 20].item() == pytest.approx(kernel**2, rel=1e-6)
+        assert 1 / weights(mask, kernel)[0, 0, 20, 20].item() == pytest.approx(kernel**2, rel=1e-6)
 
 
 def iou_by_hand(a, b):
@@ -119,8 +121,8 @@ def iou_by_hand(a, b):
     return shared / (a[1] - a[0] + b[1] - b[0] - shared)
 
 
-def test_a_cell_is_to_say_how_much_of_the_better_half_of_the_iou_it_has():
-    """[2D-TAN] Of two windows, one of none and one off the grid; half and less of an IoU is nothing."""
+def test_the_scaled_iou_equals_its_definition():
+    """[2D-TAN] Two windows, no window, a window off the grid; an IoU of up to one half gives 0."""
     batch = make_batch([6, 4, 5], windows=[[(0, 2), (2, 6)], [], [(1, 4)]], dtype=torch.float64)
     spans = batch.labels.spans.clone()
     spans[2, 0] = torch.tensor([1.3 / 5, 3.9 / 5])
@@ -135,30 +137,30 @@ def test_a_cell_is_to_say_how_much_of_the_better_half_of_the_iou_it_has():
 
 
 @torch.no_grad()
-def test_the_loss_is_the_mean_cross_entropy_of_all_moments_of_the_batch():
-    """[2D-TAN] Cell by cell."""
-    made, batch = detector(), make_batch(LENGTHS, dtype=torch.float64)
+def test_the_loss_is_the_mean_cross_entropy_over_all_moments_of_the_batch():
+    """[2D-TAN] Cell by cell; logits of cells that are no moment are not read."""
+    detector, batch = detector_of(), make_batch(LENGTHS, dtype=torch.float64)
     aligned = aligned_of(batch)
-    outputs, y = made(aligned, batch), scaled_iou(batch)
+    outputs, y = detector(aligned, batch), scaled_iou(batch)
     total, count = 0.0, 0
     for b, n in enumerate(LENGTHS):
         for i, j in moments_of(n):
             p = outputs["logits"][b, i, j].sigmoid()
             total -= y[b, i, j] * p.log() + (1 - y[b, i, j]) * (1 - p).log()
             count += 1
-    loss = made.losses(outputs, aligned, batch)
+    loss = detector.losses(outputs, aligned, batch)
     assert loss.keys() == {"overlap"}
     torch.testing.assert_close(loss["overlap"].double(), total / count, rtol=1e-5, atol=1e-6)
     outputs["logits"][~(y.new_ones(y.shape).triu().bool() & batch.target_mask[:, None])] = torch.nan
-    assert torch.equal(made.losses(outputs, aligned, batch)["overlap"], loss["overlap"])
+    assert torch.equal(detector.losses(outputs, aligned, batch)["overlap"], loss["overlap"])
 
 
 @pytest.mark.parametrize("nms", [0.5, 0.8, 0.0])
 def test_moments_are_those_of_a_plain_loop(nms):
-    """[2D-TAN] Best first, none over one that is better by an IoU above the threshold, ten at most; ties too."""
-    made, batch = detector(nms=nms), make_batch([9, 1, 12], dtype=torch.float64)
+    """[2D-TAN] Best first; none has an IoU above the threshold with a better one; ten at most; with ties."""
+    detector, batch = detector_of(nms=nms), make_batch([9, 1, 12], dtype=torch.float64)
     logits = torch.randn(3, 12, 12, generator=torch.Generator().manual_seed(0)).round(decimals=1)
-    moments = made.decode({"logits": logits}, batch)
+    moments = detector.decode({"logits": logits}, batch)
     for b, n in enumerate([9, 1, 12]):
         kept = []
         for i, j in sorted(moments_of(n), key=lambda c: (-logits[b, c[0], c[1]].item(), c)):
@@ -172,33 +174,34 @@ def test_moments_are_those_of_a_plain_loop(nms):
 
 
 @torch.no_grad()
-def test_padding_and_batch_mates_change_nothing():
-    made = detector().float()
+def test_padding_and_other_samples_do_not_change_the_outputs():
+    detector = detector_of().float()
     together, decoded = [], []
     for batch in (make_batch([7]), make_batch([7, 12, 1]), make_batch([7], pad_to=20)):
         aligned = aligned_of(batch)
         aligned = replace(aligned, target=aligned.target.masked_fill(~batch.target_mask[..., None], 9.0))
-        together.append(made(aligned, batch))
-        decoded.append(made.decode(together[-1], batch))
+        together.append(detector(aligned, batch))
+        decoded.append(detector.decode(together[-1], batch))
     moments = torch.ones(7, 7).triu().bool()
-    for outputs, found in zip(together[1:], decoded[1:], strict=True):
+    for outputs, predicted in zip(together[1:], decoded[1:], strict=True):
         first = together[0]["logits"][0][moments]
         torch.testing.assert_close(outputs["logits"][0, :7, :7][moments], first, rtol=1e-4, atol=1e-6)
-        assert torch.equal(found.spans[0], decoded[0].spans[0]) and torch.equal(found.mask[0], decoded[0].mask[0])
+        assert torch.equal(predicted.spans[0], decoded[0].spans[0])
+        assert torch.equal(predicted.mask[0], decoded[0].mask[0])
 
 
 @torch.no_grad()
-def test_the_query_matters_and_labels_do_not():
-    made, batch = detector(), make_batch(LENGTHS, dtype=torch.float64)
+def test_logits_depend_on_the_query_and_not_on_labels():
+    detector, batch = detector_of(), make_batch(LENGTHS, dtype=torch.float64)
     aligned = aligned_of(batch)
-    outputs = made(aligned, batch)
-    assert torch.equal(outputs["logits"], made(aligned, batch.unlabelled())["logits"])
-    other = made(replace(aligned, query_global=aligned.query_global.roll(1, 0)), batch)
-    assert not torch.allclose(outputs["logits"], other["logits"])
+    outputs = detector(aligned, batch)
+    assert torch.equal(outputs["logits"], detector(aligned, batch.unlabelled())["logits"])
+    rolled = detector(replace(aligned, query_global=aligned.query_global.roll(1, 0)), batch)
+    assert not torch.allclose(outputs["logits"], rolled["logits"])
 
 
-def test_what_a_cell_has_is_still_there_after_the_layers():
-    """At first, with the usual sizes: logits of one map differ by more than rounding."""
+def test_initial_logits_of_a_map_differ_by_more_than_rounding():
+    """With the default number and size of the convolutions."""
     torch.manual_seed(0)
     batch = make_batch([12])
     logits = TanDetector(16, channels=32)(aligned_of(batch), batch)["logits"][0]
@@ -206,24 +209,24 @@ def test_what_a_cell_has_is_still_there_after_the_layers():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_odd_videos_under_autocast_stay_finite(dtype):
-    """A video of zeros, one clip, duplicated clips, no window; values and gradients."""
+def test_unusual_videos_give_finite_losses_and_gradients_under_autocast(dtype):
+    """A video of zeros, one clip, equal clips, no window."""
     batch = make_batch([6, 1, 8], windows=[[(1, 3)], [(0, 1)], []])
     target = batch.target_joint.clone()
     target[0] = 0
     target[2, :8] = target[2, 0]
-    made = TanDetector(16, channels=4, convolutions=2, kernel=3)
+    detector = TanDetector(16, channels=4, convolutions=2, kernel=3)
     aligned = replace(aligned_of(batch), target=target.requires_grad_())
     with torch.autocast("cpu", dtype):
-        loss = made.losses(made(aligned, batch), aligned, batch)["overlap"]
+        loss = detector.losses(detector(aligned, batch), aligned, batch)["overlap"]
     loss.backward()
     assert loss.isfinite() and target.grad.isfinite().all()
-    assert all(p.grad.isfinite().all() and p.grad.abs().max() > 0 for p in made.parameters())
+    assert all(p.grad.isfinite().all() and p.grad.abs().max() > 0 for p in detector.parameters())
 
 
 @pytest.mark.parametrize("aligner", papers.ALIGNERS)
-def test_it_trains_and_answers_behind_every_aligner(aligner):
-    """With the numbers of the small size; every one of its parameters has a gradient."""
+def test_it_trains_behind_every_aligner(aligner):
+    """At the small size; every parameter has a gradient, and every sample gets moments."""
     paper = papers.get("f2sgd", "small", aligner=aligner, detector="tan")
     retriever, batch = papers.build(paper, Widths(24, 12, 16)), make_batch([9, 6, 12], motion=8)
     retriever.losses(*retriever(batch), batch)["overlap"].backward()
@@ -231,20 +234,20 @@ def test_it_trains_and_answers_behind_every_aligner(aligner):
     assert all(0 < len(line["pred_relevant_windows"]) <= 10 for line in retriever.predict(batch))
 
 
-def test_it_stands_in_any_paper_with_its_own_numbers():
-    """Without a setting; each can be set by name, and none is another's."""
+def test_a_paper_with_this_detector_has_the_defaults_of_this_detector():
+    """No setting is needed; each can be set by name, and options of the replaced detector are gone."""
     paper = papers.get("f2sgd", detector="tan")
     assert paper.detector == papers.Choice("tan")
-    made = papers.build(paper, Widths(24, 12, 16)).detector
-    assert [tuple(layer.weight.shape) for layer in made.convolve] == [(256, 256, 9, 9)] * 4
-    assert made.threshold == 0.5
+    detector = papers.build(paper, Widths(24, 12, 16)).detector
+    assert [tuple(layer.weight.shape) for layer in detector.convolve] == [(256, 256, 9, 9)] * 4
+    assert detector.nms == 0.5
     options = papers.get("qd_detr", detector="tan", convolutions=8, kernel=5).detector.options
     assert options == {"convolutions": 8, "kernel": 5}
     small = papers.get("f2sgd", "small", detector="tan").detector.options
     assert small == papers.SMALL["tan"] and small["channels"] < 256
 
 
-def test_a_few_steps_lower_the_loss_on_the_simulator():
+def test_a_short_training_run_lowers_the_loss_on_the_simulator():
     paper = papers.get("f2sgd", "small", detector="tan", epochs=4, batch_size=8, lr=1e-2, channels=8)
     data = papers.open_split(paper, "sim", split="train", n=64)
     history = fit(papers.build(paper, data), data, None, paper, device="cpu", progress=False)
@@ -260,6 +263,6 @@ def test_a_few_steps_lower_the_loss_on_the_simulator():
         ({"nms": 1.5}, "nms must be from 0 to 1"),
     ],
 )
-def test_a_network_that_cannot_be_is_refused(options, message):
+def test_impossible_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         TanDetector(16, **options)

@@ -1,4 +1,4 @@
-"""`mrlib.ops.alignment`: every value is the minimum, soft or hard, over all alignments, whichever way computes it."""
+"""`mrlib.ops.alignment`: every value is the minimum, soft or hard, over all alignments, on every backend."""
 
 import importlib.util
 import math
@@ -21,21 +21,21 @@ GOLDEN = torch.tensor(
 
 
 @pytest.fixture(params=[pytest.param("cpu", marks=needs_numba), "plain"])
-def way(request, monkeypatch):
-    """Each way that runs on the CPU."""
+def backend(request, monkeypatch):
+    """Each module that computes on the CPU."""
     if request.param == "plain":
-        monkeypatch.setattr(alignment, "_way", lambda cost: alignment_plain)
+        monkeypatch.setattr(alignment, "_kernels", lambda cost: alignment_plain)
     return request.param
 
 
 def drops_and_matches(T, N, exclusive):
     """Every choice of dropped target clips with an alignment of the others, as (cells, dropped target clips).
 
-    Target clip i takes query clips a..b, one if exclusive; the next to be matched goes on at b + 1 or, if it is clip
-    i + 1, at b.
+    Target clip i is matched with query clips a..b, with a = b if exclusive. The next matched target clip starts at
+    b + 1, or, if it is clip i + 1, possibly at b.
     """
 
-    def extend(i, last, reached, cells, dropped):
+    def extend(i, last, reached, cells, dropped):  # last matched target clip, last matched query clip
         if i == T:
             if reached == N - 1:
                 yield cells, dropped
@@ -49,28 +49,30 @@ def drops_and_matches(T, N, exclusive):
 
 
 def drop_by_enumeration(cost, drop, gamma, exclusive):
+    """The soft minimum over every choice of the costs (T, N) of the cells and (T,) of the dropped clips."""
     choices = drops_and_matches(*cost.shape, exclusive)
-    return soft_minimum([sum(cost[c] for c in cells) + sum(drop[i] for i in out) for cells, out in choices], gamma)
+    totals = [sum(cost[cell] for cell in cells) + sum(drop[i] for i in dropped) for cells, dropped in choices]
+    return soft_minimum(totals, gamma)
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 @pytest.mark.parametrize("T, N", [(5, 4), (4, 4), (3, 4), (1, 3), (5, 1), (1, 1), (2, 2)])
-def test_soft_dtw_is_the_soft_minimum_over_every_alignment(T, N, topology, way):
-    """The definition itself [Cuturi & Blondel 2017], [MATR §3.2], and its gradient; [OTAM] with its own moves."""
+def test_soft_dtw_is_the_soft_minimum_over_every_alignment(T, N, topology, backend):
+    """The definition itself [Cuturi & Blondel 2017], [MATR §3.2], and its gradient; [OTAM] has moves of its own."""
     cost = random_costs(2, T, N, seed=T).mul_(2)
     for gamma in (1e-3, 0.1, 1.0, 10.0):
-        ours, named = cost.clone().requires_grad_(), cost.clone().requires_grad_()
+        ours, reference = cost.clone().requires_grad_(), cost.clone().requires_grad_()
         value = mrlib.ops.soft_dtw(ours, gamma, topology=topology)
-        defined = torch.stack([by_enumeration(c, gamma, topology) for c in named])
+        defined = torch.stack([by_enumeration(c, gamma, topology) for c in reference])
         torch.testing.assert_close(value, defined, rtol=1e-11, atol=1e-11)
         weight = torch.tensor([1.0, -2.0], dtype=torch.float64)
-        gradients = torch.autograd.grad(value @ weight, ours)[0], torch.autograd.grad(defined @ weight, named)[0]
+        gradients = torch.autograd.grad(value @ weight, ours)[0], torch.autograd.grad(defined @ weight, reference)[0]
         torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 @pytest.mark.parametrize("T, N", [(5, 4), (3, 4), (1, 3), (5, 1)])
-def test_the_hard_alignment_is_the_cheapest_of_all(T, N, topology, way):
+def test_the_hard_alignment_is_the_cheapest_path(T, N, topology, backend):
     cost = random_costs(3, T, N, seed=N)
     for c, path in zip(cost, mrlib.ops.hard_alignment(cost, topology=topology), strict=True):
         assert path.nonzero().tolist() in [[list(cell) for cell in p] for p in paths(T, N, topology)]
@@ -80,20 +82,19 @@ def test_the_hard_alignment_is_the_cheapest_of_all(T, N, topology, way):
 @pytest.mark.parametrize("exclusive", [True, False])
 @pytest.mark.parametrize("T, N", [(5, 3), (4, 4), (3, 1), (2, 3), (1, 1)])
 def test_drop_dtw_is_the_minimum_over_every_choice_of_drops(T, N, exclusive):
-    """[Drop-DTW], its gradients by cost and by drop, and its path."""
+    """[Drop-DTW], its gradients with respect to cost and drop, and its path."""
     cost, drop = random_costs(2, T, N), random_costs(2, T, seed=1) / 2
     for gamma in (1e-2, 0.1, 1.0):
         inputs = [x.clone().requires_grad_() for x in (cost, drop)]
-        named = [x.clone().requires_grad_() for x in (cost, drop)]
+        reference = [x.clone().requires_grad_() for x in (cost, drop)]
         value = mrlib.ops.drop_dtw(*inputs, gamma, exclusive=exclusive)
         if exclusive and T < N:
             assert value.isinf().all() and not torch.autograd.grad(value.sum(), inputs[0])[0].any()
             continue
-        defined = torch.stack([drop_by_enumeration(c, d, gamma, exclusive) for c, d in zip(*named, strict=True)])
+        defined = torch.stack([drop_by_enumeration(c, d, gamma, exclusive) for c, d in zip(*reference, strict=True)])
         torch.testing.assert_close(value, defined, rtol=1e-11, atol=1e-11)
-        torch.testing.assert_close(
-            torch.autograd.grad(value.sum(), inputs), torch.autograd.grad(defined.sum(), named, materialize_grads=True)
-        )
+        gradients = torch.autograd.grad(defined.sum(), reference, materialize_grads=True)
+        torch.testing.assert_close(torch.autograd.grad(value.sum(), inputs), gradients)
     for c, d, path in zip(cost, drop, mrlib.ops.drop_alignment(cost, drop, exclusive=exclusive), strict=True):
         if exclusive and T < N:
             assert not path.any()
@@ -102,9 +103,34 @@ def test_drop_dtw_is_the_minimum_over_every_choice_of_drops(T, N, exclusive):
             torch.testing.assert_close(total, drop_by_enumeration(c, d, 0, exclusive))
 
 
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_each_sample_and_clip_has_its_own_cost_of_dropping(exclusive):
+    """Costs (B,) and (B, T) against samples computed alone, with NaN on padding."""
+    cost, lengths = random_costs(3, 6, 3), torch.tensor([6, 4, 5])
+    for drop in (random_costs(3, seed=1), random_costs(3, 6, seed=1)):
+        if drop.ndim == 2:
+            drop = drop.masked_fill(torch.arange(6) >= lengths[:, None], torch.nan)
+        value = mrlib.ops.drop_dtw(cost, drop, 0.1, lengths, exclusive=exclusive)
+        path = mrlib.ops.drop_alignment(cost, drop, lengths, exclusive=exclusive)
+        for b, T in enumerate(lengths):
+            clips = drop[b, :T] if drop.ndim == 2 else drop[b].expand(T)
+            torch.testing.assert_close(value[b], drop_by_enumeration(cost[b, :T], clips, 0.1, exclusive))
+            total = cost[b][path[b]].sum() + clips[~path[b, :T].any(1)].sum()
+            torch.testing.assert_close(total, drop_by_enumeration(cost[b, :T], clips, 0, exclusive))
+
+
+def test_an_infinite_cost_of_dropping_keeps_every_target_clip():
+    """Drop-DTW is then the global alignment."""
+    cost = random_costs(2, 6, 4)
+    drop = torch.full((2, 6), torch.inf, dtype=torch.float64)
+    torch.testing.assert_close(
+        mrlib.ops.drop_dtw(cost, drop, 0.1, exclusive=False), mrlib.ops.soft_dtw(cost, 0.1), rtol=1e-9, atol=1e-9
+    )
+
+
 @pytest.mark.parametrize("gamma", [0.1, 1.0])
 @pytest.mark.parametrize("topology", TOPOLOGIES)
-def test_the_worked_matrix_has_the_values_worked_out_for_it(topology, gamma, way):
+def test_soft_dtw_of_the_worked_matrix(topology, gamma, backend):
     values = {
         ("global", 0.1): 1.896862, ("global", 1.0): -0.535943,
         ("subsequence", 0.1): 0.397874, ("subsequence", 1.0): -2.791704,
@@ -115,7 +141,7 @@ def test_the_worked_matrix_has_the_values_worked_out_for_it(topology, gamma, way
     )
 
 
-def test_the_worked_matrix_has_the_paths_worked_out_for_it(way):
+def test_the_paths_of_the_worked_matrix(backend):
     path = {t: (mrlib.ops.hard_alignment(GOLDEN, topology=t)[0].nonzero() + 1).tolist() for t in TOPOLOGIES}
     assert path["global"] == [[1, 1], [2, 1], [3, 2], [4, 3], [5, 3]]
     assert path["subsequence"] == path["otam"] == [[2, 1], [3, 2], [4, 3]]
@@ -124,7 +150,7 @@ def test_the_worked_matrix_has_the_paths_worked_out_for_it(way):
     assert costs == pytest.approx([1.9, 0.4, 0.4])
 
 
-def test_the_worked_matrix_has_the_expected_alignments_worked_out_for_it(way):
+def test_the_expected_alignment_of_the_worked_matrix(backend):
     rows = {
         "global": [[1.0, 0.0946, 0.0036], [0.7243, 0.4263, 0.0385], [0.298, 0.7455, 0.2123],
                    [0.063, 0.5212, 0.6649], [0.0048, 0.1096, 1.0]],
@@ -139,36 +165,37 @@ def test_the_worked_matrix_has_the_expected_alignments_worked_out_for_it(way):
 @pytest.mark.parametrize(
     "drop, exclusive, hard, soft", [(0.4, True, 1.2, 1.185758), (0.3, True, 1.0, 0.9941), (0.4, False, 1.2, 1.184593)]
 )
-def test_the_worked_matrix_has_the_drop_dtw_values_worked_out_for_it(drop, exclusive, hard, soft):
+def test_drop_dtw_of_the_worked_matrix(drop, exclusive, hard, soft):
     assert mrlib.ops.drop_dtw(GOLDEN, drop, 0.1, exclusive=exclusive).item() == pytest.approx(soft, abs=1e-6)
     path = mrlib.ops.drop_alignment(GOLDEN, drop, exclusive=exclusive)[0]
     assert (GOLDEN[0][path].sum() + drop * (~path.any(1)).sum()).item() == pytest.approx(hard)
     for form in (torch.tensor([drop]), torch.full((1, 5), drop)):
-        again = mrlib.ops.drop_dtw(GOLDEN, form.double(), 0.1, exclusive=exclusive)
-        torch.testing.assert_close(again, mrlib.ops.drop_dtw(GOLDEN, drop, 0.1, exclusive=exclusive))
+        value = mrlib.ops.drop_dtw(GOLDEN, form.double(), 0.1, exclusive=exclusive)
+        torch.testing.assert_close(value, mrlib.ops.drop_dtw(GOLDEN, drop, 0.1, exclusive=exclusive))
 
 
-def test_the_worked_matrix_has_the_starts_and_ends_worked_out_for_it():
+def test_the_starts_and_ends_of_the_worked_matrix():
     start, end = mrlib.ops.alignment_ends(GOLDEN, 0.1)
     assert start[0].tolist() == pytest.approx([0.0001, 0.9928, 0.0070, 0.0001, 0], abs=5.1e-5)
     assert end[0].tolist() == pytest.approx([0, 0, 0.0009, 0.9966, 0.0025], abs=5.1e-5)
 
 
-def test_starts_and_ends_are_how_likely_a_path_begins_and_ends_there():
+def test_starts_and_ends_are_the_probabilities_that_a_path_starts_and_ends_at_a_clip():
     cost, gamma = random_costs(1, 5, 3), 0.5
-    likely = {"start": torch.zeros(5), "end": torch.zeros(5)}
+    weights = {"start": torch.zeros(5), "end": torch.zeros(5)}
     for path in paths(5, 3, "subsequence"):
         weight = math.exp(-sum(cost[0][cell] for cell in path) / gamma)
-        likely["start"][path[0][0]] += weight
-        likely["end"][path[-1][0]] += weight
-    for ours, defined in zip(mrlib.ops.alignment_ends(cost, gamma), likely.values(), strict=True):
+        weights["start"][path[0][0]] += weight
+        weights["end"][path[-1][0]] += weight
+    for ours, defined in zip(mrlib.ops.alignment_ends(cost, gamma), weights.values(), strict=True):
         torch.testing.assert_close(ours[0].float(), defined / defined.sum())
     lengths = torch.tensor([4, 1, 0]), torch.tensor([2, 3, 2])
     for ours in mrlib.ops.alignment_ends(random_costs(3, 6, 3), 0.1, *lengths):
         torch.testing.assert_close(ours.sum(1), torch.tensor([1.0, 1.0, 0.0]).double())
+    assert all(ours.dtype == torch.float32 for ours in mrlib.ops.alignment_ends(cost.float(), gamma))
 
 
-def test_a_moment_in_slow_motion_is_trimmed_by_soft_dtw_and_complete_with_drops(way):
+def test_soft_dtw_trims_a_moment_in_slow_motion_and_drop_dtw_keeps_it_whole(backend):
     target = [0, 0, 1, 1, 2, 2, 3, 3, 0, 0]
     cost = torch.tensor([[[0.05 if t == q else 1.0 for q in (1, 2, 3)] for t in target]], dtype=torch.float64)
     path = mrlib.ops.hard_alignment(cost, topology="subsequence")
@@ -182,8 +209,8 @@ def test_a_moment_in_slow_motion_is_trimmed_by_soft_dtw_and_complete_with_drops(
     assert [int(x) for x in mrlib.ops.span_of(path)] == [2, 8]
 
 
-def test_mean_dtw_takes_the_weighted_mean_of_the_ways_in():
-    """The soft minimum of (1, 1.2, 1.5) at 0.1 is 0.986715, the mean 1.026650; with them a 2 x 2 table by hand."""
+def test_mean_dtw_takes_the_weighted_mean_of_the_predecessors():
+    """The soft minimum of (1, 1.2, 1.5) at 0.1 is 0.986715, the mean 1.026650; then a 2 x 2 table by hand."""
     a = torch.tensor([1.0, 1.2, 1.5], dtype=torch.float64)
     assert -0.1 * torch.logsumexp(-a / 0.1, 0).item() == pytest.approx(0.986715, abs=1e-6)
     mean = (a * (-a / 0.1).softmax(0)).sum().item()
@@ -192,7 +219,8 @@ def test_mean_dtw_takes_the_weighted_mean_of_the_ways_in():
     assert mrlib.ops.mean_dtw(cost, 0.1).item() == pytest.approx(7 + mean)
 
 
-def test_mean_dtw_differs_by_its_soft_minimum_alone():
+def test_mean_dtw_is_the_recursion_with_the_weighted_mean():
+    """Cell by cell, in plain loops."""
     cost, gamma, T, N = random_costs(1, 6, 4), 0.2, 6, 4
     R = {(-1, -1): torch.zeros(())}
     for i, j in product(range(T), range(N)):
@@ -202,13 +230,13 @@ def test_mean_dtw_differs_by_its_soft_minimum_alone():
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
-def test_gradients_are_those_of_finite_differences(topology, way):
+def test_gradients_equal_finite_differences(topology, backend):
     cost = random_costs(3, 5, 4).requires_grad_()
     lengths = torch.tensor([5, 4, 0]), torch.tensor([3, 4, 4])
     torch.autograd.gradcheck(lambda c: mrlib.ops.soft_dtw(c, 0.3, *lengths, topology), cost)
 
 
-def test_gradients_of_the_variants_are_those_of_finite_differences():
+def test_gradients_of_the_variants_equal_finite_differences():
     cost, drop = random_costs(3, 5, 4).requires_grad_(), random_costs(3, 5).requires_grad_()
     lengths = torch.tensor([5, 4, 0]), torch.tensor([3, 4, 4])
     for exclusive in (True, False):
@@ -219,7 +247,7 @@ def test_gradients_of_the_variants_are_those_of_finite_differences():
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
-def test_the_expected_alignment_is_a_distribution_over_cells(topology, way):
+def test_the_expected_alignment_holds_probabilities(topology, backend):
     E = mrlib.ops.expected_alignment(random_costs(4, 9, 6), 0.2, topology=topology)
     assert (E >= 0).all() and (E < 1 + 1e-12).all()
     assert (E.sum(1) > 1 - 1e-12).all()  # every query clip is matched
@@ -227,20 +255,20 @@ def test_the_expected_alignment_is_a_distribution_over_cells(topology, way):
         assert (E.sum(2) > 1 - 1e-12).all()
         torch.testing.assert_close(torch.stack([E[:, 0, 0], E[:, -1, -1]]), torch.ones(2, 4, dtype=torch.float64))
     if topology == "otam":
-        assert (E.sum(2) < 1 + 1e-12).all()  # no target clip twice
+        assert (E.sum(2) < 1 + 1e-12).all()  # no target clip is matched twice
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
-def test_long_alignments_are_the_recursion_cell_by_cell(topology, way):
+def test_long_alignments_equal_the_recursion_cell_by_cell(topology, backend):
     T, N, gamma = 37, 33, 0.05
     cost = random_costs(1, T, N)
     R = {}
     for i, j in product(range(T), range(N)):
         moves = [(i - 1, j - 1), (i - 1, j)] + [(i, j - 1)] * (topology != "otam")
-        ways = [R[p] for p in moves if p in R]
-        ways += [torch.zeros((), dtype=torch.float64)] * (j == 0 and (topology != "global" or i == 0))
-        if ways:
-            R[i, j] = cost[0, i, j] + soft_minimum(ways, gamma)
+        predecessors = [R[p] for p in moves if p in R]
+        predecessors += [torch.zeros((), dtype=torch.float64)] * (j == 0 and (topology != "global" or i == 0))
+        if predecessors:
+            R[i, j] = cost[0, i, j] + soft_minimum(predecessors, gamma)
     ends = [R[T - 1, N - 1]] if topology == "global" else [R[i, N - 1] for i in range(T) if (i, N - 1) in R]
     value = mrlib.ops.soft_dtw(cost, gamma, topology=topology)[0]
     torch.testing.assert_close(value, soft_minimum(ends, gamma), rtol=1e-12, atol=1e-12)
@@ -248,7 +276,7 @@ def test_long_alignments_are_the_recursion_cell_by_cell(topology, way):
 
 @pytest.mark.parametrize("junk", [torch.nan, torch.inf, -torch.inf, 1e30])
 @pytest.mark.parametrize("topology", TOPOLOGIES)
-def test_padding_changes_nothing(topology, junk, way):
+def test_padding_does_not_change_the_result(topology, junk, backend):
     alone = [random_costs(1, T, N, seed=T) for T, N in ((7, 4), (3, 6), (1, 1), (9, 2))]
     T_b, N_b = (torch.tensor([c.shape[d] for c in alone]) for d in (1, 2))
     padded = torch.full((4, 11, 8), junk, dtype=torch.float64)
@@ -268,7 +296,7 @@ def test_padding_changes_nothing(topology, junk, way):
 
 
 @pytest.mark.parametrize("junk", [torch.nan, torch.inf])
-def test_padding_changes_nothing_for_the_variants(junk):
+def test_padding_does_not_change_the_variants(junk):
     T_b, N_b = torch.tensor([6, 3]), torch.tensor([4, 2])
     cost, features = random_costs(2, 6, 4), (random_costs(2, 6, 5), random_costs(2, 4, 5, seed=1))
     for variant in (mrlib.ops.mean_dtw, lambda *a: mrlib.ops.drop_dtw(a[0], 0.3, *a[1:])):
@@ -285,7 +313,7 @@ def test_padding_changes_nothing_for_the_variants(junk):
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
-def test_an_empty_sample_has_value_0_gradient_0_and_no_path(topology, way):
+def test_an_empty_sample_has_value_0_gradient_0_and_no_path(topology, backend):
     cost = random_costs(4, 5, 3).requires_grad_()
     lengths = torch.tensor([0, 4, 0, 5]), torch.tensor([2, 0, 0, 3])
     value = mrlib.ops.soft_dtw(cost, 0.1, *lengths, topology)
@@ -297,7 +325,7 @@ def test_an_empty_sample_has_value_0_gradient_0_and_no_path(topology, way):
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 3), (2, 0, 3), (2, 4, 0), (0, 0, 0)])
-def test_empty_tensors_are_answered(shape, way):
+def test_empty_tensors_give_empty_results_and_zeros(shape, backend):
     cost = torch.zeros(shape, requires_grad=True)
     for function in (mrlib.ops.soft_dtw, mrlib.ops.mean_dtw, lambda c: mrlib.ops.drop_dtw(c, 0.3)):
         value = function(cost)
@@ -314,24 +342,28 @@ def test_empty_tensors_are_answered(shape, way):
     assert mrlib.ops.tcc_alignment(*features).shape == shape
 
 
-def test_of_equal_paths_the_diagonal_then_the_target_step_is_taken(way):
-    """All cells cost 1: a path of 3 cells each way; all cost 0: every path is equal."""
+def test_ties_between_paths_prefer_the_diagonal_and_then_the_target_step(backend):
+    """First with all costs 0, where every path is equal; then ties at one cell."""
     path = {t: mrlib.ops.hard_alignment(torch.zeros(1, 4, 3), topology=t)[0].nonzero().tolist() for t in TOPOLOGIES}
-    assert path["global"] == [[0, 0], [1, 0], [2, 1], [3, 2]]  # backwards: diagonal while there is one
-    assert path["subsequence"] == [[0, 0], [0, 1], [0, 2]]  # the earliest end; from row 0 only sideways
+    assert path["global"] == [[0, 0], [1, 0], [2, 1], [3, 2]]  # traced backwards: diagonal steps first
+    assert path["subsequence"] == [
+        [0, 0],
+        [0, 1],
+        [0, 2],
+    ]  # the earliest end is in row 0
     assert path["otam"] == [[0, 0], [1, 1], [2, 2]]
-    one_way_round = torch.tensor([[[0.0, 1, 0], [1, 5, 1], [0, 1, 0]]])
-    assert mrlib.ops.hard_alignment(one_way_round)[0].nonzero().tolist() == [[0, 0], [0, 1], [1, 2], [2, 2]]
-    up_or_left = torch.tensor([[[0.0, 1], [1, 9], [9, 0]]])  # to (2, 1): diagonal from (1, 0)
+    around_the_middle = torch.tensor([[[0.0, 1, 0], [1, 5, 1], [0, 1, 0]]])
+    assert mrlib.ops.hard_alignment(around_the_middle)[0].nonzero().tolist() == [[0, 0], [0, 1], [1, 2], [2, 2]]
+    up_or_left = torch.tensor([[[0.0, 1], [1, 9], [9, 0]]])  # (2, 1) is reached diagonally from (1, 0)
     assert mrlib.ops.hard_alignment(up_or_left)[0].nonzero().tolist() == [[0, 0], [1, 0], [2, 1]]
     no_diagonal = torch.tensor([[[0.0, 0, 9], [0, 9, 2], [9, 2, 0]]])  # (1, 2) and (2, 1) lead to the end at equal cost
     assert mrlib.ops.hard_alignment(no_diagonal)[0].nonzero().tolist() == [[0, 0], [0, 1], [1, 2], [2, 2]]
-    start_free = torch.tensor([[[0.0], [0.0], [-1.0]]])  # stopping costs as much as going on
+    start_free = torch.tensor([[[0.0], [0.0], [-1.0]]])  # to start at the last clip costs as much as before it
     assert mrlib.ops.hard_alignment(start_free, topology="subsequence")[0].nonzero().tolist() == [[2, 0]]
 
 
-def test_of_equal_choices_a_target_clip_is_matched_rather_than_dropped():
-    """Dropping costs as much as matching, so every choice costs 2; backwards, diagonal before staying."""
+def test_ties_prefer_matching_a_target_clip_to_dropping_it():
+    """Dropping costs as much as matching, so every choice costs 2; traced backwards, diagonal steps come first."""
     path = mrlib.ops.drop_alignment(torch.full((1, 4, 2), 0.5), 0.5)[0]
     assert path.nonzero().tolist() == [[2, 0], [3, 1]]
     path = mrlib.ops.drop_alignment(torch.tensor([[[0.5], [0.25], [0.5]]]), 0.5)[0]
@@ -339,7 +371,7 @@ def test_of_equal_choices_a_target_clip_is_matched_rather_than_dropped():
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
-def test_an_infinite_cost_forbids_a_cell(topology, way):
+def test_an_infinite_cost_forbids_a_cell(topology, backend):
     cost = random_costs(3, 6, 4)
     cost[0, 2, 1], cost[1, :, 2], cost[2, 4:, 3] = torch.inf, torch.inf, torch.inf
     cost.requires_grad_()
@@ -354,7 +386,7 @@ def test_an_infinite_cost_forbids_a_cell(topology, way):
         assert value[2] == torch.inf
 
 
-def test_an_infinite_cost_forbids_a_cell_in_the_variants_too():
+def test_an_infinite_cost_forbids_a_cell_in_the_variants():
     cost = random_costs(2, 6, 4)
     cost[0, 2, 1], cost[1, :, 2] = torch.inf, torch.inf
     for variant in (mrlib.ops.mean_dtw, lambda c: mrlib.ops.drop_dtw(c, 0.3)):
@@ -366,7 +398,7 @@ def test_an_infinite_cost_forbids_a_cell_in_the_variants_too():
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
-def test_a_cost_that_is_no_number_gives_no_number_for_its_sample_alone(topology, way):
+def test_a_nan_cost_makes_only_its_own_sample_nan(topology, backend):
     cost = random_costs(3, 5, 4).float()
     cost[1, 2, 1] = torch.nan
     cost.requires_grad_()
@@ -378,8 +410,8 @@ def test_a_cost_that_is_no_number_gives_no_number_for_its_sample_alone(topology,
 
 
 @pytest.mark.parametrize("topology", ["global", "subsequence"])
-def test_float32_costs_lose_nothing_at_a_small_gamma(topology, way):
-    """[MATR §3.2] at 512 x 512 and gamma 0.01, where R / gamma has six digits before the point."""
+def test_float32_costs_stay_accurate_at_a_small_gamma(topology, backend):
+    """[MATR §3.2] 512 x 512 and gamma 0.01, where R / gamma has six digits before the decimal point."""
     cost = random_costs(1, 512, 512).float()
     exact, value = (mrlib.ops.soft_dtw(c, 0.01, topology=topology) for c in (cost.double(), cost))
     assert ((value - exact) / exact).abs().max() < 1e-6
@@ -388,11 +420,11 @@ def test_float32_costs_lose_nothing_at_a_small_gamma(topology, way):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_float32_costs_of_all_kinds_are_answered_as_in_float64(seed, way):
-    """Forbidden cells, ties and padding too, with nothing reported to a caller who wants to hear of every overflow."""
+def test_float32_costs_give_the_float64_result(seed, backend):
+    """With forbidden cells, ties and padding, and no numpy warning, even if every one is raised as an error."""
     cost, *lengths = random_batches(seed)
     cost = cost.float()
-    before = cost.clone()
+    original = cost.clone()
     for topology, gamma in product(TOPOLOGIES, (0.01, 0.1, 10.0)):
         with np.errstate(all="raise"):
             value = mrlib.ops.soft_dtw(cost, gamma, *lengths, topology)
@@ -401,10 +433,10 @@ def test_float32_costs_of_all_kinds_are_answered_as_in_float64(seed, way):
         assert value.dtype == E.dtype == torch.float32
         torch.testing.assert_close(value.double(), mrlib.ops.soft_dtw(*exact), rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(E.double(), mrlib.ops.expected_alignment(*exact), rtol=0, atol=1e-5)
-    torch.testing.assert_close(cost, before, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(cost, original, rtol=0, atol=0, equal_nan=True)
 
 
-def test_the_value_falls_with_gamma_to_which_the_hard_value_is_the_limit(way):
+def test_the_soft_value_falls_with_gamma_and_tends_to_the_hard_value_at_0(backend):
     cost = random_costs(3, 7, 5)
     for topology in TOPOLOGIES:
         path = mrlib.ops.hard_alignment(cost, topology=topology)
@@ -419,7 +451,7 @@ def test_the_value_falls_with_gamma_to_which_the_hard_value_is_the_limit(way):
 
 
 @pytest.mark.parametrize("gamma", [1e-20, 1e20])
-def test_extreme_gammas_are_answered(gamma, way):
+def test_extreme_gammas_give_the_limits(gamma, backend):
     cost = random_costs(1, 6, 4)
     value = mrlib.ops.soft_dtw(cost, gamma)
     if gamma < 1:
@@ -428,7 +460,7 @@ def test_extreme_gammas_are_answered(gamma, way):
         torch.testing.assert_close(value / gamma, torch.tensor([-math.log(len(paths(6, 4, "global")))]).double())
 
 
-def test_importing_the_package_loads_neither_kernels_nor_cuda():
+def test_importing_the_package_loads_no_kernels_and_starts_no_cuda():
     program = """
 import sys, mrlib.ops
 assert not {"mrlib.ops.alignment", "numba", "triton"} & set(sys.modules)
@@ -439,13 +471,13 @@ assert "numba" not in sys.modules and not torch.cuda.is_initialized()
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
-def test_a_second_derivative_is_refused(way):
+def test_a_second_derivative_raises_an_error(backend):
     cost = random_costs(1, 4, 3).requires_grad_()
-    with pytest.raises(RuntimeError, match="differentiated once only"):
+    with pytest.raises(RuntimeError, match="second derivative of soft_dtw is not implemented"):
         torch.autograd.grad(mrlib.ops.soft_dtw(cost).sum(), cost, create_graph=True)
 
 
-def test_the_gradient_can_be_asked_for_twice_and_is_scaled_by_what_comes_from_above(way):
+def test_the_gradient_can_be_computed_twice_and_is_scaled_by_the_output_gradient(backend):
     cost = random_costs(2, 4, 3).requires_grad_()
     value = mrlib.ops.soft_dtw(cost, 0.1)
     E = mrlib.ops.expected_alignment(cost, 0.1)
@@ -455,7 +487,7 @@ def test_the_gradient_can_be_asked_for_twice_and_is_scaled_by_what_comes_from_ab
         torch.testing.assert_close(gradient, weight[:, None, None] * E)
 
 
-def test_without_grad_mode_a_cost_with_gradient_is_taken_as_it_is(way):
+def test_without_grad_mode_the_value_has_no_graph(backend):
     cost = random_costs(2, 5, 4).requires_grad_()
     with torch.no_grad():
         value = mrlib.ops.soft_dtw(cost)
@@ -463,7 +495,7 @@ def test_without_grad_mode_a_cost_with_gradient_is_taken_as_it_is(way):
     assert torch.equal(value, mrlib.ops.soft_dtw(cost))
 
 
-def test_strided_costs_are_those_of_their_copies(way):
+def test_strided_costs_give_the_result_of_their_copies(backend):
     cost = random_costs(4, 8, 6).transpose(1, 2)[::2, :, 1::2]
     assert torch.equal(mrlib.ops.soft_dtw(cost), mrlib.ops.soft_dtw(cost.contiguous()))
     strided = cost.clone(memory_format=torch.preserve_format).requires_grad_()
@@ -473,7 +505,7 @@ def test_strided_costs_are_those_of_their_copies(way):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_computed_in_float32_with_and_without_autocast(dtype, way):
+def test_half_precision_is_computed_in_float32_with_and_without_autocast(dtype, backend):
     cost = random_costs(2, 5, 4).to(dtype).requires_grad_()
     functions = mrlib.ops.soft_dtw, mrlib.ops.mean_dtw, lambda c: mrlib.ops.drop_dtw(c, 0.3)
     for function in functions:
@@ -489,7 +521,7 @@ def test_half_precision_is_computed_in_float32_with_and_without_autocast(dtype, 
     assert torch.equal(value, mrlib.ops.tcc(*features))
 
 
-def test_a_span_is_the_hull_of_the_matched_target_clips():
+def test_span_of_is_the_hull_of_the_matched_target_clips():
     path = torch.zeros(4, 6, 3, dtype=torch.bool)
     path[0, 2:4, 1], path[1, 0, 0], path[1, 5, 2], path[2, 5, 0] = True, True, True, True
     start, end = mrlib.ops.span_of(path)
@@ -497,7 +529,7 @@ def test_a_span_is_the_hull_of_the_matched_target_clips():
     assert start.dtype == end.dtype == torch.int64
 
 
-def test_otam_falls_back_where_the_target_is_too_short(way):
+def test_otam_falls_back_where_the_target_is_too_short(backend):
     cost = random_costs(3, 5, 4)
     lengths = torch.tensor([5, 2, 3]), torch.tensor([4, 4, 3])
     value = mrlib.ops.soft_dtw(cost, 0.1, *lengths, "otam")
@@ -507,8 +539,8 @@ def test_otam_falls_back_where_the_target_is_too_short(way):
         torch.testing.assert_close(value[b], by_enumeration(alone, 0.1, "otam"))
 
 
-def test_tcc_is_the_cycle_written_out():
-    """[TCC] query -> target -> query, one query clip after another."""
+def test_tcc_equals_its_definition():
+    """[TCC] query -> target -> query, in a loop over query clips."""
     target, query = random_costs(1, 6, 5)[0] - 0.5, random_costs(1, 4, 5, seed=1)[0] - 0.5
     cosine = lambda a, b: float(a @ b / (a.norm() * b.norm()))  # noqa: E731
     N, loss = len(query), 0.0
@@ -523,17 +555,27 @@ def test_tcc_is_the_cycle_written_out():
     assert mrlib.ops.tcc(target[None], query[None]).item() == pytest.approx(loss)
 
 
-def test_tcc_is_0_for_a_query_of_one_clip_and_small_where_every_clip_finds_back():
+def test_tcc_is_0_for_a_query_of_one_clip_and_small_if_every_clip_returns_to_itself():
     target, query = random_costs(2, 6, 16) - 0.5, random_costs(2, 4, 16, seed=1) - 0.5
     assert mrlib.ops.tcc(target, query, query_lengths=torch.tensor([1, 4]))[0] == 0
-    there = target.clone()
-    there[:, 1:5] = query
-    assert (mrlib.ops.tcc(there, query, temperature=0.01) < 0.01).all()
-    assert mrlib.ops.tcc_alignment(there, query)[0].nonzero().tolist() == [[1, 0], [2, 1], [3, 2], [4, 3]]
+    copied = target.clone()
+    copied[:, 1:5] = query
+    least = torch.full((2,), 0.001 * math.log(math.sqrt(1e-4)), dtype=torch.float64)  # of the smallest variance
+    torch.testing.assert_close(mrlib.ops.tcc(copied, query, temperature=0.01), least)
+    assert mrlib.ops.tcc_alignment(copied, query)[0].nonzero().tolist() == [[1, 0], [2, 1], [3, 2], [4, 3]]
+
+
+def test_tcc_of_a_sample_without_clips_is_0_with_gradient_0():
+    """An empty target, an empty query, and both."""
+    target, query = random_costs(4, 6, 5).requires_grad_(), random_costs(4, 4, 5, seed=1).requires_grad_()
+    value = mrlib.ops.tcc(target, query, torch.tensor([0, 6, 0, 6]), torch.tensor([4, 0, 0, 4]))
+    assert value[:3].tolist() == [0, 0, 0] and value[3] != 0
+    for gradient in torch.autograd.grad(value.sum(), (target, query)):
+        assert gradient.isfinite().all() and not gradient[:3].any() and gradient[3].any()
 
 
 @pytest.mark.parametrize("gamma", [0, -0.1, math.nan, math.inf, "0.1", None, True, torch.tensor(0.1)])
-def test_a_gamma_that_is_no_number_above_0_is_refused(gamma):
+def test_a_gamma_that_is_not_a_positive_number_raises_an_error(gamma):
     for function in (mrlib.ops.soft_dtw, mrlib.ops.expected_alignment, mrlib.ops.mean_dtw, mrlib.ops.alignment_ends):
         with pytest.raises(ValueError, match="gamma -> 0 is hard_alignment"):
             function(GOLDEN, gamma)
@@ -551,16 +593,17 @@ def test_a_gamma_that_is_no_number_above_0_is_refused(gamma):
         ({"query_lengths": torch.tensor([1, 1])}, r"query_lengths must have shape \(1,\)"),
         ({"target_lengths": torch.tensor([1.0])}, "target_lengths must be an integer tensor"),
         ({"target_lengths": [1]}, "target_lengths must be an integer tensor"),
+        ({"target_lengths": torch.tensor([True])}, "target_lengths must be an integer tensor"),
     ],
 )
-def test_bad_input_is_refused_and_named(arguments, message):
+def test_bad_input_raises_an_error_that_names_it(arguments, message):
     with pytest.raises(ValueError, match=message):
         mrlib.ops.soft_dtw(**{"cost": GOLDEN, **arguments})
     with pytest.raises(ValueError, match=message):
         mrlib.ops.hard_alignment(**{"cost": GOLDEN, **arguments})
 
 
-def test_bad_input_of_the_variants_is_refused_and_named():
+def test_bad_input_of_the_variants_raises_an_error_that_names_it():
     with pytest.raises(ValueError, match=r"drop must be a number, \(1,\) or \(1, 5\), not \(3,\)"):
         mrlib.ops.drop_dtw(GOLDEN, torch.zeros(3))
     with pytest.raises(ValueError, match="temperature must be a finite number above 0, not 0"):
@@ -571,13 +614,13 @@ def test_bad_input_of_the_variants_is_refused_and_named():
         mrlib.ops.tcc(torch.zeros(1, 3, 4), torch.zeros(3, 4))
 
 
-def test_a_compiled_model_may_call_it(way):
+def test_a_compiled_model_may_call_soft_dtw(backend):
     cost = random_costs(2, 5, 4)
     compiled = torch.compile(lambda c: mrlib.ops.soft_dtw(c.relu(), 0.1) * 2, backend="aot_eager")
     torch.testing.assert_close(compiled(cost), mrlib.ops.soft_dtw(cost, 0.1) * 2)
 
 
-def test_an_unknown_name_of_the_package_is_named():
+def test_an_unknown_name_of_the_package_raises_an_error_that_names_it():
     with pytest.raises(AttributeError, match="no attribute 'hard_dtw'"):
         mrlib.ops.hard_dtw  # noqa: B018
     assert "soft_dtw" in dir(mrlib.ops)

@@ -1,4 +1,4 @@
-"""The kernels on the CPU against the plain recursion; threads and processes."""
+"""The CPU kernels against the plain recursion; threads and processes."""
 
 import importlib.util
 import os
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reaso
 
 
 @pytest.mark.parametrize("seed", range(24))
-def test_the_kernels_agree_with_the_plain_way(seed):
+def test_the_kernels_agree_with_the_plain_recursion(seed):
     from mrlib.ops import alignment_cpu
 
     cost, *lengths = random_batches(seed)
@@ -26,11 +26,11 @@ def test_the_kernels_agree_with_the_plain_way(seed):
         fast = alignment_cpu.soft(cost, gamma, *lengths, topology, keep=True)
         torch.testing.assert_close(fast, plain, rtol=1e-9, atol=1e-9)
         assert torch.equal(alignment_cpu.soft(cost, gamma, *lengths, topology, keep=False)[0], fast[0])
-        paths = [way.hard_path(cost, *lengths, topology) for way in (alignment_plain, alignment_cpu)]
+        paths = [module.hard_path(cost, *lengths, topology) for module in (alignment_plain, alignment_cpu)]
         assert torch.equal(*paths)
 
 
-def test_the_bytes_do_not_depend_on_the_number_of_threads(monkeypatch):
+def test_results_do_not_depend_on_the_number_of_threads(monkeypatch):
     cost = random_costs(37, 60, 25).float()
     runs = []
     for threads in (1, 2, 3):
@@ -40,7 +40,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_threads(monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_a_forked_process_computes_too():
+def test_a_forked_process_can_compute():
     program = """
 import os, torch
 import mrlib.ops

@@ -1,4 +1,4 @@
-"""The kernel of the GPU against the plain recursion, in triton's interpreter."""
+"""The GPU kernel: in triton's interpreter against the plain recursion, and compiled for a GPU; no GPU is needed."""
 
 import importlib.util
 import os
@@ -11,8 +11,8 @@ import pytest
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
-def test_the_gpu_kernel_agrees_with_the_plain_way_in_the_interpreter():
-    """Without a GPU: triton's interpreter runs the kernel, four lanes wide so that diagonals come in pieces."""
+def test_the_kernel_agrees_with_the_plain_recursion_in_the_interpreter():
+    """Four lanes wide, so that anti-diagonals are processed in pieces."""
     program = """
 import torch
 from mrlib.ops import alignment_gpu, alignment_plain
@@ -31,3 +31,24 @@ for seed in range(12):
 """
     environment, root = {**os.environ, "TRITON_INTERPRET": "1"}, Path(__file__).parents[2]
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120, env=environment, cwd=root)
+
+
+@pytest.mark.parametrize(
+    "free, left, keep, dtype",
+    [(True, True, True, "fp32"), (True, False, False, "fp32"), (False, True, True, "fp64")],
+)
+def test_the_kernel_compiles_for_a_gpu(free, left, keep, dtype, tmp_path, monkeypatch):
+    """To PTX for compute capability 9.0; the interpreter accepts programs that the compiler does not."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from mrlib.ops import alignment_gpu
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kinds = dict.fromkeys(["cost", "shares", "E"], f"*{dtype}") | {"lengths": "*i64"}
+    kinds |= dict.fromkeys(["U", "ends", "passed", "values", "scale"], "*fp64") | dict.fromkeys("BTN", "i32")
+    constants = {"FREE": free, "LEFT": left, "KEEP": keep, "LANES": 64}
+    signature = {name: kinds.get(name, "constexpr") for name in alignment_gpu._soft.arg_names}
+    program = triton.compile(ASTSource(alignment_gpu._soft, signature, constants), target=GPUTarget("cuda", 90, 32))
+    assert ".entry _soft(" in program.asm["ptx"]

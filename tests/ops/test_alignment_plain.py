@@ -1,4 +1,4 @@
-"""The plain recursion against every alignment enumerated; it is taken where numba is missing."""
+"""The plain recursion against an enumeration of all alignments; it is used where numba is missing."""
 
 import sys
 
@@ -11,21 +11,21 @@ from tests.support.alignments import TOPOLOGIES, by_enumeration, paths, random_c
 LENGTHS = torch.tensor([5, 4, 1, 0, 3]), torch.tensor([3, 4, 2, 2, 0])
 
 
-def test_without_numba_the_plain_way_is_taken(monkeypatch):
+def test_without_numba_the_plain_recursion_is_used(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
     monkeypatch.delitem(sys.modules, "mrlib.ops.alignment_cpu", raising=False)
-    assert alignment._way(torch.zeros(1, 1, 1)) is alignment_plain
+    assert alignment._kernels(torch.zeros(1, 1, 1)) is alignment_plain
 
 
 def otam_fits(T, N, topology):
-    """With [OTAM]'s moves a query clip more than there are target clips finds no place."""
+    """[OTAM] matches no target clip twice, so it needs as many target clips as query clips."""
     return topology != "otam" or T >= N
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 @pytest.mark.parametrize("gamma", [0.05, 1.0])
 def test_value_and_expected_alignment_are_the_soft_minimum_and_its_gradient(gamma, topology):
-    """[Cuturi & Blondel 2017] Sample by sample within its lengths; 0 for a sample without clips."""
+    """[Cuturi & Blondel 2017] Each sample within its lengths; 0 for a sample without clips."""
     cost = random_costs(5, 5, 4)
     value, expected = alignment_plain.soft(cost, gamma, *LENGTHS, topology, keep=True)
     assert alignment_plain.soft(cost, gamma, *LENGTHS, topology, keep=False)[1] is None
@@ -44,7 +44,7 @@ def test_value_and_expected_alignment_are_the_soft_minimum_and_its_gradient(gamm
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
-def test_the_hard_path_is_the_cheapest_of_all(topology):
+def test_the_hard_path_is_the_cheapest_path(topology):
     cost = random_costs(5, 5, 4, seed=1)
     path = alignment_plain.hard_path(cost, *LENGTHS, topology)
     for b, (T, N) in enumerate(zip(*(n.tolist() for n in LENGTHS), strict=True)):
@@ -55,18 +55,18 @@ def test_the_hard_path_is_the_cheapest_of_all(topology):
             assert sorted(best) == [tuple(cell) for cell in path[b].nonzero().tolist()]
 
 
-def test_cells_of_an_antidiagonal_lie_side_by_side():
-    """(T, N) = (2, 3): cell (i, j) at [i + j, j]; 9 stands outside."""
+def test_skew_puts_an_antidiagonal_into_one_row():
+    """(T, N) = (2, 3): cell (i, j) at [i + j, j]; 9 is the value outside."""
     x = torch.tensor([[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]])
     assert alignment_plain.skew(x, 9.0)[..., 0].tolist() == [[1, 9, 9], [4, 2, 9], [9, 5, 3], [9, 9, 6]]
 
 
-def test_what_is_within_the_lengths_is_valid():
+def test_valid_is_true_within_the_lengths():
     valid = alignment_plain.valid(torch.zeros(2, 2, 3), torch.tensor([1, 2]), torch.tensor([3, 1]))
     assert valid.int().tolist() == [[[1, 1, 1], [0, 0, 0]], [[1, 0, 0], [1, 0, 0]]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_new_tables_are_of_the_type_of_the_costs(dtype):
+def test_empty_has_the_dtype_of_the_costs(dtype):
     table = alignment_plain.empty(2, 3, like=torch.zeros(1, dtype=dtype))
     assert table.shape == (2, 3) and table.dtype == dtype

@@ -1,4 +1,4 @@
-"""`mrlib.ops.boundary_search` against the paper's sums, written out one by one."""
+"""`mrlib.ops.boundary_search` against the sums of the paper, computed in loops."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ def cosine(a, b):
 
 
 def by_hand(v, q, right="literal"):
-    """[A2FA Eq. 1] to [A2FA Eq. 4] for one video v (n, J), q (J,), literally; f_L on 0..A, f_R on A..n-1 as lists."""
+    """[A2FA Eq. 1] to [A2FA Eq. 4] for v (n, J) and q (J,): A and lists of f_L on 0..A and f_R on A..n-1."""
     n = len(v)
     v, q = [x / x.norm() for x in v.double()], q.double() / q.double().norm()
     c = [float(q @ x) for x in v]
@@ -28,6 +28,7 @@ def by_hand(v, q, right="literal"):
 
 
 def random_video(n, case, generator):
+    """n clips and a query; the most query-like clip is any, the first or the last."""
     v, q = torch.randn(n, 6, generator=generator), torch.randn(6, generator=generator)
     v = v + v.roll(1, 0) + torch.randn(6, generator=generator)  # neighbours are alike
     if case == "first":
@@ -39,7 +40,7 @@ def random_video(n, case, generator):
 
 @pytest.mark.parametrize("right", ["literal", "mirror"])
 @pytest.mark.parametrize("case", ["any", "first", "last"])
-def test_the_ends_maximise_the_papers_sums(right, case):
+def test_the_ends_maximise_the_sums_of_the_paper(right, case):
     """[A2FA Eq. 3] to [A2FA Eq. 5] for 60 ragged videos of at most 14 clips in one batch, garbage on the padding."""
     generator = torch.Generator().manual_seed(len(right) + len(case))
     lengths = [1 + i % 14 for i in range(60)]
@@ -48,12 +49,12 @@ def test_the_ends_maximise_the_papers_sums(right, case):
     for b, (v, _) in enumerate(videos):
         target[b, : len(v)], mask[b, : len(v)] = v, True
     query = torch.stack([q for _, q in videos])
-    found = boundaries(target, mask, query, right=right)
+    segments = boundaries(target, mask, query, right=right)
     _, curve_left, curve_right = transitions(target, mask, query)
-    assert all(t.dtype == torch.int64 and t.shape == (60,) for t in found)
+    assert all(t.dtype == torch.int64 and t.shape == (60,) for t in segments)
     for b, (v, q) in enumerate(videos):
         A, f_left, f_right = by_hand(v, q, right)
-        a, left, right_end = (int(t[b]) for t in found)
+        a, left, right_end = (int(t[b]) for t in segments)
         assert a == A and 0 <= left <= A <= right_end < len(v)
         assert f_left[left] == max(f_left) and f_right[right_end - A] == max(f_right)
         if case == "first":
@@ -82,20 +83,20 @@ def test_query_embedding_by_hand():
     torch.testing.assert_close(query_embedded(v, q), torch.tensor([[[0.75, 0.5 * 0.75**0.5]]]))
 
 
-def test_a_clear_segment_is_found():
-    """Clips 3..6 resemble the query; 2 goes with the beginning and is inside by [A2FA Eq. 5], 7 with the end."""
+def test_the_segment_of_query_like_clips_is_found():
+    """Clips 3..6 resemble the query; 2 resembles the first, but is inside by [A2FA Eq. 5]; 7 resembles the last."""
     before, moment, after = torch.eye(3)
     v = torch.stack([before] * 3 + [moment] * 4 + [after] * 3)
-    found = boundaries(v[None], torch.ones(1, 10, dtype=torch.bool), moment[None])
-    assert [int(x) for x in found] == [3, 2, 6]
-    found = boundaries(v[None], torch.ones(1, 10, dtype=torch.bool), moment[None], right="mirror")
-    assert [int(x) for x in found] == [3, 2, 7]
+    segment = boundaries(v[None], torch.ones(1, 10, dtype=torch.bool), moment[None])
+    assert [int(x) for x in segment] == [3, 2, 6]
+    segment = boundaries(v[None], torch.ones(1, 10, dtype=torch.bool), moment[None], right="mirror")
+    assert [int(x) for x in segment] == [3, 2, 7]
 
 
 @pytest.mark.parametrize("right", ["literal", "mirror"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_static_video_is_one_segment(right, dtype):
-    """All clips equal: the first is the anchor and everything goes with it, whatever the matrix product rounds."""
+    """All clips are equal: the first is the anchor and the segment is the whole video, whatever the rounding."""
     generator = torch.Generator().manual_seed(0)
     v = torch.randn(3, 1, 130, generator=generator).to(dtype).expand(3, 37, 130)
     mask = torch.arange(37) < torch.tensor([37, 20, 1])[:, None]
@@ -104,7 +105,7 @@ def test_a_static_video_is_one_segment(right, dtype):
     assert right_end.tolist() == [36, 19, 0]
 
 
-def test_clips_of_one_direction_are_equal_though_their_norms_round_differently():
+def test_clips_of_one_direction_and_several_norms_are_one_segment():
     generator = torch.Generator().manual_seed(0)
     v = (
         torch.randn(8, 1, 50, generator=generator, dtype=torch.float64)
@@ -115,7 +116,7 @@ def test_clips_of_one_direction_are_equal_though_their_norms_round_differently()
     assert a.tolist() == left.tolist() == [0] * 8 and right.tolist() == [39] * 8
 
 
-def test_of_equally_query_like_clips_the_first_is_the_anchor():
+def test_the_first_of_equally_query_like_clips_is_the_anchor():
     generator = torch.Generator().manual_seed(0)
     v, q = torch.randn(1, 67, 130, generator=generator), torch.randn(1, 130, generator=generator)
     v[0, [5, 31, 66]] = q
@@ -130,8 +131,8 @@ def test_the_mirrored_right_end_is_the_left_end_of_the_reversed_video():
     assert torch.equal(a_back, 13 - a) and torch.equal(right_back, 13 - left)
 
 
-def test_ten_thousand_clips_in_float32_lose_nothing():
-    """The sums at the ends found equal the largest sums of an independent float64 evaluation."""
+def test_ten_thousand_clips_in_float32_are_accurate():
+    """The sums at the predicted ends equal the largest sums of an independent float64 evaluation."""
     generator = torch.Generator().manual_seed(3)
     v = torch.randn(10_000, 8, generator=generator).cumsum(0) * 0.1 + torch.randn(10_000, 8, generator=generator)
     q = torch.randn(8, generator=generator)
@@ -144,7 +145,7 @@ def test_ten_thousand_clips_in_float32_lose_nothing():
     assert f_left[left] >= f_left.max() - 1e-6 and f_right[right - a] >= f_right.max() - 1e-6
 
 
-def test_zero_clips_give_indices_and_no_nan():
+def test_clips_that_are_0_give_indices_and_no_nan():
     batch = make_batch([6, 1])
     v = batch.target_joint * 0
     a, left, right = boundaries(v, batch.target_mask, batch.query_joint)
@@ -152,13 +153,13 @@ def test_zero_clips_give_indices_and_no_nan():
     assert all(t.isfinite().all() for t in transitions(v, batch.target_mask, batch.query_joint))
 
 
-def test_nothing_is_differentiated():
+def test_the_sums_have_no_gradient():
     batch = make_batch([6])
     _, left, right = transitions(batch.target_joint.requires_grad_(), batch.target_mask, batch.query_joint)
     assert not left.requires_grad and not right.requires_grad
 
 
-def test_an_unknown_side_is_refused():
+def test_an_unknown_right_end_raises_an_error():
     batch = make_batch([3])
     with pytest.raises(ValueError, match="'literal' or 'mirror'"):
         boundaries(batch.target_joint, batch.target_mask, batch.query_joint, right="left")

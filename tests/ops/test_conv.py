@@ -1,4 +1,4 @@
-"""`mrlib.ops.conv`: both ways are the convolution, and the rule chooses one by the sizes alone."""
+"""`mrlib.ops.conv`: the direct and the Fourier method are convolutions, and the sizes decide which is used."""
 
 import pytest
 import torch
@@ -24,21 +24,22 @@ def by_definition(x, weight):
 
 @pytest.fixture(params=["one tile", "many tiles"])
 def tiling(request, monkeypatch):
+    """Transform a side in one piece or, by a smaller limit, in tiles."""
     if request.param == "many tiles":
         monkeypatch.setattr(conv, "_ONE_TILE", 8)
         monkeypatch.setattr(conv, "_TILE", 16)
 
 
-@pytest.mark.parametrize("way", [conv.direct, conv.fourier])
-def test_both_ways_are_the_sum_that_defines_convolution(way):
+@pytest.mark.parametrize("method", [conv.direct, conv.fourier])
+def test_both_methods_equal_the_definition_of_convolution(method):
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 3, 6, 5, generator=generator, dtype=torch.float64)
     weight = torch.randn(4, 3, 5, 3, generator=generator, dtype=torch.float64)
-    torch.testing.assert_close(way(x, weight), by_definition(x, weight))
+    torch.testing.assert_close(method(x, weight), by_definition(x, weight))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_transformed_way_has_the_values_and_gradients_of_the_direct_one(shape, tiling):
+def test_the_fourier_method_has_the_values_and_gradients_of_the_direct_one(shape, tiling):
     H, W, high, wide = shape
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(2, 3, H, W, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -51,19 +52,19 @@ def test_the_transformed_way_has_the_values_and_gradients_of_the_direct_one(shap
     )
 
 
-def test_large_maps_are_cut_into_tiles_and_stay_exact():
+def test_large_maps_are_cut_into_tiles_and_are_exact():
     x, weight = torch.randn(1, 1, 171, 230, dtype=torch.float64), torch.randn(1, 1, 21, 21, dtype=torch.float64)
     assert conv._Axis(171, 21).count > 1
     torch.testing.assert_close(conv.fourier(x, weight), conv.direct(x, weight))
 
 
-def test_gradients_are_those_of_finite_differences(tiling):
+def test_gradients_equal_finite_differences(tiling):
     x = torch.randn(2, 2, 9, 4, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(3, 2, 3, 5, dtype=torch.float64, requires_grad=True)
     torch.autograd.gradcheck(conv.fourier, (x, weight))
 
 
-def test_only_wanted_gradients_are_computed_and_they_are_the_same():
+def test_only_required_gradients_are_computed():
     x, weight = torch.randn(2, 3, 12, 12), torch.randn(4, 3, 5, 5)
     both = [t.clone().requires_grad_() for t in (x, weight)]
     dx, dweight = torch.autograd.grad(conv.fourier(*both).square().sum(), both)
@@ -92,11 +93,11 @@ def test_float32_at_the_size_of_the_similarity_map_is_within_1e_4():
             strict=True,
         ),
     ]
-    for got, want in pairs:
-        assert (got - want).abs().max() < 1e-4 * want.abs().max()
+    for value, expected in pairs:
+        assert (value - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
-def test_the_same_call_gives_the_same_bytes():
+def test_equal_calls_give_equal_bytes():
     x, weight = torch.randn(4, 8, 32, 32), torch.randn(8, 8, 9, 9, requires_grad=True)
     runs = []
     for _ in range(3):
@@ -105,7 +106,7 @@ def test_the_same_call_gives_the_same_bytes():
     assert all(torch.equal(a, b) for run in runs[1:] for a, b in zip(run, runs[0], strict=True))
 
 
-def test_the_rule_transforms_the_large_kernels_and_leaves_the_small_ones():
+def test_the_fourier_method_is_used_for_large_kernels_on_large_maps():
     assert conv.fourier_is_faster((32, 32, 75, 75), (32, 32, 21, 21))
     assert conv.fourier_is_faster((32, 8, 32, 32), (8, 8, 9, 9))
     assert not conv.fourier_is_faster((32, 32, 75, 75), (32, 32, 3, 3))
@@ -115,11 +116,11 @@ def test_the_rule_transforms_the_large_kernels_and_leaves_the_small_ones():
 @pytest.mark.parametrize("kernel", [3, 15])
 def test_the_layer_is_a_same_convolution_with_bias(kernel):
     layer = conv.LargeKernelConv2d(2, 3, kernel)
-    peer = torch.nn.Conv2d(2, 3, kernel, padding="same")
+    torchs = torch.nn.Conv2d(2, 3, kernel, padding="same")
     torch.nn.init.normal_(layer.bias)
-    peer.load_state_dict(layer.state_dict())
+    torchs.load_state_dict(layer.state_dict())
     x = torch.randn(2, 2, 20, 24)
-    torch.testing.assert_close(layer(x), peer(x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(layer(x), torchs(x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kernel", [3, 15])
@@ -134,7 +135,7 @@ def test_autocast_and_half_precision_inputs_are_computed_in_float32(kernel):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("kernel", [3, 15])
-def test_half_precision_is_computed_in_float32_without_autocast_too(kernel, dtype):
+def test_half_precision_is_computed_in_float32_without_autocast(kernel, dtype):
     x, weight = torch.randn(2, 2, 20, 24).to(dtype), torch.randn(3, 2, kernel, kernel).to(dtype)
     bias = torch.randn(3).to(dtype)
     y = conv.conv2d(x, weight, bias)
@@ -143,18 +144,18 @@ def test_half_precision_is_computed_in_float32_without_autocast_too(kernel, dtyp
     assert conv.conv2d(x.double(), weight).dtype == torch.float64
 
 
-def test_a_second_derivative_is_refused():
+def test_a_second_derivative_raises_an_error():
     x, weight = (torch.randn(1, 1, 8, 8, requires_grad=True), torch.randn(1, 1, 3, 3))
-    with pytest.raises(RuntimeError, match="once only: for more, use mrlib.ops.conv.direct"):
+    with pytest.raises(RuntimeError, match="no second derivative: use mrlib.ops.conv.direct"):
         torch.autograd.grad(conv.fourier(x, weight).sum(), x, create_graph=True)
 
 
-def test_a_compiled_model_may_call_it():
+def test_a_compiled_model_may_call_the_layer():
     layer, x = conv.LargeKernelConv2d(1, 4, 15), torch.randn(2, 1, 20, 20)
     compiled = torch.compile(lambda x: layer(x).relu() * 2, backend="aot_eager")
     torch.testing.assert_close(compiled(x), layer(x).relu() * 2)
 
 
-def test_a_kernel_without_a_centre_is_refused():
+def test_a_kernel_without_a_centre_raises_an_error():
     with pytest.raises(ValueError, match="4 x 3 has no centre"):
         conv.conv2d(torch.zeros(1, 1, 5, 5), torch.zeros(1, 1, 4, 3))

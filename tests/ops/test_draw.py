@@ -2,19 +2,20 @@
 
 import hashlib
 
+import pytest
 import torch
 
 from mrlib.ops.draw import Draw
 
 
-def test_numbers_depend_on_the_sample_and_not_on_its_neighbours():
+def test_numbers_of_a_sample_do_not_depend_on_the_other_samples():
     draw, indices = Draw(3, "train", 7), torch.arange(100)
     numbers = draw("place", indices, 4)
     torch.testing.assert_close(draw("place", indices.flip(0)[:10], 4), numbers.flip(0)[:10], rtol=0, atol=0)
     torch.testing.assert_close(draw("place", indices, 2), numbers[:, :2], rtol=0, atol=0)
 
 
-def test_numbers_differ_by_seed_stage_epoch_and_name():
+def test_numbers_differ_between_seeds_stages_epochs_and_names():
     indices = torch.arange(50)
     draws = [Draw(0, "a", 0), Draw(1, "a", 0), Draw(0, "b", 0), Draw(0, "a", 1)]
     numbers = [d("x", indices) for d in draws] + [draws[0]("y", indices)]
@@ -33,8 +34,9 @@ def test_numbers_are_uniform_and_uncorrelated():
     assert ((cells - 1000) ** 2 / 1000).sum() < 60  # chi squared, 19 degrees of freedom
 
 
-def test_numbers_are_those_of_splitmix64_in_whole_number_arithmetic():
-    """Runs are functions of their seed only while this function stays what it is."""
+@pytest.mark.parametrize("name", ["order", "place", "length", "speed", "foreign"])
+def test_numbers_equal_splitmix64_in_integer_arithmetic(name):
+    """Training runs can be repeated only as long as this function does not change."""
     wrap = 2**64
 
     def mix(x):
@@ -42,10 +44,10 @@ def test_numbers_are_those_of_splitmix64_in_whole_number_arithmetic():
         x = (x ^ x >> 27) * 0x94D049BB133111EB % wrap
         return x ^ x >> 31
 
-    key = int.from_bytes(hashlib.blake2b(b"0/train/3/order", digest_size=8).digest(), "little")
+    key = int.from_bytes(hashlib.blake2b(f"0/train/3/{name}".encode(), digest_size=8).digest(), "little")
     golden = 0x9E3779B97F4A7C15
     expected = [
         [mix(mix(mix((i * golden + key) % wrap) + (j + 1) * golden & wrap - 1)) >> 11 for j in (0, 1)] for i in (0, 5)
     ]
-    numbers = Draw(0, "train", 3)("order", torch.tensor([0, 5]), 2)
+    numbers = Draw(0, "train", 3)(name, torch.tensor([0, 5]), 2)
     assert (numbers * 2**53).long().tolist() == expected

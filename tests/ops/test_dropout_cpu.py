@@ -1,4 +1,4 @@
-"""The kernels of dropout against their definition in Python's whole numbers, place by place."""
+"""The dropout kernels against their definition in Python's integers, place by place."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ KEY = 0x1234_5678_9ABC_DEF0
 
 
 def kept(place, key, p):
-    """lowbias32 of Wellons, the two halves of the key worked in before and between its multiplications."""
+    """lowbias32 by Wellons, with the halves of the key mixed in before the first and the second multiplication."""
     word = 2**32 - 1
     x = (place & word) ^ (key & word)
     x = (x ^ x >> 16) * 0x7FEB352D & word
@@ -22,14 +22,14 @@ def kept(place, key, p):
 
 
 def mask(shape, key, p):
-    """What dropout multiplies with, of numbers that lie one after another."""
+    """The factors of dropout for a contiguous array."""
     places = range(int(np.prod(shape)))
     return np.array([kept(i, key, p) / (1 - p) for i in places]).reshape(shape)
 
 
 @pytest.fixture(params=[1, 3], ids=["one thread", "three threads"])
 def threads(request, monkeypatch):
-    """Also of few numbers, which one thread would do alone."""
+    """Threads are used for few numbers too."""
     monkeypatch.setattr(dropout_cpu, "_ALONE", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: request.param)
 
@@ -37,7 +37,7 @@ def threads(request, monkeypatch):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("key", [0, 1, KEY, 2**63 - 2])
-def test_a_number_is_dropped_by_the_hash_of_its_place(key, p, dtype, threads):
+def test_a_number_is_dropped_if_the_hash_of_its_place_is_below_the_threshold(key, p, dtype, threads):
     x = np.random.default_rng(0).standard_normal(501).astype(dtype)
     out = np.full_like(x, np.nan)
     dropout_cpu.drop(x, key, p, out)
@@ -45,8 +45,8 @@ def test_a_number_is_dropped_by_the_hash_of_its_place(key, p, dtype, threads):
     assert 0 < (out == 0).sum() < 501
 
 
-def test_another_key_is_another_mask():
-    """Keys as they are drawn, of 63 bits."""
+def test_masks_of_different_keys_differ():
+    """Keys of 63 bits, as they are drawn; two masks agree at half of the places."""
     x, out = np.ones(1000), np.empty((3, 1000))
     for key, row in zip(torch.randint(2**63 - 1, (3,), generator=torch.Generator().manual_seed(0)), out, strict=True):
         dropout_cpu.drop(x, int(key), 0.5, row)
@@ -55,8 +55,8 @@ def test_another_key_is_another_mask():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_norm_is_torchs_layer_norm_with_the_mask(dtype, threads):
-    """Rows of 11 numbers, places counted through all rows; mean and 1 / sd of each row are handed out."""
+def test_norm_equals_torchs_layer_norm_with_the_mask(dtype, threads):
+    """Rows of 11 numbers, places counted over all rows; it also returns mean and 1 / sd of each row."""
     g = torch.Generator().manual_seed(0)
     x, weight, bias = (torch.randn(*shape, generator=g, dtype=dtype) for shape in ((7, 11), (11,), (11,)))
     mean, rstd, out = torch.empty(7, dtype=dtype), torch.empty(7, dtype=dtype), torch.empty(7, 11, dtype=dtype)
@@ -67,8 +67,8 @@ def test_norm_is_torchs_layer_norm_with_the_mask(dtype, threads):
     torch.testing.assert_close(rstd, (x.var(1, correction=0) + 1e-5).rsqrt())
 
 
-def test_the_gradient_of_the_mapping_is_added_some_rows_at_a_time(threads):
-    """Rows 2, 3 and 4 of six, on top of what was there; against autograd."""
+def test_norm_gradient_adds_the_gradients_of_a_block_of_rows(threads):
+    """Rows 2, 3 and 4 of six, added to ones; against autograd."""
     g = torch.Generator().manual_seed(1)
     x, dy = (torch.randn(6, 11, generator=g, dtype=torch.float64) for _ in range(2))
     weight, bias = torch.randn(11, generator=g, dtype=torch.float64), torch.zeros(11, dtype=torch.float64)
@@ -79,5 +79,5 @@ def test_the_gradient_of_the_mapping_is_added_some_rows_at_a_time(threads):
     dropout_cpu.norm(x.numpy(), weight.numpy(), bias.numpy(), 1e-5, KEY, 0.4, mean, rstd, out)
     sums = np.ones((2, 11))
     dropout_cpu.norm_gradient(dy[2:5].numpy(), 2, x.numpy(), KEY, 0.4, mean, rstd, *sums)
-    for ours, theirs in zip(sums, expected, strict=True):
-        torch.testing.assert_close(torch.from_numpy(ours) - 1, theirs)
+    for ours, reference in zip(sums, expected, strict=True):
+        torch.testing.assert_close(torch.from_numpy(ours) - 1, reference)

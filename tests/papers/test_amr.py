@@ -17,9 +17,9 @@ from mrlib.augment.splice import splice, splice_official
 from mrlib.checkpoint import load_official
 from mrlib.data import Bank, Widths
 from mrlib.ops.draw import Draw
-from mrlib.stages import TrainingRunner
 from mrlib.train import fit, main, predict_all
-from mrlib.trainer import Trainer
+from mrlib.training.stages import TrainingRunner
+from mrlib.training.trainer import Trainer
 from tests.reference import official_amr
 from tests.reference.official_amr import clip_losses, distill, layer_losses, make_opt, matching, random_network
 from tests.reference.official_univtg import save

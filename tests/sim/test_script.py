@@ -1,4 +1,4 @@
-"""Scripts: windows, the event asked for, places and how long they are seen, the speed of query videos."""
+"""Scripts: windows, the queried event, places and how long they are seen, the speed of query videos."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mrlib.sim.world import Dice, World, parameters
 from tests.support.simulated import homes, val
 
 
-def test_annotations_are_in_the_official_form():
+def test_annotations_have_the_official_form():
     for s in val().samples:
         clips = [i for a, b in s.relevant_windows for i in range(int(a / 2), int(b / 2))]
         assert s.relevant_clip_ids == clips == sorted(set(clips)) and clips[-1] < s.duration / 2
@@ -20,15 +20,15 @@ def test_annotations_are_in_the_official_form():
     assert isinstance(val().batch([0, 1]).labels, Labels)
 
 
-def test_the_windows_are_those_of_the_one_event_that_the_query_names():
+def test_the_windows_are_those_of_the_only_event_that_the_query_names():
     for s in val(irrelevant=0.8).samples:
-        asked = [s.extra[k] for k in ("actor", "action", "object")]
-        told = [e for e in s.extra["script"] if [e[k] for k in ("actor", "action", "object")] == asked]
-        assert [w for e in told for w in e["windows"]] == s.relevant_windows and len(told) == 1
+        queried = [s.extra[k] for k in ("actor", "action", "object")]
+        events = [e for e in s.extra["script"] if [e[k] for k in ("actor", "action", "object")] == queried]
+        assert [w for e in events for w in e["windows"]] == s.relevant_windows and len(events) == 1
 
 
-def test_the_event_asked_for_is_any_of_those_in_the_video():
-    """Exchangeable: it is neither longer, nor earlier, nor made of more windows than the others."""
+def test_the_queried_event_is_drawn_uniformly_among_the_events_of_a_video():
+    """It is not longer or earlier than the other events, and has no more windows."""
     chosen, mean = [], []
     for s in val("paper", seed=0, streams="joint").samples:
         present = [e for e in s.extra["script"] if e["windows"]]
@@ -40,22 +40,22 @@ def test_the_event_asked_for_is_any_of_those_in_the_video():
     assert (abs(difference.mean(0)) < 3 * error).all()
 
 
-def test_spurious_is_how_often_an_action_happens_at_home():
-    """At home by this chance, and else one time in eight by accident."""
-    usual = {a: c.most_common(1)[0][0] for a, c in homes(val(spurious=1.0)).items()}
+def test_spurious_is_the_chance_that_an_action_happens_in_its_home_place():
+    """Otherwise its place is drawn among eight, of which one is the home."""
+    home = {a: c.most_common(1)[0][0] for a, c in homes(val(spurious=1.0)).items()}
     for chance in (0.0, 0.5, 1.0):
-        here = np.mean([s.extra["place"] == usual[s.extra["action"]] for s in val(spurious=chance).samples])
-        assert abs(here - (chance + (1 - chance) / 8)) < 0.06
+        share = np.mean([s.extra["place"] == home[s.extra["action"]] for s in val(spurious=chance).samples])
+        assert abs(share - (chance + (1 - chance) / 8)) < 0.06
 
 
-def test_in_the_preset_a_place_is_seen_four_clips_beyond_its_moment_on_both_sides():
+def test_in_the_spurious_preset_a_place_is_seen_four_clips_beyond_its_event_on_both_sides():
     for s in val(preset="spurious", spurious=1.0).samples:
         for e in (e for e in s.extra["script"] if e["windows"]):
             assert e["start"] == 0 or e["windows"][0][0] - e["start"] >= 8
             assert e["end"] == s.duration or e["end"] - e["windows"][-1][1] >= 8
 
 
-def test_speed_is_how_many_times_faster_or_slower_a_query_video_runs():
+def test_speed_is_the_largest_rate_of_a_query_video():
     def rates(speed: float) -> np.ndarray:
         dataset = val(query="video", speed=speed)
         pairs = zip(dataset.samples, dataset.query.lengths.tolist(), strict=True)
@@ -66,7 +66,7 @@ def test_speed_is_how_many_times_faster_or_slower_a_query_video_runs():
     assert 2.2 < rates(3.0).max() <= 3.5 and 0.25 <= rates(3.0).min() < 0.45
 
 
-# --- written by hand -------------------------------------------------------------------------------------------------
+# --- arrays of the script --------------------------------------------------------------------------------------------
 
 
 def script_of(videos=64, query="text", seed=0, **knobs):
@@ -76,8 +76,8 @@ def script_of(videos=64, query="text", seed=0, **knobs):
     return world, dice, draw_script(world, dice, actions, False, videos)
 
 
-def test_what_is_relevant_are_the_windows_of_the_event_asked_for():
-    """Every video has some; what is asked is what its timeline shows there."""
+def test_the_relevant_clips_are_the_windows_of_the_queried_event():
+    """Every video has relevant clips, and its timeline shows the queried concepts in them."""
     _, _, script = script_of()
     timeline = script.timeline
     assert len(timeline) == 64 and script.relevant.shape == (64, 32)
@@ -86,11 +86,11 @@ def test_what_is_relevant_are_the_windows_of_the_event_asked_for():
         (event,) = set(timeline.event[b, row].tolist())
         np.testing.assert_array_equal(row, timeline.inside[b] & (timeline.event[b] == event))
         for name in ("actor", "action", "object", "place"):
-            assert set(getattr(timeline, name)[b, row].tolist()) == {int(script.asked[name][b])}
+            assert set(getattr(timeline, name)[b, row].tolist()) == {int(script.queried[name][b])}
 
 
-def test_a_piece_runs_from_its_first_clip_and_a_window_goes_from_start_to_end():
-    """Clips of one piece are of one event; within a window the share that has passed grows by one over its length."""
+def test_a_piece_belongs_to_one_event_and_progress_is_even_within_a_window():
+    """Clip by clip, progress grows by 1 over the length of the window."""
     _, _, script = script_of()
     x = script.timeline
     for b in range(len(x)):
@@ -105,27 +105,27 @@ def test_a_piece_runs_from_its_first_clip_and_a_window_goes_from_start_to_end():
     assert (x.progress > 0).all() and (x.progress < 1).all()
 
 
-def test_an_event_that_covers_the_video_has_all_of_it():
-    """A chance of 0.03; of the others none is asked for."""
+def test_an_event_that_covers_the_whole_video_is_the_queried_one():
+    """It has a chance of 0.03."""
     _, _, script = script_of(2000)
     full = (script.timeline.length == 32).all(1) & (script.timeline.event == 0).all(1) & script.timeline.inside.all(1)
     assert 0.015 < full.mean() < 0.06
     assert script.relevant[full].all()
 
 
-def test_no_other_event_of_a_video_is_the_one_asked_for():
+def test_no_other_event_of_a_video_equals_the_queried_one():
     _, _, script = script_of(500, irrelevant=1.0)
-    facts = [getattr(script.timeline, k) == script.asked[k][:, None] for k in ("actor", "action", "object")]
+    facts = [getattr(script.timeline, k) == script.queried[k][:, None] for k in ("actor", "action", "object")]
     same, event = np.logical_and.reduce(facts), script.timeline.event
     for b in range(500):
-        (asked,) = set(event[b, script.relevant[b]].tolist())
-        assert set(event[b, same[b]].tolist()) == {asked}
+        (queried,) = set(event[b, script.relevant[b]].tolist())
+        assert set(event[b, same[b]].tolist()) == {queried}
     resembling = sum(fact.astype(int) for fact in facts)[~same]
-    assert set(resembling.tolist()) == {2}  # a near miss has two of the three
+    assert set(resembling.tolist()) == {2}  # a near miss shares two of three concepts
 
 
-def test_noise_remembers_the_clip_before():
-    """Three clips by hand, 0.6 of the one before and 0.8 of its own; in place."""
+def test_correlated_noise_has_the_given_lag_1_correlation_and_variance_1():
+    """Three clips by hand, 0.6 of the clip before plus 0.8 of the clip itself; then many."""
     x = np.array([[[1.0], [2.0], [-1.0]]], np.float32)
     correlate(x, 0.6)
     second = 0.8 * 2 + 0.6 * 1
@@ -136,7 +136,7 @@ def test_noise_remembers_the_clip_before():
     assert (x[:, 1:] * x[:, :-1]).mean() == pytest.approx(0.3, abs=0.02)
 
 
-def test_every_window_shows_its_event_well_once():
+def test_every_window_has_a_clip_of_high_visibility():
     world, dice, script = script_of()
     visible, x = visibility(world.p, dice, script.timeline, -5.0), script.timeline
     assert (visible > 0).all() and (visible < 1).all()
@@ -146,7 +146,7 @@ def test_every_window_shows_its_event_well_once():
     assert (visible < SHOWN).mean() > 0.5
 
 
-def test_a_shot_begins_no_later_than_its_clip_and_within_its_event():
+def test_a_shot_begins_before_its_clip_and_within_its_event():
     world, dice, script = script_of()
     begin, x = shots(world.p, dice, script.timeline), script.timeline
     t = np.arange(32)
@@ -155,8 +155,8 @@ def test_a_shot_begins_no_later_than_its_clip_and_within_its_event():
     assert (np.diff(begin, axis=1)[x.piece[:, 1:] == x.piece[:, :-1]] >= 0).all()
 
 
-def test_scores_of_three_annotators_rise_with_what_is_seen():
-    """From 0 to 4, in the shares of QVHighlights whatever the visibility."""
+def test_saliency_scores_rise_with_the_visibility():
+    """Scores from 0 to 4 have the shares of QVHighlights."""
     dice = Dice((0,))
     visible = dice.uniform("visible", 400, 75)
     scores = saliency(dice, visible)
@@ -166,18 +166,18 @@ def test_scores_of_three_annotators_rise_with_what_is_seen():
     assert np.corrcoef(visible.ravel(), scores.mean(2).ravel())[0, 1] > 0.3
 
 
-def test_a_rendition_has_the_length_of_the_window_over_the_rate():
-    """At a speed of 1 as long as the longest window asked for, from 3 clips to half of a video; and of that event."""
+def test_a_query_video_has_the_length_of_the_longest_window_divided_by_its_rate():
+    """Between 3 clips and half of the video, and it shows the queried event. At speed 1 the rate is 1."""
     world, dice, script = script_of(200, query="video", speed=1.0)
     timeline, clips = rendition(world, dice, script)
     longest = np.where(script.relevant, script.timeline.length, 0).max(1)
     assert clips.tolist() == np.clip(longest, 3, 16).tolist()
     assert timeline.inside.sum(1).tolist() == clips.tolist() and timeline.event.shape == (200, 16)
     for name in ("actor", "action", "object"):
-        assert (getattr(timeline, name) == script.asked[name][:, None]).all()
+        assert (getattr(timeline, name) == script.queried[name][:, None]).all()
     inside = timeline.inside
     np.testing.assert_allclose(timeline.progress[inside], ((np.arange(16) + 0.5) / clips[:, None])[inside])
     world, dice, script = script_of(200, query="video", speed=3.0)
     rate = np.where(script.relevant, script.timeline.length, 0).max(1) / rendition(world, dice, script)[1]
-    free = (rate > 0.34) & (rate < 2.9)
-    assert free.mean() > 0.3 and rate.max() <= 3.5
+    unclipped = (rate > 0.34) & (rate < 2.9)
+    assert unclipped.mean() > 0.3 and rate.max() <= 3.5

@@ -1,4 +1,4 @@
-"""The simulator against its promises: marginals and label-free scores of QVHighlights, paired knobs, a fair script."""
+"""The simulator: marginals and label-free scores of QVHighlights, paired knobs, exchangeable scripts, export."""
 
 from __future__ import annotations
 
@@ -81,13 +81,13 @@ CALIBRATION = MARGINALS | {
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("statistic", CALIBRATION)
-def test_at_paper_size_a_statistic_is_that_of_qvhighlights(statistic, seed):
+def test_statistics_at_paper_size_are_those_of_qvhighlights(statistic, seed):
     published, tolerance = CALIBRATION[statistic]
     assert abs(at_paper_size(seed)[statistic] - published) <= tolerance + 1e-9
 
 
 @pytest.mark.skipif("MRLIB_DATA" not in os.environ, reason="real annotations: set MRLIB_DATA")
-def test_the_marginals_stated_here_are_those_of_the_real_training_set():
+def test_the_marginals_in_this_file_are_those_of_the_real_training_set():
     train = load_annotations(Path(os.environ["MRLIB_DATA"]) / "qvhighlights" / "highlight_train_release.jsonl")
     measured = marginals(train)
     for name, (stated, _) in MARGINALS.items():
@@ -98,19 +98,19 @@ def test_the_marginals_stated_here_are_those_of_the_real_training_set():
 
 
 def same(a: MomentDataset, b: MomentDataset, count: int) -> bool:
-    """Whether the first samples are equal, and all their features bit for bit."""
+    """Whether the first `count` samples and their features are equal, bit for bit."""
     x, y = a.batch(range(count)), b.batch(range(count))
     tensors = ("target", "query", "query_mask", "query_joint")
     return x.samples == y.samples and all(torch.equal(getattr(x, k), getattr(y, k)) for k in tensors)
 
 
 @pytest.mark.parametrize("query", ["text", "video"])
-def test_a_sample_does_not_depend_on_how_many_follow(query):
+def test_a_sample_does_not_depend_on_the_number_of_samples(query):
     assert same(open_sim("val", n=3, query=query), open_sim("val", n=130, query=query), 3)
     assert same(open_sim("val", n=70, query=query), open_sim("val", n=130, query=query), 70)
 
 
-def test_another_seed_or_split_is_another_video():
+def test_another_seed_or_split_has_other_videos():
     a = open_sim("val", n=2)
     for b in (open_sim("val", n=2, seed=1), open_sim("test", n=2), open_sim("train", n=2)):
         assert (a.target.rows == b.target.rows).float().mean() < 0.01
@@ -118,7 +118,7 @@ def test_another_seed_or_split_is_another_video():
 
 
 @pytest.mark.parametrize("knob", KNOBS)
-def test_a_knob_left_alone_changes_no_video(knob):
+def test_a_knob_at_its_default_changes_no_video(knob):
     default = getattr(SIZES["small"], knob)
     assert same(val(n=8), open_sim("val", n=8, **{knob: default}), 8)
 
@@ -127,8 +127,8 @@ def test_a_knob_left_alone_changes_no_video(knob):
     ("knob", "value"),
     [("blur", 0.0), ("blur", 3.0), ("family", 0.9), ("spurious", 1.0), ("irrelevant", 0.8), ("noise", 2.0)],
 )
-def test_a_knob_turned_leaves_the_script_and_the_question_alone(knob, value):
-    """Same events asked for at the same times, told by the same annotators: comparisons are paired."""
+def test_a_knob_changes_the_clips_but_not_the_annotations_or_the_query(knob, value):
+    """So that comparisons between values of a knob are paired."""
     before, after = open_sim("val", n=64), open_sim("val", n=64, **{knob: value})
     for a, b in zip(before.samples, after.samples, strict=True):
         assert (a.query, a.relevant_windows, a.saliency_scores) == (b.query, b.relevant_windows, b.saliency_scores)
@@ -137,11 +137,11 @@ def test_a_knob_turned_leaves_the_script_and_the_question_alone(knob, value):
 
 
 def test_spurious_changes_only_the_place():
-    """In a video all of whose places happen to be the same, nothing changes."""
+    """A video whose places stay the same by chance does not change at all."""
     before, after = open_sim("val", n=400), open_sim("val", n=400, spurious=0.3)
     moved = [a.extra["script"] != b.extra["script"] for a, b in zip(before.samples, after.samples, strict=True)]
-    differ = (before.target.rows != after.target.rows).view(400, -1).any(1)
-    assert differ.tolist() == moved and 0 < sum(moved) < 400
+    different = (before.target.rows != after.target.rows).view(400, -1).any(1)
+    assert different.tolist() == moved and 0 < sum(moved) < 400
     for a, b in zip(before.samples, after.samples, strict=True):
         for x, y in zip(a.extra["script"], b.extra["script"], strict=True):
             assert {**x, "place": None} == {**y, "place": None}
@@ -151,10 +151,10 @@ def test_speed_changes_only_the_query_video():
     slow, fast = (open_sim("val", n=32, query="video", speed=speed) for speed in (1, 3))
     assert torch.equal(slow.target.rows, fast.target.rows)
     assert not torch.equal(slow.query.lengths, fast.query.lengths)
-    assert same(open_sim("val", n=8, speed=1), open_sim("val", n=8, speed=3), 8)  # sentences have no speed
+    assert same(open_sim("val", n=8, speed=1), open_sim("val", n=8, speed=3), 8)  # speed has no effect on sentences
 
 
-def test_n_train_cuts_only_the_training_set():
+def test_n_train_changes_only_the_size_of_the_training_set():
     few = open_sim("train", n_train=40)
     assert len(few) == 40 and same(few, open_sim("train", n=64), 40)
     assert len(open_sim("val", n_train=40)) == SIZES["small"].n_val
@@ -162,20 +162,20 @@ def test_n_train_cuts_only_the_training_set():
 
 @pytest.mark.parametrize("size", SIZES)
 def test_with_video_queries_no_two_splits_share_an_action(size):
-    seen = []
+    actions = []
     for split in ("train", "val", "test"):
         dataset = open_sim(split, size=size, n=200, query="video", irrelevant=0.5, streams="joint")
-        seen.append({e["action"] for s in dataset.samples for e in s.extra["script"]})
+        actions.append({e["action"] for s in dataset.samples for e in s.extra["script"]})
         assert {len(s.relevant_windows) for s in dataset.samples} == {1}
-    assert all(len(x) > 1 for x in seen)
-    assert not (seen[0] & seen[1] or seen[0] & seen[2] or seen[1] & seen[2])
+    assert all(len(x) > 1 for x in actions)
+    assert not (actions[0] & actions[1] or actions[0] & actions[2] or actions[1] & actions[2])
 
 
 # --- what a model can learn ------------------------------------------------------------------------------------------
 
 
 class Reader(nn.Module):
-    """Clips, the words of the query and their product through three convolutions: foreground, and both borders."""
+    """Three convolutions over clips, query words and their products; predicts foreground and distances to both ends."""
 
     def __init__(self, dataset: MomentDataset, width: int = 64):
         super().__init__()
@@ -191,7 +191,7 @@ class Reader(nn.Module):
         return y[..., 0], F.softplus(y[..., 1:] - 2)
 
 
-def trained(train: MomentDataset, *, blind: bool = False, steps: int) -> Reader:
+def train_reader(train: MomentDataset, *, blind: bool = False, steps: int) -> Reader:
     model = Reader(train)
     optimiser = torch.optim.AdamW(model.parameters(), 3e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps, pct_start=0.1)
@@ -201,8 +201,8 @@ def trained(train: MomentDataset, *, blind: bool = False, steps: int) -> Reader:
         relevant, spans = batch.labels.relevant, batch.labels.spans
         t = (torch.arange(relevant.shape[1]) + 0.5) / relevant.shape[1]
         offsets = torch.stack([t[:, None] - spans[:, None, :, 0], spans[:, None, :, 1] - t[:, None]], -1)
-        own = ((offsets.amin(-1) > 0) & batch.labels.span_mask[:, None]).int().argmax(2)
-        offsets = offsets.gather(2, own[..., None, None].expand(-1, -1, 1, 2))[:, :, 0]
+        window = ((offsets.amin(-1) > 0) & batch.labels.span_mask[:, None]).int().argmax(2)
+        offsets = offsets.gather(2, window[..., None, None].expand(-1, -1, 1, 2))[:, :, 0]
         iou = torch.minimum(reach, offsets).sum(-1) / torch.maximum(reach, offsets).sum(-1)
         loss = F.binary_cross_entropy_with_logits(foreground, relevant.float()) + (1 - iou)[relevant].mean()
         optimiser.zero_grad()
@@ -227,23 +227,23 @@ def r1(model: Reader, test: MomentDataset, *, blind: bool = False) -> float:
     return evaluate(lines, test.samples)["brief"]["MR-full-R1@0.7"]
 
 
-def test_a_model_that_reads_another_query_scores_less_than_half():
+def test_a_model_that_reads_other_queries_scores_less_than_half():
     train, test = open_sim("train"), open_sim("test")
-    sighted = r1(trained(train, steps=250), test)
-    blind = r1(trained(train, steps=250, blind=True), test, blind=True)
+    sighted = r1(train_reader(train, steps=250), test)
+    blind = r1(train_reader(train, steps=250, blind=True), test, blind=True)
     assert blind < 0.5 * sighted and sighted > 30
 
 
-def test_a_home_place_is_a_shortcut_that_does_not_survive_the_move():
+def test_a_model_that_learned_home_places_loses_when_they_are_permuted():
     world = {"preset": "spurious", "spurious": 1.0}
-    model = trained(open_sim("train", **world), steps=400)
+    model = train_reader(open_sim("train", **world), steps=400)
     assert r1(model, open_sim("val_shift", **world)) < r1(model, open_sim("val", **world)) - 5
 
 
 # --- opening and exporting -------------------------------------------------------------------------------------------
 
 
-def test_sizes_splits_and_streams_are_as_stated():
+def test_sizes_splits_and_streams_are_as_documented():
     small, paper = val("small"), val("paper", n=10)
     assert (small.target.width, small.query.width, small.widths.joint) == (160, 128, 128)
     assert (paper.target.width, paper.widths.joint, paper.target.lengths.unique().tolist()) == (768, 512, [75])
@@ -253,15 +253,15 @@ def test_sizes_splits_and_streams_are_as_stated():
     batch = small.batch([0, 1])
     assert torch.equal(batch.target_joint, batch.target[..., small.streams["appearance"]])
     for name in ("motion", "appearance"):
-        alone = open_sim("val", n=2, streams=name)
-        assert torch.equal(alone.batch([0, 1]).target, batch.target[..., small.streams[name]])
+        single = open_sim("val", n=2, streams=name)
+        assert torch.equal(single.batch([0, 1]).target, batch.target[..., small.streams[name]])
     assert open_sim("val", n=2, streams="motion").widths.joint is None
     qids = [s.qid for split in SPLITS for s in open_sim(split, n=2).samples]
     assert len(set(qids)) == len(qids)
 
 
 @pytest.mark.parametrize(
-    ("options", "named"),
+    ("options", "message"),
     [
         ({"split": "validation"}, "val_shift"),
         ({"size": "large"}, "small, paper"),
@@ -274,8 +274,8 @@ def test_sizes_splits_and_streams_are_as_stated():
         ({"n": 0}, "n must be at least 1"),
     ],
 )
-def test_what_is_unknown_is_refused_with_a_list_of_what_is_known(options, named):
-    with pytest.raises(ValueError, match=named):
+def test_unknown_names_and_values_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
         open_sim(**options)
 
 
@@ -283,15 +283,15 @@ def test_what_is_unknown_is_refused_with_a_list_of_what_is_known(options, named)
     ("query", "name", "streams"),
     [("text", "qvhighlights", None), ("text", "qvhighlights", "joint"), ("video", "activitynet_vrl", "joint")],
 )
-def test_files_of_the_official_layout_give_the_same_batches(tmp_path, query, name, streams):
+def test_exported_files_give_the_same_batches(tmp_path, query, name, streams):
     dataset = open_sim("val", n=9, query=query, streams=streams)
     export(dataset, tmp_path)
-    read = open_dataset(name, tmp_path, "val", streams=streams)
-    ours, theirs = dataset.batch([8, 0, 5]), read.batch([8, 0, 5])
+    opened = open_dataset(name, tmp_path, "val", streams=streams)
+    batch, file_batch = dataset.batch([8, 0, 5]), opened.batch([8, 0, 5])
     for field in ("target", "target_joint", "query", "query_joint"):
-        torch.testing.assert_close(getattr(ours, field), getattr(theirs, field), atol=2e-5, rtol=0)  # normalised twice
+        torch.testing.assert_close(getattr(batch, field), getattr(file_batch, field), atol=2e-5, rtol=0)
     for field in ("target_mask", "query_mask", "duration_s", "clip_s"):
-        assert torch.equal(getattr(ours, field), getattr(theirs, field))
-    assert ours.samples == theirs.samples
-    assert torch.equal(ours.labels.spans, theirs.labels.spans)
-    assert list(read.streams.values()) == list(dataset.streams.values())
+        assert torch.equal(getattr(batch, field), getattr(file_batch, field))
+    assert batch.samples == file_batch.samples
+    assert torch.equal(batch.labels.spans, file_batch.labels.spans)
+    assert list(opened.streams.values()) == list(dataset.streams.values())

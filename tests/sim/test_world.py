@@ -1,4 +1,4 @@
-"""The simulated world: its vectors and sentences, and where actions are at home."""
+"""The simulated world: its vectors, its sentences, and the home places of actions."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def test_a_sentence_names_actor_action_and_object_but_not_the_place():
         assert len(words) == dataset.query.lengths[i]
 
 
-def test_val_shift_is_val_with_every_home_moved():
+def test_val_shift_is_val_with_permuted_home_places():
     val_, shift = val(spurious=1.0), open_sim("val_shift", spurious=1.0)
     before, after = homes(val_), homes(shift)
     assert all(len(c) == 1 for c in (*before.values(), *after.values()))
     assert all(not set(before[a]) & set(after[a]) for a in before)
     assert [s.relevant_windows for s in val_.samples] == [s.relevant_windows for s in shift.samples]
-    there = {next(iter(before[a])): next(iter(after[a])) for a in before}
-    assert all(set(after[a]) == {there[next(iter(before[a]))]} for a in before)  # a permutation of places
-    assert len(set(there.values())) == len(there)
+    moves = {next(iter(before[a])): next(iter(after[a])) for a in before}
+    assert all(set(after[a]) == {moves[next(iter(before[a]))]} for a in before)  # a permutation of places
+    assert len(set(moves.values())) == len(moves)
 
 
 # --- vectors and words -----------------------------------------------------------------------------------------------
@@ -42,8 +42,7 @@ def cosines(rows):
     return rows @ rows.T
 
 
-def test_what_is_drawn_under_a_name_is_drawn_alone():
-    """Whatever else is drawn; another name or key gives other numbers."""
+def test_numbers_depend_on_their_name_and_key_and_not_on_other_draws():
     dice = Dice((0, "a"))
     first = dice.uniform("x", 5)
     dice.normal("y", 100)
@@ -53,22 +52,22 @@ def test_what_is_drawn_under_a_name_is_drawn_alone():
         assert (other != first).all()
 
 
-def test_whole_numbers_are_shares_of_the_same_uniform_numbers():
+def test_whole_numbers_are_scaled_uniform_numbers():
     dice = Dice((0,))
     u = dice.uniform("x", 1000)
     for n in (1, 3, 10):
         assert dice.pick("x", n, 1000).tolist() == [int(x * n) for x in u]
 
 
-def test_a_unit_vector_is_the_vector_over_its_norm():
+def test_a_unit_vector_is_the_vector_divided_by_its_norm():
     x = np.array([[3.0, 4.0], [0.0, -2.0]])
     assert unit(x).tolist() == [[0.6, 0.8], [0.0, -1.0]]
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_concepts_are_unit_vectors_of_the_size_and_of_the_seed(size):
-    one, same, other = world(size), world(size), world(size, seed=1)
-    p = one.p
+def test_concepts_are_unit_vectors_that_depend_on_size_and_seed(size):
+    first, equal, other = world(size), world(size), world(size, seed=1)
+    p = first.p
     shapes = {
         "actors": (p.actors, p.joint),
         "objects": (p.objects, p.joint),
@@ -77,23 +76,23 @@ def test_concepts_are_unit_vectors_of_the_size_and_of_the_seed(size):
         "motions": (p.families * p.members, p.motion),
         "phases": (p.families * p.members, 4, p.joint),
         "gaps": (2, p.joint),
-        "words": (len(one.vocabulary), p.joint),
+        "words": (len(first.vocabulary), p.joint),
     }
     for name, shape in shapes.items():
-        vectors = getattr(one, name)
+        vectors = getattr(first, name)
         assert vectors.shape == shape
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=-1), 1, rtol=1e-5)
-        np.testing.assert_array_equal(vectors, getattr(same, name))
+        np.testing.assert_array_equal(vectors, getattr(equal, name))
         assert not np.allclose(vectors, getattr(other, name))
 
 
-def test_pictures_and_sentences_lie_apart_by_a_known_angle():
+def test_the_gap_vectors_of_images_and_sentences_have_the_cosine_of_the_parameters():
     assert cosines(world().gaps)[0, 1] == pytest.approx(0.3, abs=1e-5)
 
 
 @pytest.mark.parametrize(("name", "share"), [("actions", 0.6), ("motions", 0.2)])
-def test_actions_of_a_family_are_alike_by_its_share(name, share):
-    """Of a size of 512 and 256 numbers: siblings by the share, others by nothing, with what chance adds."""
+def test_actions_of_a_family_have_its_share_as_cosine(name, share):
+    """Up to chance, in 512 and 256 dimensions; the cosine of actions of different families is 0."""
     similar = cosines(getattr(world(), name))
     family = np.arange(len(similar)) // 4
     siblings = (family[:, None] == family) & ~np.eye(len(similar), dtype=bool)
@@ -101,24 +100,24 @@ def test_actions_of_a_family_are_alike_by_its_share(name, share):
     assert abs(similar[family[:, None] != family].mean()) < 0.02
 
 
-def test_a_family_of_one_look_has_one_vector():
-    """In motion too where the preset says so, and else by its own share."""
-    for preset, alike in (("family", 1.0), (None, 0.2)):
-        turned = world(preset=preset, family=1.0)
-        np.testing.assert_allclose(turned.actions[0], turned.actions[3], atol=1e-6)
-        assert turned.motions[0] @ turned.motions[3] == pytest.approx(alike, abs=0.15)
+def test_actions_of_a_family_of_share_1_have_the_same_vector():
+    """In the motion stream only with the preset; by default its share is 0.2."""
+    for preset, cosine in (("family", 1.0), (None, 0.2)):
+        changed = world(preset=preset, family=1.0)
+        np.testing.assert_allclose(changed.actions[0], changed.actions[3], atol=1e-6)
+        assert changed.motions[0] @ changed.motions[3] == pytest.approx(cosine, abs=0.15)
 
 
-def test_an_event_is_its_actor_action_and_object_in_known_parts():
-    """Weights 0.5, 0.5 and 0.7 over their norm."""
+def test_an_event_is_the_weighted_sum_of_its_actor_action_and_object():
+    """With the weights 0.5, 0.5 and 0.7 divided by their norm."""
     w = world()
-    parts = np.array([0.5, 0.5, 0.7]) / np.sqrt(0.5**2 + 0.5**2 + 0.7**2)
-    expected = parts[0] * w.actors[1] + parts[1] * w.actions[2] + parts[2] * w.objects[3]
+    weights = np.array([0.5, 0.5, 0.7]) / np.sqrt(0.5**2 + 0.5**2 + 0.7**2)
+    expected = weights[0] * w.actors[1] + weights[1] * w.actions[2] + weights[2] * w.objects[3]
     np.testing.assert_allclose(w.event(np.array([1]), np.array([2]), np.array([3]))[0], expected, atol=1e-6)
 
 
-def test_an_action_is_at_home_in_one_place_and_elsewhere_after_the_shift():
-    """Every place is the home of as many actions as any other, give or take one."""
+def test_every_action_has_another_home_place_after_the_shift():
+    """Places are the homes of equally many actions, up to one."""
     for seed in range(5):
         w = world(seed=seed)
         before, after = w.homes(shifted=False), w.homes(shifted=True)
@@ -137,8 +136,8 @@ def test_an_action_is_at_home_in_one_place_and_elsewhere_after_the_shift():
         ([0.5, 0.99, 1, 0, 0.6, 0.5, 0.99, 0.5, 0.99, 0], "A bearded woman rolls a heavy lamp very slowly."),
     ],
 )
-def test_a_sentence_says_what_the_numbers_choose(u, sentence):
-    """By hand; what is optional is said with a chance of 0.53 at this size."""
+def test_the_numbers_choose_the_optional_words_of_a_sentence(u, sentence):
+    """By hand; an optional part has a chance of 0.53 at this size."""
     assert world().sentence(1, 3, 2, np.array(u)) == sentence
 
 
@@ -153,13 +152,13 @@ def test_every_word_of_a_sentence_has_a_vector():
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_knob_changes_its_own_parameter_and_a_preset_what_it_says(size):
+def test_a_knob_changes_one_parameter_and_a_preset_those_that_it_lists(size):
     plain = parameters(size, "text", None, {})
     assert plain == SIZES[size]
     for knob, value in zip(KNOBS, (2.0, 0.1, 7, 0.3, 4.0, 0.9, 0.0), strict=True):
-        turned = parameters(size, "text", None, {knob: value})
-        assert {k for k, v in vars(turned).items() if v != getattr(plain, k)} == {knob}
-        assert getattr(turned, knob) == value
+        changed = parameters(size, "text", None, {knob: value})
+        assert {k for k, v in vars(changed).items() if v != getattr(plain, k)} == {knob}
+        assert getattr(changed, knob) == value
     for preset, changes in PRESETS.items():
         changed = parameters(size, "text", preset, {})
         assert vars(changed) == vars(plain) | changes

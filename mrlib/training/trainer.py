@@ -17,8 +17,8 @@ from mrlib.data import Batch, MomentDataset
 from mrlib.ops.draw import Draw
 from mrlib.papers import Paper, Stage
 from mrlib.retriever import MomentRetriever
-from mrlib.run_state import RunState
-from mrlib.scoring import predict_all, scores_of
+from mrlib.training.run_state import RunState
+from mrlib.training.scoring import predict_all, scores_of
 
 
 @dataclass(frozen=True)

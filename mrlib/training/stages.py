@@ -30,9 +30,9 @@ from mrlib.data import MomentDataset
 from mrlib.ops.draw import Draw
 from mrlib.papers import Stage
 from mrlib.retriever import MomentRetriever
-from mrlib.run_state import History, RunState
-from mrlib.scoring import headline, predict_all, scores_of
-from mrlib.trainer import Setup, Trainer, seed_of
+from mrlib.training.run_state import History, RunState
+from mrlib.training.scoring import headline, predict_all, scores_of
+from mrlib.training.trainer import Setup, Trainer, seed_of
 
 
 class TrainingRunner:
@@ -125,18 +125,20 @@ class MiningRunner:
 
     def check(self) -> None:
         """ValueError if the training set has no labels for the stage or cannot be split into halves."""
-        if not mining.done(self.setup.train):
+        if not mining.has_wrong_spans(self.setup.train):
             self._halves(self.setup.train)
         _check_labels(self.setup, self.stage)
 
     def replay(self, train: MomentDataset, state: RunState) -> MomentDataset:
         """The training set with the windows that were mined before the run was stopped."""
-        return train if mining.done(train) else mining.with_wrong(train, mining.read(self._file(state)))
+        if mining.has_wrong_spans(train):
+            return train
+        return mining.with_wrong_spans(train, mining.read(self._file(state)))
 
     def run(self, train: MomentDataset, state: RunState, bar: tqdm) -> MomentDataset:
         """Mine, and save the mined windows and how many there are."""
-        if not mining.done(train):
-            train = mining.with_wrong(train, self._mine(train, state))
+        if not mining.has_wrong_spans(train):
+            train = mining.with_wrong_spans(train, self._mine(train, state))
         windows = [s.extra.get("wrong_spans") or [] for s in train.samples]
         row = {"stage": self.stage.name, "epoch": 1, "step": 0, "mined/windows": sum(map(len, windows))}
         state.end_epoch(row | {"mined/queries": sum(map(bool, windows)) / len(windows)}, 0.0, 0.0, last=True)

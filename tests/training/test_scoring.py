@@ -1,0 +1,53 @@
+"""Predictions for a whole dataset, and their scores."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mrlib import metrics, papers, parallel
+from mrlib.data import Sample
+from mrlib.training.scoring import headline, predict_all, scores_of
+from tests.support.files import labelled
+from tests.support.runs import open_world, small
+
+
+@pytest.fixture(scope="module")
+def val():
+    return open_world()[1]
+
+
+@pytest.fixture(scope="module")
+def retriever(val):
+    return papers.build(small(), val)
+
+
+@pytest.mark.parametrize("batch_size", [6, 20, 128])
+def test_predictions_are_in_the_order_of_the_dataset(batch_size, retriever, val):
+    """The last batch may be smaller."""
+    lines = predict_all(retriever, val, batch_size)
+    assert [line["qid"] for line in lines] == [s.qid for s in val.samples]
+    assert lines[-2:] == retriever.predict(val.batch(torch.arange(20).split(batch_size)[-1]))[-2:]
+
+
+@pytest.mark.parametrize(("rank", "positions"), [(0, [*range(6), *range(12, 18)]), (1, [*range(6, 12), 18, 19])])
+def test_each_of_two_ranks_predicts_every_other_batch(rank, positions, retriever, val, monkeypatch):
+    monkeypatch.setattr(parallel, "ranks", lambda: (rank, 2))
+    monkeypatch.setattr(parallel, "gather", list)
+    lines = predict_all(retriever, val, batch_size=6)
+    assert [line["qid"] for line in lines] == [val.samples[i].qid for i in positions]
+
+
+def test_scores_are_those_of_the_evaluator_and_the_moments_of_all_queries(retriever, val):
+    lines, truth = predict_all(retriever, val), [s.as_line() for s in val.samples]
+    scores = scores_of(lines, val)
+    assert scores == metrics.evaluate(lines, truth) | {"moments": metrics.moment_scores(lines, truth)["all"]}
+    assert headline(scores) == scores["brief"] | {"mIoU": scores["moments"]["mIoU"]}
+
+
+def test_a_dataset_of_highlights_has_no_scores_of_moments():
+    fields = labelled(clips=10)
+    sample = Sample(1, fields["query"], 20.0, fields["vid"], extra={"label": fields["label"]})
+    scores = scores_of([{"qid": 1, "pred_saliency_scores": list(range(10))}], SimpleNamespace(samples=[sample]))
+    assert scores.keys() == {"brief"} and headline(scores) == scores["brief"]
+    assert list(scores["brief"]) == ["HL-top5-mAP"]

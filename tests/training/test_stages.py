@@ -1,0 +1,129 @@
+"""The runners of stages, and what a resumed run takes from its folder."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mrlib import checkpoint, papers, train
+from mrlib.augment import mining
+from mrlib.files import read_jsonl
+from mrlib.train import fit
+from mrlib.training.run_state import History, RunState
+from mrlib.training.stages import MiningRunner, TrainingRunner
+from mrlib.training.trainer import Trainer
+from tests.support import runs, toy
+
+
+@pytest.fixture(scope="module")
+def world():
+    return runs.open_world()
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    toy.register(monkeypatch.setitem)
+
+
+def mined_first(**settings):
+    """The toy after a stage that mines."""
+    paper = papers.get("toy", "small", epochs=2, **settings)
+    stages = replace(paper.stages[0], name="mining", epochs=1, mine=-1e9), *paper.stages
+    return replace(paper, stages=stages)
+
+
+def test_a_stage_that_mines_has_a_runner_of_its_own_and_takes_no_steps(world):
+    paper = mined_first()
+    mining_runner, runner = (train._runner(runs.setup_of(world, paper), stage, False) for stage in paper.stages)
+    assert isinstance(mining_runner, MiningRunner) and mining_runner.steps == 0
+    assert isinstance(runner, TrainingRunner) and runner.steps == 2 * 3  # epochs of 48 samples, 16 a batch
+
+
+def test_mining_predicts_each_half_with_the_model_that_was_given_the_other_half(world, tmp_path):
+    """The function that trains the two models is replaced by one that does not train them."""
+    paper = mined_first()
+    setup, calls = runs.setup_of(world, paper), []
+
+    def train_model(model, data, stage, folder):
+        calls.append((len(data), {s.vid for s in data.samples}, stage.name, stage.mine, folder))
+        return History(rows=[{"stage": stage.name, "epoch": 1}], times=[{"stage": stage.name, "epoch": 1}])
+
+    state = RunState(tmp_path)
+    mined = MiningRunner(setup, paper.stages[0], train_model).run(world[0], state, None)
+    (first_size, first_videos, *first_call), (second_size, second_videos, *second_call) = calls
+    assert first_size + second_size == 48 and not first_videos & second_videos
+    assert first_call == ["mining_1", None, tmp_path / "mining" / "1"]
+    assert second_call == ["mining_2", None, tmp_path / "mining" / "2"]
+    assert mining.has_wrong_spans(mined) and not mining.has_wrong_spans(world[0])
+    assert [row["stage"] for row in state.history.rows] == ["mining_1", "mining_2", "mining"]
+    assert (state.stage, state.epoch) == (1, 0)
+    assert mining.read(tmp_path / "mining" / "wrong_spans.jsonl") == [s.extra["wrong_spans"] for s in mined.samples]
+
+
+def stop_in_second_epoch(monkeypatch, stage):
+    """Let the run stop when this stage begins its second epoch."""
+    train_epoch = Trainer.train_epoch
+
+    def stopped(trainer, epoch, *rest):
+        if (trainer.stage.name, epoch) == (stage, 1):
+            raise KeyboardInterrupt
+        return train_epoch(trainer, epoch, *rest)
+
+    monkeypatch.setattr(Trainer, "train_epoch", stopped)
+
+
+@pytest.mark.parametrize("labelled", [0, 24, 48])
+def test_a_resumed_run_has_the_windows_that_were_mined_before_it_stopped(labelled, world, tmp_path, monkeypatch):
+    """If some samples of the training set already have `wrong_spans`, nothing is mined."""
+    samples = [
+        replace(s, extra={"wrong_spans": [[0, 2]]}) if i < labelled else s for i, s in enumerate(world[0].samples)
+    ]
+    data, paper = replace(world[0], samples=samples, _annotations=None), mined_first()
+
+    def run(folder):
+        retriever = papers.build(paper, data)
+        history = fit(retriever, data, None, paper, folder, device="cpu", progress=False)
+        return history, retriever.state_dict()
+
+    whole, weights = run(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_in_second_epoch(patch, "train")
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "stopped")
+    resumed, resumed_weights = run(tmp_path / "stopped")
+    assert resumed.rows == whole.rows
+    assert all(torch.equal(weights[k], resumed_weights[k]) for k in weights)
+    assert ("mining_1" in {row["stage"] for row in whole.rows}) == (labelled == 0)
+    files = [tmp_path / name / "mining" / "wrong_spans.jsonl" for name in ("whole", "stopped")]
+    assert read_jsonl(files[0]) == read_jsonl(files[1])
+
+
+def test_without_a_folder_a_later_stage_starts_from_an_earlier_one(world):
+    """The weights of finished stages are kept in memory."""
+    base = papers.get("toy", "small", epochs=1)
+    first, rest = base.stages[0], {"optimiser": papers.Optimiser("adam", 0.0)}
+    stages = (
+        replace(first, name="first"),
+        replace(first, name="second"),
+        replace(first, name="third", start=("first", "last"), **rest),
+    )
+    ends = []
+    for chosen in (stages[:1], stages):
+        paper = replace(base, stages=chosen)
+        retriever = papers.build(paper, world[0])
+        fit(retriever, world[0], None, paper, device="cpu", progress=False)
+        ends.append(retriever.state_dict())
+    assert all(torch.equal(ends[0][k], ends[1][k]) for k in ends[0])
+
+
+def test_a_later_stage_starts_from_the_weights_it_names(world, tmp_path):
+    """A second stage of learning rate 0 ends with the weights that it started from."""
+    base = runs.small()
+    for which in ("last", "best"):
+        first = replace(base.stages[0], name="first", epochs=3)
+        second = replace(first, name="second", epochs=1, start=("first", which))
+        second = replace(second, optimiser=papers.Optimiser("adam", 0.0))
+        paper = replace(base, stages=(first, second))
+        _, weights = runs.run(world, paper, tmp_path / which)
+        started = checkpoint.load(tmp_path / which / "first" / which).state_dict()
+        assert all(torch.equal(started[k], weights[k]) for k in weights)

@@ -1,0 +1,137 @@
+"""One epoch of training: order of the samples, weights of the losses, precision, several processes."""
+
+import functools
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from tqdm.auto import tqdm
+
+from mrlib import checkpoint, papers, parallel
+from mrlib.augment import identity
+from mrlib.train import main
+from mrlib.training.run_state import RunState
+from mrlib.training.trainer import Trainer, seed_of
+from tests.support.runs import COMMAND, ONE_THREAD, open_world, run, setup_of, small
+
+
+@pytest.fixture(scope="module")
+def world():
+    return open_world()
+
+
+def test_loss_terms_are_weighted_by_the_stage(world):
+    plain, heavy = (run(world, small(epochs=1, weights=w))[0].rows[0] for w in ({}, {"map": 3.0}))
+    assert plain["loss"] == pytest.approx(plain["loss/map"])
+    assert heavy["loss"] == pytest.approx(3 * heavy["loss/map"])
+
+
+def test_a_weight_of_an_unknown_term_is_refused(world):
+    paper = small(weights={"other": 2.0})
+    trainer = Trainer(setup_of(world, paper), paper.stages[0], world[0])
+    with pytest.raises(ValueError, match=r"stage 'train' weighs \['other'\]; the losses are map"):
+        trainer._loss_terms(world[0].batch(range(4)))
+
+
+def test_every_epoch_sees_each_sample_once_in_a_new_order(world, monkeypatch):
+    seen = []
+
+    def watching(indices, dataset, draw):
+        seen.append(indices.tolist())
+        return identity(indices, dataset, draw)
+
+    monkeypatch.setitem(papers.AUGMENTERS, "watching", watching)
+    run(world, small(epochs=2, augment="watching"))
+    assert seen.pop(0) == [0], "before training, one sample shows whether there are labels"
+    epochs = [sum(seen[:3], []), sum(seen[3:], [])]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(48)) and epochs[0] != epochs[1]
+
+
+def test_an_epoch_reports_the_mean_loss_of_its_steps_and_the_total_counts_of_the_augmenter(world, monkeypatch):
+    def counting(indices, dataset, draw):
+        return replace(identity(indices, dataset, draw), counts={"odd": indices % 2})
+
+    monkeypatch.setitem(papers.AUGMENTERS, "counting", counting)
+    losses = iter([1.0, 2.0, 6.0])
+    monkeypatch.setattr(Trainer, "_train_step", lambda trainer, batch, where: {"loss": next(losses)})
+    paper, state = small(augment="counting", lr=0.25), RunState(None)
+    trainer = Trainer(setup_of(world, paper), paper.stages[0], world[0])
+    means = trainer.train_epoch(0, state, tqdm(disable=True))
+    lr = 0.25 * paper.stages[0].schedule.factor(2, 9)  # of the last step
+    assert means == {"lr": lr, "loss": 3.0, "augment/odd": 24}
+    assert state.steps == 3
+
+
+@pytest.mark.parametrize(("samples", "share"), [(7, [1, 4]), (6, [1, 4]), (2, [0, 1])])
+def test_a_rank_trains_on_its_share_of_a_batch_that_has_a_sample_for_every_rank(samples, share, world, monkeypatch):
+    """The second of three ranks; of two samples, every rank trains on both."""
+    monkeypatch.setattr(parallel, "ranks", lambda: (1, 3))
+    monkeypatch.setattr(parallel, "average_gradients", lambda module: None)
+    paper = small()
+    trainer, batches = Trainer(setup_of(world, paper), paper.stages[0], world[0]), []
+    loss_terms = trainer._loss_terms
+    monkeypatch.setattr(trainer, "_loss_terms", lambda batch: batches.append(batch) or loss_terms(batch))
+    trainer._train_step(world[0].batch(range(samples)), "a step")
+    assert [s.qid for s in batches[0].samples] == [world[0].samples[i].qid for i in share]
+
+
+def test_seeds_differ_by_run_name_step_and_rank():
+    arguments = [(0, "train"), (1, "train"), (0, "mining"), (0, "train", 1), (0, "train", 0, 1), (0, "train", 1, 1)]
+    seeds = [seed_of(*each) for each in arguments]
+    assert len(set(seeds)) == len(seeds) and seeds == [seed_of(*each) for each in arguments]
+    assert all(0 <= seed < 2**63 for seed in seeds), "torch.manual_seed takes 64 bits"
+
+
+def test_frozen_parameters_get_no_optimiser(world):
+    paper = small()
+    setup = setup_of(world, paper)
+    frozen = next(setup.retriever.parameters()).requires_grad_(False)
+    (group,) = Trainer(setup, paper.stages[0], world[0]).optimiser.param_groups
+    assert len(group["params"]) == sum(1 for _ in setup.retriever.parameters()) - 1
+    assert all(p is not frozen for p in group["params"])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_queries(world, tmp_path, monkeypatch):
+    def spoil(indices, dataset, draw):
+        batch = identity(indices, dataset, draw)
+        batch.target_joint[0, 0] = torch.nan
+        return batch
+
+    monkeypatch.setitem(papers.AUGMENTERS, "spoil", spoil)
+    with pytest.raises(FloatingPointError, match=r"map is not finite in stage 'train', epoch 1, step 0.*queries.*\d"):
+        run(world, small(augment="spoil"), tmp_path)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_mixed_precision_lowers_the_loss(world):
+    history, _ = run(world, small(epochs=4, lr=5e-3), precision="bf16")
+    assert history.rows[-1]["loss"] < history.rows[0]["loss"]
+
+
+def test_a_compiled_model_has_the_same_loss_as_a_plain_one(world, monkeypatch):
+    """With the "eager" backend, which traces the model and generates no code."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    plain, compiled = (run(world, small(epochs=1), compile=flag)[0].rows for flag in (False, True))
+    assert compiled[0]["loss"] == pytest.approx(plain[0]["loss"], rel=1e-5)
+
+
+def test_two_processes_train_the_same_weights_as_one(tmp_path, capsys):
+    """20 steps of the same global batches; the last batch of an epoch is odd."""
+    command = [*COMMAND, "--set", "kernel=5", "channels=2", "batch_size=10", "--data", "n=47", "--epochs", "4"]
+    command += ["--probe", "masked_noise"]
+    one, two = ([*command, "--out", str(tmp_path / name)] for name in ("one", "two"))
+    main([*one, "--device", "cpu"])
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*torchrun, "-m", "mrlib.train", *two, "--device", "cpu"]
+    process = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr[-2000:]
+    single, double = (checkpoint.load(tmp_path / name / "train" / "last").state_dict() for name in ("one", "two"))
+    assert json.loads((tmp_path / "one" / "history.jsonl").read_text().splitlines()[-1])["step"] == 20
+    for name in single:
+        torch.testing.assert_close(double[name], single[name], rtol=0, atol=1e-5)
+    results = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
+    assert results[0] == results[1]
+    assert json.loads(process.stdout)["probes"] == json.loads(capsys.readouterr().out)["probes"]
