@@ -1,23 +1,23 @@
-"""Checks of settings: what is plain, of which kind a value must be, and the message that names it."""
+"""Checks of settings: plain values, values of the right type, and the messages of errors; defaults of keywords."""
 
 import numpy as np
 import pytest
 import torch
 
-from mrlib.arguments import is_plain, require, require_like
+from mrlib.arguments import is_plain, keyword_defaults, require, require_like
 
 
 @pytest.mark.parametrize(
     "value", [None, True, 3, 0.5, "text", [], [1, [2.0, None]], (1, "a"), {}, {"a": {"b": [1]}}], ids=repr
 )
-def test_what_json_gives_back_is_plain(value):
+def test_values_that_json_restores_are_plain(value):
     assert is_plain(value)
 
 
 @pytest.mark.parametrize(
     "value", [print, {1: "a"}, {"a": print}, [1, {2}], b"bytes", 1j, np.float64(1.0), torch.tensor(1.0)], ids=repr
 )
-def test_what_json_does_not_give_back_is_not_plain(value):
+def test_values_that_json_does_not_restore_are_not_plain(value):
     assert not is_plain(value)
 
 
@@ -26,8 +26,8 @@ def test_what_json_does_not_give_back_is_not_plain(value):
     [(True, False), ("a", "b"), (3, 4), (3, -1), (0.5, 1), (0.5, 2.5), (None, "anything"), ([1], 3), ({}, "a")],
     ids=repr,
 )
-def test_a_value_of_the_kind_that_stood_there_passes(before, value):
-    """A whole number where a number stood, too; what stood there as None, list or table is checked elsewhere."""
+def test_a_value_of_the_same_kind_is_accepted(before, value):
+    """A whole number for a number too; any value for None, a list or a dict, which are checked where they are read."""
     require_like(before, "lr", value)
 
 
@@ -44,12 +44,21 @@ def test_a_value_of_the_kind_that_stood_there_passes(before, value):
         (0.5, None, "lr must be a number, not None"),
     ],
 )
-def test_a_value_of_another_kind_is_refused_and_named(before, value, message):
+def test_a_value_of_another_kind_is_refused_with_its_name(before, value, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         require_like(before, "lr", value)
 
 
-def test_a_requirement_names_the_setting_what_it_must_be_and_what_it_is():
+def test_require_names_the_setting_the_wanted_and_the_given_value():
     require(True, "width", -1, "above 0")
     with pytest.raises(ValueError, match="^width must be above 0, not 'wide'$"):
         require(False, "width", "wide", "above 0")
+
+
+def test_keyword_defaults_are_those_of_keyword_only_parameters():
+    """Parameters by position, and keywords without a default, are left out."""
+
+    def build(width, heads=8, *, layers, dropout=0.1, beta=None, **options):
+        return width, heads, layers, dropout, beta, options
+
+    assert keyword_defaults(build) == {"dropout": 0.1, "beta": None}

@@ -1,4 +1,4 @@
-"""Checkpoints and the files under them."""
+"""Saving and loading checkpoints, and their files."""
 
 import json
 
@@ -19,7 +19,7 @@ def saved(tmp_path):
     return retriever, tmp_path
 
 
-def test_a_loaded_retriever_is_the_one_that_was_saved(saved):
+def test_a_loaded_retriever_equals_the_saved_one(saved):
     retriever, folder = saved
     for path in ("best", "best.json", "best.safetensors"):
         loaded = checkpoint.load(folder / path)
@@ -31,18 +31,18 @@ def test_a_loaded_retriever_is_the_one_that_was_saved(saved):
 
 def test_saving_twice_gives_the_same_bytes(saved):
     retriever, folder = saved
-    checkpoint.save(retriever, folder / "again", {"epoch": 4})
+    checkpoint.save(retriever, folder / "copy", {"epoch": 4})
     for suffix in ("safetensors", "json"):
-        assert (folder / f"again.{suffix}").read_bytes() == (folder / f"best.{suffix}").read_bytes()
+        assert (folder / f"copy.{suffix}").read_bytes() == (folder / f"best.{suffix}").read_bytes()
 
 
-def test_a_name_with_a_dot_is_not_taken_for_a_suffix(saved):
+def test_a_dot_in_a_name_does_not_start_a_suffix(saved):
     retriever, folder = saved
     checkpoint.save(retriever, folder / "lr0.1")
     assert (folder / "lr0.1.safetensors").is_file() and checkpoint.load(folder / "lr0.1")
 
 
-def test_broken_checkpoints_say_what_is_wrong(saved):
+def test_broken_and_missing_files_are_named(saved):
     _, folder = saved
     whole = (folder / "best.safetensors").read_bytes()
     (folder / "best.safetensors").write_bytes(whole[: len(whole) // 2])
@@ -53,7 +53,7 @@ def test_broken_checkpoints_say_what_is_wrong(saved):
         checkpoint.load(folder / "best")
 
 
-def test_a_checkpoint_of_other_widths_lists_keys_and_shapes(saved):
+def test_a_checkpoint_of_other_widths_is_refused_with_keys_and_shapes(saved):
     _, folder = saved
     recipe = json.loads((folder / "best.json").read_text())
     recipe["widths"]["joint"] = 8
@@ -65,17 +65,17 @@ def test_a_checkpoint_of_other_widths_lists_keys_and_shapes(saved):
         checkpoint.load(folder / "best")
 
 
-def test_a_tensor_that_is_unknown_and_one_that_is_missing_are_named(saved):
+def test_unknown_and_missing_tensors_are_named(saved):
     retriever, folder = saved
     tensors = dict(retriever.state_dict())
-    tensors["detector.lost.weight"] = tensors.pop("detector.last.weight")
+    tensors["detector.other.weight"] = tensors.pop("detector.last.weight")
     checkpoint.save_tensors(folder / "best.safetensors", tensors)
-    message = "it has an unknown detector.lost.weight; it lacks detector.last.weight"
+    message = "it has an unknown detector.other.weight; it lacks detector.last.weight"
     with pytest.raises(ValueError, match=f"best.safetensors does not fit the model of best.json: {message}"):
         checkpoint.load(folder / "best")
 
 
-def test_a_retriever_without_a_recipe_is_not_saved(saved, tmp_path):
+def test_saving_a_retriever_without_a_recipe_is_refused(saved, tmp_path):
     retriever, _ = saved
     with pytest.raises(ValueError, match="recipe"):
         checkpoint.save(MomentRetriever(retriever.aligner, retriever.detector), tmp_path / "bare")

@@ -1,4 +1,4 @@
-"""From a batch to the lines of a submission."""
+"""Predictions of a retriever, for every paper and every pair of aligner and detector."""
 
 from dataclasses import replace
 
@@ -50,7 +50,7 @@ def test_predictions_do_not_change_when_labels_are_removed_or_shuffled(trained, 
 
 
 def test_predictions_do_not_change_with_batch_mates_or_padding(trained, data):
-    """The target is cut to 20 clips for one sample, so that it is padded beside the others; scores to rounding."""
+    """One target is cut to 20 clips, so that it is padded in the batch; scores agree up to rounding."""
     rows = data.target.index(data.video[:8])
     rows[0, 20:] = -1
     together = trained.predict(data.gather(rows, torch.arange(8)))
@@ -60,12 +60,12 @@ def test_predictions_do_not_change_with_batch_mates_or_padding(trained, data):
     for one, many in zip(alone, together, strict=True):
         one, many = (torch.tensor(line["pred_relevant_windows"]) for line in (one, many))
         torch.testing.assert_close(one[:, 2], many[:, 2], rtol=1e-4, atol=1e-5)
-        clear = (one[:, 2].diff().abs() > 1e-4).cumprod(0).sum()  # before the first near tie the order is decided
+        clear = (one[:, 2].diff().abs() > 1e-4).cumprod(0).sum()  # the order is certain up to the first near tie
         torch.testing.assert_close(one[:clear, :2], many[:clear, :2], rtol=0, atol=0)
     assert max(w[1] for w in together[0]["pred_relevant_windows"]) <= 20 * 2.0
 
 
-def test_lines_are_those_of_a_submission(trained, data):
+def test_predictions_are_lines_of_a_submission(trained, data):
     batch = data.batch(range(4))
     for line, sample in zip(trained.predict(batch), batch.samples, strict=True):
         assert (line["qid"], line["query"], line["vid"]) == (sample.qid, sample.query, sample.vid)
@@ -75,10 +75,10 @@ def test_lines_are_those_of_a_submission(trained, data):
         assert scores == sorted(scores, reverse=True)
         for start, end, _ in line["pred_relevant_windows"]:
             assert 0 <= start <= end <= sample.duration
-            assert start < end or trained.round_s  # what is rounded may have no length left
+            assert start < end or trained.round_s  # a rounded window may have length 0
 
 
-def test_predicting_leaves_training_mode_as_it_was(trained, data):
+def test_predicting_does_not_change_the_training_mode(trained, data):
     trained.train()
     trained.predict(data.batch([0]))
     assert trained.training
@@ -93,8 +93,8 @@ def toy_retriever(monkeypatch):
     return papers.build(papers.get("toy", "small"), Widths(target=16, query=12, joint=16))
 
 
-def test_a_model_is_given_no_trace_of_the_annotation_to_predict_from(toy_retriever):
-    """Were the aligner to read labels or windows, it would find none."""
+def test_a_model_gets_no_labels_and_no_annotations_to_predict_from(toy_retriever):
+    """The batch of the aligner has no labels, and its samples have no windows and no saliency."""
     batch = make_batch([8, 6])
     assert batch.labels is not None and all(sample.relevant_windows for sample in batch.samples)
     scored = [replace(s, relevant_clip_ids=[1], saliency_scores=[[4, 4, 4]], extra={"a": 1}) for s in batch.samples]
@@ -104,31 +104,33 @@ def test_a_model_is_given_no_trace_of_the_annotation_to_predict_from(toy_retriev
     assert [s.as_line().keys() for s in call["samples"]] == [{"qid", "query", "duration", "vid"}] * 2
 
 
-def test_nothing_is_dropped_out_of_a_prediction(toy_retriever):
+def test_dropout_is_off_in_predictions(toy_retriever):
     toy_retriever.train()
     batch = make_batch([8, 6])
     assert toy_retriever.predict(batch) == toy_retriever.predict(batch)
     assert all((call["dropped"] == 1).all() for call in toy_retriever.aligner.calls) and toy_retriever.training
 
 
-def test_saliency_has_an_entry_for_each_real_clip(toy_retriever):
+def test_saliency_scores_are_those_of_the_real_clips(toy_retriever):
     together = toy_retriever.predict(make_batch([5, 9, 3], pad_to=12))
     assert [len(line["pred_saliency_scores"]) for line in together] == [5, 9, 3]
     alone = toy_retriever.predict(make_batch([5]))
     assert together[0]["pred_saliency_scores"] == pytest.approx(alone[0]["pred_saliency_scores"], rel=1e-5)
 
 
-def test_a_retriever_rounds_and_cuts_as_its_paper_says(sim):
+def test_times_are_rounded_and_windows_limited_by_the_paper(sim):
     paper = papers.get("f2sgd", "small", kernel=5, channels=2, round_s=5.0, max_windows=3)
     for line, sample in zip(papers.build(paper, sim).predict(sim.batch(range(4))), sim.samples, strict=False):
         windows = line["pred_relevant_windows"]
         assert len(windows) == 3
         assert all(time in (0, sample.duration) or time % 5 == 0 for window in windows for time in window[:2])
-        assert any(time % 2 == 1 for window in windows for time in window[:2]), "a grid time as it was"
+        assert any(time % 2 == 1 for window in windows for time in window[:2]), (
+            "all times are even, as on the grid of clips"
+        )
 
 
 class Fixed(nn.Module):
-    """An aligner and a detector at once that answer what they are told."""
+    """An aligner and detector in one that predicts fixed moments."""
 
     def __init__(self, spans, scores):
         super().__init__()
@@ -150,7 +152,7 @@ def fixed(spans, scores, **options):
 
 
 def test_seconds_are_fractions_of_the_clips_cut_to_the_duration(sim):
-    """32 clips of 2 s in a video of 63.5 s: the end of the last clip is cut, nothing else is."""
+    """32 clips of 2 s in a video of 63.5 s: only the end of the last clip is cut."""
     batch = replace(sim.batch([0]), duration_s=torch.tensor([63.5]))
     lines = fixed([[0.25, 1.0], [0.5, 0.51]], [0.9, 0.123456789]).predict(batch)[0]
     torch.testing.assert_close(
@@ -161,17 +163,17 @@ def test_seconds_are_fractions_of_the_clips_cut_to_the_duration(sim):
     assert rounded["pred_relevant_windows"][0][:2] == [16.0, 63.5]
 
 
-def test_a_moment_that_begins_before_the_video_begins_with_it(sim):
+def test_a_moment_that_starts_before_the_video_is_cut_to_0(sim):
     assert fixed([[-0.25, 0.5]], [0.9]).predict(sim.batch([0]))[0]["pred_relevant_windows"][0][:2] == [0.0, 32.0]
 
 
-def test_a_time_on_the_grid_of_clips_is_itself_in_seconds():
-    """41/75 in float32 times 150 s is 82.0000023: a moment would fall short of an IoU on the threshold."""
+def test_times_on_the_grid_of_clips_are_exact_seconds():
+    """41/75 in float32 times 150 s is 82.0000023, so that a moment could miss an IoU exactly at the threshold."""
     line = fixed([[41 / 75, 1.0]], [0.9]).predict(make_batch([75]))[0]
     assert line["pred_relevant_windows"][0][:2] == [82.0, 150.0]
 
 
-def test_masked_moments_are_left_out_and_the_list_is_cut(sim):
+def test_masked_moments_are_left_out_and_the_number_of_windows_is_limited(sim):
     spans, scores = [[0.0, 0.1 * k] for k in range(1, 5)], [0.4, 0.3, 0.2, 0.0]
     lines = fixed(spans, scores).predict(sim.batch([0]))[0]["pred_relevant_windows"]
     assert len(lines) == 3
@@ -180,9 +182,9 @@ def test_masked_moments_are_left_out_and_the_list_is_cut(sim):
 
 QUICK = {"f2sgd": {"kernel": 5, "channels": 2}}
 _FIRST = "detector.decoder.layers.0.self_attn."
-# what the papers have and no loss reaches
+# parameters of the papers that no loss reaches
 IDLE = {
-    "moment_detr": {"aligner.saliency.bias"},  # pairs of clips are compared, and both have it
+    "moment_detr": {"aligner.saliency.bias"},  # cancels in the comparison of two clips
     "qd_detr": {f"{_FIRST}{name}.weight" for name in ("q_content", "k_content", "value")},  # content starts at zero
 }
 IDLE["td_detr"] = IDLE["qd_detr"]
@@ -190,8 +192,8 @@ IDLE["td_detr"] = IDLE["qd_detr"]
 
 @pytest.mark.parametrize("name", papers.PAPERS)
 def test_every_parameter_learns(name):
-    """A third step's gradient: a last layer that starts at zero passes none on in the first."""
-    torch.manual_seed(0)  # whatever ran before
+    """At the third step, because a last layer that starts at zero passes no gradient on in the first."""
+    torch.manual_seed(0)
     paper = papers.get(name, "small", **QUICK.get(name, {}))
     data = papers.open_split(paper, "sim", split="train", n=32)
     retriever = papers.build(paper, data)
@@ -200,14 +202,14 @@ def test_every_parameter_learns(name):
         optimiser.zero_grad()
         sum(retriever.losses(*retriever(batch), batch).values()).backward()
         optimiser.step()
-    still = {n for n, p in retriever.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
-    assert still == IDLE.get(name, set())
+    unchanged = {n for n, p in retriever.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
+    assert unchanged == IDLE.get(name, set())
 
 
 @pytest.mark.parametrize("aligner", papers.ALIGNERS)
 @pytest.mark.parametrize("detector", papers.DETECTORS)
-def test_every_aligner_works_before_every_detector(aligner, detector):
-    """Built, trained for a step, asked."""
+def test_every_aligner_works_with_every_detector(aligner, detector):
+    """They are built, have gradients and predict."""
     batch = make_batch([9, 6, 12], motion=8)
     retriever = papers.build(papers.get("f2sgd", "small", aligner=aligner, detector=detector), Widths(24, 12, 16))
     sum(retriever.losses(*retriever(batch), batch).values()).backward()
@@ -216,15 +218,15 @@ def test_every_aligner_works_before_every_detector(aligner, detector):
 
 
 @pytest.mark.parametrize("base", papers.PAPERS)
-def test_another_detector_trains_with_the_papers_own_stages(base):
-    """Weights of terms that are no longer there weigh nothing, unless someone asks for them."""
+def test_another_detector_trains_with_the_stages_of_the_paper(base):
+    """The paper's weights of missing loss terms are ignored; such weights of a caller are refused."""
     settings = {"detector": "similarity_map", "epochs": 1, "kernel": 3, "channels": 2}
     stages = papers.PAPERS[base].stages
-    # a second set of moment queries is for detectors that have a first
-    settings |= {f"{s.name}.{what}": None for s in stages for what in ("prepare", "teacher") if getattr(s, what)}
+    # only detectors with moment queries can have a second set
+    settings |= {f"{s.name}.{field}": None for s in stages for field in ("prepare", "teacher") if getattr(s, field)}
     paper = papers.get(base, "small", **settings)
     data = papers.open_split(paper, "sim", split="train", n=8, streams="joint")
     fit(papers.build(paper, data), data, None, paper, device="cpu", progress=False)
-    asked = papers.get(base, "small", **settings, weights={"map": 1.0, "fq": 10.0})
+    weighted = papers.get(base, "small", **settings, weights={"map": 1.0, "fq": 10.0})
     with pytest.raises(ValueError, match=r"weighs \['fq'\]; the losses are"):
-        fit(papers.build(asked, data), data, None, asked, device="cpu", progress=False)
+        fit(papers.build(weighted, data), data, None, weighted, device="cpu", progress=False)

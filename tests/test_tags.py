@@ -1,4 +1,4 @@
-"""Every equation of the papers can be found by its tag: in the code, in a test and in a notebook."""
+"""Every equation of the papers has its tag in the code, in a test and in a notebook."""
 
 import re
 from pathlib import Path
@@ -20,12 +20,12 @@ TAGS += ["[2D-TAN]", "[UVCOM]", "[CG-DETR]", "[TaskWeave]"]
 
 @pytest.mark.parametrize("place", FILES)
 @pytest.mark.parametrize("tag", TAGS)
-def test_an_equation_is_named_by_its_tag(tag, place):
-    assert [file for file in FILES[place] if tag in file.read_text("utf-8")], f"{tag} is nowhere in {place}"
+def test_every_tag_is_in_the_code_the_tests_and_the_notebooks(tag, place):
+    assert [file for file in FILES[place] if tag in file.read_text("utf-8")], f"{tag} is not in {place}"
 
 
 @pytest.mark.parametrize("place", FILES)
 def test_a_tag_names_one_equation(place):
-    """Of a range such as 1 to 5 in one tag, the equations between its ends would not be found."""
+    """With a range such as 1 to 5 in one tag, a search for an equation inside the range would fail."""
     several = re.compile(r"\[\w+ Eq\. \d+ *[-\u2013,][^]]*\]")
     assert {f"{f.name}: {tag}" for f in FILES[place] for tag in several.findall(f.read_text("utf-8"))} == set()

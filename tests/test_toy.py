@@ -1,4 +1,4 @@
-"""The training loop on a toy with dropout: what it draws, what it keeps, which settings of a stage arrive."""
+"""Training a toy model with dropout: random numbers, modes, settings of a stage, the kept epoch, two processes."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ from mrlib.train import fit
 from tests.support import toy
 
 SIZE = {"size": "small", "streams": "joint"}
-STEPS = 3  # of an epoch: 48 samples, 16 a batch
+STEPS = 3  # per epoch: 48 samples in batches of 16
 
 
 @pytest.fixture(scope="module")
@@ -30,16 +30,16 @@ def registered(monkeypatch):
 
 @pytest.fixture
 def steps():
-    """What the optimiser finds at every step: its class, the learning rate, the norm of the gradient."""
-    found = []
+    """At every step the class of the optimiser, the learning rate and the norm of the gradient."""
+    records = []
 
-    def look(optimiser, *_):
+    def record(optimiser, *_):
         (group,) = optimiser.param_groups
         norm = torch.cat([p.grad.flatten() for p in group["params"] if p.grad is not None]).norm()
-        found.append({"method": type(optimiser), "lr": group["lr"], "norm": float(norm)})
+        records.append({"method": type(optimiser), "lr": group["lr"], "norm": float(norm)})
 
-    hook = register_optimizer_step_pre_hook(look)
-    yield found
+    hook = register_optimizer_step_pre_hook(record)
+    yield records
     hook.remove()
 
 
@@ -55,15 +55,16 @@ def weights(world, *args, **settings):
 
 
 def same(a, b):
+    """Whether two dicts of tensors are equal."""
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 def scores_follow(monkeypatch, sequence):
-    """The n-th validation finds the n-th score of `sequence`; where that is an exception, it is raised."""
-    evaluate, left = metrics.evaluate, list(sequence)
+    """The n-th validation gives the n-th score of `sequence`, or raises it if it is an exception."""
+    evaluate, remaining = metrics.evaluate, list(sequence)
 
     def scripted(*args):
-        score = left.pop(0) if left else 0.0
+        score = remaining.pop(0) if remaining else 0.0
         if isinstance(score, BaseException):
             raise score
         result = evaluate(*args)
@@ -72,10 +73,10 @@ def scores_follow(monkeypatch, sequence):
     monkeypatch.setattr(metrics, "evaluate", scripted)
 
 
-# ---- what is random
+# ---- random numbers
 
 
-def test_dropout_does_not_depend_on_what_was_drawn_before_the_run(world):
+def test_dropout_does_not_depend_on_the_global_generator_before_the_run(world):
     ends = []
     for state in (1, 2):
         paper = papers.get("toy", "small")
@@ -86,18 +87,18 @@ def test_dropout_does_not_depend_on_what_was_drawn_before_the_run(world):
     assert same(*ends)
 
 
-def test_dropout_is_another_at_every_step_and_seed(world):
-    seen = []
+def test_dropout_differs_between_steps_and_seeds(world):
+    masks = []
     for seed in (0, 1):
         paper = papers.get("toy", "small")
         retriever = papers.build(paper, world[0])
         fit(retriever, world[0], None, paper, seed=seed, device="cpu", progress=False)
-        seen += [tuple(call["dropped"].tolist()) for call in retriever.aligner.calls]
-    assert len(set(seen)) == len(seen) == 2 * 3 * STEPS
+        masks += [tuple(call["dropped"].tolist()) for call in retriever.aligner.calls]
+    assert len(set(masks)) == len(masks) == 2 * 3 * STEPS
 
 
 @pytest.mark.parametrize("stopped", [1, 2])
-def test_a_run_with_dropout_stopped_in_a_validation_goes_on_to_the_same_weights(stopped, world, tmp_path, monkeypatch):
+def test_a_run_with_dropout_stopped_in_a_validation_ends_with_the_same_weights(stopped, world, tmp_path, monkeypatch):
     whole, expected = run(world)
     with monkeypatch.context() as patch:
         scores_follow(patch, [*whole.frame()["MR-full-mAP"][:stopped], KeyboardInterrupt()])
@@ -105,7 +106,7 @@ def test_a_run_with_dropout_stopped_in_a_validation_goes_on_to_the_same_weights(
             run(world, tmp_path)
     torch.manual_seed(99)
     history, retriever = run(world, tmp_path)
-    assert len(retriever.aligner.calls) < len(expected.aligner.calls), "it began anew"
+    assert len(retriever.aligner.calls) < len(expected.aligner.calls), "the run was not resumed"
     assert history.rows == whole.rows and history.result == whole.result
     assert same(retriever.state_dict(), expected.state_dict())
 
@@ -113,31 +114,31 @@ def test_a_run_with_dropout_stopped_in_a_validation_goes_on_to_the_same_weights(
 # ---- modes
 
 
-def test_dropout_is_on_in_training_and_off_in_validation_and_afterwards(world):
+def test_dropout_is_on_in_training_and_off_in_validation_and_after_the_run(world):
     _, retriever = run(world, epochs=2)
     calls = retriever.aligner.calls
-    validation = 2  # batches: 20 samples, 16 a batch
+    validation = 2  # batches: 20 samples in batches of 16
     assert [c["training"] for c in calls] == 2 * ([True] * STEPS + [False] * validation) + [False] * validation
     for call in calls:
         assert (call["dropped"] == 1).all() != call["training"]
     assert not retriever.training and not retriever.aligner.dropout.training
 
 
-def test_a_retriever_in_evaluation_mode_is_trained_with_dropout_too(world):
+def test_a_retriever_in_evaluation_mode_is_trained_with_dropout(world):
     paper = papers.get("toy", "small", epochs=1)
     retriever = papers.build(paper, world[0]).eval()
     fit(retriever, *world, paper, device="cpu", progress=False)
     assert [c["training"] for c in retriever.aligner.calls][: STEPS + 1] == [True] * STEPS + [False]
 
 
-def test_without_validation_the_retriever_is_left_in_evaluation_mode_too(world):
+def test_without_validation_the_retriever_ends_in_evaluation_mode(world):
     paper = papers.get("toy", "small", epochs=1)
     retriever = papers.build(paper, world[0])
     fit(retriever, world[0], None, paper, device="cpu", progress=False)
     assert not retriever.training and [c["training"] for c in retriever.aligner.calls] == [True] * STEPS
 
 
-def test_mixed_precision_is_on_in_training_only_where_asked_for(world):
+def test_mixed_precision_is_on_in_training_only_and_only_for_bf16(world):
     for precision, dtype in (("fp32", False), ("bf16", torch.bfloat16)):
         _, retriever = run(world, precision=precision, epochs=1)
         assert [c["autocast"] for c in retriever.aligner.calls if c["training"]] == [dtype] * STEPS
@@ -148,29 +149,29 @@ def test_mixed_precision_is_on_in_training_only_where_asked_for(world):
 # ---- the settings of a stage
 
 
-def test_the_gradient_is_clipped_to_the_norm_that_a_stage_names(world, steps):
+def test_the_gradient_is_clipped_to_the_norm_of_the_stage(world, steps):
     run(world)
-    free = [step["norm"] for step in steps]
-    limit = min(free) / 2
+    unclipped = [step["norm"] for step in steps]
+    limit = min(unclipped) / 2
     steps.clear()
     run(world, clip=limit)
     assert [step["norm"] for step in steps] == pytest.approx([limit] * 3 * STEPS, rel=1e-3)
     steps.clear()
-    run(world, clip=2 * max(free))
-    assert [step["norm"] for step in steps] == free
+    run(world, clip=2 * max(unclipped))
+    assert [step["norm"] for step in steps] == unclipped
 
 
 def test_the_optimiser_and_its_weight_decay_are_those_of_the_stage(world, steps):
-    """At a gradient clipped to nothing AdamW still shrinks every weight in use by 1 - lr * weight_decay a step."""
-    started = papers.build(papers.get("toy", "small"), world[0]).state_dict()
-    alone = (world[0], None)
-    still = weights(alone, method="adamw", clip=1e-14)
+    """With a gradient clipped to almost 0, AdamW multiplies every weight in use by 1 - lr * weight_decay a step."""
+    initial = papers.build(papers.get("toy", "small"), world[0]).state_dict()
+    training_set = (world[0], None)
+    constant = weights(training_set, method="adamw", clip=1e-14)
     assert {step["method"] for step in steps} == {torch.optim.AdamW}
-    shrunk = weights(alone, method="adamw", clip=1e-14, weight_decay=5.0)
-    for name in started.keys() - {"aligner.unused"}:
-        torch.testing.assert_close(still[name], started[name], rtol=0, atol=1e-6)
-        torch.testing.assert_close(shrunk[name], started[name] * 0.95 ** (3 * STEPS), rtol=0, atol=1e-6)
-    assert torch.equal(shrunk["aligner.unused"], started["aligner.unused"])
+    shrunk = weights(training_set, method="adamw", clip=1e-14, weight_decay=5.0)
+    for name in initial.keys() - {"aligner.unused"}:
+        torch.testing.assert_close(constant[name], initial[name], rtol=0, atol=1e-6)
+        torch.testing.assert_close(shrunk[name], initial[name] * 0.95 ** (3 * STEPS), rtol=0, atol=1e-6)
+    assert torch.equal(shrunk["aligner.unused"], initial["aligner.unused"])
     steps.clear()
     run(world, method="adam", epochs=1)
     assert {step["method"] for step in steps} == {torch.optim.Adam}
@@ -187,7 +188,7 @@ def test_every_step_has_the_learning_rate_of_the_schedule(schedule, world, steps
     assert [row["lr"] for row in history.rows] == expected[STEPS - 1 :: STEPS]
 
 
-def test_a_run_that_is_resumed_keeps_to_the_schedule(world, steps, tmp_path, monkeypatch):
+def test_a_resumed_run_follows_the_schedule(world, steps, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         scores_follow(patch, [1.0, KeyboardInterrupt()])
         with pytest.raises(KeyboardInterrupt):
@@ -204,12 +205,12 @@ def test_the_loss_is_the_sum_of_the_terms_of_aligner_and_detector(world):
     assert row["loss"] == pytest.approx(10 * row["loss/size"] + row["loss/clips"])
 
 
-# ---- which epoch is kept
+# ---- the kept epoch
 
 
 @pytest.mark.parametrize(("scores", "best"), [([3, 2, 1], 1), ([1, 3, 2], 2), ([1, 2, 3], 3), ([1, 2, 2], 2)])
-def test_the_epoch_that_scores_best_is_kept_and_of_equal_ones_the_first(scores, best, world, tmp_path, monkeypatch):
-    """The rate is constant, so a shorter run ends with the weights of that epoch of a longer one."""
+def test_the_first_of_the_best_epochs_is_kept(scores, best, world, tmp_path, monkeypatch):
+    """The learning rate is constant, so a run of n epochs ends with the weights of epoch n of a longer run."""
     after = [weights((world[0], None), epochs=epochs) for epochs in (1, 2, 3)]
     assert not same(after[0], after[1]) and not same(after[1], after[2])
     scores_follow(monkeypatch, scores)
@@ -272,7 +273,7 @@ dist.destroy_process_group()
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
-    """What each of two processes that trained the toy together ended with; they began with different weights."""
+    """The results of two processes that trained the toy together and were built with different weights."""
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "script.py").write_text(SCRIPT)
     paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
@@ -283,28 +284,28 @@ def two_ranks(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 
-def test_ranks_that_began_apart_end_with_the_same_weights(two_ranks):
+def test_ranks_with_different_initial_weights_end_with_the_same_weights(two_ranks):
     first, second = two_ranks
     assert not same(first["started"], second["started"])
     assert same(first["shared"], first["started"]) and same(second["shared"], first["started"])
     assert same(first["ended"], second["ended"]) and not same(first["ended"], first["started"])
 
 
-def test_two_ranks_learn_and_agree_on_what_they_report(two_ranks):
+def test_the_loss_of_two_ranks_falls_and_they_report_the_same_scores(two_ranks):
     first, second = two_ranks
     assert first["rows"] == second["rows"] and first["result"] == second["result"]
     assert first["rows"][-1]["loss"] < 0.8 * first["rows"][0]["loss"]
     assert first["result"]["brief"]["MR-full-mAP"] == max(row["MR-full-mAP"] for row in first["rows"])
 
 
-def test_ranks_drop_out_differently(two_ranks):
+def test_ranks_draw_different_dropout(two_ranks):
     first, second = (rank["dropped"] for rank in two_ranks)
     assert len(first) == len(second) == 6 * STEPS
     assert not (first == second).all(1).any()
 
 
-def test_a_gradient_of_one_rank_is_shared_and_one_of_none_stays_away(two_ranks):
-    """AdamW would shrink a parameter with a gradient of zeros."""
+def test_a_gradient_of_one_rank_is_averaged_and_a_missing_gradient_stays_none(two_ranks):
+    """With a gradient of zeros, AdamW would shrink an unused parameter."""
     for rank in two_ranks:
         assert rank["gradients"] == [[0.5, 1.5], None]
         assert rank["unused"] is None and torch.equal(rank["ended"]["aligner.unused"], torch.ones(3))

@@ -14,9 +14,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from mrlib.align import Aligned
 from mrlib.detect.dab import DabDecoder, refine
-from mrlib.detect.detr import Decoded
+from mrlib.detect.detr import Context, Decoded
 from mrlib.layers import FeedForward
 
 
@@ -53,9 +52,9 @@ class TwoSetDecoder(nn.Module):
             layer.feed_forward = SplitFeedForward(layer.feed_forward)
         self.content, self.active_queries = decoder.content, active
 
-    def forward(self, aligned: Aligned) -> Decoded:
+    def forward(self, target: Tensor, mask: Tensor, query_global: Tensor, context: Context | None) -> Decoded:
         """As `DabDecoder`, with 2 K moment queries, the original ones first."""
-        return refine(self, self.sets(), aligned)
+        return refine(self, self.sets(), target, mask, query_global)
 
     def sets(self) -> list[Tensor]:
         """Logits of the initial centres and widths of both sets, (K, 2) each."""

@@ -94,7 +94,7 @@ class BoundaryDetector(nn.Module):
         heads: int = 8,
         offsets: BoundedOffsets | RawOffsets,
         time: float = CENTRE,
-        span_length: Callable[[Batch], Tensor] = of_clips,
+        span_length: Callable[[Tensor, Tensor], Tensor] = of_clips,
         background: float = 1.0,
         padding: Callable[[Tensor], Tensor | None] = hidden,
         nms: float = 0.7,
@@ -159,9 +159,10 @@ class BoundaryDetector(nn.Module):
         if "path" in outputs:
             path = outputs["path"]
             return Moments(path, path.new_ones(path.shape[:2]), batch.target_mask.any(1, keepdim=True))
-        predicted = full_precision(outputs["spans"]).sort(-1).values  # (B, T, 2)
-        predicted = predicted * self.span_length(batch)[:, None, None]
-        predicted = predicted.clamp(min=0).minimum(duration_in_clips(batch).clamp(max=1)[:, None, None])
+        duration_s, length_s = batch.duration_s, batch.lengths * batch.clip_s  # (B,)
+        factor, latest = self.span_length(duration_s, length_s), duration_in_clips(duration_s, length_s).clamp(max=1)
+        predicted = full_precision(outputs["spans"]).sort(-1).values * factor[:, None, None]  # (B, T, 2)
+        predicted = predicted.clamp(min=0).minimum(latest[:, None, None])
         scores = full_precision(outputs["logits"]).sigmoid().masked_fill(~batch.target_mask, -1)  # (B, T)
         scores, order = scores.sort(dim=-1, descending=True, stable=True)
         scores, order = scores[:, :CANDIDATES], order[:, :CANDIDATES]  # (B, C)

@@ -18,9 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mrlib.align import Aligned
 from mrlib.arguments import require
-from mrlib.detect.detr import Decoded, DetrDetector, build_with_decoder, inverse_sigmoid
+from mrlib.detect.detr import Context, Decoded, DetrDetector, build_with_decoder, inverse_sigmoid
 from mrlib.layers import MLP, Dropout, FeedForward, attend, sine_positions, waves
 
 NARROWEST = 1e-4  # smallest width that sines are divided by
@@ -34,14 +33,14 @@ def span_positions(spans_cw: Tensor, width: int) -> Tensor:
     return waves(spans_cw * (2 * math.pi), width // 2).flatten(-2)  # (B, K, 2, width / 2) flattened
 
 
-def zero_content(aligned: Aligned) -> Tensor:
+def zero_content(query_global: Tensor) -> Tensor:
     """The content of every moment query starts with zeros, (B, d).  [QD-DETR]"""
-    return torch.zeros_like(aligned.query_global)
+    return torch.zeros_like(query_global)
 
 
-def query_content(aligned: Aligned) -> Tensor:
+def query_content(query_global: Tensor) -> Tensor:
     """The content of every moment query starts with the vector of the whole query, (B, d).  [AMR, decoder]"""
-    return aligned.query_global
+    return query_global
 
 
 def _add_linears(module: nn.Module, width: int, *names: str) -> None:
@@ -139,14 +138,14 @@ class DabDecoder(nn.Module):
         hidden: int,
         dropout: float = 0.1,
         activation: str = "prelu",
-        content: Callable[[Aligned], Tensor] = zero_content,
+        content: Callable[[Tensor], Tensor] = zero_content,
         joint_self_attention: bool = True,
     ):
         """A stack of `DabLayer` and one set of moment queries.
 
         moment_queries        their number
         heads, hidden         of a layer: attention heads, and the width inside its feed-forward
-        content               content(aligned) -> (B, d), what every moment query starts with
+        content               content(query_global) -> (B, d), what every moment query starts with
         joint_self_attention  if there are several sets of moment queries, they attend to one another
         """
         super().__init__()
@@ -169,28 +168,32 @@ class DabDecoder(nn.Module):
             nn.init.zeros_(layer.self_attn.out_proj.bias)
             nn.init.zeros_(layer.cross_attn.out_proj.bias)
 
-    def forward(self, aligned: Aligned) -> Decoded:
-        """The states of the K moment queries after every layer, and their spans before it."""
-        return refine(self, [self.moment_queries.weight], aligned)
+    def forward(self, target: Tensor, mask: Tensor, query_global: Tensor, context: Context | None) -> Decoded:
+        """The states of the K moment queries after every layer, and their spans before it.
+
+        target (B, T, d), mask bool (B, T), query_global (B, d); the context is not read
+        """
+        return refine(self, [self.moment_queries.weight], target, mask, query_global)
 
 
-def refine(decoder: nn.Module, sets: list[Tensor], aligned: Aligned) -> Decoded:
+def refine(decoder: nn.Module, sets: list[Tensor], target: Tensor, mask: Tensor, query_global: Tensor) -> Decoded:
     """Let one or several sets of moment queries read the clips and move.  [QD-DETR]
 
     decoder  a module with the parts of `DabDecoder`
     sets     logits of centre and width of every set, (K, 2) each
+    others   as for `DabDecoder.forward`
     """
-    memory, mask, width = aligned.target, aligned.mask, aligned.target.shape[-1]
-    positions = sine_positions(mask, width).to(memory.dtype)  # (B, T, d)
-    reference = torch.cat(sets).sigmoid().expand(len(memory), -1, -1)  # (B, K, 2), K of all sets
-    x = decoder.content(aligned)[:, None].repeat(1, reference.shape[1], 1)  # (B, K, d)
+    width = target.shape[-1]
+    positions = sine_positions(mask, width).to(target.dtype)  # (B, T, d)
+    reference = torch.cat(sets).sigmoid().expand(len(target), -1, -1)  # (B, K, 2), K of all sets
+    x = decoder.content(query_global)[:, None].repeat(1, reference.shape[1], 1)  # (B, K, d)
     states, references, moved = [], [], reference
     for i, layer in enumerate(decoder.layers):
         references.append(moved)
         sines = span_positions(reference, width)  # (B, K, d)
         scale = decoder.anchor(x).sigmoid() / reference[..., 1:].clamp(min=NARROWEST)  # (B, K, 1)
         scale = scale * decoder.scale(x) if i else scale  # (B, K, d)
-        x = layer(x, decoder.place(sines), sines * scale, memory, positions, mask, len(sets))  # (B, K, d)
+        x = layer(x, decoder.place(sines), sines * scale, target, positions, mask, len(sets))  # (B, K, d)
         states.append(decoder.norm(x))
         moved = (decoder.move(x) + inverse_sigmoid(reference)).sigmoid()  # (B, K, 2)
         reference = moved.detach()

@@ -39,6 +39,14 @@ class Decoded(NamedTuple):
     references: Tensor | None = None  # (L, B, K, 2) centre and width before each layer; None: no references
 
 
+class Context(NamedTuple):
+    """Tokens beside the clips that a decoder may read."""
+
+    tokens: Tensor  # (B, M, d)
+    mask: Tensor  # bool (B, M) True = real token
+    positions: Tensor  # (B, M, d) added to the tokens as keys
+
+
 class Truth(NamedTuple):
     """The windows that moment queries are matched with."""
 
@@ -88,16 +96,16 @@ class DetrDecoder(nn.Module):
         )
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, aligned: Aligned) -> Decoded:
-        """The states of the K moment queries after every layer; the memory is T clips and M tokens of the context."""
-        memory, mask = aligned.target, aligned.mask  # (B, T, d), (B, T)
-        positions = sine_positions(mask, memory.shape[-1])  # (B, T, d)
-        if aligned.context is not None:
-            tokens, token_mask, places = aligned.context, aligned.context_mask, aligned.context_positions
-            token_mask = mask.new_ones(tokens.shape[:2]) if token_mask is None else token_mask  # (B, M)
-            places = torch.zeros_like(tokens) if places is None else places  # (B, M, d)
-            memory, mask = torch.cat([memory, tokens], 1), torch.cat([mask, token_mask], 1)  # (B, T + M, d), (B, T + M)
-            positions = torch.cat([positions, places], 1)  # (B, T + M, d)
+    def forward(self, target: Tensor, mask: Tensor, query_global: Tensor, context: Context | None) -> Decoded:
+        """The states of the K moment queries after every layer; the memory is T clips and M tokens of the context.
+
+        target (B, T, d), mask bool (B, T); query_global is not read
+        """
+        memory, positions = target, sine_positions(mask, target.shape[-1])  # (B, T, d)
+        if context is not None:
+            memory = torch.cat([memory, context.tokens], 1)  # (B, T + M, d)
+            mask = torch.cat([mask, context.mask], 1)  # (B, T + M)
+            positions = torch.cat([positions, context.positions], 1)  # (B, T + M, d)
         moment_queries = self.moment_queries.weight.expand(len(memory), -1, -1)  # (B, K, d)
         x, states = torch.zeros_like(moment_queries), []
         for layer in self.layers:
@@ -195,6 +203,15 @@ class ClassHead(nn.Module):
         return full_precision(outputs["logits"][-1]).softmax(-1)[..., 0]
 
 
+def context_of(aligned: Aligned) -> Context | None:
+    """The context tokens of an aligner, if it has any, with a mask and positions."""
+    tokens, mask, positions = aligned.context, aligned.context_mask, aligned.context_positions
+    if tokens is None:
+        return None
+    mask = aligned.mask.new_ones(tokens.shape[:2]) if mask is None else mask
+    return Context(tokens, mask, torch.zeros_like(tokens) if positions is None else positions)
+
+
 def drawn_windows(mask: Tensor) -> Tensor:
     """Keys that sort the windows of a sample in random order, real ones first; mask bool (B, W) -> (B, W)."""
     return torch.rand(mask.shape, device=mask.device).masked_fill(~mask, 2)
@@ -215,9 +232,9 @@ class DetrDetector(nn.Module):
         *,
         most_windows: int = 5,
         surplus: Callable[[Tensor], Tensor] = drawn_windows,
-        span_length: Callable[[Batch], Tensor] = of_clips,
+        span_length: Callable[[Tensor, Tensor], Tensor] = of_clips,
     ):
-        """decoder(aligned) -> Decoded, and heads as described at the top of this module.
+        """decoder(target, mask, query_global, context) -> Decoded, and heads as described at the top of this module.
 
         most_windows  windows of a sample that are matched, at most
         surplus       if a sample has more, which of them: `drawn_windows`, new ones at every step, or `first_windows`
@@ -230,7 +247,7 @@ class DetrDetector(nn.Module):
 
     def forward(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
         """The outputs of the heads after every decoder layer, and the states (L, B, K, d) that they read."""
-        decoded = self.decoder(aligned)
+        decoded = self.decoder(aligned.target, aligned.mask, aligned.query_global, context_of(aligned))
         outputs: dict[str, Tensor] = {}
         for head in self.heads:
             outputs |= head(decoded, aligned.target, aligned.mask)
@@ -238,10 +255,10 @@ class DetrDetector(nn.Module):
 
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> Moments:
         """The span of every moment query after the last layer, clamped to the video; no suppression."""
-        predicted = (
-            to_ends(full_precision(outputs["spans_cw"][-1])) * self.span_length(batch)[:, None, None]
-        )  # (B, K, 2)
-        predicted = predicted.clamp(min=0).minimum(duration_in_clips(batch).clamp(max=1)[:, None, None])
+        duration_s, length_s = batch.duration_s, batch.lengths * batch.clip_s  # (B,)
+        factor, latest = self.span_length(duration_s, length_s), duration_in_clips(duration_s, length_s).clamp(max=1)
+        predicted = to_ends(full_precision(outputs["spans_cw"][-1])) * factor[:, None, None]  # (B, K, 2)
+        predicted = predicted.clamp(min=0).minimum(latest[:, None, None])
         factors = [factor for head in self.heads if (factor := head.score(outputs)) is not None]
         scores, order = torch.stack(factors).prod(0).sort(dim=-1, descending=True, stable=True)  # (B, K)
         mask = batch.target_mask.any(1, keepdim=True).expand_as(scores)  # (B, K)

@@ -8,20 +8,19 @@ import torch
 from torch import Tensor
 
 from mrlib.arguments import require
-from mrlib.data import Batch
 
 
-def duration_in_clips(batch: Batch) -> Tensor:
-    """The duration of every video in units of the total length of its real clips, (B,)."""
-    return batch.duration_s / (batch.lengths * batch.clip_s).clamp(min=1e-6)
+def duration_in_clips(duration_s: Tensor, length_s: Tensor) -> Tensor:
+    """The duration of every video in units of the total length of its real clips; all (B,)."""
+    return duration_s / length_s.clamp(min=1e-6)
 
 
-def of_clips(batch: Batch) -> Tensor:
+def of_clips(duration_s: Tensor, length_s: Tensor) -> Tensor:
     """The total length of the real clips in the same unit: 1 for every video, (B,). Spans are trained with it."""
-    return torch.ones_like(batch.duration_s)
+    return torch.ones_like(duration_s)
 
 
-def span_length(name: str) -> Callable[[Batch], Tensor]:
+def span_length(name: str) -> Callable[[Tensor, Tensor], Tensor]:
     """`of_clips` for the option "clips", or `duration_in_clips` for "duration", as in the official inference."""
     require(name in ("clips", "duration"), "length", name, "clips or duration")
     return of_clips if name == "clips" else duration_in_clips

@@ -1,6 +1,11 @@
-"""The papers: each is a file of this folder with its row (`PAPER`), its `PRESETS` and its `RELEASE`.
+"""The papers: each is a file of this folder with its `PAPER`, its `PRESETS` and its `RELEASE`, if it has one.
 
-A new paper is one such file and one line in the list below.
+    schema    what a paper consists of           settings  `get`: a paper with some of its settings changed
+    slots     the parts that papers choose from  models    `build`: from a paper to its model
+    registry  the papers that are known          splits    `open_split`: the data of a paper
+    release   `load_official`: checkpoints of official releases
+
+A new paper is a file and a line in the list below; a paper elsewhere calls `papers.register(its_module)`.
 """
 
 from importlib import import_module
@@ -27,7 +32,7 @@ from mrlib.papers.slots import TRAINING_SETS as TRAINING_SETS
 from mrlib.papers.splits import open_split as open_split
 from mrlib.papers.splits import validation_split as validation_split
 
-for _file in (
+for _name in (
     "f2sgd",
     "matr",
     "univtg",
@@ -37,4 +42,4 @@ for _file in (
     "td_detr",
     "amr",
 ):
-    register(import_module(f"mrlib.papers.{_file}"))
+    register(import_module(f"mrlib.papers.{_name}"))

@@ -44,11 +44,11 @@ PAPER = Paper(
         },
     ),
     stages=(
-        Stage("mining", 100, 32, mine=0.5, weights=_WEIGHTS, optimiser=ADAMW),
+        Stage("mining", epochs=100, batch_size=32, mine=0.5, weights=_WEIGHTS, optimiser=ADAMW),
         Stage(
             "coldstart",
-            40,
-            128,
+            epochs=40,
+            batch_size=128,
             augment="splice",
             data="ten_passes",
             weights={**_WEIGHTS, "discriminate": 0.0},
@@ -56,8 +56,8 @@ PAPER = Paper(
         ),
         Stage(
             "distill",
-            100,
-            32,
+            epochs=100,
+            batch_size=32,
             start=("coldstart", "last"),
             prepare="active_queries",
             teacher=("coldstart", "last"),
@@ -106,7 +106,7 @@ PRESETS = {
 
 
 def _settings(opt: Options, tensors: Tensors) -> dict[str, Any]:
-    """From words to clips there are always two layers; `enc_layers` counts those among the clips."""
+    """The released network always has two text-to-video layers; `enc_layers` counts the layers among the clips."""
     for name in ("pre_norm", "use_txt_pos"):
         require(not opt.read(name, bool), f"{name} of opt", True, "False")
     settings = moment_query_settings(opt)
@@ -117,31 +117,27 @@ def _settings(opt: Options, tensors: Tensors) -> dict[str, Any]:
 
 
 def _prepared(opt: Options, tensors: Tensors) -> tuple[str, ...]:
-    """A checkpoint of the second stage has the second set of moment queries."""
+    """A checkpoint of the second stage has a second set of moment queries, and no other has."""
     stage, second = opt.read("stage", str), "new_query_embed.weight" in tensors
     require(stage in ("pretrain", "distill"), "stage of opt", stage, "pretrain or distill")
-    require(
-        second == (stage == "distill"),
-        "stage of opt",
-        stage,
-        "distill where there is a new_query_embed, and only there",
-    )
+    fits = second == (stage == "distill")
+    require(fits, "stage of opt", stage, "distill where there is a new_query_embed, and only there")
     return ("released_queries",) if second else ()
 
 
 def _plain(tensors: Tensors) -> Tensors:
-    """Drop the second copies of heads that the decoder holds; use the moment queries of stage 2 if there are any."""
+    """Drop the decoder's copies of the heads; of two sets of moment queries, use the one of stage 2."""
     plain = dict(tensors)
     for name in tensors:
         head = name.removeprefix("transformer.decoder.")
         if head != name and head.startswith(("span_embed.", "class_embed.", "iou_head.")):
             if head in tensors and not torch.equal(tensors[name], tensors[head]):
-                raise ValueError(f"{name} and {head} differ, which are one head")
+                raise ValueError(f"{name} and {head} differ, but are one head")
             del plain[name]
-        elif name.startswith("fuser."):
+        elif name.startswith("fuser."):  # its convolutions over one clip are our linear maps
             tensor = plain[name]
             is_vector = tensor.numel() == max(tensor.shape)
-            plain[name] = tensor.flatten() if is_vector else tensor.squeeze(-1)  # kernels of one clip
+            plain[name] = tensor.flatten() if is_vector else tensor.squeeze(-1)
     if "new_query_embed.weight" in plain:
         plain["query_embed.weight"] = plain.pop("new_query_embed.weight")
     return plain

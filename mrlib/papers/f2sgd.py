@@ -20,7 +20,15 @@ PAPER = Paper(
             "zero_init": True,
         },
     ),
-    stages=(Stage("train", 10, 128, optimiser=Optimiser("adam", 1e-4), schedule=Schedule("cosine", warmup=0.1)),),
+    stages=(
+        Stage(
+            "train",
+            epochs=10,
+            batch_size=128,
+            optimiser=Optimiser("adam", lr=1e-4),
+            schedule=Schedule("cosine", warmup=0.1),
+        ),
+    ),
     streams="joint",
 )
 

@@ -3,12 +3,12 @@
 from typing import Any
 
 from mrlib.arguments import require
-from mrlib.papers.moment_detr import ADAMW, JOINT_NAMES
+from mrlib.papers.moment_detr import ADAMW, JOINT_NAMES, SMALL
 from mrlib.papers.release import Options, Release, Tensors
 from mrlib.papers.schema import Choice, Paper, Stage
 from mrlib.papers.univtg import BOUNDARY, JOINT_ENCODER, joint_settings
 
-_RETRIEVED = "mIoU + MR-full-R1@0.5"
+_KEEP = "mIoU + MR-full-R1@0.5"
 
 PAPER = Paper(
     name="matr",
@@ -34,28 +34,36 @@ PAPER = Paper(
     ),
     detector=Choice("boundary", {**BOUNDARY, "background": 1.0, "fusion": "sequence"}),
     stages=(
-        Stage("pretrain", 50, 600, augment="clip_query", data="videos", optimiser=ADAMW, keep=_RETRIEVED),
-        Stage("finetune", 200, 1200, start=("pretrain", "last"), optimiser=ADAMW, keep=_RETRIEVED),
+        Stage(
+            "pretrain",
+            epochs=50,
+            batch_size=600,
+            augment="clip_query",
+            data="videos",
+            optimiser=ADAMW,
+            keep=_KEEP,
+        ),
+        Stage(
+            "finetune",
+            epochs=200,
+            batch_size=1200,
+            start=("pretrain", "last"),
+            optimiser=ADAMW,
+            keep=_KEEP,
+        ),
     ),
     query="video",
     streams="joint",
 )
 
 PRESETS = {
-    "small": {
-        "width": 64,
+    "small": SMALL
+    | {
         "layers": 2,
-        "hidden": 128,
-        "dropout": 0.0,
-        "input_dropout": 0.0,
         "decoder_layers": 1,
-        "heads": 4,
         "moment_queries": 4,
         "projections": 1,
-        "epochs": 16,
         "lr": 3e-3,
-        "curve": "cosine",
-        "warmup": 0.1,
         "pretrain.batch_size": 32,
         "finetune.batch_size": 32,
         # with the printed weight of 1 the features collapse onto one direction, whose alignment costs nothing
@@ -63,7 +71,7 @@ PRESETS = {
     },
     "sportsmoments": {"finetune.epochs": 40, "finetune.batch_size": 40, "pretrain.batch_size": 20},
     "paper": {},  # `PAPER` as it is
-    # the released network, for its checkpoints; its heads never read its decoder, which is left out
+    # the released network, for its checkpoints; no head reads its decoder, so ours has none
     "official_code": {
         "tef": True,
         "query_positions": "none",
@@ -84,7 +92,7 @@ PRESETS = {
 
 
 def _settings(opt: Options, tensors: Tensors) -> dict[str, Any]:
-    """As released, the heads read the encoder only; if they are twice as wide, they also read the decoder."""
+    """As UniVTG's. The released heads read the encoder only; heads of twice its width also read the decoder."""
     settings = joint_settings(opt, tensors)
     first, embedding = (tensors.get(name) for name in ("class_embed_c.layers.0.weight", "query_embed.weight"))
     if first is None or first.ndim != 3 or first.shape[1] != 2 * settings["width"]:

@@ -27,7 +27,7 @@ def build(paper: Paper, dataset: MomentDataset | Widths, seed: int = 0) -> Momen
 def prepare(retriever: MomentRetriever, name: str, seed: int = 0, teacher: bool = False) -> None:
     """Change a retriever by one of `PREPARATIONS`; new weights are a function of `seed`.
 
-    The preparation is noted in the retriever's recipe, so that `checkpoint.load` repeats it; a teacher is not saved.
+    The recipe of the retriever lists its preparations, so that `checkpoint.load` repeats them; a teacher is not saved.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

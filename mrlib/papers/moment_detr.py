@@ -1,4 +1,7 @@
-"""Moment-DETR: a joint encoder and moment queries (NeurIPS 2021), and the parts of its release that others extend."""
+"""Moment-DETR: a joint encoder and moment queries (NeurIPS 2021).
+
+QD-DETR, TD-DETR and AMR extend its options, settings and names of the release; UniVTG and MATR those of the encoder.
+"""
 
 import re
 from typing import Any
@@ -7,7 +10,7 @@ from mrlib.arguments import require
 from mrlib.papers.release import Options, Release, Tensors
 from mrlib.papers.schema import Choice, Optimiser, Paper, Stage
 
-ADAMW = Optimiser("adamw", 1e-4, weight_decay=1e-4, clip=0.1)
+ADAMW = Optimiser("adamw", lr=1e-4, weight_decay=1e-4, clip=0.1)
 TRANSFORMER = {
     "width": 256,
     "layers": 2,
@@ -32,7 +35,8 @@ MOMENT_QUERIES = {
     "most_windows": 5,
     "length": "clips",
 }
-TRAIN = Stage("train", 200, 32, weights={"l1": 10.0, "giou": 1.0, "class": 4.0}, optimiser=ADAMW)
+WEIGHTS = {"l1": 10.0, "giou": 1.0, "class": 4.0}
+TRAIN = Stage("train", epochs=200, batch_size=32, weights=WEIGHTS, optimiser=ADAMW)
 SMALL = {
     "width": 64,
     "hidden": 128,
@@ -54,18 +58,17 @@ PAPER = Paper(
 )
 
 PRESETS = {
-    # moment queries without a span of their own take longer to specialise
-    "small": SMALL | {"epochs": 40},
-    "official": {"length": "duration"},
+    "small": SMALL | {"epochs": 40},  # moment queries that do not start as spans take longer to specialise
+    "official": {"length": "duration"},  # the released network, for its checkpoints
 }
 
 
 def encoder_settings(opt: Options) -> dict[str, Any]:
-    """The settings of the encoder, in all releases that descend from Moment-DETR."""
+    """The settings of the encoder, for Moment-DETR and all its descendants."""
     context, learned = opt.read("ctx_mode", str), opt.read("use_txt_pos", bool)
     for name, known in (("span_loss_type", ("l1",)), ("position_embedding", ("sine", "v2"))):
         require(opt.read(name, str) in known, f"{name} of opt", opt[name], " or ".join(known))
-    require("video" in context, "ctx_mode of opt", context, "with video, for nothing else shows the target")
+    require("video" in context, "ctx_mode of opt", context, "with video, the only features of the target")
     require(opt.read("n_input_proj", int) >= 1, "n_input_proj of opt", opt["n_input_proj"], "1 or more")
     return {
         "width": opt.read("hidden_dim", int),
@@ -81,7 +84,7 @@ def encoder_settings(opt: Options) -> dict[str, Any]:
 
 
 def moment_query_settings(opt: Options) -> dict[str, Any]:
-    """The settings of the encoder and of the moment queries, of Moment-DETR and QD-DETR."""
+    """The settings of the encoder and of the moment queries, for Moment-DETR, QD-DETR, TD-DETR and AMR."""
     require(not opt.get("a_feat_dim"), "a_feat_dim of opt", opt.get("a_feat_dim"), "None: sound is not read")
     for name in ("num_queries", "dec_layers"):
         require(opt.read(name, int) >= 1, f"{name} of opt", opt[name], "1 or more")
@@ -93,10 +96,9 @@ def _settings(opt: Options, tensors: Tensors) -> dict[str, Any]:
 
 
 def projection_name(match: re.Match) -> str:
-    """The official name of a layer of a projection.
+    """The official name of a layer of a projection: of the target, of the query, or in the dynamics of TD-DETR.
 
-    A layer is four modules of ours, LayerNorm, dropout, Linear and ReLU, and two of theirs, with dropout and Linear in
-    one.
+    Our layer is four modules, LayerNorm, dropout, Linear and ReLU; theirs is two, LayerNorm and `net`.
     """
     layer, part = divmod(int(match[2]), 4)
     side = {"target": "input_vid_proj", "query": "input_txt_proj"}.get(match[1], f"{match[1]}.flow_proj")
@@ -118,6 +120,7 @@ MOMENT_QUERY_NAMES = (
     (r"^detector\.heads\.0\.mlp\.", "span_embed."),
     (r"^detector\.heads\.1\.linear\.", "class_embed."),
 )
+# positions of words, if `use_txt_pos` is off, and the heads of a contrastive loss
 UNREAD = ("txt_position_embed.", "contrastive_align_projection_")
 RELEASE = Release(
     preset="official",

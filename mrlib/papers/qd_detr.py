@@ -1,4 +1,4 @@
-"""QD-DETR: cross-attention from clips to words and DAB-DETR's moment queries (CVPR 2023), and its release."""
+"""QD-DETR: cross-attention from clips to words and DAB-DETR's moment queries (CVPR 2023)."""
 
 from typing import Any
 
@@ -18,8 +18,7 @@ from mrlib.papers.release import Options, Release, Tensors
 from mrlib.papers.schema import Choice, Paper
 
 DAB = {**MOMENT_QUERIES, "activation": "prelu"}
-# settings for a dataset that has saliency scores and no windows, so that nothing trains the detector; one model for
-# each domain
+# for a dataset with saliency scores and without windows, so that nothing trains the detector; a model for each domain
 HIGHLIGHTS = {"epochs": 2000, "batch_size": 4, "lr": 1e-3, "keep": "HL-top5-mAP"}
 PAPER = Paper(
     name="qd_detr",
@@ -38,7 +37,7 @@ PRESETS = {
 
 
 def dab_settings(opt: Options, tensors: Tensors) -> dict[str, Any]:
-    """The settings of the network, also of TD-DETR's; the official network has no forward for `pre_norm`."""
+    """The settings of QD-DETR's and TD-DETR's network; the official one has no forward pass for `pre_norm`."""
     require(not opt.read("pre_norm", bool), "pre_norm of opt", True, "False")
     return moment_query_settings(opt)
 
@@ -62,19 +61,20 @@ DAB_NAMES = (
     (r"^detector\.decoder\.move\.", "detector.decoder.bbox_embed."),
     (r"^detector\.decoder\.", "transformer.decoder."),
 )
+NAMES = (
+    *MOMENT_QUERY_NAMES,
+    *TEXT_TO_VIDEO_NAMES,
+    (r"^aligner\.global_token$", "global_rep_token"),
+    (r"^aligner\.global_position$", "global_rep_pos"),
+    (r"^aligner\.clip_side\.", "saliency_proj1."),
+    (r"^aligner\.global_side\.", "saliency_proj2."),
+    *JOINT_NAMES,
+    *DAB_NAMES,
+)
 RELEASE = Release(
     preset="official",
     settings=dab_settings,
-    names=(
-        *MOMENT_QUERY_NAMES,
-        *TEXT_TO_VIDEO_NAMES,
-        (r"^aligner\.global_token$", "global_rep_token"),
-        (r"^aligner\.global_position$", "global_rep_pos"),
-        (r"^aligner\.clip_side\.", "saliency_proj1."),
-        (r"^aligner\.global_side\.", "saliency_proj2."),
-        *JOINT_NAMES,
-        *DAB_NAMES,
-    ),
+    names=NAMES,
     unread=UNREAD,
     corrected={"masks": "keys"},
 )

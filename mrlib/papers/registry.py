@@ -8,9 +8,10 @@ from typing import Any
 from mrlib.papers.schema import Paper
 
 PAPERS: dict[str, Paper] = {}
-# Settings for a size of the simulator, or for a dataset that the paper treats differently: paper -> preset -> settings.
+# paper -> preset -> settings of `get`. A preset is "small", for the small simulated world, a dataset that the paper
+# treats differently, or the network as released
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {}
-RELEASES: dict[str, Any] = {}  # paper -> `mrlib.papers.release.Release`: how its official release stores the network
+RELEASES: dict[str, Any] = {}  # paper -> `mrlib.papers.release.Release`: how its official code stores the network
 
 
 def register(module: ModuleType) -> None:

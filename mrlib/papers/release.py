@@ -3,8 +3,8 @@
 Here     `load_official` reads the files that Moment-DETR and its descendants write: a dict of model, optimizer,
          lr_scheduler, epoch and opt. Only tensors, plain values and the `argparse.Namespace` of options are unpickled.
          The network is built from `opt` and checked against every tensor; each paper's file has its `Release`
-Departs  what the official scripts do around the network is not read: weights of losses, rounding, suppression. The
-         released UniVTG has no forward for `pre_norm`; it is read as MATR's
+Departs  options of what the official scripts do around the network are ignored: weights of losses, rounding,
+         suppression. The released UniVTG has no forward pass for `pre_norm`; it is read as MATR's
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mrlib.papers.settings import get
 from mrlib.retriever import MomentRetriever
 
 Tensors = dict[str, Tensor]
-SHOWN = 10  # keys of a kind that an error lists
+SHOWN = 10  # most keys that an error lists
 
 
 @dataclass(frozen=True)
@@ -37,20 +37,28 @@ class Release:
 
     preset: str  # of the paper: the behaviour of the released code
     settings: Callable[[Options, Tensors], dict[str, Any]]  # further settings of `mrlib.papers.get`
-    names: tuple[tuple[str, str | Callable], ...]  # regular expressions from our names of tensors to the official ones
+    names: tuple[
+        tuple[str, str | Callable], ...
+    ]  # substitutions of `re.sub` that turn our name of a tensor into theirs
     transposed: tuple[str, ...] = ()  # official tensors that are stored transposed
-    unread: tuple[str, ...] = ()  # official modules that no prediction depends on, unless `names` maps to them
+    unread: tuple[str, ...] = ()  # beginnings of official names that no prediction reads, unless `names` leads to them
     corrected: Mapping[str, Any] = field(default_factory=dict)  # settings under which padding has no effect
-    plain: Callable[[Tensors], Tensors] = dict  # the official tensors, each once and in our shape
-    # names of `PREPARATIONS` that the network went through
+    plain: Callable[[Tensors], Tensors] = dict  # official tensors -> the same, each once and in our shape
+    # those of `PREPARATIONS` that the network went through
     prepared: Callable[[Options, Tensors], tuple[str, ...]] = lambda opt, tensors: ()
+
+    def official_name(self, name: str) -> str:
+        """The official name of one of our tensors."""
+        for pattern, replacement in self.names:
+            name = re.sub(pattern, replacement, name)
+        return name
 
 
 class Options(dict[str, Any]):
     """The `opt` of a checkpoint."""
 
     def read(self, name: str, kind: type) -> Any:
-        """The value of an option; ValueError if it is missing or of another kind."""
+        """The value of an option; ValueError if it is missing or of another type."""
         if name not in self:
             raise ValueError(f"opt has no {name}")
         value = self[name]
@@ -66,7 +74,7 @@ def load_official(path: str | os.PathLike, paper: str, corrected: bool = False) 
     paper      a name of `RELEASES`
     corrected  False: the outputs are those of the official network for a padded batch. True: those of the official
                network for each sample alone, whatever the padding
-    raises     ValueError that names the file and every key and shape that does not fit; FileNotFoundError
+    raises     ValueError that names the file and the keys and shapes that do not fit; FileNotFoundError
     """
     if paper not in RELEASES:
         raise ValueError(f"unknown release {paper!r}; known: {', '.join(RELEASES)}")
@@ -92,7 +100,7 @@ def _read(path: Path) -> tuple[Tensors, Options]:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of many kinds, since the file may hold anything
+    except Exception as error:  # of many types, since the file may hold anything
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused:
             raise ValueError(
@@ -115,8 +123,8 @@ def _read(path: Path) -> tuple[Tensors, Options]:
 
 
 def _matched(path: str | os.PathLike, release: Release, ours: Tensors, tensors: Tensors) -> Tensors:
-    """The official tensors under our names; ValueError unless all of ours and no others are there, in our shapes."""
-    official = {name: _renamed(name, release.names) for name in ours}
+    """The official tensors under our names; ValueError unless they are exactly ours, in our shapes."""
+    official = {name: release.official_name(name) for name in ours}
     shapes = {official[name]: tuple(tensor.shape) for name, tensor in ours.items()}
     shapes |= {name: shapes[name][::-1] for name in release.transposed}
     unread = tuple(module for module in release.unread if not any(name.startswith(module) for name in shapes))
@@ -138,21 +146,15 @@ def _matched(path: str | os.PathLike, release: Release, ours: Tensors, tensors: 
     }
 
 
-def _renamed(name: str, rules: Iterable[tuple[str, str | Callable]]) -> str:
-    for pattern, replacement in rules:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
 def _listed(names: Iterable[str]) -> str:
     names = list(names)
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def _widths(opt: Options, tensors: Tensors) -> Widths:
-    """D and D'. The official scripts store `v_feat_dim` with 2 added for TEF; files without that work too."""
+    """D and D'. The official scripts add 2 for TEF before they store `v_feat_dim`; files without the 2 work too."""
     target = opt.read("v_feat_dim", int)
-    norm = tensors.get("input_vid_proj.0.LayerNorm.weight")
+    norm = tensors.get("input_vid_proj.0.LayerNorm.weight")  # as wide as what the network reads
     ends = 2 if "tef" in opt.read("ctx_mode", str) else 0
     if norm is None or len(norm) != target + ends:
         target -= ends

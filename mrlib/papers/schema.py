@@ -1,4 +1,4 @@
-"""What a paper is: `Choice`, `Optimiser`, `Schedule`, `Stage` and `Paper`, checked when they are made."""
+"""What a paper consists of: `Choice`, `Optimiser`, `Schedule`, `Stage`, `Paper`. All check their values."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def _above_0(x: Any) -> bool:
 
 
 def texts(x: Any) -> bool:
-    """Whether x is a list or tuple of texts."""
-    return isinstance(x, list | tuple) and all(isinstance(each, str) for each in x)
+    """Whether x is a list or tuple of strings."""
+    return isinstance(x, list | tuple) and all(isinstance(item, str) for item in x)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A slot filled: a name of `ALIGNERS` or `DETECTORS` and its options."""
+    """The part in a slot: a name of `ALIGNERS` or `DETECTORS`, and its options."""
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -37,9 +37,9 @@ class Optimiser:
     """Adam or AdamW."""
 
     method: str = "adamw"  # "adam" | "adamw"
-    lr: float = 1e-4
+    lr: float = 1e-4  # before the schedule
     weight_decay: float = 0.0
-    clip: float | None = None  # largest norm of the gradient; None: not clipped
+    clip: float | None = None  # largest norm of the gradient; None: no clipping
 
     def __post_init__(self):
         require(self.method in ("adam", "adamw"), "method", self.method, "adam or adamw")
@@ -52,7 +52,7 @@ class Optimiser:
 class Schedule:
     """The learning rate over the steps of a stage: a linear warm-up, then the curve."""
 
-    curve: str = "constant"  # "constant" | "cosine" down to 0 | "step", divided by ten after every `drop`
+    curve: str = "constant"  # "constant" | "cosine", down to 0 | "step", a tenth after every `drop`
     warmup: float = 0.0  # share of the steps
     drop: float = 1.0  # share of the steps between two drops of "step"
 
@@ -70,7 +70,7 @@ class Schedule:
         if self.curve == "cosine":
             progress = (step - warmup) / max(steps - warmup, 1)
             return 0.5 * (1 + math.cos(math.pi * progress))
-        # the share is exact: 0.4 * 100 steps drop at step 40
+        # 1e-9: with drop=0.4 the rate of 100 steps drops at step 40, whatever the rounding of 40 / 100 / 0.4
         return 0.1 ** math.floor(step / steps / self.drop + 1e-9) if self.curve == "step" else 1.0
 
 
@@ -83,7 +83,7 @@ class Stage:
     batch_size: int
     augment: str = "identity"  # one of `AUGMENTERS`
     data: str = "pairs"  # one of `TRAINING_SETS`
-    start: tuple[str, str] | None = None  # (earlier stage, "last" or "best"), whose weights it starts from; None: go on
+    start: tuple[str, str] | None = None  # (earlier stage, "last" or "best"): load its weights; None: keep the current
     prepare: str | None = None  # one of `PREPARATIONS`, run after the weights are loaded
     teacher: tuple[str, str] | None = None  # (earlier stage, "last" or "best"): frozen, its outputs enter the losses
     # A score: train on each half of the videos and predict the other half; confident predictions above this score that
@@ -96,26 +96,28 @@ class Stage:
     augment_options: Mapping[str, Any] = field(default_factory=dict)  # of the augmenter; others keep their defaults
 
     def __post_init__(self):
-        require(self.name.isidentifier(), "name of a stage", self.name, "a plain word: a folder is called so")
+        require(self.name.isidentifier(), "name of a stage", self.name, "a plain word, as a folder has this name")
         for name in ("epochs", "batch_size"):
             value = getattr(self, name)
             require(type(value) is int and value >= 1, name, value, "a whole number from 1 on")
         for name in ("start", "teacher"):
             value = getattr(self, name)
-            known = value is None or (texts(value) and len(value) == 2 and value[1] in ("last", "best"))
-            require(known, name, value, 'None, or the name of a stage and "last" or "best"')
+            fits = value is None or (texts(value) and len(value) == 2 and value[1] in ("last", "best"))
+            require(fits, name, value, 'None, or the name of a stage and "last" or "best"')
         require(self.mine is None or _is_number(self.mine), "mine", self.mine, "None or a score")
         for name in ("start", "prepare", "teacher") if self.mine is not None else ():
-            require(getattr(self, name) is None, name, getattr(self, name), "None where a stage mines: it begins anew")
-        known = self.prepare is None or self.prepare in PREPARATIONS
-        require(known, "prepare", self.prepare, f"None or one of {', '.join(PREPARATIONS)}")
-        weighed = isinstance(self.weights, Mapping) and all(_is_number(w) for w in self.weights.values())
-        require(weighed, "weights", self.weights, "numbers by the names of loss terms")
+            require(
+                getattr(self, name) is None, name, getattr(self, name), "None where a stage mines: it trains new models"
+            )
+        fits = self.prepare is None or self.prepare in PREPARATIONS
+        require(fits, "prepare", self.prepare, f"None or one of {', '.join(PREPARATIONS)}")
+        fits = isinstance(self.weights, Mapping) and all(_is_number(w) for w in self.weights.values())
+        require(fits, "weights", self.weights, "numbers by the names of loss terms")
         require(self.augment in AUGMENTERS, "augment", self.augment, f"one of {', '.join(AUGMENTERS)}")
         defaults = keyword_defaults(AUGMENTERS[self.augment])
-        known = isinstance(self.augment_options, Mapping) and self.augment_options.keys() <= defaults.keys()
+        fits = isinstance(self.augment_options, Mapping) and self.augment_options.keys() <= defaults.keys()
         wanted = f"a table of options of {self.augment}: {', '.join(defaults) or 'it has none'}"
-        require(known, "augment_options", self.augment_options, wanted)
+        require(fits, "augment_options", self.augment_options, wanted)
         for name, value in self.augment_options.items():
             require_like(defaults[name], name, value)
         require(self.data in TRAINING_SETS, "data", self.data, f"one of {', '.join(TRAINING_SETS)}")
@@ -131,7 +133,7 @@ class Paper:
     detector: Choice
     stages: tuple[Stage, ...]
     query: str = "text"  # kind of query: "text" or "video"
-    streams: str | tuple[str, ...] | None = None  # streams that it reads: "joint", names, or None for all
+    streams: str | tuple[str, ...] | None = None  # of the target: "joint", names, or None for all
     round_s: float | None = None  # predicted times are rounded to multiples of this
     max_windows: int = 10
     given: Mapping[str, Any] = field(default_factory=dict)  # the arguments of `get`
@@ -139,25 +141,25 @@ class Paper:
     def __post_init__(self):
         names = [s.name for s in self.stages]
         require(len(set(names)) == len(names), "stages", names, "of different names")
-        trained = all(s.mine is None for s in self.stages[-1:])
-        require(trained, "stages", names, "more than stages that mine: the last one trains on what they find")
+        fits = all(s.mine is None for s in self.stages[-1:])
+        require(fits, "stages", names, "more than stages that mine: the last one trains with the mined windows")
         for i, stage in enumerate(self.stages):
+            earlier = [s.name for s in self.stages[:i] if s.mine is None]
             for name in ("start", "teacher"):
                 source = getattr(stage, name)
-                known = [s.name for s in self.stages[:i] if s.mine is None]
-                ok = source is None or source[0] in known
-                require(ok, f"{stage.name}.{name}", source, f"None or an earlier stage that trains all: {known}")
+                fits = source is None or source[0] in earlier
+                require(fits, f"{stage.name}.{name}", source, f"None or an earlier stage that does not mine: {earlier}")
         require(self.query in ("text", "video"), "query", self.query, "text or video")
         require(type(self.max_windows) is int and self.max_windows >= 1, "max_windows", self.max_windows, "1 or more")
         require(self.round_s is None or _above_0(self.round_s), "round_s", self.round_s, "None or seconds above 0")
-        named = self.streams is None or isinstance(self.streams, str) or texts(self.streams)
-        require(named, "streams", self.streams, "None, a name or a list of names")
+        fits = self.streams is None or isinstance(self.streams, str) or texts(self.streams)
+        require(fits, "streams", self.streams, "None, a name or a list of names")
 
     @property
     def weighed(self) -> bool:
-        """Whether the weights of losses were set by the caller and not only by the paper.
+        """Whether every weight must name a loss term: `get` did not make the paper, or its caller set weights.
 
-        The paper's weights may name terms of an aligner or detector that was replaced; such weights are ignored.
+        Otherwise the weights may name terms of an aligner or detector that was replaced; such weights are ignored.
         """
         return not self.given or any(key.rpartition(".")[2] == "weights" for key in self.given)
 

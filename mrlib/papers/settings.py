@@ -1,4 +1,4 @@
-"""`get`: a paper by its name, and the rules by which settings change it."""
+"""`get`: a paper by its name, with some of its settings changed."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from mrlib.papers.slots import ALIGNERS, AUGMENTERS, DETECTORS, SMALL
 
 
 def get(name: str, size: str = "paper", preset: str | None = None, **settings: Any) -> Paper:
-    """A paper, with any of its settings changed.
+    """A paper, with any of its settings changed: first by its size, then by the preset, then by `settings`.
 
     name      one of `PAPERS`
     size      "paper", or "small" for the small simulated world
-    preset    a named set of settings of `PRESETS`, over those of the size
-    settings  field=value, or **{"stage.field": value}: a field of the paper, an option of its aligner or detector (of
-              both, if both have it), or a field of a stage, its optimiser or schedule (without a stage's name: of every
-              stage), or an option of its augmenter (of every stage whose augmenter has it). `aligner` and `detector`
-              take a name, `stages` a list of the stages to keep. `epochs` sets the last stage and scales the others.
+    preset    a named set of settings of `PRESETS`
+    settings  a field of the paper; an option of its aligner or detector, of both if both have it; a field of its
+              stages, or of their optimiser or schedule; an option of their augmenters, where they have it.
+              **{"stage.field": value} sets one stage only. `aligner` and `detector` take a name, `stages` a list of the
+              stages to keep; `epochs` sets the last stage and scales the others
     raises    ValueError that names an unknown paper, size, preset or setting, or a value that does not fit
     """
     if name not in PAPERS:
@@ -34,10 +34,10 @@ def get(name: str, size: str = "paper", preset: str | None = None, **settings: A
     for key, value in settings.items():
         require(is_plain(value), key, value, "a plain value: a number, text, or lists and dicts of them")
     given = {"name": name, "size": size, "preset": preset} | settings
-    slots = ("aligner", "detector", "stages")
+    parts = ("aligner", "detector", "stages")
     for table in (presets.get("small", {}) if size == "small" else {}, presets.get(preset, {}), settings):
-        # aligner, detector and stages first, then augmenters: their options are looked up in the parts then chosen
-        for key in sorted(table, key=lambda k: (k not in slots, k.rpartition(".")[2] != "augment")):
+        # parts first, then augmenters: the other settings may be options of those
+        for key in sorted(table, key=lambda k: (k not in parts, k.rpartition(".")[2] != "augment")):
             paper = _changed(paper, key, table[key], size)
     return replace(paper, given=given)
 
@@ -49,7 +49,7 @@ def usual(name: str, dataset: str) -> dict[str, str | None]:
 
 
 def _choice(slot: str, name: str, size: str) -> Choice:
-    """A slot's choice by name, with the options of the first paper that makes it; else with the part's defaults."""
+    """The part of this name, with the options of the first paper that has it; else with its defaults, see `SMALL`."""
     known = ALIGNERS if slot == "aligner" else DETECTORS
     if not isinstance(name, str) or name not in known:
         raise ValueError(f"unknown {slot} {name!r}; known: {', '.join(known)}")
@@ -105,11 +105,15 @@ def _with_epochs(paper: Paper, key: str, value: Any) -> tuple[Stage, ...]:
 def _some_stages(paper: Paper, names: Any) -> tuple[Stage, ...]:
     """The stages of these names; a `start` or `teacher` that refers to a stage left out becomes None."""
     known = [s.name for s in paper.stages]
-    ok = texts(names) and len(names) > 0 and set(names) <= set(known)
-    require(ok, "stages", names, f"a list of some of {', '.join(known)}")
-    kept = [s for s in paper.stages if s.name in names]
-    lost = {s.name: [of for of in ("start", "teacher") if (x := getattr(s, of)) and x[0] not in names] for s in kept}
-    return tuple(replace(s, **dict.fromkeys(lost[s.name])) for s in kept)
+    fits = texts(names) and len(names) > 0 and set(names) <= set(known)
+    require(fits, "stages", names, f"a list of some of {', '.join(known)}")
+    kept = []
+    for stage in paper.stages:
+        sources = {name: getattr(stage, name) for name in ("start", "teacher")}
+        missing = [name for name, source in sources.items() if source is not None and source[0] not in names]
+        if stage.name in names:
+            kept.append(replace(stage, **dict.fromkeys(missing)))
+    return tuple(kept)
 
 
 def _with_stage_field(paper: Paper, key: str, stage_name: str, name: str, value: Any) -> Paper:
@@ -123,14 +127,14 @@ def _with_stage_field(paper: Paper, key: str, stage_name: str, name: str, value:
 def _changed_stage(stage: Stage, key: str, name: str, value: Any) -> Stage:
     """A stage with one field changed: its own, its optimiser's, its schedule's, or an option of its augmenter."""
     stage_fields = [f.name for f in fields(Stage) if f.name not in ("name", "optimiser", "schedule")]
-    if name == "augment" and value != stage.augment:  # another augmenter has other options
+    if name == "augment" and value != stage.augment:  # a new augmenter has options of its own
         stage = replace(stage, augment_options={})
     if name in stage_fields:
         return replace(stage, **{name: _checked(stage, key, name, value)})
     for part in ("optimiser", "schedule"):
-        numbers = getattr(stage, part)
-        if name in (f.name for f in fields(numbers)):
-            return replace(stage, **{part: replace(numbers, **{name: _checked(numbers, key, name, value)})})
+        before = getattr(stage, part)
+        if name in (f.name for f in fields(before)):
+            return replace(stage, **{part: replace(before, **{name: _checked(before, key, name, value)})})
     options = keyword_defaults(AUGMENTERS[stage.augment])
     if name in options:
         require_like(options[name], key, value)
@@ -143,7 +147,7 @@ def _changed_stage(stage: Stage, key: str, name: str, value: Any) -> Stage:
 
 
 def _checked(part: Stage | Optimiser | Schedule, key: str, name: str, value: Any) -> Any:
-    """The value, if it is of the kind that the field holds; None is allowed where it is the default."""
+    """The value; ValueError unless it has the type of the field, or is None and None is the default."""
     defaults = {f.name: f.default for f in fields(part)}
     if value is not None or defaults[name] is not None:
         require_like(getattr(part, name), key, value)

@@ -1,8 +1,8 @@
 """The tables of parts that papers choose from: augmenters, aligners, detectors, training sets, preparations.
 
-A model is two names, one of `ALIGNERS` and one of `DETECTORS`; any pair composes, and any of `AUGMENTERS` may feed it.
-To add a part, add a line: `papers.DETECTORS["mine"] = build_mine`. The keyword parameters of a builder that have a
-default can be set in `papers.get`, besides the options that a paper gives.
+A model is one of `ALIGNERS` and one of `DETECTORS`; any pair works, with any of `AUGMENTERS`. To add a part, add a
+line: `papers.DETECTORS["mine"] = build_mine`. `papers.get` sets the options that a paper gives its parts, and any other
+keyword-only parameter of their builders that has a default.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ AUGMENTERS: dict[str, Callable[..., Batch]] = {
     "synthesize": synthesize,
     "synthesize_official": synthesize_official,
 }
-# name -> dataset -> what a stage trains on
+# name -> dataset -> the samples that a stage trains on
 TRAINING_SETS: dict[str, Callable[[MomentDataset], MomentDataset]] = {
     "pairs": pairs,
     "videos": each_video,
     "ten_passes": ten_passes,
 }
-# name -> (retriever, teacher) -> None: changes a trained retriever before a stage trains it on, and its teacher
+# name -> (retriever, *, teacher) -> None: changes a trained retriever, or its teacher, before a stage
 PREPARATIONS: dict[str, Callable[..., None]] = {
     "active_queries": active_queries,
     "released_queries": released_queries,

@@ -1,7 +1,8 @@
 """SnAG: late fusion on a feature pyramid (CVPR 2024).
 
-The released numbers for Charades-STA, in as many steps of its batches of 8 videos with up to 4 sentences: it has none
-for QVHighlights. With beta=0.7 and augment="synthesize" this is TD-DETR's SnAG + TD.
+The numbers are those that the release has for Charades-STA, as it has none for QVHighlights; there, a batch is 8 videos
+with up to 4 sentences each, and our epochs make as many steps. With beta=0.7 and augment="synthesize" this is TD-DETR's
+"SnAG + TD".
 """
 
 from mrlib.papers.schema import Choice, Optimiser, Paper, Schedule, Stage
@@ -14,10 +15,10 @@ PAPER = Paper(
     stages=(
         Stage(
             "train",
-            48,
-            32,
-            optimiser=Optimiser("adamw", 5e-4, weight_decay=5e-4, clip=1.0),
-            schedule=Schedule(warmup=0.3125),  # 5 epochs of 16
+            epochs=48,
+            batch_size=32,
+            optimiser=Optimiser("adamw", lr=5e-4, weight_decay=5e-4, clip=1.0),
+            schedule=Schedule(warmup=0.3125),  # 5 of the 16 epochs of Charades-STA
         ),
     ),
 )

@@ -10,12 +10,12 @@ from mrlib.papers.schema import Paper
 
 
 def open_split(paper: Paper, name: str, root: str | None = None, split: str = "train", **options: Any) -> MomentDataset:
-    """A dataset with the streams that a paper reads, simulated data in its size; see `mrlib.datasets.open_dataset`."""
+    """`mrlib.open_dataset` with the streams of a paper, and for the simulator with its size and kind of query."""
     if name == "sim":
         options = {"size": paper.given["size"], "query": paper.query} | options
     return open_dataset(name, root, split, **({"streams": paper.streams} | options))
 
 
 def validation_split(name: str) -> str:
-    """The split on which epochs are chosen: "val", or "test" where a dataset was released without one."""
+    """The split on which epochs are chosen: "val", or "test" if a dataset was released without "val"."""
     return "test" if name == "charades_sta" else "val"

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from mrlib.papers import qd_detr
-from mrlib.papers.moment_detr import ADAMW, SMALL, TRAIN, TRANSFORMER, UNREAD, WORD_POSITIONS, projection_name
+from mrlib.papers.moment_detr import ADAMW, SMALL, TRANSFORMER, UNREAD, WEIGHTS, WORD_POSITIONS, projection_name
+from mrlib.papers.qd_detr import DAB, NAMES, dab_settings
 from mrlib.papers.release import Options, Release, Tensors
 from mrlib.papers.schema import Choice, Paper, Schedule, Stage
 
@@ -14,12 +14,12 @@ PAPER = Paper(
         "text_to_video",
         {**TRANSFORMER, **WORD_POSITIONS, "layers": 4, "activation": "prelu", "masks": "keys", "beta": 0.7},
     ),
-    detector=Choice("dab", {**qd_detr.DAB, "decoder_layers": 4, "cost_l1": 1.0, "cost_giou": 10.0}),
+    detector=Choice("dab", {**DAB, "decoder_layers": 4, "cost_l1": 1.0, "cost_giou": 10.0}),
     stages=(
         Stage(
             "train",
-            200,
-            16,  # plus two synthesised videos for each, the 48 of the released batches
+            epochs=200,
+            batch_size=16,  # with two synthesised videos for each, the 48 of the released batches
             augment="synthesize",
             weights={"l1": 1.0, "giou": 10.0, "class": 4.0},
             optimiser=ADAMW,
@@ -29,7 +29,7 @@ PAPER = Paper(
     round_s=2.0,
 )
 
-# a dataset with windows and without saliency scores: QD-DETR's weights, those of the saliency times four
+# for a dataset with windows and without saliency scores: QD-DETR's weights, and 4 for the terms of the saliency
 _WINDOWS_ONLY = {
     "layers": 3,
     "decoder_layers": 3,
@@ -37,13 +37,13 @@ _WINDOWS_ONLY = {
     "cost_giou": 1.0,
     "epochs": 100,
     "lr": 2e-4,
-    "weights": {**TRAIN.weights, "margin": 4.0, "contrast": 4.0, "negative": 4.0},
+    "weights": {**WEIGHTS, "margin": 4.0, "contrast": 4.0, "negative": 4.0},
     "curve": "constant",
     "keep": "MR-full-R1@0.7",
 }
 PRESETS = {
-    # as many samples a step and nearly as many steps as QD-DETR; the weights are those of Charades-STA, which reach
-    # higher scores in so few steps
+    # as many samples a step as QD-DETR, and nearly as many steps; costs and weights are those of Charades-STA, which
+    # score higher after so few steps
     "small": SMALL
     | {
         "activation": "relu",
@@ -53,7 +53,7 @@ PRESETS = {
         "epochs": 6,
         "cost_l1": 10.0,
         "cost_giou": 1.0,
-        "weights": {"l1": 10.0, "giou": 1.0, "class": 4.0},
+        "weights": WEIGHTS,
     },
     "charades_sta": _WINDOWS_ONLY | {"round_s": 1.0},
     "tacos": _WINDOWS_ONLY,
@@ -63,8 +63,8 @@ PRESETS = {
 
 
 def _settings(opt: Options, tensors: Tensors) -> dict[str, Any]:
-    """If the options do not hold beta, it is the printed one."""
-    return qd_detr.dab_settings(opt, tensors) | ({"beta": opt.read("beta", float)} if "beta" in opt else {})
+    """QD-DETR's, and beta; if the options have none, it is the paper's."""
+    return dab_settings(opt, tensors) | ({"beta": opt.read("beta", float)} if "beta" in opt else {})
 
 
 RELEASE = Release(
@@ -74,7 +74,7 @@ RELEASE = Release(
         (r"^aligner\.layers\.0\.mix\.start\.", "video_embed."),
         (r"^(aligner\.layers\.\d+)\.mix\.attend\.", r"\1.self_attn_flow."),
         (r"^(aligner\.layers\.\d+)\.mix\.project\.(\d+)\.", projection_name),
-        *qd_detr.RELEASE.names,
+        *NAMES,
     ),
     unread=UNREAD,
     corrected={"masks": "keys"},

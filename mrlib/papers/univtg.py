@@ -1,9 +1,9 @@
-"""UniVTG: a joint encoder and dense boundary regression (ICCV 2023), and its release, which MATR's code extends."""
+"""UniVTG: a joint encoder and dense boundary regression (ICCV 2023). MATR extends its options and its release."""
 
 from typing import Any
 
 from mrlib.arguments import require
-from mrlib.papers.moment_detr import ADAMW, JOINT_NAMES, encoder_settings
+from mrlib.papers.moment_detr import ADAMW, JOINT_NAMES, SMALL, encoder_settings
 from mrlib.papers.release import Options, Release, Tensors
 from mrlib.papers.schema import Choice, Paper, Stage
 
@@ -39,8 +39,8 @@ PAPER = Paper(
     stages=(
         Stage(
             "train",
-            200,
-            32,
+            epochs=200,
+            batch_size=32,
             weights={"fg": 10.0, "l1": 10.0, "iou": 1.0, "inter": 0.01, "intra": 0.05},
             optimiser=ADAMW,
         ),
@@ -48,24 +48,13 @@ PAPER = Paper(
 )
 
 PRESETS = {
-    "small": {
-        "width": 64,
-        "layers": 2,
-        "hidden": 128,
-        "dropout": 0.0,
-        "input_dropout": 0.0,
-        "heads": 4,
-        "epochs": 16,
-        "lr": 3e-3,
-        "curve": "cosine",
-        "warmup": 0.1,
-    },
-    "official": {"timestamps": "edge", "padding": "seen", "length": "duration"},
+    "small": SMALL | {"layers": 2, "lr": 3e-3},
+    "official": {"timestamps": "edge", "padding": "seen", "length": "duration"},  # the released network
 }
 
 
 def joint_settings(opt: Options, tensors: Tensors) -> dict[str, Any]:
-    """The settings of the encoder and the time of a clip; also of MATR's release."""
+    """The settings of the encoder and the time of a clip, for UniVTG and MATR."""
     seconds = opt.read("clip_length", float)
     # the official time of clip i is (i + seconds / 2) / n
     times = {1: "centre", 2: "edge"}

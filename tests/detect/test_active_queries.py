@@ -13,6 +13,7 @@ from mrlib.detect.active_queries import SplitFeedForward, TwoSetDecoder, active_
 from mrlib.detect.dab import DabDecoder
 from mrlib.layers import FeedForward
 from tests.support.batches import make_batch
+from tests.support.detr import run_decoder
 
 K, WIDTHS = 4, Widths(24, 12, 16)
 SMALL = {"width": 16, "hidden": 24, "heads": 4, "moment_queries": K, "decoder_layers": 2, "layers": 1}
@@ -210,7 +211,7 @@ def test_released_queries_are_one_new_set_that_a_student_reads_twice_and_a_teach
         assert type(decoder) is (DabDecoder if role == "teacher" else TwoSetDecoder)
         assert getattr(decoder, "active_queries", None) is None
         spans, sets = logits[role].sigmoid(), 1 if role == "teacher" else 2
-        assert torch.equal(decoder(aligned).references[0], spans.repeat(sets, 1).expand(3, -1, -1))
+        assert torch.equal(run_decoder(decoder, aligned).references[0], spans.repeat(sets, 1).expand(3, -1, -1))
     assert torch.equal(logits["student"], logits["repeated"])
     learned = first.detector.decoder.moment_queries.weight
     for a, b in itertools.combinations([logits["student"], logits["other seed"], learned], 2):

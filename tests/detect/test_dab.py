@@ -10,7 +10,7 @@ from mrlib.detect.dab import DabDecoder, DabDetector, span_positions
 from mrlib.detect.detr import inverse_sigmoid
 from tests.reference.official_detr import span_sines
 from tests.support.batches import make_batch
-from tests.support.detr import aligned_of, make
+from tests.support.detr import aligned_of, make, run_decoder
 
 
 def decoder_of(layers=3, **options):
@@ -49,10 +49,10 @@ def test_every_layer_adds_its_move_to_the_logits_of_the_spans():
     decoder, batch = decoder_of(), make_batch([6, 9])
     initial = decoder.moment_queries.weight.sigmoid().expand(2, -1, -1)
     nn.init.zeros_(decoder.move.layers[-1].weight)
-    still = decoder(aligned_of(batch)).references
+    still = run_decoder(decoder, aligned_of(batch)).references
     torch.testing.assert_close(still, initial.expand(3, -1, -1, -1), rtol=1e-4, atol=1e-4)
     decoder.move.layers[-1].bias.data = torch.tensor([0.5, -0.25])
-    moved = decoder(aligned_of(batch)).references
+    moved = run_decoder(decoder, aligned_of(batch)).references
     torch.testing.assert_close(
         inverse_sigmoid(moved[2]) - inverse_sigmoid(moved[0]), torch.tensor([1.0, -0.5]).expand(2, 4, 2)
     )
@@ -62,7 +62,7 @@ def test_gradients_reach_a_move_through_the_references_and_not_through_the_next_
     """[QD-DETR] The move after layer 0 gets a gradient from the heads of layer 1, which read the reference."""
     decoder, batch = decoder_of(2), make_batch([6, 9])
     last = decoder.move.layers[-1].bias
-    decoded = decoder(aligned_of(batch))
+    decoded = run_decoder(decoder, aligned_of(batch))
     assert torch.autograd.grad(decoded.states.square().sum(), last, allow_unused=True, retain_graph=True)[0] is None
     assert torch.autograd.grad(decoded.references[1].sum(), last)[0].abs().sum() > 0
 
@@ -70,18 +70,18 @@ def test_gradients_reach_a_move_through_the_references_and_not_through_the_next_
 def test_content_starts_at_zero_so_the_first_content_matrices_have_no_effect():
     """[QD-DETR] As released."""
     decoder, batch = decoder_of(), make_batch([6, 9])
-    before = decoder(aligned_of(batch)).states
+    before = run_decoder(decoder, aligned_of(batch)).states
     for name in ("q_content", "k_content", "value"):
         nn.init.normal_(getattr(decoder.layers[0].self_attn, name).weight)
-    torch.testing.assert_close(decoder(aligned_of(batch)).states, before)
+    torch.testing.assert_close(run_decoder(decoder, aligned_of(batch)).states, before)
     nn.init.normal_(decoder.layers[1].self_attn.value.weight)
-    assert not torch.allclose(decoder(aligned_of(batch)).states, before)
+    assert not torch.allclose(run_decoder(decoder, aligned_of(batch)).states, before)
 
 
 def test_spans_of_width_zero_give_finite_outputs_and_gradients():
     decoder, batch = decoder_of(), make_batch([6, 9])
     decoder.moment_queries.weight.data.fill_(-200.0)
-    decoded = decoder(aligned_of(batch))
+    decoded = run_decoder(decoder, aligned_of(batch))
     (decoded.states.square().sum() + decoded.references.sum()).backward()
     assert decoded.states.isfinite().all()
     assert all(p.grad is None or p.grad.isfinite().all() for p in decoder.parameters())

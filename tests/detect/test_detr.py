@@ -19,7 +19,7 @@ from mrlib.detect.detr import (
 from tests.reference.official_detr import matching, overlap
 from tests.support.batches import make_batch
 from tests.support.detr import MOMENT_QUERIES as K
-from tests.support.detr import aligned_of, make
+from tests.support.detr import aligned_of, make, run_decoder
 
 DETECTORS = ("detr", "dab")
 
@@ -144,18 +144,18 @@ def test_moment_queries_read_clips_and_tokens_but_no_padding():
     """[Moment-DETR] Tokens without a mask are all real; without positions these are zero."""
     batch, decoder = make_batch([6, 9]), make().decoder
     aligned = aligned_of(batch, tokens=4)
-    before = decoder(aligned).states
+    before = run_decoder(decoder, aligned).states
     mask = torch.tensor([[True, True, False, False], [True, False, True, True]])
     masked = replace(aligned, context_mask=mask)
     context = torch.where(mask[..., None], aligned.context, 99.0)
     target = torch.where(batch.target_mask[..., None], aligned.target, -99.0)
-    after = decoder(replace(masked, context=context, target=target)).states
-    torch.testing.assert_close(after, decoder(masked).states)
+    after = run_decoder(decoder, replace(masked, context=context, target=target)).states
+    torch.testing.assert_close(after, run_decoder(decoder, masked).states)
     assert not torch.allclose(before, after)
     all_real = torch.ones_like(mask)
-    torch.testing.assert_close(decoder(replace(aligned, context_mask=all_real)).states, before)
-    random = decoder(replace(aligned, context_positions=torch.randn(2, 4, 16))).states
-    zeros = decoder(replace(aligned, context_positions=torch.zeros(2, 4, 16))).states
+    torch.testing.assert_close(run_decoder(decoder, replace(aligned, context_mask=all_real)).states, before)
+    random = run_decoder(decoder, replace(aligned, context_positions=torch.randn(2, 4, 16))).states
+    zeros = run_decoder(decoder, replace(aligned, context_positions=torch.zeros(2, 4, 16))).states
     torch.testing.assert_close(zeros, before)
     assert not torch.allclose(random, before)
 

@@ -21,6 +21,6 @@ def test_f2sgd_has_the_papers_numbers():
 
 
 @pytest.mark.parametrize("settings", [{"kernel": 8}, {"kernel": -3}, {"channels": 0}, {"candidates": 0}])
-def test_a_map_that_cannot_be_is_refused_when_it_is_built(settings):
+def test_impossible_sizes_of_the_map_are_refused_when_it_is_built(settings):
     with pytest.raises(ValueError, match="has no centre|must be at least 1"):
         papers.build(papers.get("f2sgd", **settings), Widths(target=24, query=12, joint=16))

@@ -1,4 +1,4 @@
-"""MATR and UniVTG from end to end: two stages, files, odd videos."""
+"""MATR, and UniVTG where they share code: both training stages, files in the official layout, unusual videos."""
 
 import json
 from dataclasses import replace
@@ -54,8 +54,8 @@ def test_matr_has_the_papers_numbers():
     assert (sports.epochs, sports.batch_size) == (40, 40)
 
 
-def test_two_stages_leave_their_checkpoints_and_a_run_killed_between_them_ends_the_same(tmp_path, monkeypatch):
-    """Killed at the first file of the second stage: random clips, both stages' order and weights come again."""
+def test_a_run_stopped_between_its_stages_ends_with_the_same_files(tmp_path, monkeypatch):
+    """It stops at the first file of the second stage; the same clips are drawn again, in the same order."""
     paper, data = small(), open_pair(small())
     _, history = trained(paper, data, tmp_path / "whole")
     assert [(r["stage"], r["epoch"]) for r in history.rows] == [
@@ -78,7 +78,7 @@ def test_two_stages_leave_their_checkpoints_and_a_run_killed_between_them_ends_t
 
 
 def test_fine_tuning_starts_from_the_last_pre_trained_weights(tmp_path):
-    """At a learning rate of 0 it ends with them."""
+    """At a learning rate of 0 it also ends with them."""
     retriever, _ = trained(small(**{"finetune.lr": 0.0}), open_pair(small()), tmp_path)
     last = checkpoint.load(tmp_path / "pretrain" / "last").state_dict()
     assert all(torch.equal(last[k], v) for k, v in retriever.state_dict().items())
@@ -88,16 +88,18 @@ def test_fine_tuning_starts_from_the_last_pre_trained_weights(tmp_path):
 
 def test_pre_training_needs_no_labels_and_fine_tuning_does():
     train, val = open_pair(small())
-    bare = replace(train, samples=[replace(s, relevant_windows=None) for s in train.samples], _annotations=None)
+    samples = [replace(s, relevant_windows=None) for s in train.samples]
+    unlabelled = replace(train, samples=samples, _annotations=None)
     paper = small(stages=["pretrain"])
     with_labels, _ = trained(paper, (train, val))
-    without, _ = trained(paper, (bare, val))
-    assert all(torch.equal(a, b) for a, b in zip(with_labels.parameters(), without.parameters(), strict=True))
+    without_labels, _ = trained(paper, (unlabelled, val))
+    parameters = zip(with_labels.parameters(), without_labels.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in parameters)
     with pytest.raises(ValueError, match="no annotated samples for stage 'finetune' to learn from"):
-        trained(small(), (bare, val))
+        trained(small(), (unlabelled, val))
 
 
-def test_an_epoch_is_kept_by_the_sum_of_miou_and_r1(tmp_path):
+def test_the_kept_epoch_has_the_largest_sum_of_miou_and_r1(tmp_path):
     _, history = trained(small(epochs=4), open_pair(small()), tmp_path)
     rows = [r for r in history.rows if r["stage"] == "finetune"]
     kept = json.loads((tmp_path / "finetune" / "best.json").read_text())["notes"]["epoch"]
@@ -105,7 +107,7 @@ def test_an_epoch_is_kept_by_the_sum_of_miou_and_r1(tmp_path):
     assert kept == 1 + sums.index(max(sums))
 
 
-def test_training_on_words_as_queries_of_clips_is_refused_before_anything_is_written(tmp_path):
+def test_query_clips_for_word_queries_are_refused_before_a_file_is_written(tmp_path):
     paper = small(query="text", streams=["motion", "appearance"])
     data = papers.open_split(paper, "sim", split="train", n=8)
     assert data.query.width == data.widths.joint, "words of the simulator are as wide as its joint space"
@@ -116,7 +118,7 @@ def test_training_on_words_as_queries_of_clips_is_refused_before_anything_is_wri
     assert not (tmp_path / "run").exists()
 
 
-def test_univtg_takes_a_video_query_and_a_sentence_as_they_are():
+def test_univtg_trains_on_video_queries_and_on_sentences():
     for query in ("video", "text"):
         paper = papers.get("univtg", "small", query=query, epochs=1, width=16, hidden=16, layers=1, heads=2)
         data = open_pair(paper)
@@ -126,18 +128,20 @@ def test_univtg_takes_a_video_query_and_a_sentence_as_they_are():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Query videos in the layout of the official release, with what the simulator does not have: a target of one clip,
-    a query of one clip, a query longer than its target."""
+    """Query videos in the layout of the official release, with cases that the simulator does not have.
+
+    A target of one clip, a query of one clip, and a query longer than its target.
+    """
     root = tmp_path_factory.mktemp("activitynet_vrl")
     for split in ("train", "val"):
         export(open_dataset("sim", split=split, n=20, query="video", streams="joint"), root)
         path = root / f"activitynet_vrl_{split}.jsonl"
         lines = [json.loads(line) for line in path.read_text().splitlines()]
-        for line, clips, asked in zip(lines, (1, 20, 3), (3, 1, 9), strict=False):
+        for line, clips, query_clips in zip(lines, (1, 20, 3), (3, 1, 9), strict=False):
             target, query = root / f"target_vid_clip/{line['vid']}.npz", root / f"query_vid_clip/qid{line['qid']}.npz"
             features, rows = np.load(target)["features"][:clips], np.load(query)["last_hidden_state"]
             np.savez(target, features=features)
-            np.savez(query, last_hidden_state=np.resize(rows, (asked, rows.shape[1])))
+            np.savez(query, last_hidden_state=np.resize(rows, (query_clips, rows.shape[1])))
             line |= {"duration": 2.0 * clips - 0.5, "relevant_windows": [[0.5, min(2.0 * clips - 0.5, 3.2)]]}
             line.pop("relevant_clip_ids"), line.pop("saliency_scores")
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -155,8 +159,8 @@ def test_files_in_the_official_layout_train_from_the_command_line(folder, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["matr", "univtg"])
-def test_odd_videos_and_queries_are_answered_inside_the_video(folder, name):
-    """One at a time and together: one clip of target, one of query, a query longer than the target."""
+def test_predictions_for_very_short_videos_and_queries_lie_inside_the_video(folder, name):
+    """One at a time and in a batch: one clip of target, one of query, a query longer than the target."""
     paper = papers.get(name, "small", **{k: v for k, v in QUICK.items() if k not in ("moment_queries", "epochs")})
     data = open_dataset("activitynet_vrl", folder, "train", streams="joint")
     retriever = papers.build(paper, data)
@@ -173,7 +177,7 @@ def test_odd_videos_and_queries_are_answered_inside_the_video(folder, name):
     assert all(p.grad is None or p.grad.isfinite().all() for p in retriever.parameters())
 
 
-def test_rows_of_nothing_but_padding_spoil_no_one_elses_step(folder):
+def test_a_row_of_padding_leaves_gradients_and_other_predictions_finite(folder):
     paper = small()
     data = open_dataset("activitynet_vrl", folder, "train", streams="joint")
     batch = data.batch([3, 4, 5])
@@ -186,8 +190,8 @@ def test_rows_of_nothing_but_padding_spoil_no_one_elses_step(folder):
     assert lines[1]["pred_relevant_windows"] == [] and lines[0]["pred_relevant_windows"]
 
 
-def test_a_small_set_can_be_learned_by_heart():
-    """Eight pairs: every planted moment is found again."""
+def test_eight_samples_can_be_overfitted():
+    """The predictions on the training samples nearly equal the annotations."""
     paper = papers.get("matr", "small", stages=["finetune"], epochs=150, batch_size=8, align="none")
     data = papers.open_split(paper, "sim", split="train", n=8)
     retriever = papers.build(paper, data)

@@ -1,4 +1,4 @@
-"""Models built from the table of papers."""
+"""Models built from papers: their seeds, sizes that are refused, and training on video queries."""
 
 from dataclasses import replace
 
@@ -24,12 +24,12 @@ WIDTHS = Widths(target=24, query=12, joint=16)
         ("qd_detr", {"decoder_layers": 0}, "decoder_layers must be 1 or more"),
     ],
 )
-def test_a_network_that_cannot_be_is_refused_when_it_is_built(name, settings, message):
+def test_impossible_sizes_are_refused_when_the_network_is_built(name, settings, message):
     with pytest.raises(ValueError, match=message):
         papers.build(papers.get(name, "small", **settings), WIDTHS)
 
 
-def test_weights_are_a_function_of_the_seed_and_the_global_generator_is_left_alone():
+def test_weights_are_a_function_of_the_seed_and_the_global_generator_is_unchanged():
     paper = papers.get("f2sgd", "small")
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
@@ -41,29 +41,30 @@ def test_weights_are_a_function_of_the_seed_and_the_global_generator_is_left_alo
 
 @pytest.mark.parametrize("scored", [True, False], ids=["with saliency", "windows only"])
 @pytest.mark.parametrize("name", ["moment_detr", "qd_detr"])
-def test_a_paper_of_sentences_learns_from_a_film_and_answers_it(name, scored):
-    """One step teaches what reads the query; every pair is answered inside its video, and another film otherwise."""
+def test_a_paper_for_sentences_trains_and_predicts_on_video_queries(name, scored):
+    """One step changes the query's projection; predictions lie inside the video and depend on the query."""
     paper = papers.get(name, "small", query="video", streams="joint", width=16, hidden=16, heads=2, epochs=1)
     data = papers.open_split(paper, "sim", split="train", n=16)
     if not scored:
-        bare = [replace(s, relevant_clip_ids=None, saliency_scores=None) for s in data.samples]
-        data = replace(data, samples=bare, _annotations=None)
+        samples = [replace(s, relevant_clip_ids=None, saliency_scores=None) for s in data.samples]
+        data = replace(data, samples=samples, _annotations=None)
     retriever = papers.build(paper, data)
     weights = [p for p in retriever.aligner.project_query.parameters() if p.ndim == 2]
     before = [p.detach().clone() for p in weights]
     history = fit(retriever, data, None, paper, device="cpu", progress=False)
     (row,) = history.rows
     assert row["step"] == 1 and all(value > 0 for key, value in row.items() if key.startswith("loss"))
-    for weight, old in zip(weights, before, strict=True):
-        assert (weight - old).abs().max() > paper.stages[0].optimiser.lr / 2  # more than by its decay
+    for weight, initial in zip(weights, before, strict=True):
+        assert (weight - initial).abs().max() > paper.stages[0].optimiser.lr / 2  # more than weight decay changes it
 
     lines = predict_all(retriever, data)
     for line, sample in zip(lines, data.samples, strict=True):
         assert line["pred_relevant_windows"]
         assert all(0 <= start <= end <= sample.duration for start, end, _ in line["pred_relevant_windows"])
-    others = predict_all(retriever, replace(data, question=data.query_item.roll(1)))
-    scores = [[[w[2] for w in line["pred_relevant_windows"]] for line in found] for found in (lines, others)]
-    assert all(own != other for own, other in zip(*scores, strict=True))
+    rolled = predict_all(retriever, replace(data, query_item=data.query_item.roll(1)))
+    for line, foreign in zip(lines, rolled, strict=True):
+        scores, foreign_scores = ([w[2] for w in x["pred_relevant_windows"]] for x in (line, foreign))
+        assert scores != foreign_scores
 
 
 def test_a_model_that_needs_joint_features_is_refused_without_them():

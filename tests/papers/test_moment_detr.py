@@ -1,4 +1,4 @@
-"""Checkpoints of Moment-DETR, QD-DETR and TD-DETR."""
+"""Official checkpoints of Moment-DETR, QD-DETR and TD-DETR, against a second implementation of the networks."""
 
 from dataclasses import replace
 from itertools import permutations
@@ -37,7 +37,7 @@ NETWORKS |= {
 
 
 def saved(tmp_path, paper, **options):
-    """A network of which nothing is as it was initialised, in a file."""
+    """A network with random parameters, and the file of its checkpoint."""
     torch.manual_seed(0)
     network = Official(make_opt(**options), paper).eval()
     with torch.no_grad():
@@ -52,54 +52,55 @@ def outputs_of(retriever, batch):
     return {"logits": outputs["logits"], "spans": outputs["spans_cw"], "saliency": aligned.saliency}
 
 
-def compare(ours, theirs, mask, rows=slice(None)):
+def assert_outputs_equal(outputs, expected, mask, rows=slice(None)):
     for name in ("logits", "spans"):
-        torch.testing.assert_close(ours[name][:, rows], theirs[name], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(ours["saliency"][rows][mask], theirs["saliency"][theirs["mask"]], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(outputs[name][:, rows], expected[name], atol=1e-5, rtol=1e-5)
+    saliency = expected["saliency"][expected["mask"]]
+    torch.testing.assert_close(outputs["saliency"][rows][mask], saliency, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 @torch.no_grad()
 def test_outputs_are_those_of_the_official_network(name, tmp_path):
-    """[Moment-DETR], [QD-DETR], [TD-DETR Eq. 6] A padded batch as released; corrected, each sample as if alone."""
+    """[Moment-DETR], [QD-DETR], [TD-DETR Eq. 6] As released, of a padded batch; corrected, of each sample alone."""
     paper, options = NETWORKS[name]
     network, path = saved(tmp_path, paper, **options)
     released, corrected = load_official(path, paper), load_official(path, paper, corrected=True)
     assert not released.training
-    for given in BATCHES.values():
-        batch, targets, queries = batch_and_rows(**given)
-        compare(outputs_of(released, batch), network(targets, queries), batch.target_mask)
-        ours = outputs_of(corrected, batch)
+    for sizes in BATCHES.values():
+        batch, targets, queries = batch_and_rows(**sizes)
+        assert_outputs_equal(outputs_of(released, batch), network(targets, queries), batch.target_mask)
+        outputs = outputs_of(corrected, batch)
         for b, (target, query) in enumerate(zip(targets, queries, strict=True)):
             row = slice(b, b + 1)
-            compare(ours, network([target], [query]), batch.target_mask[row], row)
+            assert_outputs_equal(outputs, network([target], [query]), batch.target_mask[row], row)
 
 
 @torch.no_grad()
-def test_where_the_options_do_not_say_beta_it_is_the_printed_one(tmp_path):
+def test_beta_is_the_papers_if_the_options_have_none(tmp_path):
     """[TD-DETR Eq. 6]"""
     network, path = saved(tmp_path, "td_detr")
     batch, _, _ = batch_and_rows()
-    said = outputs_of(load_official(path, "td_detr"), batch)
+    with_beta = outputs_of(load_official(path, "td_detr"), batch)
     delattr(network.opt, "beta")
-    unsaid = outputs_of(load_official(save(network, path), "td_detr"), batch)
-    assert all(torch.equal(unsaid[name], said[name]) for name in said)
+    without_beta = outputs_of(load_official(save(network, path), "td_detr"), batch)
+    assert all(torch.equal(without_beta[name], x) for name, x in with_beta.items())
 
 
 @torch.no_grad()
-def test_the_released_masks_mix_samples_up_and_the_corrected_ones_do_not(tmp_path):
-    """[QD-DETR] So that the two ways of loading are known to differ; Moment-DETR has one way only."""
-    for paper, apart in (("qd_detr", True), ("td_detr", True), ("moment_detr", False)):
+def test_the_released_and_the_corrected_masks_give_different_spans(tmp_path):
+    """[QD-DETR] The released masks mix samples; Moment-DETR has no such masks."""
+    for paper, differs in (("qd_detr", True), ("td_detr", True), ("moment_detr", False)):
         _, path = saved(tmp_path, paper)
         batch, _, _ = batch_and_rows()
         pair = [outputs_of(load_official(path, paper, corrected=c), batch)["spans"] for c in (False, True)]
-        assert ((pair[0] - pair[1]).abs().amax((0, 2, 3)) > 1e-5).any().item() == apart
+        assert ((pair[0] - pair[1]).abs().amax((0, 2, 3)) > 1e-5).any().item() == differs
 
 
 @pytest.mark.parametrize("paper", PAPERS)
 @pytest.mark.parametrize("layer", [0, 1])
 def test_losses_are_those_of_the_official_network(paper, layer, tmp_path):
-    """[Moment-DETR], [QD-DETR] Matching by trying everything, sums by loops."""
+    """[Moment-DETR], [QD-DETR] The reference matches by exhaustive search and sums in loops."""
     network, path = saved(tmp_path, paper)
     clips = [[(2, 6), (7, 9)], [(0, 3)], [(0, 2), (3, 4), (7, 12)]]
     batch, targets, queries = batch_and_rows([9, 4, 12], windows=clips)
@@ -107,7 +108,7 @@ def test_losses_are_those_of_the_official_network(paper, layer, tmp_path):
     scores = torch.randint(0, 12, (3, 12), generator=g).float() * batch.target_mask
     pairs = torch.tensor([[[3, 2], [4, 0]], [[1, 0], [2, 3]], [[11, 0], [3, 5]]])
     batch = replace(batch, labels=replace(batch.labels, saliency=scores, pairs=pairs))
-    windows = [[(s / n, e / n) for s, e in own] for own, n in zip(clips, [9, 4, 12], strict=True)]
+    windows = [[(s / n, e / n) for s, e in sample] for sample, n in zip(clips, [9, 4, 12], strict=True)]
     retriever = load_official(path, paper)
     with torch.no_grad():
         out = network(targets, queries)
@@ -115,9 +116,9 @@ def test_losses_are_those_of_the_official_network(paper, layer, tmp_path):
         terms = {name: x[layer] for name, x in retriever.detector.layer_losses(outputs, batch).items()}
         terms |= retriever.aligner.losses(aligned, batch)
         matched = retriever.detector.match(outputs, retriever.detector.truth(batch))[layer]
-    for b, own in enumerate(windows):
-        found = matching(out["logits"][layer, b], out["spans"][layer, b], own, paper)
-        assert matched[b].tolist() == [*found, *[-1] * (3 - len(own))]
+    for b, sample in enumerate(windows):
+        moment_queries = matching(out["logits"][layer, b], out["spans"][layer, b], sample, paper)
+        assert matched[b].tolist() == [*moment_queries, *[-1] * (3 - len(sample))]
     expected = losses(out, windows, pairs, scores, layer, paper)
     assert terms.keys() == expected.keys()
     for name, value in expected.items():
@@ -126,7 +127,7 @@ def test_losses_are_those_of_the_official_network(paper, layer, tmp_path):
 
 @pytest.mark.parametrize("name", ["moment_detr: learned positions", "qd_detr: as released", "td_detr: deep"])
 @torch.no_grad()
-def test_a_loaded_model_is_saved_and_loaded_as_one_of_ours(name, tmp_path):
+def test_a_loaded_model_can_be_saved_and_loaded_again(name, tmp_path):
     paper, options = NETWORKS[name]
     _, path = saved(tmp_path, paper, **options)
     batch, _, _ = batch_and_rows()
@@ -172,17 +173,17 @@ def test_an_option_that_is_not_supported_is_refused(changes, message, tmp_path):
         load_official(save(network, path), paper)
 
 
-def test_a_checkpoint_of_the_other_paper_is_refused(tmp_path):
+def test_a_checkpoint_of_another_paper_is_refused(tmp_path):
     for paper, other in permutations(PAPERS, 2):
         _, path = saved(tmp_path, paper)
-        more = (paper, other) == ("td_detr", "qd_detr")
-        what = "25 unexpected: .*self_attn_flow.* and 15 more$" if more else "missing"
-        with pytest.raises(ValueError, match=what):
+        extended = (paper, other) == ("td_detr", "qd_detr")  # TD-DETR has all of QD-DETR's tensors
+        message = "25 unexpected: .*self_attn_flow.* and 15 more$" if extended else "missing"
+        with pytest.raises(ValueError, match=message):
             load_official(path, other)
 
 
 def test_numbers_of_parameters_are_those_of_the_released_networks():
-    """[Moment-DETR], [QD-DETR], [TD-DETR Eq. 4] At SlowFast and CLIP; released with unread positions of 32 words."""
+    """[Moment-DETR], [QD-DETR], [TD-DETR Eq. 4] For SlowFast and CLIP; ours lack the unread positions of 32 words."""
     unread = 32 * 256 + 2 * 256
     opt = make_opt(hidden_dim=256, dim_feedforward=1024, nheads=8, num_queries=10, max_q_l=32)
     opt.v_feat_dim, opt.t_feat_dim = 2818, 512
@@ -196,6 +197,6 @@ def test_numbers_of_parameters_are_those_of_the_released_networks():
         assert count(ours) + unread == parameters
     with torch.device("meta"):
         deep = papers.build(papers.get("qd_detr", layers=4, decoder_layers=4), Widths(2816, 512, 512))
-        still = papers.build(papers.get("td_detr", beta=None), Widths(2816, 512, 512))
+        static = papers.build(papers.get("td_detr", beta=None), Widths(2816, 512, 512))
         narrow = papers.build(papers.get("qd_detr"), Widths(512, 512, 512))
-    assert [count(network) + unread for network in (deep, still, narrow)] == [13_377_835, 13_377_835, 6_991_141]
+    assert [count(network) + unread for network in (deep, static, narrow)] == [13_377_835, 13_377_835, 6_991_141]

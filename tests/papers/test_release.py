@@ -1,4 +1,4 @@
-"""Files of official checkpoints: what is read, and that nothing else is."""
+"""Files of official checkpoints: what `load_official` reads and what it refuses."""
 
 import argparse
 import os
@@ -15,7 +15,7 @@ from tests.support.modules import outputs_of
 
 @pytest.mark.parametrize("paper", ["univtg", "matr"])
 @torch.no_grad()
-def test_names_from_several_gpus_and_widths_without_endpoints_are_read(paper, tmp_path):
+def test_names_of_multi_gpu_runs_and_widths_without_endpoints_are_read(paper, tmp_path):
     network, path = saved(tmp_path, paper, prefix="module.")
     batch, _, _ = batch_and_rows()
     expected = outputs_of(load_official(path, paper), batch)
@@ -53,25 +53,27 @@ def test_every_key_and_shape_that_does_not_fit_is_listed(tmp_path):
         load_official(save(network, path), "univtg")
 
 
-class Runs:
+class MakesFolder:
+    """Unpickling it makes a folder."""
+
     def __reduce__(self):
-        return os.mkdir, ("it-ran",)
+        return os.mkdir, ("evil",)
 
 
 @pytest.mark.parametrize("new", [True, False])
-def test_nothing_else_is_unpickled(new, tmp_path, monkeypatch):
+def test_other_objects_are_not_unpickled(new, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    content = {"model": {}, "opt": make_opt(), "epoch": Runs()}
+    content = {"model": {}, "opt": make_opt(), "epoch": MakesFolder()}
     torch.save(content, "evil.ckpt", _use_new_zipfile_serialization=new)
     with pytest.raises(ValueError, match=r"evil.ckpt holds posix.mkdir; only tensors, plain values"):
         load_official("evil.ckpt", "univtg")
-    assert not (tmp_path / "it-ran").exists()
+    assert not (tmp_path / "evil").exists()
     torch.save({"model": {}, "opt": argparse.Namespace(at=tmp_path)}, "path.ckpt", _use_new_zipfile_serialization=new)
     with pytest.raises(ValueError, match=r"path.ckpt holds pathlib"):
         load_official("path.ckpt", "univtg")
 
 
-def test_files_that_are_no_checkpoint_are_named(tmp_path):
+def test_files_that_are_not_checkpoints_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="model.ckpt is missing"):
         load_official(tmp_path / "model.ckpt", "univtg")
     _, path = saved(tmp_path)
@@ -82,7 +84,7 @@ def test_files_that_are_no_checkpoint_are_named(tmp_path):
             load_official(path, "univtg")
 
 
-def test_contents_that_are_no_checkpoint_are_refused(tmp_path):
+def test_contents_that_are_not_a_checkpoint_are_refused(tmp_path):
     path, tensors = tmp_path / "model.ckpt", {"a": torch.ones(1)}
     for content, message in (
         (torch.ones(2), "model.ckpt holds a Tensor, not a dict of model and opt"),
@@ -94,5 +96,6 @@ def test_contents_that_are_no_checkpoint_are_refused(tmp_path):
         torch.save(content, path)
         with pytest.raises(ValueError, match=message):
             load_official(path, "univtg")
-    with pytest.raises(ValueError, match="unknown release 'bert'; known: univtg, matr"):
+    known = "matr, univtg, moment_detr, qd_detr, td_detr, amr"
+    with pytest.raises(ValueError, match=f"unknown release 'bert'; known: {known}"):
         load_official(path, "bert")

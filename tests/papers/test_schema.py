@@ -1,19 +1,21 @@
-"""What a paper is made of: stages, schedules."""
+"""Optimisers, schedules, stages and papers: the values that they accept, and the learning rate over the steps."""
+
+from dataclasses import replace
 
 import pytest
 
 from mrlib import papers
 
 
-def test_stages_have_plain_names_of_their_own():
+def test_names_of_stages_are_plain_words_and_unique():
     stage = papers.PAPERS["f2sgd"].stages[0]
     with pytest.raises(ValueError, match="name of a stage must be a plain word"):
-        papers.replace(stage, name="../elsewhere")
+        replace(stage, name="../elsewhere")
     with pytest.raises(ValueError, match="stages must be of different names"):
-        papers.replace(papers.PAPERS["f2sgd"], stages=(stage, stage))
+        replace(papers.PAPERS["f2sgd"], stages=(stage, stage))
 
 
-def test_schedules_warm_up_and_fall_as_drawn():
+def test_the_factor_of_the_learning_rate_equals_hand_worked_values():
     cosine = papers.Schedule("cosine", warmup=0.1)
     assert [round(cosine.factor(s, 100), 6) for s in (0, 4, 9, 10, 55)] == [0.1, 0.5, 1.0, 1.0, 0.5]
     assert cosine.factor(99, 100) < 1e-3
@@ -37,17 +39,15 @@ def test_schedules_warm_up_and_fall_as_drawn():
         ([{"name": "a", "mine": "much"}], "mine must be None or a score, not 'much'"),
     ],
 )
-def test_stages_that_cannot_follow_one_another_are_refused(stages, message):
+def test_impossible_sequences_of_stages_are_refused(stages, message):
     with pytest.raises(ValueError, match=message):
-        papers.replace(
-            papers.PAPERS["qd_detr"], stages=tuple(papers.Stage(epochs=1, batch_size=1, **s) for s in stages)
-        )
+        replace(papers.PAPERS["qd_detr"], stages=tuple(papers.Stage(epochs=1, batch_size=1, **s) for s in stages))
 
 
-def test_a_stage_may_start_from_any_earlier_one_that_trains_on_everything():
+def test_a_stage_can_start_from_any_earlier_stage_that_does_not_mine():
     first, second = (papers.Stage(name, 1, 1) for name in ("a", "b"))
     third = papers.Stage("c", 1, 1, start=("a", "best"), teacher=("b", "last"))
-    assert papers.replace(papers.PAPERS["qd_detr"], stages=(first, second, third)).stages[2] is third
+    assert replace(papers.PAPERS["qd_detr"], stages=(first, second, third)).stages[2] is third
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,6 @@ def test_a_stage_may_start_from_any_earlier_one_that_trains_on_everything():
         ("Schedule", {"drop": 1.5}, "drop must be from 0 to 1, not 1.5"),
     ],
 )
-def test_numbers_that_cannot_be_are_refused_and_named(part, settings, message):
+def test_impossible_values_are_refused_and_named(part, settings, message):
     with pytest.raises(ValueError, match=message):
         getattr(papers, part)(**settings)

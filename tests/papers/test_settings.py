@@ -1,12 +1,12 @@
-"""The table of papers, and how its values are set by name."""
+"""`papers.get`: the settings that change a paper, and those that it refuses."""
+
+from dataclasses import replace
 
 import pytest
 
 from mrlib import papers
-from mrlib.data import Widths
+from mrlib.augment import identity
 from mrlib.train import fit
-
-WIDTHS = Widths(target=24, query=12, joint=16)
 
 
 def test_any_field_can_be_set_by_name():
@@ -22,13 +22,13 @@ def test_any_field_can_be_set_by_name():
 def test_epochs_set_the_last_stage_and_scale_the_others(monkeypatch):
     base = papers.PAPERS["f2sgd"]
     stages = (papers.Stage("first", 40, 8), papers.Stage("second", 10, 8))
-    monkeypatch.setitem(papers.PAPERS, "two", papers.replace(base, name="two", stages=stages))
+    monkeypatch.setitem(papers.PAPERS, "two", replace(base, name="two", stages=stages))
     assert [s.epochs for s in papers.get("two", epochs=5).stages] == [20, 5]
     assert [s.epochs for s in papers.get("two", **{"first.epochs": 3}).stages] == [3, 10]
 
 
 @pytest.mark.parametrize("name", ["moment_detr", "qd_detr"])
-def test_the_base_models_have_the_papers_numbers(name):
+def test_base_models_have_the_numbers_of_their_papers(name):
     """[Moment-DETR], [QD-DETR]: AdamW 1e-4, 200 epochs of 32, ten queries; 10, 1 and 4 for L1, overlap and class."""
     paper = papers.get(name)
     (stage,) = paper.stages
@@ -54,7 +54,7 @@ def test_the_base_models_have_the_papers_numbers(name):
 
 
 def test_stages_can_be_left_out():
-    """Without the stage that it was to start from, a stage goes on with the weights there are."""
+    """A stage whose starting stage is left out begins with the current weights."""
     (only,) = papers.get("matr", "small", stages=["finetune"], epochs=3).stages
     assert (only.name, only.start, only.epochs) == ("finetune", None, 3)
     (first,) = papers.get("matr", stages=["pretrain"]).stages
@@ -62,12 +62,12 @@ def test_stages_can_be_left_out():
     assert len(papers.get("matr", stages=["pretrain", "finetune"]).stages) == 2
 
 
-def test_what_already_stands_in_a_slot_stays_as_it_is():
-    """Not as another paper, which has it first, would set it."""
+def test_naming_the_current_detector_changes_nothing():
+    """Its options stay, though another paper is the first that has this detector."""
     assert papers.get("univtg", detector="boundary").describe() == papers.get("univtg").describe()
 
 
-def test_a_number_that_both_slots_have_is_set_in_both():
+def test_an_option_of_aligner_and_detector_is_set_in_both():
     paper = papers.get("matr", heads=2)
     assert paper.aligner.options["heads"] == paper.detector.options["heads"] == 2
 
@@ -110,19 +110,19 @@ def test_a_number_that_both_slots_have_is_set_in_both():
         (dict(name="f2sgd", augment=print), "augment must be a plain value"),
     ],
 )
-def test_wrong_settings_are_refused_and_the_right_ones_listed(arguments, message):
+def test_wrong_settings_are_refused_with_a_list_of_the_valid_ones(arguments, message):
     with pytest.raises(ValueError, match=message):
         papers.get(**arguments)
 
 
-def test_files_take_the_papers_numbers_and_the_simulator_small_ones():
+def test_datasets_on_disk_use_the_papers_numbers_and_the_simulator_small_ones():
     assert papers.usual("f2sgd", "sim") == {"size": "small", "preset": None}
     assert papers.usual("f2sgd", "qvhighlights") == {"size": "paper", "preset": None}
     assert papers.usual("f2sgd", "charades_sta") == {"size": "paper", "preset": "charades_sta"}
 
 
-def test_what_may_be_none_can_be_set_so_by_name():
-    """The clip of a gradient, a teacher, a preparation; and nothing else."""
+def test_settings_whose_default_is_none_accept_none():
+    """The largest norm of the gradient, a teacher, a preparation; other settings do not."""
     paper = papers.get("amr", **{"clip": None, "distill.teacher": None, "distill.prepare": None})
     assert [s.optimiser.clip for s in paper.stages] == [None] * 3
     assert (paper.stages[-1].teacher, paper.stages[-1].prepare) == (None, None)
@@ -136,17 +136,17 @@ def test_an_option_of_an_augmenter_is_set_by_name_in_every_stage_that_has_it():
     assert stage.augment_options == {"alpha": 0.5, "partners": "random"}
     assert paper.describe()["stages"][0]["augment_options"] == stage.augment_options
     assert papers.get(**paper.given) == paper
-    assert papers.get("td_detr").stages[0].augment_options == {}  # its own defaults, and nothing to record
+    assert papers.get("td_detr").stages[0].augment_options == {}  # the defaults, which are not recorded
     spliced = papers.get("amr", placement="official")
     assert [s.augment_options for s in spliced.stages] == [{}, {"placement": "official"}, {}]
-    one = papers.get("amr", **{"distill.alpha": 1, "distill.augment": "synthesize"})  # in whatever order
+    one = papers.get("amr", **{"distill.alpha": 1, "distill.augment": "synthesize"})  # in any order
     assert [s.augment_options for s in one.stages] == [{}, {}, {"alpha": 1}]
 
 
-def test_another_augmenter_knows_nothing_of_the_options_before(monkeypatch):
+def test_options_are_dropped_when_the_augmenter_changes(monkeypatch):
     base = papers.PAPERS["td_detr"]
-    mixed = papers.replace(base.stages[0], augment="synthesize", augment_options={"alpha": 0.5})
-    monkeypatch.setitem(papers.PAPERS, "mixed", papers.replace(base, name="mixed", stages=(mixed,)))
+    mixed = replace(base.stages[0], augment="synthesize", augment_options={"alpha": 0.5})
+    monkeypatch.setitem(papers.PAPERS, "mixed", replace(base, name="mixed", stages=(mixed,)))
     assert papers.get("mixed", augment="splice").stages[0].augment_options == {}
     assert papers.get("mixed", augment="synthesize").stages[0].augment_options == {"alpha": 0.5}
     assert papers.get("mixed", jitter=0).stages[0].augment_options == {"alpha": 0.5, "jitter": 0}
@@ -164,20 +164,20 @@ def test_another_augmenter_knows_nothing_of_the_options_before(monkeypatch):
         ({"augment_options": 3}, "augment_options must be a table of options of synthesize"),
     ],
 )
-def test_a_wrong_option_of_an_augmenter_is_refused_and_the_right_ones_listed(settings, message):
+def test_wrong_options_of_an_augmenter_are_refused_with_a_list_of_the_valid_ones(settings, message):
     with pytest.raises(ValueError, match=message):
         papers.get("td_detr", augment="synthesize", **settings)
 
 
-def test_a_training_gives_the_augmenter_its_options(monkeypatch):
-    seen = []
+def test_fit_passes_the_options_of_the_augmenter(monkeypatch):
+    alphas = []
 
     def watching(indices, dataset, draw, *, alpha=0.7):
-        seen.append(alpha)
-        return papers.identity(indices, dataset, draw)
+        alphas.append(alpha)
+        return identity(indices, dataset, draw)
 
     monkeypatch.setitem(papers.AUGMENTERS, "watching", watching)
     paper = papers.get("f2sgd", "small", augment="watching", alpha=0.25, epochs=1)
     data = papers.open_split(paper, "sim", split="train", n=8)
     fit(papers.build(paper, data), data, None, paper, device="cpu", progress=False)
-    assert len(seen) > 1 and set(seen) == {0.25}
+    assert len(alphas) > 1 and set(alphas) == {0.25}

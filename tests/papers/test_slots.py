@@ -1,4 +1,4 @@
-"""The tables of what can stand in a slot: their names, which are in checkpoints, and that one of your own is built."""
+"""The tables of parts: their names, the parts that a user adds, training sets and preparations."""
 
 import pytest
 import torch
@@ -22,13 +22,14 @@ WIDTHS = Widths(24, 12, 16)
 
 
 @pytest.mark.parametrize("table", NAMES)
-def test_names_stay_as_they_are_in_checkpoints(table):
+def test_names_of_parts_do_not_change(table):
+    """Checkpoints hold them."""
     assert list(getattr(papers, table)) == NAMES[table].split()
 
 
 @pytest.mark.parametrize("slot", ["aligner", "detector"])
-def test_every_choice_can_take_the_slot_of_a_paper(slot):
-    """Its width goes from the aligner to the detector."""
+def test_every_part_can_replace_the_one_of_a_paper(slot):
+    """The detector is built with the width of the aligner."""
     for name in papers.ALIGNERS if slot == "aligner" else papers.DETECTORS:
         paper = papers.get("qd_detr", "small", **{slot: name})
         assert getattr(paper, slot).name == name
@@ -36,33 +37,38 @@ def test_every_choice_can_take_the_slot_of_a_paper(slot):
         assert isinstance(getattr(retriever, slot), nn.Module) and retriever.aligner.width >= 1
 
 
-def test_an_aligner_and_a_detector_of_ones_own_are_built_by_their_names(monkeypatch):
-    """The aligner gets the widths of the dataset, the detector the width of the aligner, both the options."""
+def test_parts_that_a_user_adds_are_built_by_name(monkeypatch):
+    """The aligner gets the widths of the dataset, the detector the width of the aligner; both get their options."""
     toy.register(monkeypatch.setitem)
-    given = []
-    make = papers.DETECTORS["toy"]
-    monkeypatch.setitem(papers.DETECTORS, "mine", lambda width, *, reach=3: given.append((width, reach)) or make(width))
+    arguments = []
+    build_toy = papers.DETECTORS["toy"]
+
+    def build_mine(width, *, reach=3):
+        arguments.append((width, reach))
+        return build_toy(width)
+
+    monkeypatch.setitem(papers.DETECTORS, "mine", build_mine)
     paper = papers.get("toy", detector="mine", reach=5)
     retriever = papers.build(paper, WIDTHS)
     assert isinstance(retriever.aligner, toy.ToyAligner) and isinstance(retriever.detector, toy.ToyDetector)
-    assert given == [(16, 5)] and retriever.aligner.dropout.p == 0.5
+    assert arguments == [(16, 5)] and retriever.aligner.dropout.p == 0.5
     with pytest.raises(ValueError, match="unknown setting 'range'"):
         papers.get("toy", detector="mine", range=5)
 
 
 def test_training_sets_are_each_pair_each_video_or_all_pairs_ten_times():
-    """Five videos of 9 clips and one of 3, which is too short to ask about; seven queries."""
+    """Five videos of 9 clips and one of 3, which is too short for a query clip; seven queries."""
     data = world([9, 9, 9, 9, 9, 3], [(v, [(0, 2)], [], None) for v in (0, 0, 1, 2, 3, 4, 5)])
     qids = {name: [s.qid for s in make(data).samples] for name, make in papers.TRAINING_SETS.items()}
     assert qids == {"pairs": [*range(7)], "videos": [0, 2, 3, 4, 5], "ten_passes": [*range(7)] * 10}
 
 
-def test_the_identity_gives_the_samples_as_they_are():
+def test_the_augmenter_identity_leaves_the_samples_unchanged():
     assert papers.AUGMENTERS["identity"] is identity
 
 
 @pytest.mark.parametrize("name", NAMES["PREPARATIONS"].split())
-def test_a_preparation_adds_to_a_model_and_its_recipe_and_to_a_teacher_without_one(name):
+def test_a_preparation_changes_a_model_and_its_recipe_and_a_teacher_without_its_recipe(name):
     paper = papers.get("amr", "small", width=16, hidden=16, heads=2)
     plain, student, same, teacher = (papers.build(paper, WIDTHS) for _ in range(4))
     torch.manual_seed(7)

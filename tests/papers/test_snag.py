@@ -11,8 +11,8 @@ WIDTHS = Widths(24, 12, 16)
 QUICK = {"width": 16, "hidden": 16, "heads": 2, "levels": 3}
 
 
-def test_it_has_the_released_numbers():
-    """[SnAG] For Charades-STA, where 16 epochs, 5 of them warm-up, have as many steps as 48 of QVHighlights."""
+def test_snag_has_the_released_numbers():
+    """[SnAG] For Charades-STA, whose 16 epochs, 5 of them warm-up, have as many steps as our 48."""
     paper = papers.get("snag")
     (stage,) = paper.stages
     o = stage.optimiser
@@ -26,8 +26,8 @@ def test_it_has_the_released_numbers():
         papers.build(papers.get("snag", levels=0), WIDTHS)
 
 
-def test_td_is_two_settings():
-    """[TD-DETR Eq. 6] Synthesis and dynamics, in the detector, for the aligner shows no word to the clips."""
+def test_snag_with_td_is_two_settings():
+    """[TD-DETR Eq. 6] Synthesis, and dynamics in the detector, because SnAG's aligner shows the clips no words."""
     paper = papers.get("snag", beta=0.7, augment="synthesize")
     assert paper.detector.options["beta"] == 0.7 and "beta" not in paper.aligner.options
     assert paper.stages[0].augment == "synthesize"
@@ -39,16 +39,17 @@ def test_td_is_two_settings():
 
 @pytest.mark.parametrize("augment", ["identity", "synthesize"])
 def test_one_seed_gives_one_model(augment):
-    """Trained twice with dynamics; every weight moves, and the start of every level."""
+    """Two training runs with dynamics are equal; every weight changes, and the start token of every level."""
     paper = papers.get("snag", "small", **QUICK, beta=0.7, augment=augment, epochs=3, batch_size=16, dropout=0.1)
-    data, ended = papers.open_split(paper, "sim", split="train", n=32), []
+    data, final_weights = papers.open_split(paper, "sim", split="train", n=32), []
     for _ in range(2):
         retriever = papers.build(paper, data)
-        started = {k: v.clone() for k, v in retriever.state_dict().items()}
+        initial = {k: v.clone() for k, v in retriever.state_dict().items()}
         history = fit(retriever, data, None, paper, device="cpu", progress=False)
-        ended.append(retriever.state_dict())
+        final_weights.append(retriever.state_dict())
+    first, second = final_weights
     assert history.rows[-1]["loss"] < history.rows[0]["loss"]
-    assert all(torch.equal(ended[0][k], ended[1][k]) for k in started)
-    assert not [k for k in started if torch.equal(started[k], ended[0][k])]
-    assert (started["detector.start.weight"] != ended[0]["detector.start.weight"]).any(1).all()
-    assert not list(retriever.buffers())  # a run that is resumed has no other state to bring back
+    assert all(torch.equal(first[k], second[k]) for k in initial)
+    assert not [k for k in initial if torch.equal(initial[k], first[k])]
+    assert (initial["detector.start.weight"] != first["detector.start.weight"]).any(1).all()
+    assert not list(retriever.buffers())  # so a resumed run has no other state to restore

@@ -1,4 +1,4 @@
-"""TD-DETR from end to end: its numbers, its settings, what must not show, and its dynamics in the other models."""
+"""TD-DETR: its numbers, settings, predictions and training, and its dynamics in the other models."""
 
 from dataclasses import replace
 
@@ -25,8 +25,8 @@ def options_of(paper):
     return {**paper.aligner.options, **paper.detector.options, **vars(stage.optimiser), **vars(stage.schedule)}
 
 
-def test_it_has_the_papers_numbers():
-    """[TD-DETR Eq. 6] QD-DETR with four layers of each, dynamics, the overlap weighed most; drops at 80 and 160."""
+def test_td_detr_has_the_papers_numbers():
+    """[TD-DETR Eq. 6] QD-DETR with four layers per stack, dynamics, other costs; the rate drops at 80 and 160."""
     paper, base = papers.get("td_detr"), papers.get("qd_detr")
     ours, theirs = options_of(paper), options_of(base)
     assert {k: ours[k] for k in ours if k not in theirs or ours[k] != theirs[k]} == {
@@ -41,8 +41,8 @@ def test_it_has_the_papers_numbers():
 
 
 @pytest.mark.parametrize(("dataset", "round_s"), [("charades_sta", 1.0), ("tacos", 2.0)])
-def test_datasets_of_windows_have_numbers_of_their_own(dataset, round_s):
-    """Three layers of each, QD-DETR's weights, saliency four times, a constant rate twice as high, half the epochs."""
+def test_datasets_without_saliency_have_their_own_numbers(dataset, round_s):
+    """Three layers per stack, QD-DETR's weights and 4 for saliency, a constant rate twice as high, half the epochs."""
     settings = papers.usual("td_detr", dataset)
     assert settings == {"size": "paper", "preset": dataset}
     paper = papers.get("td_detr", **settings)
@@ -56,14 +56,14 @@ def test_datasets_of_windows_have_numbers_of_their_own(dataset, round_s):
 
 
 def test_the_released_network_and_its_training_are_a_preset():
-    """It differs in nothing else; no number of the network does."""
+    """It differs in the masks, the length of decoded spans and the augmenter, and in no number."""
     ours, theirs = (papers.get("td_detr", preset=preset) for preset in (None, "official"))
     assert theirs.aligner.options == {**ours.aligner.options, "masks": "released"}
     assert theirs.detector.options == {**ours.detector.options, "length": "duration"}
     assert theirs.stages == (replace(ours.stages[0], augment="synthesize_official"),)
 
 
-def test_a_share_of_clips_is_a_setting_of_every_model_that_can_mix_and_of_no_other():
+def test_beta_is_an_option_of_every_aligner_with_dynamics_and_of_no_other():
     for name in ("moment_detr", "qd_detr", "univtg", "amr", "matr", "td_detr"):
         for beta in (0.3, None, 0, 1):
             paper = papers.get(name, "small", beta=beta)
@@ -76,20 +76,20 @@ def test_a_share_of_clips_is_a_setting_of_every_model_that_can_mix_and_of_no_oth
         papers.get("td_detr", beta="much")
 
 
-def test_text_to_video_in_another_paper_comes_without_dynamics():
-    """As QD-DETR has it."""
+def test_text_to_video_in_another_paper_has_no_dynamics():
+    """Its options are QD-DETR's, the first paper that has this aligner."""
     paper = papers.get("f2sgd", "small", aligner="text_to_video")
     assert paper.aligner == papers.get("qd_detr", "small").aligner
 
 
-def parts_of(retriever):
+def dynamics_of(retriever):
     return [module for module in retriever.modules() if isinstance(module, Dynamics)]
 
 
 @pytest.mark.parametrize("beta", [0.7, None])
 @torch.no_grad()
 def test_predictions_do_not_depend_on_labels_batch_mates_or_padding(beta):
-    """By times, for where there is one clip all moment queries find it alike likely, and any may come first."""
+    """Windows are sorted by time: in a video of one clip all moment queries score alike, so any may come first."""
     retriever = papers.build(small(beta=beta, round_s=None), WIDTHS)
     batch = make_batch(LENGTHS, motion=8, words=6, pad_to=15)
     together = retriever.predict(batch)
@@ -101,8 +101,8 @@ def test_predictions_do_not_depend_on_labels_batch_mates_or_padding(beta):
             torch.testing.assert_close(one, many, rtol=1e-4, atol=2e-3)  # times are in thousandths
 
 
-def test_a_few_epochs_teach_it(tmp_path):
-    """The loss falls, and what is kept is what the file holds and what it predicts again."""
+def test_the_loss_falls_and_the_saved_model_predicts_the_same(tmp_path):
+    """After six epochs on 33 samples; the retriever ends with the weights of the best epoch."""
     paper = small(epochs=6, lr=5e-3)
     data = papers.open_split(paper, "sim", split="train", n=33)
     retriever = papers.build(paper, data)
@@ -111,8 +111,8 @@ def test_a_few_epochs_teach_it(tmp_path):
     assert len(losses) == 6 and losses[-1] < 0.9 * losses[0]
     terms = {k for k in history.rows[0] if k.startswith("loss/")}
     assert terms == {f"loss/{k}" for k in ("l1", "giou", "class", "margin", "contrast", "negative")}
-    again = checkpoint.load(tmp_path / "train" / "best")
-    assert predict_all(again, data) == predict_all(retriever, data)
+    loaded = checkpoint.load(tmp_path / "train" / "best")
+    assert predict_all(loaded, data) == predict_all(retriever, data)
 
 
 ONE_STAGE = {"amr": {"stages": ["coldstart"], "augment": "identity", "data": "pairs"}, "matr": {"stages": ["finetune"]}}
@@ -120,17 +120,17 @@ ONE_STAGE = {"amr": {"stages": ["coldstart"], "augment": "identity", "data": "pa
 
 @pytest.mark.parametrize("name", ["moment_detr", "qd_detr", "univtg", "amr", "matr"])
 def test_every_text_model_trains_with_dynamics(name):
-    """One step moves all of them, the part of a bias apart that attention does not feel: of all keys alike."""
+    """One step changes all their parameters, except the bias of the keys, which does not change the attention."""
     paper = small(name, beta=0.7, epochs=1, batch_size=8, weight_decay=0.0, **ONE_STAGE.get(name, {}))
     data = papers.open_split(paper, "sim", split="train", n=8)
     retriever = papers.build(paper, data)
-    before = [{k: p.detach().clone() for k, p in part.named_parameters()} for part in parts_of(retriever)]
+    before = [{k: p.detach().clone() for k, p in part.named_parameters()} for part in dynamics_of(retriever)]
     fit(retriever, data, None, paper, device="cpu", progress=False)
     assert len(before) == (paper.aligner.options["layers"] if name in ("qd_detr", "amr") else 1)
-    for old, part in zip(before, parts_of(retriever), strict=True):
+    for initial, part in zip(before, dynamics_of(retriever), strict=True):
         for key, p in part.named_parameters():
-            moved = (p - old[key]).abs()
+            change = (p - initial[key]).abs()
             if key == "attend.in_proj_bias":
-                moved = torch.stack([x.max() for x in moved.chunk(3)])[[0, 2]]
-                assert moved.min() > 1e-6
-            assert moved.max() > 1e-6, key
+                change = torch.stack([x.max() for x in change.chunk(3)])[[0, 2]]  # of queries and values
+                assert change.min() > 1e-6
+            assert change.max() > 1e-6, key

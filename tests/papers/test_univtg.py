@@ -1,4 +1,4 @@
-"""Checkpoints of UniVTG and of MATR, which is built on it, against a second implementation of the network."""
+"""Official checkpoints of UniVTG and of MATR, which extends it, against a second implementation of the network."""
 
 import argparse
 from dataclasses import replace
@@ -30,7 +30,7 @@ OPTIONS = {
     "pre-norm": {"pre_norm": True},
     "clips of a second": {"clip_length": 1.0},
 }
-# name -> (paper, of the options, of the network)
+# name -> (paper, options of the checkpoint, options of the reference network)
 NETWORKS = {
     f"{paper}: {name}": (paper, options, {}) for paper in ("univtg", "matr") for name, options in OPTIONS.items()
 }
@@ -44,13 +44,13 @@ NETWORKS |= {
 @pytest.mark.parametrize("name", NETWORKS)
 @torch.no_grad()
 def test_outputs_are_those_of_the_official_network(name, tmp_path):
-    """A padded batch as released; corrected, each sample as if it were alone."""
+    """As released, of a padded batch; corrected, of each sample alone."""
     paper, options, parts = NETWORKS[name]
     network, path = saved(tmp_path, paper, parts=parts, **options)
     released, corrected = load_official(path, paper), load_official(path, paper, corrected=True)
     assert not released.training
-    for given in BATCHES.values():
-        batch, targets, queries = batch_and_rows(**given)
+    for sizes in BATCHES.values():
+        batch, targets, queries = batch_and_rows(**sizes)
         together, mask = network(targets, queries), batch.target_mask
         for key, value in outputs_of(released, batch).items():
             torch.testing.assert_close(value[mask], together[key][mask], atol=1e-5, rtol=1e-5)
@@ -63,36 +63,36 @@ def test_outputs_are_those_of_the_official_network(name, tmp_path):
 
 @torch.no_grad()
 def test_padding_is_seen_as_released_and_hidden_when_corrected(tmp_path):
-    """So that the two ways of loading are known to differ, and by padding alone."""
+    """The two ways of loading differ, and only for samples that have padding."""
     for paper in ("univtg", "matr"):
         _, path = saved(tmp_path, paper)
         batch, _, _ = batch_and_rows()
         pair = [outputs_of(load_official(path, paper, corrected=c), batch)["spans"] for c in (False, True)]
         longest = max(LENGTHS)
         for b, n in enumerate(LENGTHS):
-            apart = (pair[0][b, :n] - pair[1][b, :n]).abs().max()
-            assert apart == 0 if n == longest else apart > 1e-3
+            difference = (pair[0][b, :n] - pair[1][b, :n]).abs().max()
+            assert difference == 0 if n == longest else difference > 1e-3
 
 
 @pytest.mark.parametrize(
     "name", ["univtg: as released", "univtg: learned positions", "matr: wide heads, ten moment queries"]
 )
 @torch.no_grad()
-def test_a_loaded_model_is_saved_and_loaded_as_one_of_ours(name, tmp_path):
+def test_a_loaded_model_can_be_saved_and_loaded_again(name, tmp_path):
     paper, options, parts = NETWORKS[name]
     _, path = saved(tmp_path, paper, parts=parts, **options)
     batch, _, _ = batch_and_rows()
     for corrected in (False, True):
         retriever = load_official(path, paper, corrected)
         checkpoint.save(retriever, tmp_path / "ours")
-        again = checkpoint.load(tmp_path / "ours")
-        assert again.recipe == retriever.recipe
+        loaded = checkpoint.load(tmp_path / "ours")
+        assert loaded.recipe == retriever.recipe
         for key, value in outputs_of(retriever, batch).items():
-            assert torch.equal(outputs_of(again, batch)[key], value)
-        assert again.predict(batch) == retriever.predict(batch)
+            assert torch.equal(outputs_of(loaded, batch)[key], value)
+        assert loaded.predict(batch) == retriever.predict(batch)
 
 
-def test_a_loaded_model_learns_on(tmp_path):
+def test_a_loaded_model_can_be_trained_further(tmp_path):
     _, path = saved(tmp_path, "univtg")
     retriever, (batch, _, _) = load_official(path, "univtg").train(), batch_and_rows()
     aligned, outputs = retriever(batch)
@@ -101,7 +101,7 @@ def test_a_loaded_model_learns_on(tmp_path):
 
 
 def test_losses_of_univtg_are_those_of_the_official_network(tmp_path):
-    """Each sample has one relevant clip, so that the one drawn is known; other clips score less or as much."""
+    """Each sample has one relevant clip, so that no clip is drawn at random; other clips score at most as much."""
     network, path = saved(tmp_path, "univtg")
     batch, targets, queries = batch_and_rows([9, 4, 12], windows=[[(2, 6)], [(0, 3)], [(7, 12)]])
     chosen, T = [4, 0, 11], 12
@@ -156,7 +156,7 @@ def test_an_option_that_is_missing_is_named(paper, tmp_path):
     assert load_official(save(network, path), paper)
 
 
-def test_options_of_parts_that_are_read_only_sometimes_are_needed_then(tmp_path):
+def test_options_of_optional_parts_are_needed_if_the_network_has_the_part(tmp_path):
     for paper, name, options, parts in (
         ("univtg", "max_q_l", {"use_txt_pos": True}, {}),
         ("matr", "dec_layers", {}, {"wide_heads": True}),
@@ -194,8 +194,8 @@ def test_wide_heads_over_a_pre_norm_decoder_are_refused(tmp_path):
         load_official(path, "matr")
 
 
-def test_what_nothing_reads_may_be_there_or_not_and_nothing_else(tmp_path):
-    """Unread modules are known by name; of a module that is read, every key is."""
+def test_unread_tensors_are_optional_and_unknown_tensors_are_refused(tmp_path):
+    """Unread modules are known by name; in a module that is read, every tensor is checked."""
     network, path = saved(tmp_path, "matr")
     unread = ("transformer.decoder", "query_embed", "transformer.vid_proj", "span_embed.", "class_embed.")
     unread += ("txt_position_embed", "weightedpool")
@@ -212,7 +212,7 @@ def test_what_nothing_reads_may_be_there_or_not_and_nothing_else(tmp_path):
 
 
 def test_numbers_of_parameters_are_those_of_the_paper_and_of_the_released_code():
-    """At the paper's widths; of the released network, ours has the part that its predictions depend on."""
+    """At the paper's widths; ours has the part of the released network that its predictions depend on."""
     wide = {"hidden_dim": 1024, "dim_feedforward": 1024, "enc_layers": 4, "dec_layers": 4, "nheads": 8}
     opt = make_opt(**wide, v_feat_dim=514, t_feat_dim=512, max_q_l=75)
     with torch.device("meta"):

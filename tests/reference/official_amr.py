@@ -1,7 +1,7 @@
-"""The network of AMR as released, both stages, written down plainly under the names of its checkpoints.
+"""A plain second implementation of the released AMR, both stages, with the names of its checkpoints.
 
-Nothing of mrlib is used, so that `load_official` has something to agree with: the fusion sample by sample, the decoder
-query by query and head by head, one pass after another, losses by loops, matching by trying everything.
+It uses nothing of mrlib, so that `load_official` can be compared with it: the fusion goes sample by sample, the decoder
+head by head and one set of moment queries after the other, losses are summed in loops, matching is exhaustive search.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from tests.reference.official_detr import Layer, SpanLayer, logit, mlp, overlap, run, span_sines
-from tests.reference.official_univtg import Projected, _holder, sine
+from tests.reference.official_univtg import Projected, holder, sine
 
 OPT = {
     "dset_name": "hl",
@@ -73,7 +73,7 @@ OPT = {
 }
 
 
-T2V_LAYERS = 2  # whatever the options say
+T2V_LAYERS = 2  # text-to-video layers; no option changes it
 
 
 def make_opt(**changes) -> argparse.Namespace:
@@ -82,7 +82,7 @@ def make_opt(**changes) -> argparse.Namespace:
 
 
 class TwoWayLayer(SpanLayer):
-    """A decoder layer with a second feed-forward, for the active queries; all else is shared."""
+    """A decoder layer with a second feed-forward for the active queries; the rest is shared."""
 
     def __init__(self, opt, first: bool):
         super().__init__(opt, first)
@@ -98,20 +98,20 @@ class Official(Projected):
     """The network of `opt.stage`, of two decoder layers or more."""
 
     def __init__(self, opt: argparse.Namespace, *, own_masks: bool = False):
-        """own_masks: the last layer has its own masks; as released, those of the layer before."""
+        """own_masks: the last layer has its own masks; False: those of the layer before, as released."""
         super().__init__(opt)
         d, self.own_masks, self.two_ways = opt.hidden_dim, own_masks, opt.stage == "distill"
-        self.txt_position_embed = _holder(position_embeddings=nn.Embedding(opt.max_q_l, d), LayerNorm=nn.LayerNorm(d))
-        attention = _holder(cqa_linear=_holder(conv1d=nn.Conv1d(4 * d, d, 1)))
+        self.txt_position_embed = holder(position_embeddings=nn.Embedding(opt.max_q_l, d), LayerNorm=nn.LayerNorm(d))
+        attention = holder(cqa_linear=holder(conv1d=nn.Conv1d(4 * d, d, 1)))
         attention.w4C, attention.w4Q = nn.Parameter(torch.randn(d, 1)), nn.Parameter(torch.randn(d, 1))
         attention.w4mlu = nn.Parameter(torch.randn(1, 1, d))
         pool = nn.Module()
         pool.weight = nn.Parameter(torch.randn(d, 1))
-        concat = _holder(weighted_pool=pool, conv1d=_holder(conv1d=nn.Conv1d(2 * d, d, 1)))
-        self.fuser = _holder(cq_attention=attention, cq_concat=concat)
+        concat = holder(weighted_pool=pool, conv1d=holder(conv1d=nn.Conv1d(2 * d, d, 1)))
+        self.fuser = holder(cq_attention=attention, cq_concat=concat)
         self.span_embed, self.class_embed, self.iou_head = mlp(d, 2, 3), nn.Linear(d, 2), nn.Linear(d, 1)
         kind = TwoWayLayer if self.two_ways else SpanLayer
-        decoder = _holder(
+        decoder = holder(
             layers=nn.ModuleList(kind(opt, i == 0) for i in range(opt.dec_layers)),
             norm=nn.LayerNorm(d),
             query_scale=mlp(d, d, 2),
@@ -123,10 +123,10 @@ class Official(Projected):
             iou_head=self.iou_head,
         )
         t2v_encoder, encoder = (
-            _holder(layers=nn.ModuleList(Layer(opt, prelu=True) for _ in range(layers)))
+            holder(layers=nn.ModuleList(Layer(opt, prelu=True) for _ in range(layers)))
             for layers in (T2V_LAYERS, opt.enc_layers)
         )
-        self.transformer = _holder(t2v_encoder=t2v_encoder, encoder=encoder, decoder=decoder)
+        self.transformer = holder(t2v_encoder=t2v_encoder, encoder=encoder, decoder=decoder)
         self.mask_head, self.saliency_proj1 = mlp(d, d, 3), nn.Linear(d, d)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         self.query_embed = nn.Embedding(opt.num_queries, 2)
@@ -137,11 +137,11 @@ class Official(Projected):
                 self.add_module(f"contrastive_align_projection_{name}", nn.Linear(d, opt.contrastive_hdim))
 
     def forward(self, targets: list[Tensor], queries: list[Tensor]) -> dict[str, Tensor]:
-        """Of a batch, as for `project`.
+        """The outputs for a batch as in `project`.
 
         logits, spans (L, B, K', 2), iou (L, B, K'), masks (L, B, K', T) and states (L, B, K', d) after every decoder
         layer; K' is K, or 2 K, the original queries before the active ones
-        saliency (B, T), mask bool (B, T); and as projected, video (B, T, d), its mean (B, d), text (B, N, d) with
+        saliency (B, T), mask bool (B, T); after the projections, video (B, T, d), its mean (B, d), text (B, N, d) with
         text_mask bool (B, N), and its last word, sentence (B, d)
         """
         opt, n, m = self.opt, [len(target) for target in targets], [len(query) for query in queries]
@@ -149,13 +149,13 @@ class Official(Projected):
         sentence = torch.stack([text[b, k - 1] for b, k in enumerate(m)])
         positions = torch.stack([sine(k, video.shape[1], opt.hidden_dim) for k in n])
         places = self.places(text)
-        shown = torch.stack([self._fuse(video[b], text[b], n[b], m[b]) for b in range(len(n))])
+        fused = torch.stack([self._fuse(video[b], text[b], n[b], m[b]) for b in range(len(n))])
         for layer in self.transformer.t2v_encoder.layers:
-            shown = layer.take_up(shown, positions, text, places, mask, text_mask)
-        encoded = self._encode(shown, positions, mask)
+            fused = layer.text_to_video(fused, positions, text, places, mask, text_mask)
+        encoded = self._encode(fused, positions, mask)
         saliency = self.saliency_proj1(encoded).sum(-1) / math.sqrt(opt.hidden_dim)
         shares = saliency.softmax(1)  # padded clips get one too
-        memory = self._encode(encoded + shares[..., None] * shown, positions, mask)
+        memory = self._encode(encoded + shares[..., None] * fused, positions, mask)
         samples = [self._decode(memory[b, :k], positions[b, :k], sentence[b]) for b, k in enumerate(n)]
         states, references = (torch.stack(parts, 1) for parts in zip(*samples, strict=True))
         patterns = F.normalize(states + run(self.mask_head, states), dim=-1)
@@ -179,15 +179,15 @@ class Official(Projected):
         }
 
     def _fuse(self, video: Tensor, text: Tensor, n: int, m: int) -> Tensor:
-        """Of one sample: video (T, d), of which n clips are real, text (N, d), of which m words are -> (T, d)."""
+        """Of one sample: video (T, d) with n real clips, text (N, d) with m real words -> (T, d)."""
         attention, concat = self.fuser.cq_attention, self.fuser.cq_concat
         words = text[:m]
         scores = video @ attention.w4C + (words @ attention.w4Q).T + (video * attention.w4mlu[0]) @ words.T  # (T, m)
         to_words, to_clips = scores.softmax(1), scores[:n].softmax(0)
-        read = to_words @ words
-        seen = to_words @ to_clips.T @ video[:n]
+        by_words = to_words @ words
+        by_clips = to_words @ to_clips.T @ video[:n]
         conv = attention.cqa_linear.conv1d
-        x = torch.cat([video, read, video * read, video * seen], 1) @ conv.weight[..., 0].T + conv.bias
+        x = torch.cat([video, by_words, video * by_words, video * by_clips], 1) @ conv.weight[..., 0].T + conv.bias
         whole = ((words @ concat.weighted_pool.weight).softmax(0) * words).sum(0)
         conv = concat.conv1d.conv1d
         return (torch.cat([x, whole.repeat(len(x), 1)], 1) @ conv.weight[..., 0].T + conv.bias).relu()
@@ -198,7 +198,7 @@ class Official(Projected):
         return x
 
     def _decode(self, memory: Tensor, positions: Tensor, sentence: Tensor) -> tuple[Tensor, Tensor]:
-        """Of one sample: states (L, K', d) and references (L, K', 2)."""
+        """The states (L, K', d) and references (L, K', 2) of one sample."""
         if not self.two_ways:
             return self._pass(memory, positions, sentence, self.query_embed.weight, active=False)
         both = [self._pass(memory, positions, sentence, self.new_query_embed.weight, active=a) for a in (False, True)]
@@ -207,44 +207,45 @@ class Official(Projected):
 
     def _pass(self, memory: Tensor, positions: Tensor, sentence: Tensor, anchors: Tensor, *, active: bool):
         decoder, d = self.transformer.decoder, self.opt.hidden_dim
-        given = reference = anchors.sigmoid()
+        moved = reference = anchors.sigmoid()
         x, states, references = sentence.repeat(len(anchors), 1), [], []
         for i, layer in enumerate(decoder.layers):
-            references.append(given)
+            references.append(moved)
             sines = torch.stack([span_sines(span, d) for span in reference])
             scale = run(decoder.query_scale, x) if i > 0 else 1.0
             u = sines * scale * run(decoder.ref_anchor_head, x).sigmoid() / reference[:, 1:]
             step = layer.active if active else layer
             x = step(x, run(decoder.ref_point_head, sines), u, memory, positions)
             states.append(decoder.norm(x))
-            given = (run(decoder.bbox_embed, x) + logit(reference)).sigmoid()
-            reference = given.detach()
+            moved = (run(decoder.bbox_embed, x) + logit(reference)).sigmoid()
+            reference = moved.detach()
         return torch.stack(states), torch.stack(references)
 
 
 def random_network(opt: argparse.Namespace, seed: int = 1, **parts) -> Official:
-    """A network of which nothing is as it was initialised."""
+    """A network with random values in all parameters."""
     torch.manual_seed(seed)
     network = Official(opt, **parts).eval()
     with torch.no_grad():
         for name, p in network.named_parameters():
             scale = 0.3 if p.ndim < 2 else 1.5 / p[0].numel() ** 0.5
-            usual = math.log(1 / 0.07) if name == "logit_scale" else "norm" in name.lower() and name.endswith("weight")
-            little = 0.3 if "_embed.layers.2" in name else 1.0  # so that no span has next to no width
-            p.copy_(usual + little * scale * torch.randn_like(p))
+            norm = float("norm" in name.lower() and name.endswith("weight"))
+            centre = math.log(1 / 0.07) if name == "logit_scale" else norm
+            factor = 0.3 if "_embed.layers.2" in name else 1.0  # so that no span is very narrow
+            p.copy_(centre + factor * scale * torch.randn_like(p))
     return network
 
 
 @torch.no_grad()
 def copy_feed_forwards(network: Official) -> None:
-    """How stage 2 begins: the feed-forwards of the active queries as those of the original ones."""
+    """Start stage 2: copy the feed-forwards of the original queries to the active ones."""
     for layer in network.transformer.decoder.layers:
         layer.linear1_active.load_state_dict(layer.linear1.state_dict())
         layer.linear2_active.load_state_dict(layer.linear2.state_dict())
 
 
 def alone(network: Official, targets: list[Tensor], queries: list[Tensor]) -> dict[str, Tensor]:
-    """What the network gives each sample by itself, as one batch, with zeros where there is padding."""
+    """The outputs for each sample alone, collected into one batch, with zeros on the padding."""
     each = [network([target], [query]) for target, query in zip(targets, queries, strict=True)]
     out = {name: torch.cat([x[name] for x in each], 1) for name in ("logits", "spans", "iou", "states")}
     T = max(len(target) for target in targets)
@@ -255,13 +256,13 @@ def alone(network: Official, targets: list[Tensor], queries: list[Tensor]) -> di
 
 
 def clips_of(window: tuple[float, float], n: int) -> range:
-    """The clips of n that a window, start and end as fractions of them, covers."""
+    """The clips that a window covers; its start and end are fractions of n clips."""
     first, after = (math.floor(t * n + 1e-4) for t in window)
     return range(first, after)
 
 
 def mask_overlap(mask: list[float], clips: range) -> float:
-    """IoU of shares 0..1 of clips with clips."""
+    """IoU of a soft mask, a share 0..1 of each clip, with a range of clips."""
     common = sum(mask[t] for t in clips)
     return common / (sum(mask) + len(clips) - common)
 
@@ -269,22 +270,23 @@ def mask_overlap(mask: list[float], clips: range) -> float:
 def matching(
     logits: Tensor, spans: Tensor, masks: Tensor, windows: list[tuple[float, float]], n: int
 ) -> tuple[int, ...]:
-    """The query of each window, of one sample of n clips and one layer: logits, spans (K', 2), masks (K', T)."""
+    """The moment query of each window, for one layer and sample of n clips; logits, spans (K', 2), masks (K', T)."""
     cost = []
     for z, (c, w), mask in zip(logits.tolist(), spans.tolist(), masks.tolist(), strict=True):
         p, row = 1 / (1 + math.exp(z[1] - z[0])), []
         for s, e in windows:
             distance = abs(c - (s + e) / 2) + abs(w - (e - s))
-            apart = 1 - mask_overlap(mask, clips_of((s, e), n))
-            row.append(10 * distance - overlap([c - w / 2, c + w / 2], [s, e]) - 4 * p + 5 * apart)
+            mask_cost = 1 - mask_overlap(mask, clips_of((s, e), n))
+            row.append(10 * distance - overlap([c - w / 2, c + w / 2], [s, e]) - 4 * p + 5 * mask_cost)
         cost.append(row)
     choices = permutations(range(len(cost)), len(windows))
     return min(choices, key=lambda queries: sum(cost[q][w] for w, q in enumerate(queries)))
 
 
-def focal(z: float, wanted: bool) -> float:
+def focal(z: float, positive: bool) -> float:
+    """The focal loss of a logit."""
     p = 1 / (1 + math.exp(-z))
-    return -0.25 * (1 - p) ** 2 * math.log(p) if wanted else -0.75 * p**2 * math.log(1 - p)
+    return -0.25 * (1 - p) ** 2 * math.log(p) if positive else -0.75 * p**2 * math.log(1 - p)
 
 
 def iou(a: list[float], b: tuple[float, float]) -> float:
@@ -293,25 +295,25 @@ def iou(a: list[float], b: tuple[float, float]) -> float:
 
 
 def layer_losses(out: dict[str, Tensor], windows: list[list[tuple[float, float]]], layer: int) -> dict[str, float]:
-    """The terms of the moment queries after one decoder layer, without their weights.
+    """The loss terms of the moment queries after one decoder layer, without their weights.
 
     windows  of each sample, start and end as fractions of its clips
     """
     logits, spans, masks, scores = (out[name][layer] for name in ("logits", "spans", "masks", "iou"))
     B, K = logits.shape[:2]
-    terms, matched = dict.fromkeys(("l1", "giou", "class", "mask", "iou"), 0.0), sum(len(own) for own in windows)
-    for b, own in enumerate(windows):
+    terms, count = dict.fromkeys(("l1", "giou", "class", "mask", "iou"), 0.0), sum(map(len, windows))
+    for b, sample in enumerate(windows):
         n = int(out["mask"][b].sum())
-        found = matching(logits[b], spans[b], masks[b], own, n)
-        for q, (s, e) in zip(found, own, strict=True):
+        matched = matching(logits[b], spans[b], masks[b], sample, n)
+        for q, (s, e) in zip(matched, sample, strict=True):
             c, w = spans[b, q].tolist()
-            terms["l1"] += (abs(c - (s + e) / 2) + abs(w - (e - s))) / 2 / matched
-            terms["giou"] += (1 - overlap([c - w / 2, c + w / 2], [s, e])) / matched
-            terms["mask"] += (1 - mask_overlap(masks[b, q].tolist(), clips_of((s, e), n))) / matched
+            terms["l1"] += (abs(c - (s + e) / 2) + abs(w - (e - s))) / 2 / count
+            terms["giou"] += (1 - overlap([c - w / 2, c + w / 2], [s, e])) / count
+            terms["mask"] += (1 - mask_overlap(masks[b, q].tolist(), clips_of((s, e), n))) / count
         for q in range(K):
             (c, w), (yes, no) = spans[b, q].tolist(), logits[b, q].tolist()
-            terms["class"] += (focal(yes, q in found) + focal(no, q not in found)) / (B * K * 2)
-            best = max((iou([c - w / 2, c + w / 2], window) for window in own), default=0.0)
+            terms["class"] += (focal(yes, q in matched) + focal(no, q not in matched)) / (B * K * 2)
+            best = max((iou([c - w / 2, c + w / 2], window) for window in sample), default=0.0)
             terms["iou"] += (scores[b, q].sigmoid().item() - best) ** 2 / (B * K)
     return terms
 
@@ -324,7 +326,7 @@ def clip_losses(
     wrong: Tensor,
     corrected: bool = False,
 ) -> dict[str, float]:
-    """The terms of clips, words and sentences, without their weights.
+    """The loss terms of clips, words and sentences, without their weights.
 
     pairs      (B, P, 2) clips of which the first ranks above the second
     scores     (B, T) saliency labels
@@ -336,16 +338,16 @@ def clip_losses(
     whole, sentence = (F.normalize(out[name], dim=-1) for name in ("mean", "sentence"))
     terms = dict.fromkeys(("margin", "contrast", "vtc", "ctc", "discriminate"), 0.0)
     clips = int(out["mask"].sum()) if corrected else out["mask"].numel()
-    told = sum(row.any().item() for row in wrong) if corrected else B
+    counted = sum(row.any().item() for row in wrong) if corrected else B
     for b in range(B):
         n = int(out["mask"][b].sum())
         for high, low in pairs[b].tolist():
             terms["margin"] += 2 / pairs.shape[1] / B * max(0.0, 0.2 + (saliency[b, low] - saliency[b, high]).item())
-        likely = (saliency[b, :n] / 0.5).log_softmax(0)
+        log_p = (saliency[b, :n] / 0.5).log_softmax(0)
         for rank in range(1, 12):
             high = [i for i, y in enumerate(scores[b, :n].tolist()) if y >= rank]
             if high:
-                terms["contrast"] -= sum(likely[i].item() for i in high) / len(high) / 12 / B
+                terms["contrast"] -= sum(log_p[i].item() for i in high) / len(high) / 12 / B
         to_videos, to_sentences = whole @ sentence[b] / 0.07, sentence @ whole[b] / 0.07
         for row in (to_videos, to_sentences):
             terms["vtc"] -= row.log_softmax(0)[b].item() / 2 / B
@@ -358,12 +360,12 @@ def clip_losses(
         confusing = [cosines[t] for t in range(n) if wrong[b, t]]
         p, q = (sum(x) / len(x) if x else 0.0 for x in ([cosines[t] for t in relevant], confusing))
         if confusing or not corrected:
-            terms["discriminate"] += math.log1p(math.exp((q - p) / 0.07)) / told
+            terms["discriminate"] += math.log1p(math.exp((q - p) / 0.07)) / counted
     return terms
 
 
 def distill(student: Tensor, teacher: Tensor) -> float:
-    """How unlike the states of the student's original queries are to the teacher's.
+    """One minus the mean cosine of the states of the student's original queries and the teacher's.
 
     student (L, B, 2 K, d); teacher (L, B, K or 2 K, d), original queries first
     """

@@ -1,7 +1,7 @@
-"""The networks of Moment-DETR, QD-DETR and TD-DETR as released, written plainly under the names of their checkpoints.
+"""A plain second implementation of the released Moment-DETR, QD-DETR and TD-DETR, with the names of their checkpoints.
 
-Nothing of mrlib is used, so that `load_official` has something to agree with: attention by `nn.MultiheadAttention`, the
-decoder of spans query by query and head by head, losses by loops, matching by trying everything.
+It uses nothing of mrlib, so that `load_official` can be compared with it: attention is `nn.MultiheadAttention`, the
+decoder of spans goes sample by sample and head by head, losses are summed in loops, matching is exhaustive search.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from itertools import permutations
 import torch
 from torch import Tensor, nn
 
-from tests.reference.official_univtg import Projected, ProjectionLayer, _holder, sine
+from tests.reference.official_univtg import Projected, ProjectionLayer, holder, sine
 
 OPT = {
     "hidden_dim": 16,
@@ -52,7 +52,7 @@ def make_opt(**changes) -> argparse.Namespace:
 
 def mlp(width: int, outputs: int, layers: int) -> nn.Module:
     sizes = [width] * layers + [outputs]
-    return _holder(layers=nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)))
+    return holder(layers=nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)))
 
 
 def run(module: nn.Module, x: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ def run(module: nn.Module, x: Tensor) -> Tensor:
 
 
 class Layer(nn.Module):
-    """An encoder layer, a layer from text to video, or a decoder layer of Moment-DETR: the same parts."""
+    """An encoder layer, a text-to-video layer, or a decoder layer of Moment-DETR, which have the same parts."""
 
     def __init__(self, opt, *, prelu: bool, cross: bool = False, flow: bool = False):
         super().__init__()
@@ -79,7 +79,7 @@ class Layer(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
         self.activation = nn.PReLU() if prelu else nn.ReLU()
 
-    def grow(self, x):
+    def feed_forward(self, x):
         return self.linear2(self.activation(self.linear1(x)))
 
     def encode(self, x, positions, mask):
@@ -87,12 +87,12 @@ class Layer(nn.Module):
         y = self.norm1(x) if before else x
         x = x + self.self_attn(y + positions, y + positions, y, key_padding_mask=~mask)[0]
         if before:
-            return x + self.grow(self.norm2(x))
+            return x + self.feed_forward(self.norm2(x))
         x = self.norm1(x)
-        return self.norm2(x + self.grow(x))
+        return self.norm2(x + self.feed_forward(x))
 
-    def take_up(self, x, positions, text, text_positions, mask, text_mask, start=None):
-        """From text to video, with the mask that lands on other samples; with a start, changes take part."""
+    def text_to_video(self, x, positions, text, text_positions, mask, text_mask, start=None):
+        """Clips attend to words, with the mask that lands on other samples; with a start token, TD-DETR's dynamics."""
         both = (~mask)[:, :, None] & (~text_mask)[:, None]  # (B, T, N), padded clips times padded words
         hidden = both.repeat(self.opt.nheads, 1, 1)
         keys = text + text_positions
@@ -104,10 +104,10 @@ class Layer(nn.Module):
                 + (1 - self.opt.beta) * self.flow(x + positions, start, keys, text, mask, text_mask)
                 + a
             )
-        return self.norm2(z + self.grow(self.norm1(z)))
+        return self.norm2(z + self.feed_forward(self.norm1(z)))
 
     def flow(self, x, start, keys, text, mask, text_mask):
-        """What the change of every clip finds in the text; padded clips are told by a mask that spares the first."""
+        """The changes between clips attend to words; the mask of padded clips leaves out the first clip."""
         changes = torch.zeros_like(x)
         for t in range(x.shape[1]):
             changes[:, t] = x[:, t] - (x[:, t - 1] if t else start)
@@ -118,20 +118,24 @@ class Layer(nn.Module):
         hidden = (padded[:, :, None] & (~text_mask)[:, None]).repeat(self.opt.nheads, 1, 1)
         return self.self_attn_flow(changes, keys, text, attn_mask=hidden, key_padding_mask=~text_mask)[0]
 
-    def decode(self, x, asked, memory, positions, mask):
+    def decode(self, x, query_positions, memory, positions, mask):
         if self.opt.pre_norm:
             y = self.norm1(x)
-            x = x + self.self_attn(y + asked, y + asked, y)[0]
+            x = x + self.self_attn(y + query_positions, y + query_positions, y)[0]
             y = self.norm2(x)
-            x = x + self.multihead_attn(y + asked, memory + positions, memory, key_padding_mask=~mask)[0]
-            return x + self.grow(self.norm3(x))
-        x = self.norm1(x + self.self_attn(x + asked, x + asked, x)[0])
-        x = self.norm2(x + self.multihead_attn(x + asked, memory + positions, memory, key_padding_mask=~mask)[0])
-        return self.norm3(x + self.grow(x))
+            x = x + self._cross(y + query_positions, memory, positions, mask)
+            return x + self.feed_forward(self.norm3(x))
+        q = x + query_positions
+        x = self.norm1(x + self.self_attn(q, q, x)[0])
+        x = self.norm2(x + self._cross(x + query_positions, memory, positions, mask))
+        return self.norm3(x + self.feed_forward(x))
+
+    def _cross(self, q, memory, positions, mask):
+        return self.multihead_attn(q, memory + positions, memory, key_padding_mask=~mask)[0]
 
 
 class SpanLayer(nn.Module):
-    """A decoder layer of QD-DETR."""
+    """A decoder layer of QD-DETR, for one sample."""
 
     def __init__(self, opt, first: bool):
         super().__init__()
@@ -140,7 +144,7 @@ class SpanLayer(nn.Module):
         names += [f"ca_{x}_proj" for x in ("qcontent", "kcontent", "kpos", "v", "qpos_sine")] + ["ca_qpos_proj"] * first
         for name in names:
             self.add_module(name, nn.Linear(d, d))
-        self.self_attn, self.cross_attn = (_holder(out_proj=nn.Linear(d, d)) for _ in range(2))
+        self.self_attn, self.cross_attn = (holder(out_proj=nn.Linear(d, d)) for _ in range(2))
         self.linear1, self.linear2 = nn.Linear(d, opt.dim_feedforward), nn.Linear(opt.dim_feedforward, d)
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(d), nn.LayerNorm(d), nn.LayerNorm(d)
         self.activation = nn.PReLU()
@@ -148,30 +152,32 @@ class SpanLayer(nn.Module):
     def heads(self, x):
         return x.split(self.opt.hidden_dim // self.opt.nheads, dim=-1)
 
-    def gather(self, queries, keys, values):
-        """Head by head: lists of (K, e), (S, e), (S, f)."""
-        rows = []
+    def attention(self, queries, keys, values):
+        """Attention head by head, of lists of (K, e), (S, e), (S, f)."""
+        heads = []
         for q, k, v in zip(queries, keys, values, strict=True):
-            rows.append(((q @ k.T) / math.sqrt(q.shape[1])).softmax(1) @ v)
-        return torch.cat(rows, 1)
+            heads.append(((q @ k.T) / math.sqrt(q.shape[1])).softmax(1) @ v)
+        return torch.cat(heads, 1)
 
     def forward(self, x, p, u, memory, positions):
-        """Of one sample: x, p, u (K, d); memory, positions (n, d)."""
+        """x, p, u (K, d); memory, positions (n, d)."""
         x = self.attend(x, p, u, memory, positions)
         return self.norm3(x + self.linear2(self.activation(self.linear1(x))))
 
     def attend(self, x, p, u, memory, positions):
         q, k = self.sa_qcontent_proj(x) + self.sa_qpos_proj(p), self.sa_kcontent_proj(x) + self.sa_kpos_proj(p)
         x = self.norm1(
-            x + self.self_attn.out_proj(self.gather(self.heads(q), self.heads(k), self.heads(self.sa_v_proj(x))))
+            x + self.self_attn.out_proj(self.attention(self.heads(q), self.heads(k), self.heads(self.sa_v_proj(x))))
         )
-        q, k, where = self.ca_qcontent_proj(x), self.ca_kcontent_proj(memory), self.ca_kpos_proj(positions)
+        q, k, place = self.ca_qcontent_proj(x), self.ca_kcontent_proj(memory), self.ca_kpos_proj(positions)
         if self.first:
-            q, k = q + self.ca_qpos_proj(p), k + where
+            q, k = q + self.ca_qpos_proj(p), k + place
         pairs = zip(self.heads(q), self.heads(self.ca_qpos_sine_proj(u)), strict=True)
         queries = [torch.cat(pair, 1) for pair in pairs]
-        keys = [torch.cat(pair, 1) for pair in zip(self.heads(k), self.heads(where), strict=True)]
-        return self.norm2(x + self.cross_attn.out_proj(self.gather(queries, keys, self.heads(self.ca_v_proj(memory)))))
+        keys = [torch.cat(pair, 1) for pair in zip(self.heads(k), self.heads(place), strict=True)]
+        return self.norm2(
+            x + self.cross_attn.out_proj(self.attention(queries, keys, self.heads(self.ca_v_proj(memory))))
+        )
 
 
 def logit(x: Tensor) -> Tensor:
@@ -179,7 +185,7 @@ def logit(x: Tensor) -> Tensor:
 
 
 def span_sines(span: Tensor, width: int) -> Tensor:
-    """Of one span, centre first."""
+    """The sines of one span, centre first, (width,)."""
     half, row = width // 2, []
     for value in span:
         for k in range(half):
@@ -195,16 +201,16 @@ class Official(Projected):
         super().__init__(opt)
         d, self.paper = opt.hidden_dim, paper
         qd, td = paper != "moment_detr", paper == "td_detr"
-        self.txt_position_embed = _holder(position_embeddings=nn.Embedding(opt.max_q_l, d), LayerNorm=nn.LayerNorm(d))
-        encoder = _holder(layers=nn.ModuleList(Layer(opt, prelu=qd) for _ in range(opt.enc_layers)))
+        self.txt_position_embed = holder(position_embeddings=nn.Embedding(opt.max_q_l, d), LayerNorm=nn.LayerNorm(d))
+        encoder = holder(layers=nn.ModuleList(Layer(opt, prelu=qd) for _ in range(opt.enc_layers)))
         if opt.pre_norm:
             encoder.norm = nn.LayerNorm(d)
-        self.transformer = _holder(encoder=encoder)
+        self.transformer = holder(encoder=encoder)
         if qd:
             layers = nn.ModuleList(Layer(opt, prelu=True, flow=td) for _ in range(opt.enc_layers))
-            self.transformer.t2v_encoder = _holder(layers=layers)
+            self.transformer.t2v_encoder = holder(layers=layers)
             layers = nn.ModuleList(SpanLayer(opt, i == 0) for i in range(opt.dec_layers))
-            self.transformer.decoder = _holder(
+            self.transformer.decoder = holder(
                 layers=layers,
                 norm=nn.LayerNorm(d),
                 query_scale=mlp(d, d, 2),
@@ -219,7 +225,7 @@ class Official(Projected):
             self.global_rep_token, self.global_rep_pos = nn.Parameter(torch.randn(d)), nn.Parameter(torch.randn(d))
         else:
             layers = nn.ModuleList(Layer(opt, prelu=False, cross=True) for _ in range(opt.dec_layers))
-            self.transformer.decoder = _holder(layers=layers, norm=nn.LayerNorm(d))
+            self.transformer.decoder = holder(layers=layers, norm=nn.LayerNorm(d))
             self.query_embed, self.saliency_proj = nn.Embedding(opt.num_queries, d), nn.Linear(d, 1)
         self.span_embed, self.class_embed = mlp(d, 2, 3), nn.Linear(d, 2)
         if opt.contrastive_align_loss:
@@ -227,10 +233,10 @@ class Official(Projected):
                 self.add_module(f"contrastive_align_projection_{name}", nn.Linear(d, opt.contrastive_hdim))
 
     def forward(self, targets: list[Tensor], queries: list[Tensor]) -> dict[str, Tensor]:
-        """Of a batch, as for `project`.
+        """The outputs for a batch as in `project`.
 
-        logits, spans (L, B, K, 2) after every decoder layer, saliency (B, T), mask bool (B, T), and, but for
-        Moment-DETR, `foreign` (B, T) for the next sample's query
+        logits, spans (L, B, K, 2) after every decoder layer, saliency (B, T), mask bool (B, T), and, except for
+        Moment-DETR, `foreign` (B, T), the saliency for the query of the next sample
         """
         opt, n = self.opt, [len(target) for target in targets]
         video, text, mask, text_mask = self.project(targets, queries)
@@ -238,11 +244,11 @@ class Official(Projected):
         places = self.places(text)
         if self.paper == "moment_detr":
             memory, saliency = self._joint(video, positions, mask, text, places, text_mask)
-            asked = self.query_embed.weight[None].repeat(len(n), 1, 1)
-            x, states, references = torch.zeros_like(asked), [], None
-            everywhere, there = torch.cat([positions, places], 1), torch.cat([mask, text_mask], 1)
+            moment_queries = self.query_embed.weight[None].repeat(len(n), 1, 1)
+            x, states, references = torch.zeros_like(moment_queries), [], None
+            all_positions, all_masks = torch.cat([positions, places], 1), torch.cat([mask, text_mask], 1)
             for layer in self.transformer.decoder.layers:
-                x = layer.decode(x, asked, memory, everywhere, there)
+                x = layer.decode(x, moment_queries, memory, all_positions, all_masks)
                 states.append(self.transformer.decoder.norm(x))
             states = torch.stack(states)
             out = {"spans": run(self.span_embed, states).sigmoid()}
@@ -251,15 +257,15 @@ class Official(Projected):
             samples = [self._spans(memory[b, :k], positions[b, :k]) for b, k in enumerate(n)]
             states, references = (torch.stack(parts, 1) for parts in zip(*samples, strict=True))
             out = {"spans": (run(self.span_embed, states) + logit(references)).sigmoid()}
-            next_one = [(b + 1) % len(n) for b in range(len(n))]
-            rolled = text[next_one], places[next_one], text_mask[next_one]
+            following = [(b + 1) % len(n) for b in range(len(n))]
+            rolled = text[following], places[following], text_mask[following]
             out["foreign"] = self._text_to_video(video, positions, mask, *rolled)[1]
         return out | {"logits": self.class_embed(states), "saliency": saliency, "mask": mask}
 
     def _joint(self, video, positions, mask, text, places, text_mask):
-        x, where = torch.cat([video, text], 1), torch.cat([positions, places], 1)
+        x, all_positions = torch.cat([video, text], 1), torch.cat([positions, places], 1)
         for layer in self.transformer.encoder.layers:
-            x = layer.encode(x, where, torch.cat([mask, text_mask], 1))
+            x = layer.encode(x, all_positions, torch.cat([mask, text_mask], 1))
         if self.opt.pre_norm:
             x = self.transformer.encoder.norm(x)
         return x, self.saliency_proj(x[:, : video.shape[1]])[..., 0]
@@ -267,31 +273,31 @@ class Official(Projected):
     def _text_to_video(self, x, positions, mask, text, places, text_mask):
         start = self.video_embed.weight[0] if self.paper == "td_detr" else None
         for layer in self.transformer.t2v_encoder.layers:
-            x = layer.take_up(x, positions, text, places, mask, text_mask, start)
+            x = layer.text_to_video(x, positions, text, places, mask, text_mask, start)
         B = len(x)
         x = torch.cat([self.global_rep_token.repeat(B, 1, 1), x], 1)
-        where = torch.cat([self.global_rep_pos.repeat(B, 1, 1), positions], 1)
-        there = torch.cat([torch.ones(B, 1, dtype=torch.bool), mask], 1)
+        all_positions = torch.cat([self.global_rep_pos.repeat(B, 1, 1), positions], 1)
+        token_mask = torch.cat([torch.ones(B, 1, dtype=torch.bool), mask], 1)
         for layer in self.transformer.encoder.layers:
-            x = layer.encode(x, where, there)
+            x = layer.encode(x, all_positions, token_mask)
         whole, memory = self.saliency_proj2(x[:, 0]), x[:, 1:]
         products = torch.einsum("btd,bd->bt", self.saliency_proj1(memory), whole)
         return memory, products / math.sqrt(self.opt.hidden_dim)
 
     def _spans(self, memory, positions):
-        """Of one sample: states and references (L, K, d), (L, K, 2)."""
+        """The states (L, K, d) and references (L, K, 2) of one sample."""
         decoder, d = self.transformer.decoder, self.opt.hidden_dim
-        given = reference = self.query_embed.weight.sigmoid()
+        moved = reference = self.query_embed.weight.sigmoid()
         x, states, references = torch.zeros(len(reference), d), [], []
         for i, layer in enumerate(decoder.layers):
-            references.append(given)
+            references.append(moved)
             sines = torch.stack([span_sines(span, d) for span in reference])
             scale = run(decoder.query_scale, x) if i > 0 else 1.0
             u = sines * scale * run(decoder.ref_anchor_head, x).sigmoid() / reference[:, 1:]
             x = layer(x, run(decoder.ref_point_head, sines), u, memory, positions)
             states.append(decoder.norm(x))
-            given = (run(decoder.bbox_embed, x) + logit(reference)).sigmoid()
-            reference = given.detach()
+            moved = (run(decoder.bbox_embed, x) + logit(reference)).sigmoid()
+            reference = moved.detach()
         return torch.stack(states), torch.stack(references)
 
 
@@ -302,12 +308,12 @@ def overlap(a: list[float], b: list[float]) -> float:
     return common / union - (hull - union) / hull
 
 
-# of the L1 distance, the overlap and the class, in matching
+# weights of the L1 distance, the overlap and the class in the matching
 COSTS = {"moment_detr": (10, 1, 4), "qd_detr": (10, 1, 4), "td_detr": (1, 10, 4)}
 
 
 def matching(logits: Tensor, spans: Tensor, windows: list[tuple[float, float]], paper: str) -> tuple[int, ...]:
-    """The query of each window, of one sample and layer: logits, spans (K, 2), centre and width."""
+    """The moment query of each window, for one sample and layer; logits, spans (K, 2), centre and width."""
     cost, (l1, giou, foreground) = [], COSTS[paper]
     for z, (c, w) in zip(logits.tolist(), spans.tolist(), strict=True):
         p, row = 1 / (1 + math.exp(z[1] - z[0])), []
@@ -327,21 +333,21 @@ def losses(
     layer: int,
     paper: str,
 ) -> dict[str, float]:
-    """The terms without their weights: those of the moment queries after one decoder layer, and of the saliency."""
+    """The loss terms without their weights: of the moment queries after one decoder layer, and of the saliency."""
     logits, spans, saliency, mask = out["logits"][layer], out["spans"][layer], out["saliency"], out["mask"]
     B, K = logits.shape[:2]
-    l1 = apart = classes = matched = 0.0
+    l1 = giou = classes = count = 0.0
     for b in range(B):
-        found = matching(logits[b], spans[b], windows[b], paper)
-        for q, (s, e) in zip(found, windows[b], strict=True):
+        matched = matching(logits[b], spans[b], windows[b], paper)
+        for q, (s, e) in zip(matched, windows[b], strict=True):
             c, w = spans[b, q].tolist()
             l1 += abs(c - (s + e) / 2) + abs(w - (e - s))
-            apart += 1 - overlap([c - w / 2, c + w / 2], [s, e])
-            matched += 1
+            giou += 1 - overlap([c - w / 2, c + w / 2], [s, e])
+            count += 1
         for q in range(K):
-            likely = logits[b, q].log_softmax(0)
-            classes -= (likely[0] if q in found else 0.1 * likely[1]).item()
-    terms = {"l1": l1 / 2 / matched, "giou": apart / matched, "class": classes / B / K, "margin": 0.0}
+            log_p = logits[b, q].log_softmax(0)
+            classes -= (log_p[0] if q in matched else 0.1 * log_p[1]).item()
+    terms = {"l1": l1 / 2 / count, "giou": giou / count, "class": classes / B / K, "margin": 0.0}
     for b in range(B):
         for high, low in pairs[b].tolist():
             terms["margin"] += 2 / pairs.shape[1] / B * max(0.0, 0.2 + (saliency[b, low] - saliency[b, high]).item())
@@ -349,13 +355,13 @@ def losses(
         return terms
     terms |= {"contrast": 0.0, "negative": 0.0}
     for b in range(B):
-        there = mask[b]
-        every = torch.cat([saliency[b][there], out["foreign"][b][there]]) / 0.5
-        likely = every - every.logsumexp(0)
+        clips = mask[b]
+        scaled = torch.cat([saliency[b][clips], out["foreign"][b][clips]]) / 0.5
+        log_p = scaled - scaled.logsumexp(0)
         for rank in range(1, 12):
-            high = [i for i, y in enumerate(scores[b][there].tolist()) if y >= rank]
+            high = [i for i, y in enumerate(scores[b][clips].tolist()) if y >= rank]
             if high:
-                terms["contrast"] -= sum(likely[i].item() for i in high) / len(high) / 12 / B
-        for s in out["foreign"][b][there].tolist():
+                terms["contrast"] -= sum(log_p[i].item() for i in high) / len(high) / 12 / B
+        for s in out["foreign"][b][clips].tolist():
             terms["negative"] -= math.log(1 - 1 / (1 + math.exp(-s))) / B
     return terms

@@ -1,7 +1,7 @@
-"""The networks of UniVTG and MATR as released, written down plainly under the names of their checkpoints.
+"""A plain second implementation of the released networks of UniVTG and MATR, with the names of their checkpoints.
 
-Nothing of mrlib is used, so that `load_official` has something to agree with: one sample after another until the padded
-tensors are there, attention by `nn.MultiheadAttention`, losses by loops.
+It uses nothing of mrlib, so that `load_official` can be compared with it: inputs are padded sample by sample, attention
+is `nn.MultiheadAttention`, losses are summed in loops.
 """
 
 from __future__ import annotations
@@ -87,10 +87,12 @@ class DecoderLayer(nn.Module):
         self.linear1, self.linear2 = nn.Linear(d, opt.dim_feedforward), nn.Linear(opt.dim_feedforward, d)
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(d), nn.LayerNorm(d), nn.LayerNorm(d)
 
-    def forward(self, x, asked, memory, positions, mask):
-        x = self.norm1(x + self.self_attn(x + asked, x + asked, x)[0])
-        read = self.multihead_attn(x + asked, memory + positions, memory, key_padding_mask=~mask)[0]
-        x = self.norm2(x + read)
+    def forward(self, x, query_positions, memory, positions, mask):
+        q = x + query_positions
+        x = self.norm1(x + self.self_attn(q, q, x)[0])
+        keys = memory + positions
+        attended = self.multihead_attn(x + query_positions, keys, memory, key_padding_mask=~mask)[0]
+        x = self.norm2(x + attended)
         return self.norm3(x + self.linear2(self.linear1(x).relu()))
 
 
@@ -111,7 +113,8 @@ class Linears(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(width, n) for n in (width, width, 2))
 
 
-def _holder(**parts: nn.Module) -> nn.Module:
+def holder(**parts: nn.Module) -> nn.Module:
+    """A module that only holds other modules under these names."""
     module = nn.Module()
     for name, part in parts.items():
         module.add_module(name, part)
@@ -119,7 +122,7 @@ def _holder(**parts: nn.Module) -> nn.Module:
 
 
 class Projected(nn.Module):
-    """What all releases begin with."""
+    """The input projections, which all releases share."""
 
     def __init__(self, opt: argparse.Namespace):
         super().__init__()
@@ -130,7 +133,7 @@ class Projected(nn.Module):
         )
 
     def project(self, targets: list[Tensor], queries: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Clips (B, T, d) and words (B, N, d), padded to the longest, and which are there, bool (B, T) and (B, N).
+        """Clips (B, T, d) and words (B, N, d), padded to the longest, and their masks, bool (B, T) and (B, N).
 
         targets (n_b, D) without TEF, queries (m_b, D')
         """
@@ -141,9 +144,9 @@ class Projected(nn.Module):
         video, text = (nn.utils.rnn.pad_sequence(rows, batch_first=True) for rows in (targets, queries))
         mask = torch.arange(video.shape[1]) < torch.tensor(n)[:, None]
         text_mask = torch.arange(text.shape[1]) < torch.tensor([len(q) for q in queries])[:, None]
-        for i, (of_video, of_text) in enumerate(zip(self.input_vid_proj, self.input_txt_proj, strict=True)):
+        for i, (video_layer, text_layer) in enumerate(zip(self.input_vid_proj, self.input_txt_proj, strict=True)):
             last = i == opt.n_input_proj - 1
-            video, text = (x if last else x.relu() for x in (of_video(video), of_text(text)))
+            video, text = (x if last else x.relu() for x in (video_layer(video), text_layer(text)))
         return video, text, mask, text_mask
 
     def places(self, text: Tensor) -> Tensor:
@@ -158,21 +161,21 @@ class Official(Projected):
     """Either release; `paper` is "univtg" or "matr"."""
 
     def __init__(self, opt: argparse.Namespace, paper: str, *, moment_queries: int = 1, wide_heads: bool = False):
-        """wide_heads: the heads read the decoder too, as MATR's code prepares and then leaves."""
+        """wide_heads: the heads also read the decoder, as MATR's code prepares and does not use."""
         super().__init__(opt)
         d, self.paper, self.wide_heads = opt.hidden_dim, paper, wide_heads
         self.token_type_embeddings = nn.Embedding(2, d)
-        self.txt_position_embed = _holder(position_embeddings=nn.Embedding(opt.max_q_l, d), LayerNorm=nn.LayerNorm(d))
+        self.txt_position_embed = holder(position_embeddings=nn.Embedding(opt.max_q_l, d), LayerNorm=nn.LayerNorm(d))
         activation = F.relu if paper == "matr" else F.gelu
-        encoder = _holder(layers=nn.ModuleList(EncoderLayer(opt, activation) for _ in range(opt.enc_layers)))
+        encoder = holder(layers=nn.ModuleList(EncoderLayer(opt, activation) for _ in range(opt.enc_layers)))
         if opt.pre_norm:
             encoder.norm = nn.LayerNorm(d)
-        self.transformer = _holder(encoder=encoder)
+        self.transformer = holder(encoder=encoder)
         self.weightedpool = nn.Module()
         self.weightedpool.weight = nn.Parameter(torch.zeros(d, 1))
         if paper == "matr":
             layers = nn.ModuleList(DecoderLayer(opt) for _ in range(opt.dec_layers))
-            self.transformer.decoder = _holder(layers=layers, norm=nn.LayerNorm(d))
+            self.transformer.decoder = holder(layers=layers, norm=nn.LayerNorm(d))
             self.transformer.vid_proj = nn.Conv1d(d, 10, 1)
             self.query_embed = nn.Embedding(moment_queries, d)
             self.span_embed, self.class_embed = Linears(d), nn.Linear(d, 2)
@@ -182,18 +185,18 @@ class Official(Projected):
             self.span_embed, self.class_embed = Convolutions(d, d, 2), Convolutions(d, d, 1)
 
     def forward(self, targets: list[Tensor], queries: list[Tensor]) -> dict[str, Tensor]:
-        """Of a batch, as for `project`; every output is padded to the longest target.
+        """The outputs for a batch as in `project`, padded to the longest target.
 
-        prob (B, T), spans (B, T, 2), saliency (B, T), mask bool (B, T), times (B, T), and of the contrasts clips
-        (B, T, d) and whole (B, d)
+        prob (B, T), spans (B, T, 2), saliency (B, T), mask bool (B, T), times (B, T); for the contrastive losses clips
+        (B, T, d) and whole (B, d), the vector of the query
         """
         opt, n = self.opt, [len(target) for target in targets]
         video, text, video_mask, text_mask = self.project(targets, queries)
         video, text = video + self.token_type_embeddings.weight[1], text + self.token_type_embeddings.weight[0]
         positions = torch.stack([sine(k, video.shape[1], opt.hidden_dim) for k in n])
-        x, where = torch.cat([video, text], 1), torch.cat([positions, self.places(text)], 1)
+        x, all_positions = torch.cat([video, text], 1), torch.cat([positions, self.places(text)], 1)
         for layer in self.transformer.encoder.layers:
-            x = layer(x, where, torch.cat([video_mask, text_mask], 1))
+            x = layer(x, all_positions, torch.cat([video_mask, text_mask], 1))
         if opt.pre_norm:
             x = self.transformer.encoder.norm(x)
         memory = x[:, : video.shape[1]]
@@ -212,15 +215,15 @@ class Official(Projected):
         return out | {"mask": video_mask, "times": times, "clips": video, "whole": whole}
 
     def _decoded(self, memory: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        asked = self.query_embed.weight[None].repeat(len(memory), 1, 1)
-        x = torch.zeros_like(asked)
+        query_positions = self.query_embed.weight[None].repeat(len(memory), 1, 1)
+        x = torch.zeros_like(query_positions)
         for layer in self.transformer.decoder.layers:
-            x = layer(x, asked, memory, positions, mask)
+            x = layer(x, query_positions, memory, positions, mask)
         return self.transformer.decoder.norm(x).mean(1, keepdim=True).repeat(1, memory.shape[1], 1)
 
 
 def sine(n: int, length: int, width: int) -> Tensor:
-    """Positions of n clips; what stands behind them counts as the last."""
+    """Sine positions of n clips, padded to a length with that of the last clip."""
     rows = []
     for i in range(length):
         p = 2 * math.pi * min(i + 1, n) / (n + 1e-6)
@@ -230,19 +233,19 @@ def sine(n: int, length: int, width: int) -> Tensor:
 
 
 def random_network(opt: argparse.Namespace, paper: str, seed: int = 0, **parts) -> Official:
-    """A network of which nothing is as it was initialised."""
+    """A network with random values in all parameters."""
     torch.manual_seed(seed)
     network = Official(opt, paper, **parts).eval()
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             scale = 0.3 if parameter.ndim == 1 else 1.5 / math.sqrt(parameter[0].numel())
-            one = "norm" in name.lower() and name.endswith("weight")
-            parameter.copy_(one + scale * torch.randn_like(parameter))
+            centre = float("norm" in name.lower() and name.endswith("weight"))
+            parameter.copy_(centre + scale * torch.randn_like(parameter))
     return network
 
 
 def save(network: Official, path: Path, prefix: str = "", **changes) -> Path:
-    """The file that the official training writes."""
+    """Write the checkpoint that the official training script writes."""
     optimiser = torch.optim.AdamW(network.parameters(), lr=0.0)
     schedule = torch.optim.lr_scheduler.StepLR(optimiser, 80)
     for parameter in network.parameters():
@@ -260,10 +263,11 @@ def save(network: Official, path: Path, prefix: str = "", **changes) -> Path:
 
 
 def losses(out: dict[str, Tensor], windows: list[tuple[float, float]], scores: Tensor, chosen: list[int]) -> dict:
-    """UniVTG's terms, one window a sample, without their weights.
+    """UniVTG's loss terms without their weights, for one window per sample.
 
     windows  start and end as fractions of the clips
-    scores   (B, T) saliency labels; chosen, the relevant clip of each sample
+    scores   (B, T) saliency labels
+    chosen   the relevant clip of each sample
     """
     B, T = out["mask"].shape
     fg, l1, iou, inside = 0.0, 0.0, 0.0, 0
@@ -285,12 +289,12 @@ def losses(out: dict[str, Tensor], windows: list[tuple[float, float]], scores: T
     inter = -sum(torch.log_softmax(cosines / 0.07, dim)[b, b] for b in range(B) for dim in (0, 1)) / B
     intra = 0.0
     for b, i in enumerate(chosen):
-        own = F.cosine_similarity(out["clips"], out["whole"][:, None], dim=-1) / 0.07
-        shown = (scores < scores[torch.arange(B), chosen][:, None]) & out["mask"]
-        shown[torch.arange(B), chosen] = True
-        row = own[b][shown[b]]
-        column = own[:, i][shown[:, i]]
-        intra = intra - (own[b, i] - row.logsumexp(0) + own[b, i] - column.logsumexp(0)) / B
+        logits = F.cosine_similarity(out["clips"], out["whole"][:, None], dim=-1) / 0.07
+        compared = (scores < scores[torch.arange(B), chosen][:, None]) & out["mask"]
+        compared[torch.arange(B), chosen] = True
+        row = logits[b][compared[b]]
+        column = logits[:, i][compared[:, i]]
+        intra = intra - (logits[b, i] - row.logsumexp(0) + logits[b, i] - column.logsumexp(0)) / B
     return {"fg": fg / out["mask"].sum(), "l1": l1 / inside, "iou": iou / inside, "inter": inter, "intra": intra}
 
 
@@ -302,6 +306,6 @@ def saved(
     changes: dict[str, Any] | None = None,
     **options,
 ) -> tuple[Official, Path]:
-    """A small network of random weights, and the checkpoint of it in a folder."""
+    """A small network with random parameters, and the file of its checkpoint."""
     network = random_network(make_opt(**options), paper, **(parts or {}))
     return network, save(network, folder / "model.ckpt", prefix, **(changes or {}))

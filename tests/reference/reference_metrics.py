@@ -1,7 +1,7 @@
-"""The metrics again, query by query and clip by clip: slow, and written to be compared with their definitions.
+"""A second implementation of the metrics, query by query and clip by clip, close to their definitions.
 
-What `mrlib.metrics` computes for all queries at once must equal this exactly. Times are in seconds. Ids are taken to
-match and lines to be well formed. Sums go through numpy in the order of the evaluator, so that the last bit agrees.
+`mrlib.metrics`, which scores all queries at once, must give exactly the same numbers. Times are in seconds; ids match
+and lines are well formed. Sums use numpy in the order of the evaluator, so that the last bit agrees.
 """
 
 import math
@@ -68,10 +68,10 @@ def mean_precision(pairs):
 
 
 def average_precision(moments, windows, least):
-    """VOC 2011 area under precision and recall."""
+    """The area under the curve of precision over recall, as in VOC 2011."""
     if not moments:
         return 0.0
-    taken, found, recall, precision = set(), 0, [0.0], [0.0]
+    taken, hits, recall, precision = set(), 0, [0.0], [0.0]
     for place, moment in enumerate(sorted(moments[:10], key=lambda m: -m[2]), 1):
         ious = np.array([length_iou(moment, window) for window in windows])
         for w in np.argsort(ious)[::-1]:
@@ -79,10 +79,10 @@ def average_precision(moments, windows, least):
                 break
             if w not in taken:
                 taken.add(w)
-                found += 1
+                hits += 1
                 break
-        recall.append(found / len(windows))
-        precision.append(found / place)
+        recall.append(hits / len(windows))
+        precision.append(hits / place)
     return area_under_curve(precision + [0.0], recall + [1.0])
 
 
@@ -109,8 +109,8 @@ def recall_at_one(pairs):
 
 def positive_clips(line, level):
     clips = int(line["duration"] / 2)
-    given = dict(zip(line["relevant_clip_ids"], line["saliency_scores"], strict=True))
-    return [[int(given.get(clip, (0, 0, 0))[annotator] >= level) for clip in range(clips)] for annotator in range(3)]
+    scores = dict(zip(line["relevant_clip_ids"], line["saliency_scores"], strict=True))
+    return [[int(scores.get(clip, (0, 0, 0))[annotator] >= level) for clip in range(clips)] for annotator in range(3)]
 
 
 def hit_at_one(pairs):
@@ -155,8 +155,7 @@ def precision_recall_curve(truth, scores):
 
 
 def top_scores(predictions, ground_truth):
-    """Five clips against each annotator's labels, one step of the list at a time."""
-    """A number per line of the predictions, from 0 to 1."""
+    """HL-top5-mAP of every line, 0..1: the five best clips against the labels of each annotator."""
     truth = {line["qid"]: line["label"] for line in ground_truth}
     videos = []
     for line in predictions:
@@ -170,16 +169,16 @@ def top_scores(predictions, ground_truth):
 def top_precision(ranked, labels):
     median = sorted(labels)[(len(labels) - 1) // 2]
     hits = [labels[clip] > median for clip in ranked]
-    found, recall, precision, area = 0, 0.0, 1.0, 0.0
+    total, recall, precision, area = 0, 0.0, 1.0, 0.0
     for place, hit in enumerate(hits, 1):
-        found += hit
+        total += hit
         before = recall, precision
-        recall, precision = found / max(1, sum(hits)), found / place
+        recall, precision = total / max(1, sum(hits)), total / place
         area += (recall - before[0]) * (before[1] + precision) / 2
     return area
 
 
-# ---- beside the evaluator ----
+# ---- metrics that the evaluator does not have ----
 
 
 def moment_scores(predictions, ground_truth):
@@ -211,7 +210,7 @@ def group_scores(pairs):
 
 
 def taken_ious(moments, windows, k):
-    """The first k moments, each with the best window that is still free; 0 for a moment that is missing."""
+    """The IoU of each of the first k moments with the best window not taken before; 0 if there is no moment."""
     free, ious = list(windows), [0.0] * k
     for place, moment in enumerate(moments[:k]):
         best = max(free, key=lambda window: hull_iou(moment, window))

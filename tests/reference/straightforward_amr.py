@@ -1,12 +1,12 @@
-"""AMR as one writes it who knows DETR: batched, from stock modules, without a thought for speed.
+"""A straightforward AMR, batched and built from stock modules: the baseline of `bench_amr.py`.
 
-What `bench_amr.py` compares with. The names of parameters are those of official checkpoints, so that `load_official`
-reads them; padding is masked as [AMR, padding] asks. Slow are only habits that [AMR, padding] reports of the release:
+Parameters have the names of official checkpoints, so that `load_official` reads them; padding is masked. It is slow in
+the same ways as the release  [AMR, padding]:
 
-- stage 2 decodes twice, and its teacher too, in training mode and with all its heads
-- the matching has the cost of every query of the batch for every window of the batch, layer by layer
-- masks and the overlaps that queries are to expect are made in a loop over samples
-- losses go layer by layer
+- stage 2 decodes twice, and so does its teacher, in training mode and with all its heads
+- the matching computes the cost of every query of the batch for every window of the batch, layer by layer
+- masks, and the overlaps that the quality head learns, are computed in a loop over samples
+- losses are computed layer by layer
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class LinearLayer(nn.Module):
 
 
 def holder(**parts) -> nn.Module:
+    """A module that only holds these parts."""
     module = nn.Module()
     for name, part in parts.items():
         setattr(module, name, part)
@@ -55,7 +56,7 @@ def holder(**parts) -> nn.Module:
 
 
 def sine_embed(x: Tensor, width: int) -> Tensor:
-    """x (...) an angle; returns (..., width)."""
+    """Sines and cosines of angles x (...); returns (..., width)."""
     i = torch.arange(width, dtype=torch.float32, device=x.device)
     angle = x[..., None] / 10000 ** (2 * (i // 2) / width)
     return torch.stack([angle[..., 0::2].sin(), angle[..., 1::2].cos()], dim=-1).flatten(-2)
@@ -67,7 +68,7 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-3) -> Tensor:
 
 
 class Layer(nn.Module):
-    """An attention and a feed-forward; `t2v` for clips that look at words, `forward` for clips among themselves."""
+    """Attention and feed-forward: in `t2v` clips attend to words, in `forward` to one another."""
 
     def __init__(self, opt: argparse.Namespace):
         super().__init__()
@@ -137,7 +138,7 @@ class DecoderLayer(nn.Module):
 
 
 class StraightforwardAMR(nn.Module):
-    """The network of `opt.stage`: "pretrain", or "distill" with two passes through the decoder."""
+    """The network of `opt.stage`: "pretrain", or "distill", which decodes twice."""
 
     def __init__(self, opt: argparse.Namespace):
         super().__init__()
@@ -247,7 +248,7 @@ class StraightforwardAMR(nn.Module):
 
 
 def inputs_of(batch: Batch) -> tuple[Tensor, ...]:
-    """The features with the ends of clips, made sample by sample as a loader does; no part of what is timed."""
+    """The features with the ends of clips, computed sample by sample as in a data loader; not timed."""
     n = batch.target_mask.sum(1)
     tef = torch.zeros(*batch.target.shape[:2], 2)
     for b, length in enumerate(n.tolist()):
@@ -257,7 +258,7 @@ def inputs_of(batch: Batch) -> tuple[Tensor, ...]:
 
 
 def targets_of(batch: Batch) -> list[dict[str, Tensor]]:
-    """Windows as centre and width, and as masks of clips: the first ten of each sample; no part of what is timed."""
+    """The first ten windows of each sample, as centre and width and as masks of clips; not timed."""
     targets = []
     for b, windows in enumerate(batch.labels.spans):
         ends = windows[batch.labels.span_mask[b]][:10]
@@ -283,14 +284,14 @@ def pairwise_iou(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def mask_iou(a: Tensor, b: Tensor) -> Tensor:
-    """(n, m) of masks (n, T) and (m, T)."""
+    """IoU (n, m) of masks (n, T) and (m, T)."""
     inter = a @ b.T
     return inter / (a.sum(1)[:, None] + b.sum(1) - inter).clamp(min=1e-6)
 
 
 @torch.no_grad()
 def hungarian(out: dict[str, Tensor], targets: list[dict[str, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-    """Pairs of each sample, after one layer: (B, K, ...) against all windows of the batch."""
+    """The matched queries and windows of each sample, for the outputs (B, K, ...) of one layer."""
     B, K = out["logits"].shape[:2]
     p, spans, masks = out["logits"].flatten(0, 1).softmax(-1), out["spans"].flatten(0, 1), out["masks"].flatten(0, 1)
     windows, window_masks = (torch.cat([t[name] for t in targets]) for name in ("spans", "masks"))
@@ -302,32 +303,32 @@ def hungarian(out: dict[str, Tensor], targets: list[dict[str, Tensor]]) -> list[
 
 
 def layer_losses(out: dict[str, Tensor], targets: list[dict[str, Tensor]], last: bool) -> dict[str, Tensor]:
-    """The terms after one decoder layer."""
+    """The loss terms after one decoder layer."""
     pairs = hungarian(out, targets)
     at = torch.cat([torch.full_like(i, b) for b, (i, _) in enumerate(pairs)]), torch.cat([i for i, _ in pairs])
     windows, masks = (
         torch.cat([t[name][j] for t, (_, j) in zip(targets, pairs, strict=True)]) for name in ("spans", "masks")
     )
-    found = out["spans"][at]
-    wanted = torch.zeros_like(out["logits"])
-    wanted[..., 1] = 1
-    wanted[at] = torch.tensor([1.0, 0.0])
+    matched = out["spans"][at]
+    classes = torch.zeros_like(out["logits"])
+    classes[..., 1] = 1
+    classes[at] = torch.tensor([1.0, 0.0])
     logits = out["logits"]
-    p, ce = logits.sigmoid(), F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
-    right = p * wanted + (1 - p) * (1 - wanted)
-    focal = (0.25 * wanted + 0.75 * (1 - wanted)) * ce * (1 - right) ** 2
-    shown = out["masks"][at]
-    inter = (shown * masks).sum(1)
-    apart = 1 - inter / (shown.sum(1) + masks.sum(1) - inter).clamp(min=1e-6)
+    p, ce = logits.sigmoid(), F.binary_cross_entropy_with_logits(logits, classes, reduction="none")
+    p_true = p * classes + (1 - p) * (1 - classes)
+    focal = (0.25 * classes + 0.75 * (1 - classes)) * ce * (1 - p_true) ** 2
+    predicted_masks = out["masks"][at]
+    inter = (predicted_masks * masks).sum(1)
+    mask_loss = 1 - inter / (predicted_masks.sum(1) + masks.sum(1) - inter).clamp(min=1e-6)
     best = torch.zeros_like(out["iou"])
     for b, target in enumerate(targets):
         overlap = pairwise_iou(ends_of(out["spans"][b].detach()), ends_of(target["spans"]))[0]
         best[b] = overlap.max(dim=1)[0]
     return {
-        "l1": F.l1_loss(found, windows),
-        "giou": (1 - torch.diag(pairwise_iou(ends_of(found), ends_of(windows))[1])).mean(),
+        "l1": F.l1_loss(matched, windows),
+        "giou": (1 - torch.diag(pairwise_iou(ends_of(matched), ends_of(windows))[1])).mean(),
         "class": focal.mean(),
-        "mask": apart.mean() * (0 if last else 1),
+        "mask": mask_loss.mean() * (0 if last else 1),
         "quality": F.mse_loss(out["iou"].sigmoid(), best),
     }
 
@@ -335,7 +336,7 @@ def layer_losses(out: dict[str, Tensor], targets: list[dict[str, Tensor]], last:
 def losses(
     out: dict[str, Tensor], batch: Batch, targets: list[dict[str, Tensor]], teacher: dict[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """Every term, under the names of mrlib and without its weight; the discrimination is against the video."""
+    """The loss terms of mrlib, without their weights; the discrimination is against the video."""
     layers = len(out["logits"])
     each = [
         layer_losses({n: out[n][i] for n in ("logits", "spans", "masks", "iou")}, targets, i == layers - 1)
@@ -368,7 +369,7 @@ def clip_losses(out: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
     video = out["video"]
     mean_video = (video * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
     s, v = F.normalize(out["sentence"], dim=-1), F.normalize(mean_video, dim=-1)
-    logits, own = s @ v.T / TEMPERATURE, torch.arange(B)
+    logits, rows = s @ v.T / TEMPERATURE, torch.arange(B)
     text = F.normalize(out["text"], dim=-1)
     mean_text = (text * text_mask[..., None]).sum(1) / text_mask.sum(1, keepdim=True)
     near = torch.einsum("btd,bd->bt", F.normalize(video, dim=-1), mean_text) / TEMPERATURE
@@ -379,7 +380,7 @@ def clip_losses(out: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
     return {
         "margin": margin / (B * high.shape[1]) * 2,
         "contrast": contrast / 12,
-        "vtc": (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2,
+        "vtc": (F.cross_entropy(logits, rows) + F.cross_entropy(logits.T, rows)) / 2,
         "ctc": (ctc * mask).sum() / mask.sum(),
         "discriminate": F.softplus((n - p) / TEMPERATURE).mean(),
     }

@@ -1,4 +1,4 @@
-"""The straightforward AMR that ours is timed against is the same network."""
+"""The straightforward AMR of the benchmark is the same network as ours."""
 
 import pytest
 
@@ -7,16 +7,16 @@ from tests.reference.official_amr import make_opt
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_the_straightforward_network_loses_what_ours_does(stage):
-    """[AMR, losses] Every term of a batch, with the same weights and without dropout."""
+def test_losses_of_both_implementations_are_equal(stage):
+    """[AMR, losses] Every term for a batch, with the same weights and without dropout."""
     step = Step(make_opt(stage=stage, num_queries=6), training_batch(12, 20, 5, 7, 6))
     assert apart(step) < 1e-4
     assert ("distill" in step.ours()) == (stage == "distill")
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_both_learn_by_the_gradients_of_the_same_loss(stage):
-    """[AMR, losses] Of what the clips are projected with, which all terms pass."""
+def test_gradients_of_both_implementations_are_equal(stage):
+    """[AMR, losses] At the projection of the clips, through which all terms pass."""
     step = Step(make_opt(stage=stage, dropout=0.0, input_dropout=0.0), training_batch(6, 20, 5, 7, 6))
     step.train(False)
     for way in step.ways.values():

@@ -1,4 +1,4 @@
-"""Every alignment of two short sequences, and costs to align them by."""
+"""All alignments of two short sequences, and random costs."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ TOPOLOGIES = ["global", "subsequence", "otam"]
 
 
 def random_costs(*shape: int, seed: int = 0) -> Tensor:
-    """Numbers from 0 to 1, in float64."""
+    """Uniform numbers from 0 to 1 in float64."""
     return torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def paths(T: int, N: int, topology: str) -> list[list[tuple[int, int]]]:
-    """Every alignment of T target clips and N query clips, as a list of cells."""
+    """Every alignment of T target clips and N query clips, each a list of cells."""
     moves = [(1, 1), (1, 0)] if topology == "otam" and T >= N else [(1, 1), (1, 0), (0, 1)]
     starts = [(0, 0)] if topology == "global" else [(i, 0) for i in range(T)]
-    found, open_paths = [], [[start] for start in starts]
+    complete, open_paths = [], [[start] for start in starts]
     while open_paths:
         path = open_paths.pop()
         i, j = path[-1]
         if j == N - 1 and (topology != "global" or i == T - 1):
-            found.append(path)
+            complete.append(path)
         open_paths += [[*path, (i + di, j + dj)] for di, dj in moves if i + di < T and j + dj < N]
-    return found
+    return complete
 
 
 def soft_minimum(totals: list[Tensor], gamma: float) -> Tensor:
-    """The soft minimum of scalars; of gamma 0 the minimum."""
+    """The soft minimum of scalars; for gamma 0 the minimum."""
     totals = torch.stack(totals)
     return totals.min() if gamma == 0 else -gamma * torch.logsumexp(-totals / gamma, 0)
 
 
 def by_enumeration(cost: Tensor, gamma: float, topology: str) -> Tensor:
-    """The soft minimum over every alignment of the sum of its costs (T, N)."""
+    """The soft minimum, over all alignments, of the summed cost of an alignment; cost (T, N)."""
     T, N = cost.shape
     return soft_minimum([sum(cost[cell] for cell in path) for path in paths(T, N, topology)], gamma)
 
 
 def random_batches(seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Costs (B, T, N) of all kinds, and lengths: ragged, with forbidden cells, negative, tied, with any padding."""
+    """Costs (B, T, N) and lengths (B,): ragged, with forbidden cells, negative, tied, with junk on the padding."""
     generator = torch.Generator().manual_seed(seed)
     draw = lambda most: int(torch.randint(1, most + 1, (), generator=generator))  # noqa: E731
     B, T, N = draw(18), draw(14), draw(14)

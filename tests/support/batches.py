@@ -1,4 +1,4 @@
-"""Small batches made by hand, and numbers."""
+"""Small batches with random features, and random numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from mrlib.data import Batch, Labels, Sample
 
-LENGTHS = (9, 4, 12, 1)  # clips of each of the four videos of `batch_of`
+LENGTHS = (9, 4, 12, 1)  # clips of the four videos of `batch_of`
 
 
 def make_batch(
@@ -25,7 +25,7 @@ def make_batch(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Batch:
-    """Random features, drawn sample by sample: a sample is the same whatever its batch mates and the padding.
+    """Random features, drawn sample by sample: a sample does not depend on its batch mates or on the padding.
 
     lengths  n_b, clips of each target
     joint    J, the first columns of the target; None: no joint stream
@@ -39,7 +39,7 @@ def make_batch(
     target, query_rows = torch.zeros(B, T, width, dtype=dtype), torch.zeros(B, words, query, dtype=dtype)
     target_mask, query_mask = torch.zeros(B, T, dtype=torch.bool), torch.zeros(B, words, dtype=torch.bool)
     query_joint = torch.zeros(B, joint or 0, dtype=dtype)
-    drawn = []
+    random_windows = []
     for b, n in enumerate(lengths):
         g = torch.Generator().manual_seed(1000 * seed + b)
         target[b, :n] = torch.randn(n, width, generator=g, dtype=torch.float64).to(dtype)
@@ -50,8 +50,8 @@ def make_batch(
         if joint:
             query_joint[b] = torch.randn(joint, generator=g, dtype=torch.float64).to(dtype)
         ends = torch.randint(0, n, (2,), generator=g).sort().values.tolist()
-        drawn.append([(ends[0], ends[1] + 1)])
-    windows = drawn if windows is None else windows
+        random_windows.append([(ends[0], ends[1] + 1)])
+    windows = random_windows if windows is None else windows
     W = max(1, max(len(w) for w in windows))
     spans, span_mask = torch.zeros(B, W, 2, dtype=dtype), torch.zeros(B, W, dtype=torch.bool)
     relevant = torch.zeros(B, T, dtype=torch.bool)
@@ -87,9 +87,9 @@ def make_batch(
 def batch_of(
     lengths: Sequence[int] = LENGTHS, *, motion: int = 8, words: int = 6, wrong: bool = False, **options
 ) -> Batch:
-    """`make_batch` of four videos, with streams and words that a test of an aligner needs.
+    """`make_batch` of four videos with a joint and a motion stream.
 
-    wrong  mined labels: of the clips that are not relevant, those of even number
+    wrong  with mined labels: the clips of even index that are not relevant
     """
     batch = make_batch(list(lengths), motion=motion, words=words, **options)
     if not wrong:
@@ -101,20 +101,27 @@ def batch_of(
 def batch_and_rows(
     lengths: Sequence[int] = LENGTHS, words: int = 7, **options
 ) -> tuple[Batch, list[torch.Tensor], list[torch.Tensor]]:
-    """A batch for the small released networks, and the rows of its targets and of its queries without padding."""
+    """A batch for the small networks of `tests/reference`, and the `rows` of its targets and of its queries."""
     batch = batch_of(lengths, joint=None, motion=7, words=words, query=6, seed=1, **options)
-    targets = [x[m] for x, m in zip(batch.target, batch.target_mask, strict=True)]
-    queries = [x[m] for x, m in zip(batch.query, batch.query_mask, strict=True)]
-    return batch, targets, queries
+    return batch, *rows(batch)
+
+
+def rows(batch: Batch) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The targets (n_b, D) and the queries (m_b, D') of a batch without their padding."""
+    targets, queries = (
+        [row[mask] for row, mask in zip(features, masks, strict=True)]
+        for features, masks in ((batch.target, batch.target_mask), (batch.query, batch.query_mask))
+    )
+    return targets, queries
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
-    """Numbers from the normal distribution, in float64."""
+    """Normally distributed numbers in float64."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def alone(batch: Batch, b: int) -> Batch:
-    """A sample without its padding, and without its labels."""
+    """One sample of a batch, without padding and labels."""
     n, words = int(batch.target_mask[b].sum()), int(batch.query_mask[b].sum())
     one = batch.unlabelled()[b : b + 1]
     return replace(
@@ -123,12 +130,12 @@ def alone(batch: Batch, b: int) -> Batch:
         target_mask=one.target_mask[:, :n],
         query=one.query[:, :words],
         query_mask=one.query_mask[:, :words],
-        target_joint=one.target_joint[:, :n],
+        target_joint=None if one.target_joint is None else one.target_joint[:, :n],
     )
 
 
 def spoilt(batch: Batch) -> Batch:
-    """The same with something else on its padding."""
+    """The batch with random numbers on its padding."""
     g = torch.Generator().manual_seed(0)
     target, query = (
         torch.where(mask[..., None], x, 5 * torch.randn(x.shape, generator=g))

@@ -1,4 +1,4 @@
-"""Small datasets written to a folder, for tests of what reads them."""
+"""Small datasets written to a folder, for tests that read them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 
 
 def line(qid: int | str = 1, **changes) -> dict:
-    """A sound annotation: ten clips of 2 s, the third and fourth relevant."""
-    sound = {
+    """A valid annotation: ten clips of 2 s, the third and fourth relevant."""
+    fields = {
         "qid": qid,
         "query": "A dog runs.",
         "duration": 20,
@@ -19,15 +19,16 @@ def line(qid: int | str = 1, **changes) -> dict:
         "relevant_clip_ids": [2, 3],
         "saliency_scores": [[4, 3, 2], [1, 0, 4]],
     }
-    return sound | changes
+    return fields | changes
 
 
 def windows_only(qid: int | str = 1, **changes) -> dict:
+    """A valid annotation without saliency."""
     return {k: v for k, v in line(qid, **changes).items() if k not in ("relevant_clip_ids", "saliency_scores")}
 
 
 def labelled(qid: int | str = 1, clips: int = 10, annotators: int = 20, **changes) -> dict:
-    """A line of TVSum as it is released: for every clip a label of each annotator, and a duration that counts clips."""
+    """A line of TVSum as released: for every clip a label of each annotator; its duration counts clips."""
     labels = np.random.default_rng(0).integers(1, 6, (clips, annotators)).astype(float).tolist()
     released = {"qid": qid, "query": "A dog runs.", "duration": clips, "vid": "video_a", "relevant_clip_ids": None}
     return released | {"relevant_windows": None, "label": labels, "domain": "BK"} | changes
@@ -63,9 +64,9 @@ def save_hdf5(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def tvsum(root: Path, lines: list[dict], split: str = "val", rows: int | None = None) -> Path:
-    """TVSum as released: I3D features of widths 4 and 3 that carry how high the labels are, three tokens of 5.
+    """TVSum as released: I3D features of widths 4 and 3 that tell the mean label, and three tokens of width 5.
 
-    rows  of features; None: as many as labels
+    rows  number of features of each video; None: as many as labels
     """
     write_lines(root / f"tvsum_{split}_release.jsonl", lines)
     for i, each in enumerate(lines):
@@ -80,7 +81,7 @@ def tvsum(root: Path, lines: list[dict], split: str = "val", rows: int | None = 
 
 
 def moment_detr(root: Path, lines: list[dict] | None = None, split: str = "val", clips: int = 10) -> Path:
-    """QVHighlights in Moment-DETR's layout: widths 6 and 4, five tokens of 5 and a sentence of 4."""
+    """QVHighlights in Moment-DETR's layout: streams of widths 6 and 4, five tokens of 5, a sentence of 4."""
     lines = lines or [line(1), line(2, vid="video_b"), line(3)]
     write_lines(root / f"highlight_{split}_release.jsonl", lines)
     for i, each in enumerate(lines):

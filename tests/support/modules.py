@@ -1,4 +1,4 @@
-"""Modules: what goes into them and comes out of them, how large they are, other weights."""
+"""Modules: their calls, their number of parameters, other weights, the outputs of retrievers."""
 
 from __future__ import annotations
 
@@ -13,27 +13,29 @@ from mrlib.retriever import MomentRetriever
 
 
 class Call(NamedTuple):
+    """The arguments and the result of one call of a module."""
+
     given: tuple[Any, ...]
     gave: Any
 
 
 def watched(modules: Iterable[nn.Module]) -> list[list[Call]]:
-    """The calls of each module from now on."""
-    seen: list[list[Call]] = []
+    """The calls of each module from now on; the lists grow with every call."""
+    all_calls: list[list[Call]] = []
     for module in modules:
         calls: list[Call] = []
         module.register_forward_hook(lambda _, given, gave, calls=calls: calls.append(Call(given, gave)))
-        seen.append(calls)
-    return seen
+        all_calls.append(calls)
+    return all_calls
 
 
 def count(module: nn.Module) -> int:
-    """The number of its parameters."""
+    """The number of parameters."""
     return sum(p.numel() for p in module.parameters())
 
 
 def shaken(module: nn.Module) -> nn.Module:
-    """The module in evaluation mode, with no parameter as it was initialised."""
+    """The module in evaluation mode, after a random change of all its parameters."""
     g = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for p in module.parameters():
@@ -42,7 +44,7 @@ def shaken(module: nn.Module) -> nn.Module:
 
 
 def outputs_of(retriever: MomentRetriever, batch: Batch) -> dict[str, Tensor]:
-    """Of a retriever of clips: probabilities, spans and saliency, by the names of the official network."""
+    """Probabilities, spans and saliency of a boundary detector, under the names of `official_univtg.Official`."""
     aligned, outputs = retriever(batch)
-    ours = {"prob": outputs["logits"].sigmoid(), "spans": outputs["spans"], "saliency": aligned.saliency}
-    return {name: x for name, x in ours.items() if x is not None}
+    named = {"prob": outputs["logits"].sigmoid(), "spans": outputs["spans"], "saliency": aligned.saliency}
+    return {name: x for name, x in named.items() if x is not None}

@@ -1,4 +1,4 @@
-"""Several processes of torch.distributed, for tests of what they do together."""
+"""Run a function in several processes of torch.distributed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import torch.multiprocessing as mp
 
 
 def in_processes(function: Callable[[int], Any], folder: Path, world: int = 2) -> list[Any]:
-    """What `function(rank)`, of a module, returns in each of so many processes on the CPU, in the order of the ranks.
+    """Call `function(rank)` in `world` processes on the CPU; returns the results in the order of the ranks.
 
-    folder  empty; the processes meet there and leave their results, which must be tensors and plain values
+    function  of a module, so that a process can import it; it returns tensors and plain values
+    folder    empty; the processes meet and write their results there
     """
     mp.spawn(_run, (function, str(folder), world), nprocs=world)
     return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
@@ -22,6 +23,6 @@ def in_processes(function: Callable[[int], Any], folder: Path, world: int = 2) -
 
 def _run(rank: int, function: Callable[[int], Any], folder: str, world: int) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
     torch.save(function(rank), f"{folder}/{rank}.pt")
     dist.destroy_process_group()

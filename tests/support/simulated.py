@@ -1,4 +1,4 @@
-"""Validation splits of the simulator, opened once, and where their actions happen."""
+"""Validation splits of the simulator, each opened once, and the places of their actions."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from mrlib.sim import open_sim
 
 @cache
 def val(size: str = "small", **options) -> MomentDataset:
-    """The split "val" of seed 0, whole."""
+    """The whole split "val" of seed 0."""
     return open_sim("val", size=size, **options)
 
 
 def homes(dataset: MomentDataset) -> dict[str, Counter]:
-    """How often each action is asked for in each place."""
+    """For each action, how many queries name it in each place."""
     places: dict[str, Counter] = {}
     for s in dataset.samples:
         places.setdefault(s.extra["action"], Counter())[s.extra["place"]] += 1

@@ -1,4 +1,4 @@
-"""A model small enough to see through, with dropout, which none of the papers need have: for tests of the loop."""
+"""A small model with dropout, and a paper that uses it, for tests of training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PAPER = papers.Paper(
 
 
 class ToyAligner(nn.Module):
-    """Clip times query, number by number, of which dropout takes some away; it writes down every call."""
+    """The product of clip and query, number by number, with dropout; `calls` records every forward pass."""
 
     def __init__(self, width: int, *, dropout: float):
         super().__init__()
@@ -54,7 +54,7 @@ class ToyAligner(nn.Module):
 
 
 class ToyDetector(nn.Module):
-    """A score for each clip; the three best clips are the moments."""
+    """A score for each clip; the three best clips are the predicted moments."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -76,7 +76,7 @@ class ToyDetector(nn.Module):
 
 
 def register(set_item=dict.__setitem__) -> None:
-    """Put the toy in the tables; `monkeypatch.setitem` takes it out again."""
+    """Add the toy to the tables of parts and papers; `monkeypatch.setitem` removes it after the test."""
     set_item(papers.ALIGNERS, "toy", lambda widths, **options: ToyAligner(widths.joint, **options))
     set_item(papers.DETECTORS, "toy", lambda width, **options: ToyDetector(width, **options))
     set_item(papers.PAPERS, "toy", PAPER)

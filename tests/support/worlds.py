@@ -1,4 +1,4 @@
-"""Datasets of which every value can be foretold, for tests of augmenters; the annotations of QVHighlights; a count."""
+"""Datasets of known values, for tests of augmenters; the annotations of QVHighlights; a chi-square statistic."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from mrlib.data import Bank, MomentDataset, Sample, load_annotations
 
 
 def world(lengths: list[int], annotated: list[tuple], clip_s: float = 2.0, late: int = 0) -> MomentDataset:
-    """Videos whose clip t is the row (number of the video, t).
+    """A dataset whose features are known: clip t of video v is the row (v, t), query i is i.
 
-    annotated  for every sample the number of its video, its windows, mined ones, and its saliency {clip: scores}, or
-               None; windows in clips
-    late       the videos last so many clips longer than their features
+    annotated  for every sample the number of its video, its windows and mined windows in clips, and its saliency,
+               {clip: scores} or None
+    late       number of clips by which a video is longer than its features
     """
     samples = [
         Sample(
@@ -35,14 +35,14 @@ def world(lengths: list[int], annotated: list[tuple], clip_s: float = 2.0, late:
         for i, (v, windows, mined, saliency) in enumerate(annotated)
     ]
     clips = [np.stack([np.full(n, v), np.arange(n)], 1).astype(np.float32) for v, n in enumerate(lengths)]
-    questions = [np.full((1 + i % 3, 1), i, dtype=np.float32) for i in range(len(samples))]
+    queries = [np.full((1 + i % 3, 1), i, dtype=np.float32) for i in range(len(samples))]
     return MomentDataset(
         name="worlds",
         split="train",
         samples=samples,
         target=Bank.from_arrays(clips),
         video=torch.tensor([a[0] for a in annotated]),
-        query=Bank.from_arrays(questions),
+        query=Bank.from_arrays(queries),
         query_item=torch.arange(len(samples)),
         query_joint=None,
         streams={"number": slice(0, 1), "clip": slice(1, 2)},
@@ -52,7 +52,7 @@ def world(lengths: list[int], annotated: list[tuple], clip_s: float = 2.0, late:
 
 
 def odd_windows(dice: random.Random, n: int, most: int) -> list[tuple[int, int]]:
-    """The whole video, one, two that touch, very many, some that overlap or do not, or some beyond the last row."""
+    """Windows of n clips: the whole video, two that touch, very many, overlapping ones, or one after the last clip."""
     kind = dice.randrange(5)
     if kind == 0:
         return [(0, n)]
@@ -65,7 +65,7 @@ def odd_windows(dice: random.Random, n: int, most: int) -> list[tuple[int, int]]
 
 
 def real_training_set() -> MomentDataset:
-    """QVHighlights' own annotations in the folder MRLIB_DATA, a number in place of each clip's features."""
+    """The annotations of QVHighlights in the folder MRLIB_DATA, with the feature 1 for every clip."""
     samples = load_annotations(Path(os.environ["MRLIB_DATA"], "qvhighlights", "highlight_train_release.jsonl"))
     videos = {s.vid: int(s.duration // 2) for s in samples}
     numbers = {vid: i for i, vid in enumerate(videos)}
@@ -80,8 +80,8 @@ def real_training_set() -> MomentDataset:
     )
 
 
-def chi_square(seen: Counter, outcomes: list) -> float:
-    """Of equally likely outcomes; none else may be seen."""
-    assert set(seen) <= set(outcomes)
-    expected = seen.total() / len(outcomes)
-    return sum((seen[x] - expected) ** 2 / expected for x in outcomes)
+def chi_square(counts: Counter, outcomes: list) -> float:
+    """The statistic of counts of equally likely outcomes; other outcomes fail."""
+    assert set(counts) <= set(outcomes)
+    expected = counts.total() / len(outcomes)
+    return sum((counts[x] - expected) ** 2 / expected for x in outcomes)
