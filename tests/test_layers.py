@@ -13,7 +13,9 @@ from mrlib.layers import (
     EncoderLayer,
     FeedForward,
     LearnedPositions,
+    Projected,
     Projection,
+    Sizes,
     endpoints,
     masked_mean,
     sine_positions,
@@ -117,6 +119,25 @@ def test_a_projection_is_norm_dropout_and_linear_with_relu_between():
     norm1, _, linear1, _, norm2, _, linear2 = layers
     x = torch.randn(4, 5)
     torch.testing.assert_close(layers(x), linear2(norm2(linear1(norm1(x)).relu())))
+
+
+def test_the_default_sizes_are_those_of_qd_detr():
+    """[QD-DETR] Two layers of width 256 with 8 heads and 1024 hidden units; dropout 0.1, and 0.5 on the input."""
+    sizes = Sizes()
+    assert (sizes.layers, sizes.projections, sizes.input_dropout, sizes.tef) == (2, 2, 0.5, True)
+    assert sizes.layer == (256, 8, 1024, 0.1, "prelu")
+
+
+@pytest.mark.parametrize("tef", [True, False])
+def test_clips_are_projected_with_their_endpoints_and_queries_without(tef):
+    layers = random(Projected(16, 9, Sizes(width=8, tef=tef)))
+    x, mask, query = ROWS["x"], ROWS["mask"], torch.randn(3, 4, 9)
+    features = torch.cat([x, endpoints(mask)], 2) if tef else x
+    target, projected_query = layers.project(x, mask, query)
+    torch.testing.assert_close(target, layers.project_target(features))
+    torch.testing.assert_close(projected_query, layers.project_query(query))
+    assert layers.project_target[0].normalized_shape == (18 if tef else 16,)
+    assert (target.shape, projected_query.shape) == ((3, 7, 8), (3, 4, 8))
 
 
 def test_learned_positions_depend_on_the_features_and_are_limited_in_number():

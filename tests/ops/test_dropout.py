@@ -1,12 +1,14 @@
 """`mrlib.ops.dropout` against torch's operations one after another, with the same mask."""
 
 import importlib.util
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from mrlib.layers import Dropout, Projection, attend
+from mrlib.ops import dropout as module
 from mrlib.ops.dropout import dropout, fused, norm_dropout_linear
 
 needs_numba = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba is not installed")
@@ -77,6 +79,39 @@ def test_strided_and_empty_tensors_can_be_dropped_out():
 def test_p_may_be_0_or_1(p):
     x = torch.randn(4, 5)
     assert dropout(x, p).equal(x * (1 - p))
+
+
+@pytest.mark.parametrize("p", [0.0, 1.0])
+def test_norm_dropout_linear_without_randomness(p):
+    """At p = 0 it is norm and product, at p = 1 the bias; torch's generator does not advance at p = 0."""
+    x, parameters = features_and_parameters()
+    state = torch.get_rng_state()
+    y = norm_dropout_linear(x, *parameters[:2], 1e-5, p, *parameters[2:])
+    torch.testing.assert_close(y, one_after_another(x, *parameters, 1 - p))
+    if p == 0:
+        dropout(x, p)
+        assert torch.get_rng_state().equal(state)
+
+
+@needs_numba
+def test_the_kernels_are_used_for_float_tensors_on_the_cpu():
+    assert fused(torch.ones(2)) and fused(torch.ones(2, dtype=torch.float64))
+    assert not fused(torch.ones(0)) and not fused(torch.ones(2, dtype=torch.int64))
+    assert not fused(torch.ones(1).expand(2**32)) and fused(torch.ones(1).expand(2**32 - 1))
+
+
+def test_without_numba_torchs_dropout_is_used(monkeypatch):
+    monkeypatch.setitem(sys.modules, "numba", None)
+    monkeypatch.delitem(sys.modules, "mrlib.ops.dropout_cpu", raising=False)
+    monkeypatch.delattr("mrlib.ops.dropout_cpu", raising=False)
+    module._kernels.cache_clear()
+    try:
+        assert not fused(torch.ones(2))
+        torch.manual_seed(3)
+        expected = F.dropout(torch.ones(50), 0.5)
+        assert mask_of(lambda x: dropout(x, 0.5), 50, dtype=torch.float32).equal(expected)
+    finally:
+        module._kernels.cache_clear()
 
 
 def test_half_precision_and_autocast_use_torchs_dropout():
