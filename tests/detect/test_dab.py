@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from mrlib.detect.dab import DabDecoder, DabDetector, span_positions
+from mrlib.detect.dab import DabDecoder, DabDetector, query_content, refine, span_positions, zero_content
 from mrlib.detect.detr import inverse_sigmoid
+from mrlib.layers import sine_positions
 from tests.reference.official_detr import span_sines
 from tests.support.batches import make_batch
 from tests.support.detr import aligned_of, make, run_decoder
+from tests.support.modules import shaken
 
 
 def decoder_of(layers=3, **options):
@@ -30,7 +32,9 @@ def test_span_positions_are_waves_of_the_centre_and_then_of_the_width():
 def test_weights_start_as_in_the_paper():
     """[QD-DETR] Xavier-uniform matrices, also the last one of `move`; moment queries from a normal distribution."""
     decoder = decoder_of()
-    assert all(x.abs().sum() == 0 for x in (decoder.move.layers[-1].bias, decoder.layers[0].self_attn.out_proj.bias))
+    biases = [decoder.move.layers[-1].bias]
+    biases += [attn.out_proj.bias for layer in decoder.layers for attn in (layer.self_attn, layer.cross_attn)]
+    assert all(x.abs().sum() == 0 for x in biases)
     for linear in (
         decoder.move.layers[-1],
         decoder.layers[1].cross_attn.q_sine,
@@ -42,6 +46,93 @@ def test_weights_start_as_in_the_paper():
     assert logits.std().item() == pytest.approx(1, abs=0.1)
     slopes = [layer.feed_forward.activation.weight.item() for layer in decoder.layers]
     assert slopes == [0.25] * 3
+
+
+def attention_by_hand(q, k, v, heads):
+    """Attention, vector by vector and head by head: q (K, e), k (S, e), v (S, f) -> (K, f)."""
+    rows = []
+    for query in q.split(1):
+        parts = []
+        for q_head, k_head, v_head in zip(query.chunk(heads, 1), k.chunk(heads, 1), v.chunk(heads, 1), strict=True):
+            weights = (k_head @ q_head[0] / math.sqrt(q_head.shape[1])).softmax(0)  # (S,)
+            parts.append(weights @ v_head)
+        rows.append(torch.cat(parts))
+    return torch.stack(rows)
+
+
+def side_by_side(a, b, heads):
+    """Head by head, the channels of a and then those of b."""
+    return torch.cat([x for pair in zip(a.chunk(heads, 1), b.chunk(heads, 1), strict=True) for x in pair], 1)
+
+
+def decoder_by_hand(decoder, clips, content, heads):
+    """[QD-DETR] States and references (L, K, d), (L, K, 2) of one video without padding."""
+    positions = sine_positions(torch.ones(1, len(clips), dtype=torch.bool), 16)[0]
+    reference = decoder.moment_queries.weight.sigmoid()
+    x, states, references = content.expand(len(reference), -1), [], []
+    for i, layer in enumerate(decoder.layers):
+        references.append(reference)
+        sines = torch.stack([span_sines(span, 16) for span in reference])
+        p = decoder.place(sines)
+        u = sines * decoder.anchor(x).sigmoid() / reference[:, 1:]
+        if i > 0:
+            u = u * decoder.scale(x)
+        attn = layer.self_attn
+        q, k = attn.q_content(x) + attn.q_place(p), attn.k_content(x) + attn.k_place(p)
+        x = layer.norm1(x + attn.out_proj(attention_by_hand(q, k, attn.value(x), heads)))
+        attn = layer.cross_attn
+        q, k = attn.q_content(x), attn.k_content(clips)
+        if i == 0:
+            q, k = q + attn.q_place(p), k + attn.k_place(positions)
+        q, k = side_by_side(q, attn.q_sine(u), heads), side_by_side(k, attn.k_place(positions), heads)
+        x = layer.norm2(x + attn.out_proj(attention_by_hand(q, k, attn.value(clips), heads)))
+        x = layer.norm3(x + layer.feed_forward(x))
+        states.append(decoder.norm(x))
+        reference = (decoder.move(x) + inverse_sigmoid(reference)).sigmoid()
+    return torch.stack(states), torch.stack(references)
+
+
+@pytest.mark.parametrize("content", [zero_content, query_content])
+@torch.no_grad()
+def test_the_decoder_equals_its_definition(content):
+    """[QD-DETR], [AMR, decoder] Two videos in one padded batch."""
+    decoder, batch = shaken(decoder_of(content=content)), make_batch([6, 9])
+    aligned = aligned_of(batch)
+    decoded = run_decoder(decoder, aligned)
+    for b, n in enumerate([6, 9]):
+        start = torch.zeros(16) if content is zero_content else aligned.query_global[b]
+        states, references = decoder_by_hand(decoder, aligned.target[b, :n], start, heads=4)
+        torch.testing.assert_close(decoded.states[:, b], states, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(decoded.references[:, b], references, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_sets_read_one_another_only_with_joint_self_attention():
+    """[AMR stage 2] Without it, decoding two sets equals decoding each alone."""
+    aligned = aligned_of(make_batch([6, 9]))
+    for joint in (False, True):
+        decoder = shaken(decoder_of(joint_self_attention=joint))
+        sets = list(torch.randn(2, 4, 2, generator=torch.Generator().manual_seed(0)))
+        inputs = aligned.target, aligned.mask, aligned.query_global
+        together = refine(decoder, sets, *inputs).states
+        alone = torch.cat([refine(decoder, [x], *inputs).states for x in sets], 2)
+        assert torch.allclose(together, alone, atol=1e-5) is not joint
+
+
+def test_dropout_acts_only_in_training():
+    """In the attention and on every branch."""
+    aligned = aligned_of(make_batch([6, 9]))
+    decoder = decoder_of(dropout=0.5)
+    assert torch.equal(run_decoder(decoder, aligned).states, run_decoder(decoder, aligned).states)
+    for layer in decoder.layers:  # only the attention itself drops
+        layer.dropout.p = layer.feed_forward.dropout.p = 0.0
+    decoder.train()
+    for kind in ("self_attn", "cross_attn"):
+        for layer in decoder.layers:
+            layer.self_attn.dropout = layer.cross_attn.dropout = 0.0
+            getattr(layer, kind).dropout = 0.5
+        torch.manual_seed(0)
+        assert not torch.equal(run_decoder(decoder, aligned).states, run_decoder(decoder, aligned).states), kind
 
 
 def test_every_layer_adds_its_move_to_the_logits_of_the_spans():
@@ -98,3 +189,16 @@ def test_padding_does_not_change_the_outputs():
     outputs, padded_outputs = detector(aligned, batch), detector(padded, longer)
     for name, value in outputs.items():
         torch.testing.assert_close(padded_outputs[name], value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"moment_queries": 0}, "moment_queries must be 1 or more"),
+        ({"layers": 0}, "decoder_layers must be 1 or more"),
+        ({"heads": 3}, "3 heads cannot share a width of 16"),
+    ],
+)
+def test_impossible_sizes_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        decoder_of(**options)

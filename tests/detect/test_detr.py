@@ -16,6 +16,7 @@ from mrlib.detect.detr import (
     to_centre,
     to_ends,
 )
+from mrlib.layers import sine_positions
 from tests.reference.official_detr import matching, overlap
 from tests.support.batches import make_batch
 from tests.support.detr import MOMENT_QUERIES as K
@@ -158,6 +159,25 @@ def test_moment_queries_read_clips_and_tokens_but_no_padding():
     zeros = run_decoder(decoder, replace(aligned, context_positions=torch.zeros(2, 4, 16))).states
     torch.testing.assert_close(zeros, before)
     assert not torch.allclose(random, before)
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+@torch.no_grad()
+def test_the_decoder_is_a_stack_of_decoder_layers(pre_norm):
+    """[Moment-DETR] The content starts at zero; the memory is the real clips and then the real tokens."""
+    decoder, batch = make(pre_norm=pre_norm).decoder, make_batch([6, 9])
+    aligned = aligned_of(batch, tokens=4)
+    mask = torch.tensor([[True, True, False, False], [True, False, True, True]])
+    places = torch.randn(2, 4, 16, generator=torch.Generator().manual_seed(3))
+    states = run_decoder(decoder, replace(aligned, context_mask=mask, context_positions=places)).states
+    assert all(layer.pre_norm is pre_norm for layer in decoder.layers)
+    for b, n in enumerate([6, 9]):
+        memory = torch.cat([aligned.target[b, :n], aligned.context[b, mask[b]]])[None]
+        positions = torch.cat([sine_positions(torch.ones(1, n, dtype=torch.bool), 16)[0], places[b, mask[b]]])[None]
+        x, learned = torch.zeros(1, K, 16), decoder.moment_queries.weight[None]
+        for i, layer in enumerate(decoder.layers):
+            x = layer(x, learned, memory, positions, torch.ones(1, memory.shape[1], dtype=torch.bool))
+            torch.testing.assert_close(states[i, b], decoder.norm(x)[0], rtol=1e-4, atol=1e-5)
 
 
 class Prior(nn.Module):

@@ -17,7 +17,7 @@ from mrlib.augment.splice import splice, splice_official
 from mrlib.checkpoint import load_official
 from mrlib.data import Bank, Widths
 from mrlib.ops.draw import Draw
-from mrlib.train import fit, main, predict_all
+from mrlib.train import main, predict_all
 from mrlib.training.stages import TrainingRunner
 from mrlib.training.trainer import Trainer
 from tests.reference import official_amr
@@ -27,6 +27,7 @@ from tests.support import worlds
 from tests.support.batches import alone, make_batch, rows
 from tests.support.files import save_npy, save_npz, write_lines
 from tests.support.modules import count
+from tests.support.runs import contents, trained
 
 QUICK = {"width": 16, "hidden": 16, "heads": 2, "layers": 1, "encoder_layers": 1, "decoder_layers": 1}
 QUICK |= {"moment_queries": 3, "batch_size": 16, "epochs": 1}
@@ -44,19 +45,6 @@ def small(**settings):
 def world():
     paper = small()
     return tuple(papers.open_split(paper, "sim", split=split, n=n) for split, n in (("train", 24), ("val", 8)))
-
-
-def trained(paper, data, out_dir=None, **options):
-    retriever = papers.build(paper, data[0])
-    history = fit(retriever, *data, paper, out_dir, device="cpu", progress=False, **options)
-    return retriever, history
-
-
-def contents(folder):
-    """Every file in a folder with its bytes, except the seconds that a run took."""
-    return {
-        str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "times.jsonl"
-    }
 
 
 TWICE = {"distill.epochs": 2}

@@ -11,6 +11,7 @@ from mrlib import checkpoint, files, metrics, papers
 from mrlib.data import open_dataset
 from mrlib.sim import export
 from mrlib.train import fit, main, predict_all
+from tests.support.runs import contents, trained
 
 QUICK = {"width": 16, "hidden": 16, "layers": 1, "moment_queries": 2, "heads": 2, "epochs": 2}
 
@@ -23,18 +24,6 @@ def open_pair(paper, n=48, **options):
     return papers.open_split(paper, "sim", split="train", n=n, **options), papers.open_split(
         paper, "sim", split="val", n=20
     )
-
-
-def trained(paper, data, out_dir=None, **options):
-    retriever = papers.build(paper, data[0])
-    history = fit(retriever, *data, paper, out_dir, device="cpu", progress=False, **options)
-    return retriever, history
-
-
-def contents(folder):
-    return {
-        str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "times.jsonl"
-    }
 
 
 def test_matr_has_the_papers_numbers():

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mrlib import files, papers
 from mrlib.data import MomentDataset, open_dataset
+from mrlib.retriever import MomentRetriever
 from mrlib.train import History, fit
 from mrlib.training.trainer import Setup
 
@@ -41,6 +42,18 @@ def run(
     retriever = papers.build(paper, world[0], seed)
     history = fit(retriever, *world, paper, out_dir, seed=seed, device="cpu", progress=False, **options)
     return history, retriever.state_dict()
+
+
+def trained(
+    paper: papers.Paper,
+    data: tuple[MomentDataset, MomentDataset | None],
+    out_dir: Path | None = None,
+    **options: Any,
+) -> tuple[MomentRetriever, History]:
+    """Build and train a model of any paper; the trained model and the history of the run."""
+    retriever = papers.build(paper, data[0])
+    history = fit(retriever, *data, paper, out_dir, device="cpu", progress=False, **options)
+    return retriever, history
 
 
 def setup_of(world: tuple[MomentDataset, MomentDataset | None], paper: papers.Paper) -> Setup:
