@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mrlib.ops.spans import diou, giou, iou, nms, soft_nms, vote
+from mrlib.ops.spans import diou, giou, inside, iou, nms, soft_nms, vote
 
 
 def spans_of(n, generator):
@@ -25,6 +25,15 @@ def test_giou_is_iou_where_the_spans_share_a_point_and_negative_where_they_do_no
     apart = torch.minimum(a[:, 1], b[:, 1]) < torch.maximum(a[:, 0], b[:, 0])
     assert apart.any() and (giou(a, b)[apart] < 0).all()
     torch.testing.assert_close(giou(a, b)[~apart], iou(a, b)[~apart])
+
+
+def test_the_clips_inside_a_span_are_those_of_its_middles_and_of_its_own_middle():
+    """Middles of 4 clips: 1/8, 3/8, 5/8, 7/8; of 2 clips: 1/4, 3/4. A start on a middle counts, an end does not."""
+    spans = [[[0.2, 0.7], [0.375, 0.875], [0.45, 0.49], [0.0, 1.0]], [[0.0, 0.6], [0.25, 0.75], [0.6, 0.7], [0.8, 1.0]]]
+    expected = [[[0, 1, 1, 0], [0, 1, 1, 0], [0, 1, 0, 0], [1, 1, 1, 1]], [[1, 0], [1, 1], [0, 1], [0, 1]]]
+    clips = inside(torch.tensor(spans, dtype=torch.float64), torch.tensor([4, 2]), 5)
+    for row, n, wanted in zip(clips, (4, 2), expected, strict=True):
+        assert row[:, :n].int().tolist() == wanted and not row[:, n:].any()
 
 
 def greedy(spans, mask, threshold, most):
