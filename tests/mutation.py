@@ -145,12 +145,14 @@ def attempt(module: str, mutated: str, limit_s: float) -> dict[str, str | float]
     file.write_text(mutated, "utf-8")
     process = multiprocessing.get_context("fork").Process(target=run_tests, args=[str(tests)])
     process.start()
-    process.join(limit_s)
-    outcome = {None: "timeout", 0: "survived"}.get(process.exitcode, "killed")
-    if outcome == "timeout":
-        os.killpg(process.pid, signal.SIGKILL)
-        process.join()
-    file.write_bytes(original)
+    try:
+        process.join(limit_s)
+        outcome = {None: "timeout", 0: "survived"}.get(process.exitcode, "killed")
+    finally:
+        if process.exitcode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.join()
+        file.write_bytes(original)
     failed = re.search(r"^(FAILED|ERROR) .*", output.read_text(errors="replace"), re.M)
     return {"outcome": outcome, "failed": failed[0] if failed else "", "seconds": round(time.monotonic() - start, 1)}
 
@@ -166,7 +168,7 @@ def main() -> None:
     wanted = tuple(name if name.endswith(".py") else name.rstrip("/") + "/" for name in options.modules)
     sources = {m: source for m, source in sample(options.sample, options.seed).items() if m.module.startswith(wanted)}
     earlier = json.loads(options.out.read_text("utf-8")) if options.out and options.out.exists() else []
-    results = {m: row for row in earlier if (m := Mutant(*(row[key] for key in Mutant._fields))) in sources}
+    results = {Mutant(*(row[key] for key in Mutant._fields)): row for row in earlier}
     pending = [m for m in sources if m not in results or results[m]["outcome"] == "survived"]
     context = multiprocessing.get_context("fork")
     with (
@@ -183,17 +185,19 @@ def main() -> None:
                 print(f"{module} is left out: its tests fail without any change: {result['failed']}", flush=True)
         pending = [m for m in pending if m.module in limits]
         futures = {pool.submit(attempt, m.module, sources[m], limits[m.module]): m for m in pending}
-        for future in as_completed(futures):
-            mutant = futures[future]
-            results[mutant] = mutant._asdict() | future.result()
-            if options.out:
-                options.out.parent.mkdir(parents=True, exist_ok=True)
-                options.out.write_text(json.dumps(list(results.values()), indent=1), "utf-8")
-            if results[mutant]["outcome"] == "survived":
-                print(f"{mutant.module}:{mutant.line}  {mutant.operator}\n{mutant.diff}", flush=True)
-    for (folder, outcome), number in sorted(
-        Counter((str(Path(mutant.module).parent), row["outcome"]) for mutant, row in results.items()).items()
-    ):
+        try:
+            for future in as_completed(futures):
+                m = futures[future]
+                results[m] = m._asdict() | future.result()
+                if options.out:
+                    options.out.parent.mkdir(parents=True, exist_ok=True)
+                    options.out.write_text(json.dumps(list(results.values()), indent=1), "utf-8")
+                if results[m]["outcome"] == "survived":
+                    print(f"{m.module}:{m.line}  {m.operator}\n{m.diff}", flush=True)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    counts = Counter((str(Path(m.module).parent), results[m]["outcome"]) for m in sources if m in results)
+    for (folder, outcome), number in sorted(counts.items()):
         print(f"{folder}: {number} {outcome}")
 
 

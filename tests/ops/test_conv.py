@@ -110,7 +110,15 @@ def test_the_fourier_method_is_used_for_large_kernels_on_large_maps():
     assert conv.fourier_is_faster((32, 32, 75, 75), (32, 32, 21, 21))
     assert conv.fourier_is_faster((32, 8, 32, 32), (8, 8, 9, 9))
     assert not conv.fourier_is_faster((32, 32, 75, 75), (32, 32, 3, 3))
+    assert not conv.fourier_is_faster((32, 32, 75, 75), (32, 32, 5, 5))
+    assert not conv.fourier_is_faster((32, 8, 32, 32), (8, 8, 5, 5))
     assert not conv.fourier_is_faster((32, 8, 8, 8), (8, 8, 9, 9))
+
+
+def test_a_grid_has_the_next_even_number_of_points_whose_prime_factors_are_2_3_and_5():
+    fast = sorted(2**a * 3**b * 5**c for a in range(1, 10) for b in range(6) for c in range(4))
+    for least in range(1, 400):
+        assert conv._fast_size(least) == min(size for size in fast if size >= least)
 
 
 @pytest.mark.parametrize("kernel", [3, 15])

@@ -27,6 +27,15 @@ def test_giou_is_iou_for_spans_that_meet_and_negative_for_disjoint_ones():
     torch.testing.assert_close(giou(a, b)[~disjoint], iou(a, b)[~disjoint])
 
 
+def test_the_clips_inside_a_span_are_those_of_its_middles_and_of_its_own_middle():
+    """Middles of 4 clips: 1/8, 3/8, 5/8, 7/8; of 2 clips: 1/4, 3/4. A start on a middle counts, an end does not."""
+    spans = [[[0.2, 0.7], [0.375, 0.875], [0.45, 0.49], [0.0, 1.0]], [[0.0, 0.6], [0.25, 0.75], [0.6, 0.7], [0.8, 1.0]]]
+    expected = [[[0, 1, 1, 0], [0, 1, 1, 0], [0, 1, 0, 0], [1, 1, 1, 1]], [[1, 0], [1, 1], [0, 1], [0, 1]]]
+    clips = inside(torch.tensor(spans, dtype=torch.float64), torch.tensor([4, 2]), 5)
+    for row, n, wanted in zip(clips, (4, 2), expected, strict=True):
+        assert row[:, :n].int().tolist() == wanted and not row[:, n:].any()
+
+
 def greedy(spans, mask, threshold, most):
     """Take the best remaining span and drop those that overlap it too much, in a plain loop."""
     remaining, kept = [k for k in range(len(spans)) if mask[k]], []
