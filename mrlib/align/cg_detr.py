@@ -207,7 +207,7 @@ class CgDetrAligner(GlobalTokenAligner):
             replace(aligned, saliency=kappa), batch, lambda *_: foreign_kappa[0], probabilities=True
         )
         logits = kappa.float().logit(saliency.PROBABILITY_EPS)  # (B, T)
-        labels = saliency.scores_of(batch).float().clamp(0, 1)  # (B, T)
+        labels = saliency.scores_of(batch).clamp(0, 1)  # (B, T)
         match = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")  # (B, T)
         of_kappa["match"] = (match * aligned.mask).sum() / shared_count(aligned.mask.sum())
         return terms | {f"words_{name}": term for name, term in of_kappa.items()}

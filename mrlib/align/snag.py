@@ -53,7 +53,7 @@ class SnagAligner(nn.Module):
         words = self.project_query(batch.query)  # (B, N, d)
         index = torch.arange(words.shape[1], device=words.device)  # (N,)
         words = words + waves(index, self.width) / self.width**0.5
-        x = torch.cat([self.nothing.to(words.dtype).expand(len(words), 1, -1), words], 1)  # (B, 1 + N, d)
+        x = torch.cat([self.nothing.expand(len(words), 1, -1), words], 1)  # (B, 1 + N, d)
         mask = torch.cat([batch.query_mask.new_ones(len(words), 1), batch.query_mask], 1)  # (B, 1 + N)
         for layer in self.layers:
             x = layer(x, torch.zeros_like(x), mask)

@@ -130,7 +130,7 @@ class UvcomAligner(GlobalTokenAligner):
         """Projected clips (B, T, d) and words (B, N, d) -> clips (B, T, d) and their saliency (B, T).  [UVCOM]
 
         Cache: `token`, the encoded global token (B, d); `clips`, the clips before the encoder (B, T, d); `words`, the
-        words after they took up the clips (B, N, d).
+        words after they attended to the clips (B, N, d).
         """
         positions = sine_positions(mask, self.width)  # (B, T, d)
         words, x = Words(query, query, query_mask), target
@@ -158,9 +158,9 @@ class UvcomAligner(GlobalTokenAligner):
         token = unit_vectors(self.clip_sense(cache["token"]))  # (B, d)
         between = batch_contrast(text, token, mask.any(1), TEMPERATURE)
         cosine = (unit_vectors(self.clip_sense(cache["clips"])) @ text[..., None])[..., 0] / TEMPERATURE  # (B, T)
-        log_share = cosine.masked_fill(~mask, torch.finfo(cosine.dtype).min).log_softmax(1).masked_fill(~mask, 0)
+        log_share = cosine.masked_fill(~mask, torch.finfo(cosine.dtype).min).log_softmax(1)  # (B, T)
         spans, annotated = batch.labels.spans[:, :1], batch.labels.span_mask[:, :1, None]
-        first = (inside(spans, mask.sum(1), mask.shape[1]) & annotated).any(1)  # (B, T)
+        first = (inside(spans, mask.sum(1), mask.shape[1]) & annotated).any(1)  # (B, T), False on padding
         within = -(log_share * first).sum() / shared_count(mask.sum())
         return self.saliency_losses(aligned, batch) | {"similarity": (between + within) / 2}
 

@@ -28,7 +28,7 @@ class Words(NamedTuple):
 
 
 def every_word(target_mask: Tensor, query_mask: Tensor) -> None:
-    """`Words.seen` if every clip may attend to all real words; the masks are those of `released_masks`."""
+    """`Words.seen` if every clip may attend to all real words; target_mask bool (B, T), query_mask bool (B, N)."""
     return None
 
 
@@ -47,7 +47,7 @@ def released_masks(target_mask: Tensor, query_mask: Tensor, heads: int) -> Tenso
 
 
 class T2VLayer(nn.Module):
-    r"""$Z = X + A$, $X \leftarrow \mathrm{LN}_2(Z + \mathrm{FFN}(\mathrm{LN}_1 Z))$, A from the words.  [QD-DETR]
+    r"""Clips attend to words: $Z = X + A$, $X \leftarrow \mathrm{LN}_2(Z + \mathrm{FFN}(\mathrm{LN}_1 Z))$.  [QD-DETR]
 
     A is the output of multi-head attention from the clips X, with their positions, to the words. The sum Z is not
     normalised before it enters the second residual.
@@ -62,7 +62,7 @@ class T2VLayer(nn.Module):
         activation: str = "prelu",
         mix: nn.Module | None = None,
     ):
-        """A layer of a width; width, heads, hidden, dropout and activation are those of `Sizes`.
+        """The numbers and the activation are those of `Sizes`.
 
         mix  a module `mix(x, positions, words) -> (B, T, d)` whose output replaces X in the sum Z; None: X itself
         """

@@ -43,6 +43,11 @@ def test_tokens_are_differences_of_neighbours_and_of_the_first_clip_and_the_star
     assert torch.equal(dynamic_tokens(x, torch.tensor([0.5, 1.0]))[mask], tokens[mask])
 
 
+def test_tokens_have_the_precision_of_the_clips():
+    clips = torch.ones(1, 3, 2, dtype=torch.bfloat16)
+    assert dynamic_tokens(clips, torch.zeros(2)).dtype == torch.bfloat16
+
+
 def test_the_cumulative_sum_of_tokens_and_start_restores_the_clips():
     """[TD-DETR Eq. 3] The inverse of the tokenizer."""
     g = torch.Generator().manual_seed(0)

@@ -118,6 +118,13 @@ def test_token_is_encoded_if_all_clips_are_padding():
     torch.testing.assert_close(token, without_clips)
 
 
+def test_encoder_input_has_the_precision_of_the_clips():
+    """A learned token is float32, clips may be of half precision; without layers, what is encoded is the input."""
+    module, clips = MeanWord(WIDTHS, Sizes(**QUICK), [], []), torch.ones(2, 3, 16, dtype=torch.bfloat16)
+    token, encoded = module.encode(torch.ones(2, 1, 16), clips, clips, torch.ones(2, 3, dtype=torch.bool))
+    assert token.dtype == encoded.dtype == torch.bfloat16
+
+
 @torch.no_grad()
 def test_relevance_equals_its_equation():
     r"""[QD-DETR] $\langle W_a M_t + b_a, W_b g + b_b \rangle / \sqrt d$, number by number."""

@@ -134,6 +134,15 @@ def test_contrasts_of_a_hand_worked_batch(temperature):
     assert losses["intra"].item() == pytest.approx(intra / 2, rel=1e-6)
 
 
+def test_contrasts_of_a_saliency_of_half_precision_are_finite():
+    """Masked logits of -1e30 do not fit into float16."""
+    module, aligned, batch = hand_worked(1.0)
+    expected = module.losses(aligned, batch)["intra"]
+    loss = module.losses(replace(aligned, saliency=aligned.saliency.half()), batch)["intra"]
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, expected, rtol=1e-3, atol=1e-3)
+
+
 def test_irrelevant_sample_has_no_part_in_the_contrasts():
     """The third sample of the hand-worked batch may be anything."""
     module, aligned, batch = hand_worked(0.07)

@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from mrlib import papers
 from mrlib.data import Widths, open_dataset
 from mrlib.layers import endpoints, sine_positions
 from tests.support.batches import batch_of
-from tests.support.modules import shaken
+from tests.support.modules import shaken, watched
 
 WIDTHS = Widths(24, 12, 16)
 SETTINGS = {"default": {}, "pre-norm": {"pre_norm": True}, "learned": {"query_positions": "learned"}}
@@ -44,6 +45,28 @@ def test_clips_and_words_are_encoded_together_and_the_words_become_the_context(n
     assert torch.equal(aligned.mask, batch.target_mask) and torch.equal(aligned.query_mask, batch.query_mask)
     for b, mask in enumerate(batch.query_mask):
         torch.testing.assert_close(aligned.query_global[b], x[b, 12:][mask].mean(0))
+
+
+class FirstWord(nn.Module):
+    """A `mix` whose output is the clips plus the first word, and which records its arguments."""
+
+    def forward(self, x, positions, words):
+        self.given = x, positions, words
+        return x + words.values[:, :1]
+
+
+@torch.no_grad()
+def test_clips_are_mixed_before_the_first_layer():
+    """Words are keys with their learned positions and values without; `context_positions` are those positions."""
+    module, batch = aligner(query_positions="learned"), batch_of()
+    module.mix, calls = FirstWord(), watched(module.layers)[0]
+    aligned = module(batch)
+    target, query = module.project(batch.target, batch.target_mask, batch.query)
+    x, positions, words = module.mix.given
+    assert torch.equal(x, target) and torch.equal(positions, sine_positions(batch.target_mask, 16))
+    assert torch.equal(words.values, query) and torch.equal(words.mask, batch.query_mask)
+    torch.testing.assert_close(words.keys, query + aligned.context_positions)
+    torch.testing.assert_close(calls[0].given[0], torch.cat([target + query[:, :1], query], 1))
 
 
 def test_loss_is_the_margin_of_the_saliency():

@@ -67,6 +67,11 @@ def test_words_have_sine_positions_and_follow_a_learned_token():
         torch.testing.assert_close(aligned.query_global[b], x[0, 1:].mean(0), rtol=1e-4, atol=1e-5)
 
 
+def test_learned_token_is_initialised_small():
+    """[SnAG] With a standard deviation of 0.02."""
+    assert 0.017 < small_aligner(width=1024).nothing.std() < 0.023
+
+
 def test_every_parameter_gets_a_gradient_from_the_output_and_there_is_no_loss():
     aligner, batch = small_aligner(), batch_of()
     aligned = aligner(batch)

@@ -71,6 +71,11 @@ def test_saliency_is_the_scaled_product_of_every_clip_with_the_global_token():
             torch.testing.assert_close(aligned.target[b, t], output[b, t + 1])
 
 
+def test_only_learned_positions_are_built():
+    assert aligner(places=7).places is None
+    assert aligner(query_positions="learned", places=7).places.position_embeddings.weight.shape == (7, 16)
+
+
 @pytest.mark.parametrize("masks", ["keys", "released"])
 @torch.no_grad()
 def test_layers_get_the_words_that_clips_may_attend_to(masks):

@@ -74,6 +74,19 @@ def test_prototypes_and_walk_have_the_gradients_of_their_equations():
     assert torch.autograd.gradcheck(lambda x, text: walk(x, text, mask)[mask], (x, drawn(2, 2, 3).requires_grad_()))
 
 
+def test_prototypes_and_walk_run_in_full_precision():
+    """Also of half precision features, and under autocast: results are those of the features in float32."""
+    mask = torch.tensor([[True] * 4, [True, True, False, False]])
+    x, start, text = (drawn(*shape).bfloat16() for shape in ((2, 4, 3), (2, 3), (2, 2, 3)))
+    expected = prototypes(start.float(), x.float(), mask), walk(x.float(), text.float(), mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        results = [prototypes(start, x, mask), walk(x, text, mask)]
+        results += [prototypes(start.float(), x.float(), mask), walk(x.float(), text.float(), mask)]
+    for result, value in zip([prototypes(start, x, mask), walk(x, text, mask), *results], [*expected] * 3, strict=True):
+        assert result.dtype == torch.float32
+        torch.testing.assert_close(result, value)
+
+
 @torch.no_grad()
 def test_local_is_three_convolutions_and_ignores_padding():
     """[UVCOM] To the middle one, padding and clips beyond the ends are 0."""
@@ -92,7 +105,7 @@ def test_local_is_three_convolutions_and_ignores_padding():
 
 def test_nearest_candidate_has_the_highest_mean_cosine_to_the_words():
     """[UVCOM] Not the highest cosine to one of them, nor the largest norm."""
-    text = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]]).expand(2, -1, -1)
+    text = torch.tensor([[[9.0, 0.0], [0.0, 0.2]]]).expand(2, -1, -1)
     candidates = torch.tensor([[[2.0, 0.0], [0.1, 0.1], [0.0, 9.0]], [[0.0, 3.0], [3.0, -1.0], [-1.0, -1.0]]])
     assert nearest(candidates, text).tolist() == [[[pytest.approx(0.1), pytest.approx(0.1)]], [[0.0, 3.0]]]
 
