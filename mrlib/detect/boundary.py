@@ -260,9 +260,9 @@ FUSIONS: Mapping[str, Callable[..., tuple[Tensor, Tensor]]] = {
 def targets(windows: Tensor, window_mask: Tensor, mask: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """Which clips are inside a window, and which window each is inside.  [MATR, losses]
 
-    A clip is inside a window if its time is. A window shorter than a clip is first widened to one clip; if no time is
-    inside even then, the clip in which the window starts counts as inside. Of several windows that a clip is inside,
-    the one with the nearest centre counts.
+    A clip is inside a window if its time is. A window shorter than a clip is first widened to one clip; a window behind
+    the time of the last clip has that clip. Of several windows that a clip is inside, the one with the nearest centre
+    counts.
 
     windows      (B, W, 2)  fractions of the real clips; window_mask bool (B, W)
     mask, t      bool (B, T), (B, T)  the clips and their times
@@ -275,13 +275,12 @@ def targets(windows: Tensor, window_mask: Tensor, mask: Tensor, t: Tensor) -> tu
     half = half.clamp(min=0.5 / n)
     wide = torch.cat([centre - half, centre + half], -1).clamp(0, 1)  # (B, W, 2)
     wide = torch.stack([wide[..., 0], wide[..., 1].maximum(1 / n[..., 0])], -1)
-    clip = torch.arange(mask.shape[1], device=mask.device)  # (T,)
+    last = torch.arange(mask.shape[1], device=mask.device)[:, None] == n - 1  # (B, T, 1)
     slack = 1e-6  # times on the ends are inside, also in float32
     covers = (t[:, :, None] >= wide[:, None, :, 0] - slack) & (
         t[:, :, None] <= wide[:, None, :, 1] + slack
     )  # (B, T, W)
-    first = (windows[..., 0] * n[..., 0] + 1e-4).floor().clamp(min=0).minimum(n[..., 0] - 1)  # (B, W)
-    covers = covers | (~covers.any(1, keepdim=True) & (clip[:, None] == first[:, None]))
+    covers = covers | (~covers.any(1, keepdim=True) & last)
     covers = covers & window_mask[:, None] & mask[..., None]
     distance = (t[:, :, None] - wide.mean(-1)[:, None]).abs().masked_fill(~covers, torch.inf)  # (B, T, W)
     nearest = distance.argmin(-1)  # (B, T)

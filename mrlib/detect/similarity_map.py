@@ -47,7 +47,7 @@ def similarity(target: Tensor, mask: Tensor) -> Tensor:
 
 
 def standardised(s: Tensor, mask: Tensor) -> Tensor:
-    """Every map (B, T, T) with mean 0 and standard deviation 1 over its real cells, 0 on padding. Not in the paper.
+    """Maps (B, T, T), 0 on padding, scaled to mean 0 and standard deviation 1 over their real cells. Not in the paper.
 
     Clips of one video have a large part in common, so their cosines are all close to a large mean. In short training
     runs, removing that mean makes the difference.

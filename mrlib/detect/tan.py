@@ -105,8 +105,7 @@ class TanDetector(nn.Module):
         """
         clips = self.clips(aligned.target).relu().masked_fill(~aligned.mask[..., None], 0)  # (B, T, H)
         x = self.query(aligned.query_global)[..., None, None] * self.moments(moment_map(clips.mT))  # (B, H, T, T)
-        with torch.autocast(x.device.type, enabled=False):
-            x = F.normalize(full_precision(x), dim=1, eps=1e-6)
+        x = F.normalize(full_precision(x), dim=1, eps=1e-6)
         return x.masked_fill(~cells(aligned.mask)[:, None], 0)
 
     def forward(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:

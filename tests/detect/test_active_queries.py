@@ -127,6 +127,19 @@ def test_linear_layers_are_copied_and_the_activation_is_shared():
     assert (split(x) - before).abs().amax((0, 2)).gt(1e-3).all()
 
 
+def test_dropout_acts_on_both_halves_in_training_only():
+    """[AMR stage 2] The original half draws first, so that its numbers are those of the first stage."""
+    torch.manual_seed(0)
+    plain, x = FeedForward(6, 64, 0.5, "relu"), torch.ones(2, 4, 6)
+    split = SplitFeedForward(copy.deepcopy(plain)).train()
+    assert ((split(x) - split(x)).abs().amax(2) > 1e-3).all()
+    torch.manual_seed(1)
+    original = split(x)[:, :2]
+    torch.manual_seed(1)
+    torch.testing.assert_close(original, plain.train()(x[:, :2]))
+    assert torch.equal(split.eval()(x), split(x))
+
+
 def test_both_sets_and_the_shared_parameters_get_gradients():
     """[AMR stage 2] Six windows, more than a set has moment queries, are matched with both sets together."""
     batch = make_batch([9, 7, 12], motion=8, windows=[[(i, i + 1) for i in range(6)], [(0, 2)], []])

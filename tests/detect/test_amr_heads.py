@@ -10,8 +10,9 @@ from torch import nn
 from mrlib import papers
 from mrlib.data import Widths
 from mrlib.detect.amr_heads import FocalLoss, IouHead, MaskHead, OwnMasks, hidden, seen
-from mrlib.detect.dab import DabDecoder, query_content
+from mrlib.detect.dab import DabDecoder, query_content, zero_content
 from mrlib.detect.detr import ClassHead, Decoded, DetrDecoder, DetrDetector, SpanHead, first_windows, to_ends
+from mrlib.detect.span_length import duration_in_clips, of_clips
 from tests.support.batches import make_batch
 from tests.support.detr import aligned_of
 from tests.support.modules import shaken
@@ -161,6 +162,9 @@ def test_cost_and_loss_of_a_mask_are_one_minus_its_iou_with_a_window():
     loss.sum().backward()
     assert outputs["masks"].grad.any()
     assert head.losses(outputs, truth, torch.tensor([[[-1, 0]]]))["mask"].item() == pytest.approx(0.5)
+    layers = {"masks": outputs["masks"].expand(2, -1, -1, -1)}
+    loss = head.losses(layers, truth, torch.tensor([[[1, 0]], [[0, 1]]]))["mask"]
+    torch.testing.assert_close(loss, torch.tensor([1 - (1 / 15 + 0.5) / 2, 1 - (0.6 + 0.2) / 2]))
 
 
 def test_the_last_mask_can_be_that_of_the_layer_before_without_a_loss(batch):
@@ -226,10 +230,11 @@ def test_the_heads_work_with_either_decoder_and_every_parameter_gets_a_gradient(
 
 
 def test_without_windows_every_moment_query_is_background_with_quality_0():
-    """Where all windows are masked, and where the labels have no place for any."""
+    """Where all windows are masked, also with numbers in their places, and where the labels have no place for any."""
     batch = make_batch([6, 9], windows=[[], []])
+    filled = replace(batch.labels, spans=torch.tensor([[[0.2, 0.8]], [[0.0, 1.0]]]))
     none = replace(batch.labels, spans=batch.labels.spans[:, :0], span_mask=batch.labels.span_mask[:, :0])
-    for unlabelled in (batch, replace(batch, labels=none)):
+    for unlabelled in (batch, replace(batch, labels=filled), replace(batch, labels=none)):
         detector, aligned = make(), aligned_of(unlabelled)
         outputs = detector(aligned, unlabelled)
         terms = detector.losses(outputs, aligned, unlabelled)
@@ -280,6 +285,14 @@ def test_the_matching_cost_is_the_sum_of_the_heads_costs(batch):
         assert matched[layer, 2, 0] == cost[layer, 2, :, 0].argmin()
     for name in ("cost_mask", "cost_class"):
         assert not torch.equal(make(**{name: 1000.0}).match(outputs, truth), matched), name
+
+
+def test_the_builder_passes_its_options_on():
+    """Contents, the length of spans, and the decoder's own options."""
+    assert make(content="zero").decoder.content is zero_content
+    assert make(content="query").decoder.content is query_content
+    assert make(length="duration").span_length is duration_in_clips and make(length="clips").span_length is of_clips
+    assert not make(joint_self_attention=False).decoder.layers[0].self_attn.joint
 
 
 @pytest.mark.parametrize(

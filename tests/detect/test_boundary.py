@@ -1,12 +1,13 @@
 """Boundary regression at every clip: targets, heads, losses and decoding against worked cases and plain loops."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
 from mrlib.align import Aligned
-from mrlib.detect.boundary import build_boundary, targets
+from mrlib.detect.boundary import BoundedOffsets, ConvHead, RawOffsets, build_boundary, targets
 from tests.support.batches import make_batch
 
 LENGTHS = [9, 6, 1, 12]
@@ -65,6 +66,88 @@ def test_a_clip_is_inside_if_its_time_is_and_every_window_has_a_clip(edge):
         inside, truth = targets(spans, torch.ones(1, 1, dtype=torch.bool), mask[None], padded)
         assert inside[0, :n].tolist() == expected and not inside[0, n:].any() and inside.any()
         torch.testing.assert_close(truth[inside], torch.tensor([[s, e]] * sum(expected), dtype=torch.float64))
+
+
+def test_a_window_behind_the_time_of_the_last_clip_has_that_clip():
+    """Annotated windows may start after the features end."""
+    mask = torch.arange(6) < 4
+    t = torch.tensor([clip_times(4) + [1.1, 1.4]])
+    for start, end in ((0.9, 1.2), (1.1, 1.3)):
+        inside, truth = targets(torch.tensor([[[start, end]]]), torch.ones(1, 1).bool(), mask[None], t)
+        assert inside[0].tolist() == [False, False, False, True, False, False]
+        torch.testing.assert_close(truth[0, 3], torch.tensor([min(start, 1.0), 1.0]))
+
+
+def test_of_overlapping_windows_the_one_with_the_nearest_centre_counts():
+    """By hand: 10 clips, windows with centres 0.4 and 0.65; clips outside both have no window."""
+    batch = make_batch([10, 12], windows=[[(0, 8), (3, 9)], [(0, 1)]])
+    t = build_boundary(8)._times(batch.target_mask)
+    inside, truth = targets(batch.labels.spans, batch.labels.span_mask, batch.target_mask, t)
+    assert inside[0].tolist() == [True] * 9 + [False] * 3
+    windows = [(0.0, 0.8)] * 5 + [(0.3, 0.9)] * 4 + [(0.0, 0.0)] * 3
+    torch.testing.assert_close(truth[0], torch.tensor(windows))
+
+
+def test_offsets_and_spans_equal_their_definitions():
+    """[MATR §3.2] Bounded ones are distances and as targets never negative; raw ones are signed, as released."""
+    t, outputs = torch.tensor([[0.25, 0.75]]), torch.tensor([[[0.0, 2.0], [-1.0, 0.5]]])
+    windows = torch.tensor([[[0.3, 0.9], [0.2, 1.0]]])
+    offset, spans = BoundedOffsets().spans(t, outputs)
+    p = [[1 / (1 + math.exp(-x)) for x in row] for row in outputs[0].tolist()]
+    torch.testing.assert_close(offset[0], torch.tensor(p))
+    torch.testing.assert_close(
+        spans[0], torch.tensor([[0.25 - p[0][0], 0.25 + p[0][1]], [0.75 - p[1][0], 0.75 + p[1][1]]])
+    )
+    torch.testing.assert_close(BoundedOffsets().targets(t, windows), torch.tensor([[[0.0, 0.65], [0.55, 0.25]]]))
+    offset, spans = RawOffsets().spans(t, outputs)
+    assert torch.equal(offset, outputs)
+    torch.testing.assert_close(spans, torch.tensor([[[0.25, 2.25], [-0.25, 1.25]]]))
+    torch.testing.assert_close(RawOffsets().targets(t, windows), torch.tensor([[[0.05, 0.65], [-0.55, 0.25]]]))
+
+
+@pytest.mark.parametrize("hidden", [True, False])
+@torch.no_grad()
+def test_a_convolutional_head_equals_its_definition(hidden):
+    """[MATR §3.2] Three convolutions of 3 with ReLU between, place by place; padding is 0 before each or stays."""
+    torch.manual_seed(0)
+    head, x, mask = ConvHead(4, 6, 2), torch.randn(1, 7, 4), torch.arange(7) < 5
+    outputs = head(x, mask[None] if hidden else None)[0]
+    rows = list(x[0])
+    for i, layer in enumerate(head.layers):
+        rows = [row.clamp(min=0) if i else row for row in rows]
+        rows = [row * real if hidden else row for row, real in zip(rows, mask.tolist(), strict=True)]
+        zero = torch.zeros_like(rows[0])
+        around = [zero, *rows, zero]
+        rows = [sum(layer.weight[:, :, k] @ around[t + k] for k in range(3)) + layer.bias for t in range(7)]
+    torch.testing.assert_close(outputs, torch.stack(rows))
+
+
+@torch.no_grad()
+def test_fusions_equal_their_definitions(batch):
+    """[MATR §3.2] What the convolutional heads read from each sample; the second token of every sample is padding."""
+    mask = torch.tensor([True, False, True]).expand(4, -1)
+    aligned = replace(aligned_of(batch), context_mask=mask)
+    for fusion in ("sequence", "channel", "attend", "none"):
+        detector, inputs = build_boundary(8, fusion=fusion, heads=2), []
+        detector.foreground.register_forward_pre_hook(lambda _, args, inputs=inputs: inputs.append(args))
+        detector(aligned, batch)
+        x, x_mask = inputs[0]
+        for b, n in enumerate(LENGTHS):
+            clips, tokens = aligned.target[b, :n], aligned.context[b]
+            if fusion == "sequence":
+                expected = torch.cat([clips, tokens * mask[b, :, None]])
+                assert x_mask[b].tolist() == [True] * n + mask[b].tolist() + [False] * (12 - n)
+                assert not x[b, n + 3 :].any()
+            else:
+                assert torch.equal(x_mask, aligned.mask)
+            if fusion == "channel":
+                expected = torch.cat([clips, tokens[mask[b]].mean(0).expand(n, -1)], 1)
+            if fusion == "attend":
+                keys = tokens[None, mask[b]]
+                expected = clips + detector.attend(clips[None], keys, keys)[0]
+            if fusion == "none":
+                expected = clips
+            torch.testing.assert_close(x[b, : len(expected)], expected)
 
 
 def test_every_foreground_clip_has_the_exact_window():
@@ -147,12 +230,13 @@ def test_padding_and_other_samples_do_not_change_the_outputs(batch, fusion):
 
 
 @pytest.mark.parametrize("fusion", ["sequence", "channel", "attend", "none"])
-def test_padded_tokens_do_not_change_the_outputs(batch, fusion):
-    """Three tokens, and the same three with two padded ones behind them."""
+@pytest.mark.parametrize("count", [1, 3])
+def test_padded_tokens_do_not_change_the_outputs(batch, fusion, count):
+    """Real tokens, and the same with two padded ones behind them."""
     torch.manual_seed(0)
-    detector, aligned = build_boundary(8, fusion=fusion, heads=2).eval(), aligned_of(batch)
+    detector, aligned = build_boundary(8, fusion=fusion, heads=2).eval(), aligned_of(batch, tokens=count)
     tokens = torch.cat([aligned.context, torch.full((4, 2, 8), 9.0)], 1)
-    mask = (torch.arange(5) < 3).expand(4, -1)
+    mask = (torch.arange(count + 2) < count).expand(4, -1)
     padded, plain = detector(replace(aligned, context=tokens, context_mask=mask), batch), detector(aligned, batch)
     for name, value in plain.items():
         real = batch.target_mask
@@ -175,6 +259,12 @@ def test_tokens_behind_the_clips_reach_only_the_last_three(batch):
     assert clips_that_read_tokens("none", batch) == []
 
 
+def test_every_fusion_works_with_padded_tokens_only(batch):
+    aligned = replace(aligned_of(batch), context_mask=torch.zeros(4, 3, dtype=torch.bool))
+    for fusion in ("sequence", "channel", "attend", "none"):
+        assert build_boundary(8, fusion=fusion, heads=2)(aligned, batch)["logits"].isfinite().all()
+
+
 def test_every_fusion_works_without_tokens(batch):
     for fusion in ("sequence", "channel", "attend", "none"):
         outputs = build_boundary(8, fusion=fusion, heads=2)(aligned_of(batch, tokens=0), batch)
@@ -182,13 +272,13 @@ def test_every_fusion_works_without_tokens(batch):
 
 
 def test_moments_are_the_clips_spans_clamped_to_the_video_and_suppressed(batch):
-    """Against a plain loop; the second video ends a second before its features do."""
-    batch = replace(batch, duration_s=torch.tensor([18.0, 11.0, 2.0, 24.0]))
+    """Against a plain loop; the second video ends a second before its features do, the last one after them."""
+    batch = replace(batch, duration_s=torch.tensor([18.0, 11.0, 2.0, 25.0]))
     detector = build_boundary(8, fusion="none").eval()
     outputs = detector(aligned_of(batch), batch)
     moments = detector.decode(outputs, batch)
     for b, n in enumerate(LENGTHS):
-        last = batch.duration_s[b].item() / (2 * n)
+        last = min(1.0, batch.duration_s[b].item() / (2 * n))
         order = outputs["logits"][b, :n].argsort(descending=True, stable=True).tolist()
         kept = []
         for i in order:
@@ -201,12 +291,31 @@ def test_moments_are_the_clips_spans_clamped_to_the_video_and_suppressed(batch):
         torch.testing.assert_close(decoded, torch.tensor(kept), rtol=1e-5, atol=1e-6)
 
 
+def test_ten_of_the_thousand_most_likely_moments_remain():
+    """Twelve disjoint spans give ten moments; a span behind a thousand equal ones is no candidate."""
+    batch = make_batch([12, 1100], joint=1)
+    spans = torch.zeros(2, 1100, 2)
+    spans[0, :12] = torch.stack([torch.arange(12), torch.arange(1, 13)], 1) / 12
+    spans[1, :1000], spans[1, 1000:] = torch.tensor([0.1, 0.2]), torch.tensor([0.5, 0.9])
+    logits = torch.arange(0, -1100, -1).expand(2, -1) / 1000
+    moments = build_boundary(8).decode({"logits": logits, "spans": spans}, batch)
+    assert moments.spans.shape == (2, 10, 2) and moments.mask.sum(1).tolist() == [10, 1]
+    torch.testing.assert_close(moments.spans[0], spans[0, :10])
+    torch.testing.assert_close(moments.spans[1, 0], torch.tensor([0.1, 0.2]))
+    spans[1, 999] = torch.tensor([0.5, 0.9])
+    assert build_boundary(8).decode({"logits": logits, "spans": spans}, batch).mask[1].sum() == 2
+
+
 def test_crossed_ends_of_raw_spans_are_sorted(batch):
-    detector = build_boundary(8, fusion="none", offsets="raw").eval()
-    outputs = detector(aligned_of(batch), batch)
-    outputs["spans"] = outputs["spans"].flip(-1)
-    spans = detector.decode(outputs, batch).spans
-    assert (spans[..., 0] <= spans[..., 1]).all()
+    """Before decoding and in the loss."""
+    detector, aligned = build_boundary(8, fusion="none", offsets="raw").eval(), aligned_of(batch)
+    outputs = detector(aligned, batch)
+    outputs["spans"] = torch.rand(4, 12, 2, generator=torch.Generator().manual_seed(0)).sort(-1).values
+    crossed = outputs | {"spans": outputs["spans"].flip(-1)}
+    moments, crossed_moments = detector.decode(outputs, batch), detector.decode(crossed, batch)
+    assert torch.equal(crossed_moments.spans, moments.spans) and torch.equal(crossed_moments.mask, moments.mask)
+    terms = [detector.losses(x, aligned, batch)["iou"].item() for x in (outputs, crossed)]
+    assert terms[0] == terms[1]
 
 
 def test_spans_can_be_fractions_of_the_duration_as_in_the_official_inference(batch):
@@ -225,6 +334,10 @@ def test_the_answer_can_be_the_span_of_the_aligners_path(batch):
     moments = detector.decode(detector(aligned, batch), batch)
     torch.testing.assert_close(moments.spans[0, 0], torch.tensor([3 / 9, 5 / 9]))
     torch.testing.assert_close(moments.spans[3, 0], torch.tensor([11 / 12, 1.0]))
+    assert moments.mask.all()
+    none = replace(batch, target_mask=batch.target_mask & torch.tensor([[True], [True], [True], [False]]))
+    moments = detector.decode(detector(replace(aligned, mask=none.target_mask), none), none)
+    assert moments.mask[:, 0].tolist() == [True, True, True, False] and moments.spans.isfinite().all()
     with pytest.raises(ValueError, match="answer='pre': the aligner has no such path"):
         build_boundary(8, answer="pre")(aligned, batch)
 
@@ -236,6 +349,9 @@ def test_convolutions_see_padding_only_with_the_option_seen(batch):
         changed = replace(aligned, target=torch.where(aligned.mask[..., None], aligned.target, 5.0))
         same = torch.equal(detector(aligned, batch)["logits"][1, :6], detector(changed, batch)["logits"][1, :6])
         assert same is not seen
+    # clips that are padding are set to 0 before tokens are put behind the real ones
+    detector = build_boundary(8, fusion="sequence", padding="seen")
+    assert torch.equal(detector(aligned, batch)["logits"][1, :6], detector(changed, batch)["logits"][1, :6])
 
 
 @pytest.mark.parametrize(
@@ -273,13 +389,16 @@ def test_without_windows_every_clip_is_background_and_the_span_terms_are_zero(ba
     assert losses == pytest.approx([background.item()] * 2)
 
 
-def test_a_sample_without_clips_gives_no_moment_and_finite_losses(batch):
+def test_a_sample_without_clips_gives_no_moment_and_no_loss(batch):
     batch = replace(batch, target_mask=batch.target_mask & torch.tensor([[True], [False], [True], [True]]))
     detector = build_boundary(8)
     aligned = aligned_of(batch)
     outputs = detector(aligned, batch)
+    assert all(x.isfinite().all() for x in outputs.values())
     assert not detector.decode(outputs, batch).mask[1].any()
     terms = detector.losses(outputs, aligned, batch)
+    without = replace(batch.labels, span_mask=batch.labels.span_mask & torch.tensor([[True], [False], [True], [True]]))
+    assert detector.losses(outputs, aligned, replace(batch, labels=without)) == terms
     sum(terms.values()).backward()
     assert all(t.isfinite() for t in terms.values())
     assert all(p.grad.isfinite().all() for p in detector.parameters())

@@ -13,9 +13,13 @@ from mrlib.detect.detr import (
     DetrDecoder,
     DetrDetector,
     SpanHead,
+    drawn_windows,
+    first_windows,
     to_centre,
     to_ends,
+    windows_order,
 )
+from mrlib.detect.span_length import duration_in_clips
 from mrlib.layers import sine_positions
 from tests.reference.official_detr import matching, overlap
 from tests.support.batches import make_batch
@@ -105,6 +109,13 @@ def test_surplus_windows_are_drawn_at_random_by_the_seed():
         assert len(set(starts)) == 5 and set(starts) <= set(range(7))
         drawn.add(tuple(sorted(starts)))
     assert len(drawn) == 21
+    pair = make_batch([9, 9], windows=[seven, seven])
+    different = 0
+    for seed in range(20):
+        torch.manual_seed(seed)
+        starts = [set(spans[:, 0].tolist()) for spans in detector.truth(pair).spans]
+        different += starts[0] != starts[1]
+    assert different > 10
     torch.manual_seed(3)
     first = detector.truth(batch).spans
     torch.manual_seed(3)
@@ -112,18 +123,71 @@ def test_surplus_windows_are_drawn_at_random_by_the_seed():
     assert torch.equal(make(most_windows=7).truth(batch).spans, batch.labels.spans)
 
 
+def test_defaults_are_five_drawn_windows_and_first_windows_can_be_kept():
+    """[Moment-DETR] First ones in annotated order."""
+    batch = make_batch([9], windows=[[(i, i + 1) for i in range(7, -1, -1)]])
+    decoder = make().decoder
+    torch.manual_seed(0)
+    drawn = {tuple(DetrDetector(decoder, []).truth(batch).spans[0, :, 0].tolist()) for _ in range(20)}
+    assert {len(starts) for starts in drawn} == {5} and len(drawn) > 10
+    for count in (3, 7):
+        detector = DetrDetector(decoder, [], surplus=first_windows, most_windows=count)
+        assert torch.equal(detector.truth(batch).spans, batch.labels.spans[:, :count])
+
+
+def test_orders_of_windows_are_chosen_by_name():
+    assert windows_order("first") is first_windows and windows_order("drawn") is drawn_windows
+    with pytest.raises(ValueError, match="surplus must be drawn or first, not 'last'"):
+        windows_order("last")
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_the_builder_passes_its_options_on(name):
+    detector = make(name, cost_l1=1.0, cost_giou=2.0, cost_class=3.0, background=0.4, most_windows=6, length="duration")
+    span, classes = detector.heads
+    assert (span.cost_l1, span.cost_giou, classes.cost_class, classes.loss.background) == (1.0, 2.0, 3.0, 0.4)
+    assert detector.most_windows == 6 and detector.span_length is duration_in_clips
+
+
+def test_distillation_is_one_minus_the_mean_cosine_of_the_states(batch):
+    """[AMR stage 2] Over layers and the teacher's moment queries; a sample without clips does not count."""
+    detector, aligned = make(), aligned_of(batch)
+    outputs = detector(aligned, batch)
+    teacher = {"states": torch.randn(2, 5, 3, 16, generator=torch.Generator().manual_seed(0))}
+    distances = [
+        1 - torch.cosine_similarity(outputs["states"][layer, b, q], teacher["states"][layer, b, q], dim=0).item()
+        for layer in range(2)
+        for b in range(4)
+        for q in range(3)
+    ]
+    terms = detector.losses(outputs, aligned, batch, teacher)
+    assert terms["distill"].item() == pytest.approx(sum(distances) / len(distances), rel=1e-5)
+    without = detector.losses(outputs, aligned, batch)
+    assert terms.keys() == without.keys() | {"distill"} and all(torch.equal(terms[n], x) for n, x in without.items())
+
+
+def test_the_class_loss_equals_its_definition():
+    """[Moment-DETR] Background has a weight of 0.1 by default; the second of two samples does not count."""
+    logits = torch.randn(3, 2, K, 2, generator=torch.Generator().manual_seed(0))
+    positive = torch.rand(3, 2, K, generator=torch.Generator().manual_seed(1)) < 0.4
+    for loss, weight in ((CrossEntropy(), 0.1), (CrossEntropy(0.3), 0.3)):
+        log_p = logits[:, 0].log_softmax(-1)
+        expected = -torch.where(positive[:, 0], log_p[..., 0], weight * log_p[..., 1]).sum(1) / K
+        torch.testing.assert_close(loss(logits, positive, torch.tensor([True, False])), expected)
+
+
 @pytest.mark.parametrize("name", DETECTORS)
 def test_moments_are_the_spans_of_the_last_layer_sorted_by_foreground_probability(name, batch):
-    """[Moment-DETR] Clamped to the video, which ends within its last clip."""
+    """[Moment-DETR] Clamped to the video, which ends within its last clip or after it."""
     detector = make(name)
-    batch = replace(batch, duration_s=batch.duration_s - 0.5)
+    batch = replace(batch, duration_s=batch.duration_s + torch.tensor([-0.5, -0.5, 3.0, -0.5, -0.5]))
     outputs = detector(aligned_of(batch), batch)
     moments = detector.decode(outputs, batch)
     probability = outputs["logits"][-1].softmax(-1)[..., 0]
     assert moments.mask.tolist() == [[True] * K] * 4 + [[False] * K]
     for b, n in enumerate([9, 4, 12, 7]):
         order = sorted(range(K), key=lambda q, b=b: -probability[b, q].item())
-        end = (2 * n - 0.5) / (2 * n)
+        end = 1.0 if b == 2 else (2 * n - 0.5) / (2 * n)
         for k, q in enumerate(order):
             c, w = outputs["spans_cw"][-1, b, q].tolist()
             expected = [min(max(c - w / 2, 0), end), min(max(c + w / 2, 0), end)]

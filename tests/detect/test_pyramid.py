@@ -121,6 +121,25 @@ def test_targets_of_a_short_a_long_and_two_nested_windows():
     ]
 
 
+def test_borders_of_windows_radius_and_ranges_belong_to_one_side():
+    """[SnAG] A point on an end of its window is outside; 4 clips away belong to level 1 too, 8 no longer to level 0."""
+    level, point = points(16, 3)
+    windows = {(2.5, 4.5): {(0, 3)}, (2.5, 8.5): {(0, 4), (0, 5), (0, 6), (1, 4), (1, 6)}}
+    windows |= {(0.5, 14.5): {(0, 7), (1, 6), (1, 8), (2, 4), (2, 8), (2, 12)}}
+    for window, expected in windows.items():
+        spans, mask = torch.tensor([[window]]) / 16, torch.ones(1, 1, dtype=torch.bool)
+        positive, _ = targets(spans, mask, torch.tensor([16.0]), level, point, 3)
+        assert {(level[i].item(), int(point[i])) for i in positive[0].nonzero()[:, 0]} == expected
+
+
+def test_branches_of_a_block_start_small_and_there_are_six_levels():
+    """[SnAG] Their scale is 0.0001; strides from 1 to 32."""
+    detector = PyramidDetector(8)
+    assert [block.stride for block in detector.blocks] == [1, 2, 2, 2, 2, 2] and detector.levels == 6
+    for block in (detector.stem_block, *detector.blocks):
+        torch.testing.assert_close(block.scale, torch.full((2, 8), 1e-4))
+
+
 def test_local_attention_is_attention_to_the_two_neighbours_on_either_side():
     """[SnAG] Place by place, against torch's attention."""
     torch.manual_seed(0)
@@ -295,19 +314,21 @@ def test_losses_are_the_sums_of_the_definition():
 @torch.no_grad()
 def test_moments_are_those_of_a_plain_loop():
     """[SnAG] Short and unlikely moments dropped, soft suppression, voting; the second video ends a second before its
-    features do."""
+    features do, the first one after them."""
     batch, detector = make_batch(LENGTHS), detector_of()
-    batch = replace(batch, duration_s=torch.tensor([18.0, 7.0, 24.0, 2.0]))
+    batch = replace(batch, duration_s=torch.tensor([19.0, 7.0, 24.0, 2.0]))
     outputs = detector(aligned_of(batch), batch)
     outputs["logits"][0, ::3] = -7.0  # a score below 0.001
     outputs["spans"][2, ::4] = outputs["spans"][2, ::4].mean(-1, keepdim=True)
     outputs["spans"][2, 1::4] = outputs["spans"][2, 1] + 0.001 * torch.rand(outputs["spans"][2, 1::4].shape)
+    outputs["spans"][2, 3] = torch.tensor([0.3, 0.3 + 0.09 / 12])  # below a tenth of a clip
+    outputs["spans"][2, 7] = torch.tensor([0.6, 0.6 + 0.11 / 12])
     # three nearly equal moments, of which one is too unlikely to vote
     outputs["spans"][3, outputs["mask"][3]] = torch.tensor([[0.0, 0.5], [0.0, 0.51], [0.01, 0.5]])
     outputs["logits"][3, outputs["mask"][3]] = torch.tensor([0.0014, 0.0009, 0.0011]).logit()
     moments = detector.decode(outputs, batch)
     for b, n in enumerate(LENGTHS):
-        last, candidates = batch.duration_s[b].item() / (2 * n), []
+        last, candidates = min(1.0, batch.duration_s[b].item() / (2 * n)), []
         for z, (s, e), real in zip(*(outputs[k][b].tolist() for k in ("logits", "spans", "mask")), strict=True):
             s, e, p = min(max(s, 0.0), last), min(max(e, 0.0), last), 1 / (1 + math.exp(-z))
             if real and p > 0.001 and (e - s) * n > 0.1:
@@ -326,6 +347,17 @@ def test_moments_are_those_of_a_plain_loop():
         decoded = torch.cat([moments.spans[b], moments.scores[b, :, None]], -1)[moments.mask[b]]
         torch.testing.assert_close(decoded, torch.tensor(expected), rtol=1e-4, atol=1e-5)
         assert moments.scores[b].tolist() == sorted(moments.scores[b].tolist(), reverse=True)
+
+
+def test_only_the_two_thousand_most_likely_moments_are_candidates():
+    """Equal moments lower one another's scores, so that another candidate would come second."""
+    batch, detector = make_batch([12]), detector_of()
+    logits, mask = torch.linspace(1, 0.9, 2100)[None], torch.ones(1, 2100, dtype=torch.bool)
+    for place, second in ((2000, 0.0), (1999, 0.5)):
+        spans = torch.tensor([0.0, 0.25]).repeat(1, 2100, 1)
+        spans[0, place] = torch.tensor([0.5, 0.75])
+        moments = detector.decode({"logits": logits, "spans": spans, "mask": mask}, batch)
+        assert moments.spans[0, 1, 0].item() == pytest.approx(second)
 
 
 @pytest.mark.parametrize("beta", [None, 0.7])

@@ -11,7 +11,7 @@ import torch
 
 from mrlib.align import Aligned
 from mrlib.align.anchor import AnchorAligner, RawAligner
-from mrlib.detect.similarity_map import SimilarityMapDetector, similarity, target_map, window_cells
+from mrlib.detect.similarity_map import SimilarityMapDetector, similarity, standardised, target_map, window_cells
 from mrlib.ops import conv
 from tests.support.batches import make_batch
 
@@ -89,6 +89,20 @@ def test_similarity_and_its_gradient_are_zero_on_padding():
     assert (target.grad[0, 3:] == 0).all()
 
 
+def test_similarity_does_not_depend_on_the_size_of_the_vectors():
+    batch = make_batch([3, 5])
+    s = similarity(batch.target_joint, batch.target_mask)
+    torch.testing.assert_close(similarity(batch.target_joint / 1000, batch.target_mask), s)
+
+
+def test_a_sample_without_clips_is_standardised_to_zeros():
+    mask = torch.tensor([[True, True, False], [False, False, False]])
+    target = torch.rand(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    maps = standardised(similarity(target, mask), mask)
+    assert maps.isfinite().all() and not maps[1].any() and not maps[0, 2].any() and not maps[0, :, 2].any()
+    assert maps[0, :2, :2].mean().item() == pytest.approx(0, abs=1e-6)
+
+
 def test_the_target_is_one_at_every_window():
     """[F2SGD Eq. 14] Three windows of a video of 6 clips; the first and the last clip are both included."""
     batch = make_batch([6, 4], windows=[[(0, 1), (2, 6), (2, 4)], [(0, 4)]])
@@ -118,7 +132,7 @@ def test_times_off_the_grid_are_rounded_and_clamped(span_clips, cell):
 
 
 def test_halves_of_a_clip_are_rounded_up_in_float32_too():
-    for n in range(1, 200):
+    for n in (*range(1, 200), 1499, 1500):
         halves = torch.arange(n, dtype=torch.float64) + 0.5
         spans = torch.stack([halves / n, torch.ones(n, dtype=torch.float64)], -1).float()
         first = window_cells(spans[None], torch.tensor([n]))[0, :, 0]
@@ -160,6 +174,7 @@ def test_moments_are_the_highest_cells_in_order():
         assert moments.mask[b].tolist() == [k < len(order) for k in range(10)]
         kept = moments.mask[b]
         assert moments.scores[b, kept].tolist() == [-x for x, _, _ in order]
+        assert not moments.spans[b, ~kept].any()
         torch.testing.assert_close(moments.spans[b, kept], torch.tensor([[i / n, (j + 1) / n] for _, i, j in order]))
 
 
@@ -229,10 +244,18 @@ def test_unusual_videos_give_finite_outputs_and_gradients_under_autocast(dtype, 
         aligned = aligner(batch)
         outputs = detector(aligned, batch)
         loss = detector.losses(outputs, aligned, batch)["map"]
-    assert outputs["similarity"].dtype == torch.float32
+    assert outputs["similarity"].dtype == outputs["map"].dtype == torch.float32
     loss.backward()
     assert loss.isfinite() and all(x.isfinite().all() for x in outputs.values())
     assert all(p.grad.isfinite().all() for p in [*aligner.parameters(), *detector.parameters()])
+
+
+def test_the_defaults_are_those_of_the_paper():
+    """[F2SGD Eq. 13] to [F2SGD Eq. 15] Kernels of 21, ten moments; where the paper is silent, as the module says."""
+    detector = SimilarityMapDetector()
+    assert [tuple(x.weight.shape) for x in detector.convolve] == [(32, 1, 21, 21), (32, 32, 21, 21)]
+    assert (detector.candidates, detector.head, detector.standardise) == (10, "linear", False)
+    assert (detector.loss_cells, detector.reduction) == ("triangle", "sum")
 
 
 def test_the_initial_map_is_constant():
@@ -242,8 +265,10 @@ def test_the_initial_map_is_constant():
         detector = SimilarityMapDetector(kernel=5, channels=2, head=head)
         p = detector(RawAligner(16)(batch), batch)["map"]
         torch.testing.assert_close(p, torch.full_like(p, value))
-    xavier = SimilarityMapDetector(kernel=5, channels=2, zero_init=False)
-    assert xavier.last.weight.abs().max() > 0
+    xavier = SimilarityMapDetector(kernel=5, channels=64, zero_init=False)
+    for layer in (xavier.mix, xavier.last):
+        bound = math.sqrt(6 / (layer.in_features + layer.out_features))
+        assert 0.8 * bound < layer.weight.abs().max() <= bound and not layer.bias.any()
 
 
 def test_the_detector_can_overfit_eight_samples():
@@ -265,7 +290,7 @@ def test_the_detector_can_overfit_eight_samples():
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"kernel": 4}, "no centre"), ({"head": "softmax"}, "head"), ({"loss_cells": "upper"}, "loss_cells")]
-    + [({"reduction": "none"}, "reduction")],
+    + [({"reduction": "none"}, "reduction"), ({"channels": 0}, "at least 1"), ({"candidates": 0}, "at least 1")],
 )
 def test_unknown_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):

@@ -9,6 +9,7 @@ from mrlib import papers
 from mrlib.align import Aligned
 from mrlib.data import Widths
 from mrlib.detect.tan import TanDetector, moment_map, scaled_iou, weights
+from mrlib.ops import conv
 from mrlib.train import fit
 from tests.support.batches import make_batch
 
@@ -90,8 +91,10 @@ def test_every_logit_equals_its_definition(convolutions, kernel):
         assert (fused[b, :, ~valid] == 0).all()
 
 
-def test_a_convolution_is_divided_by_the_number_of_valid_cells_under_its_kernel():
-    """[2D-TAN] By hand: the triangle of a video of three clips, and one place around it."""
+@pytest.mark.parametrize("fourier", [False, True])
+def test_a_convolution_is_divided_by_the_number_of_valid_cells_under_its_kernel(fourier, monkeypatch):
+    """[2D-TAN] By hand: the triangle of a video of three clips, and one place around it; also with rounding errors."""
+    monkeypatch.setattr(conv, "fourier_is_faster", lambda *sizes: fourier)
     triangle = torch.ones(3, 3, dtype=torch.bool).triu()
     weight = weights(torch.nn.functional.pad(triangle, [2] * 4)[None, None], 3)[0, 0]
     expected = torch.tensor(
@@ -105,7 +108,7 @@ def test_a_convolution_is_divided_by_the_number_of_valid_cells_under_its_kernel(
             [0, 0, 0, 0, 0, 0, 0],
         ]
     )
-    torch.testing.assert_close(weight, torch.where(expected > 0, 1 / expected, 0.0))
+    assert torch.equal(weight, torch.where(expected > 0, 1 / expected, 0.0))
 
 
 @pytest.mark.parametrize("kernel", [3, 21])
@@ -126,6 +129,7 @@ def test_the_scaled_iou_equals_its_definition():
     batch = make_batch([6, 4, 5], windows=[[(0, 2), (2, 6)], [], [(1, 4)]], dtype=torch.float64)
     spans = batch.labels.spans.clone()
     spans[2, 0] = torch.tensor([1.3 / 5, 3.9 / 5])
+    spans[1] = torch.tensor([0.25, 0.75])  # padding of the windows
     batch = replace(batch, labels=replace(batch.labels, spans=spans))
     y = scaled_iou(batch)
     windows = [[(0, 2), (2, 6)], [], [(1.3, 3.9)]]
@@ -153,6 +157,28 @@ def test_the_loss_is_the_mean_cross_entropy_over_all_moments_of_the_batch():
     torch.testing.assert_close(loss["overlap"].double(), total / count, rtol=1e-5, atol=1e-6)
     outputs["logits"][~(y.new_ones(y.shape).triu().bool() & batch.target_mask[:, None])] = torch.nan
     assert torch.equal(detector.losses(outputs, aligned, batch)["overlap"], loss["overlap"])
+
+
+def test_features_are_normalised_also_if_they_are_small():
+    """[2D-TAN] The norm is 1 for products of size 1e-4; products of zero stay zero with bounded gradients."""
+    detector, batch = detector_of(), make_batch(LENGTHS, dtype=torch.float64)
+    aligned = aligned_of(batch)
+    with torch.no_grad():
+        detector.query.bias.zero_()
+    moments = batch.target_mask[:, :, None] & batch.target_mask[:, None] & torch.ones(9, 9).triu().bool()
+    norms = detector.fuse(replace(aligned, query_global=1e-4 * aligned.query_global)).norm(dim=1)[moments]
+    torch.testing.assert_close(norms, torch.ones_like(norms))
+    zero = torch.zeros_like(aligned.query_global).requires_grad_()
+    fused = detector.fuse(replace(aligned, query_global=zero))
+    fused.sum().backward()
+    assert not fused.any() and zero.grad.abs().max() < 1e9
+
+
+def test_a_sample_without_clips_gives_no_moment():
+    batch = make_batch([4, 3])
+    batch = replace(batch, target_mask=batch.target_mask & torch.tensor([[True], [False]]))
+    moments = detector_of().decode({"logits": torch.zeros(2, 4, 4)}, batch)
+    assert moments.mask[0].any() and not moments.mask[1].any() and moments.spans.isfinite().all()
 
 
 @pytest.mark.parametrize("nms", [0.5, 0.8, 0.0])
@@ -210,14 +236,17 @@ def test_initial_logits_of_a_map_differ_by_more_than_rounding():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_unusual_videos_give_finite_losses_and_gradients_under_autocast(dtype):
-    """A video of zeros, one clip, equal clips, no window."""
+    """A video of zeros, one clip, equal clips, no window; padding that float16 cannot hold after a layer."""
     batch = make_batch([6, 1, 8], windows=[[(1, 3)], [(0, 1)], []])
     target = batch.target_joint.clone()
     target[0] = 0
     target[2, :8] = target[2, 0]
+    target[~batch.target_mask] = 6e4
     detector = TanDetector(16, channels=4, convolutions=2, kernel=3)
+    detector.clips.weight.data.abs_()
     aligned = replace(aligned_of(batch), target=target.requires_grad_())
     with torch.autocast("cpu", dtype):
+        assert detector.fuse(aligned).dtype == torch.float32
         loss = detector.losses(detector(aligned, batch), aligned, batch)["overlap"]
     loss.backward()
     assert loss.isfinite() and target.grad.isfinite().all()
