@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mrlib.augment.synthesize import most_alike
+from mrlib.augment.similarity import most_alike
 from mrlib.data import MomentDataset, Sample
 from mrlib.data.arrays import normalized_rows
 from mrlib.data.bank import Bank

@@ -66,7 +66,8 @@ from mrlib import baselines, grid, metrics, papers, plots, widgets
 from mrlib.align.dynamics import dynamic_tokens
 from mrlib.align.words import Words
 from mrlib.audit import cut, on_its_own, reads_labels
-from mrlib.augment.synthesize import pair_similarity, synthesize
+from mrlib.augment.similarity import pair_similarity
+from mrlib.augment.synthesize import synthesize
 from mrlib.data import Bank, MomentDataset, load_annotations
 from mrlib.layers import endpoints, sine_positions
 from mrlib.ops import spans

@@ -2,9 +2,9 @@
 
 Paper    "The Devil is in the Spurious Correlations: Boosting Moment Retrieval with Dynamic Learning", ICCV 2025
          (arXiv 2501.07305)
-Here     [TD-DETR Eq. 1] `pair_similarity` chooses the pairs; [TD-DETR, synthesis] `synthesize` makes two videos of
-         each: a video keeps its whole moment and a share alpha of its other clips, and gets a share 1 - alpha of the
-         partner's clips
+Here     [TD-DETR, synthesis] `synthesize` makes two videos of each pair: a video keeps its whole moment and a share
+         alpha of its other clips, and gets a share 1 - alpha of the partner's clips. `mrlib.augment.similarity` chooses
+         the pairs
 Departs  xyangzhou/TD-DETR takes the mean of the 50 most similar pairs of clips as the similarity, and the query of the
          next sample as the negative, even if it concerns the partner: `synthesize_official`. Its batches hold a video
          either unchanged or as the two videos made of it; ours hold all three, in the same proportions
@@ -20,97 +20,15 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from mrlib.data import Bank, Batch, Labels, MomentDataset, Sample
+from mrlib.augment.similarity import TIE, mean_similarity, most_alike, top_similarity
+from mrlib.data import Batch, Labels, MomentDataset, Sample
 from mrlib.ops.draw import Draw
 from mrlib.ops.matching import match
 
 FEWEST = 3  # clips of context; fewer are left out  [TD-DETR, released code]
-TOP = 50  # pairs of clips in the released similarity
-TIE = 5e-7  # similarities this close are equal: the rounding of float32 between equal videos
-CHUNK = 64  # videos that are compared at a time
 ROWS = 512  # rows of a batch among which negatives are matched; a larger batch is split at random
-
-
-# ---- similarity
-
-
-@torch.no_grad()
-def pair_similarity(features: Tensor, mask: Tensor, mode: str = "mean") -> Tensor:
-    r"""Similarity of every two videos: the mean cosine of their clips, pairs of equal index left out.  [TD-DETR Eq. 1]
-
-    $$s_{jl} = \frac{1}{L_j L_l} \sum_p \sum_{q \neq p} \cos(v^j_p, v^l_q) = \frac{1}{L_j L_l} \Big( \langle u_j, u_l
-    \rangle - \sum_p \cos(v^j_p, v^l_p) \Big), \quad u_j = \sum_p v^j_p / \lVert v^j_p \rVert$$
-
-    The cosine with a clip of zeros counts as 0, and so does every similarity of a video without clips.
-
-    features  (N, T, D)  of any norm
-    mask      bool (N, T)  real clips
-    mode      "mean", as printed, or "top50", as released: the mean of the 50 most similar pairs of clips, with those of
-              equal index, and with padding as pairs of similarity 0; always divided by 50
-    returns   (N, N)  float32, or float64 for float64
-    """
-    if mode not in SIMILARITIES:
-        raise ValueError(f"mode {mode!r}; {' or '.join(SIMILARITIES)}")
-    return SIMILARITIES[mode](features if features.dtype == torch.float64 else features.float(), mask)
-
-
-def _mean_similarity(features: Tensor, mask: Tensor) -> Tensor:
-    # the Gram matrices of clips of equal index have the squared norms on their diagonals: no normalised copy is needed
-    clips = features.transpose(0, 1)  # (T, N, D)
-    same_index = clips @ clips.mT  # (T, N, N)
-    scale = _inverse_norm(same_index.diagonal(dim1=1, dim2=2).sqrt(), mask.T)  # (T, N)
-    u = (scale.T[:, None] @ features)[:, 0].double()  # (N, D)
-    same_index = same_index.mul_(scale[:, :, None]).mul_(scale[:, None]).sum(0)  # (N, N)
-    count = mask.sum(1).clamp(min=1)  # (N,)
-    return ((u @ u.T - same_index) / (count[:, None] * count)).to(features.dtype)
-
-
-def _top_similarity(features: Tensor, mask: Tensor) -> Tensor:
-    unit = features * _inverse_norm(torch.linalg.vector_norm(features, dim=-1), mask)[..., None]  # (N, T, D)
-    T, rows = unit.shape[1], []
-    for i, video in enumerate(unit):  # only videos i, i + 1, ...: the matrix is symmetric
-        pairs = (unit[i:].flatten(0, 1) @ video.T).view(-1, T * T)  # (N - i, T * T)
-        similarity = pairs.topk(min(TOP, T * T), sorted=False).values.sum(1) / TOP
-        rows.append(F.pad(similarity, (i, 0)))
-    upper = torch.stack(rows)  # (N, N)
-    return upper + upper.triu(1).T
-
-
-SIMILARITIES = {"mean": _mean_similarity, "top50": _top_similarity}
-
-
-def _inverse_norm(norm: Tensor, mask: Tensor) -> Tensor:
-    """1 / norm; 0 on padding and for clips of zeros."""
-    return torch.where(mask & (norm > 0), 1 / norm, 0)
-
-
-@torch.no_grad()
-def most_alike(videos: Tensor, bank: Bank) -> Tensor:
-    """For each of some videos, the most similar other one, by the mean cosine over all pairs of clips.
-
-    Unlike [TD-DETR Eq. 1], pairs of equal index count too.
-
-    videos   int64 (V,)  items of the bank, each once
-    returns  int64 (V,)  items, the first in `videos` of equally similar ones; -1 if there is no other
-    """
-    means = []
-    for chunk in videos.split(CHUNK):
-        rows = bank.index(chunk)  # (C, T)
-        clips = bank.gather(rows)  # (C, T, D)
-        scale = _inverse_norm(torch.linalg.vector_norm(clips, dim=-1), rows >= 0)
-        means.append((scale[:, None] @ clips)[:, 0] / (rows >= 0).sum(1, keepdim=True).clamp(min=1))
-    means = torch.cat(means)  # (V, D) mean unit vector of every video
-    partners = torch.full_like(videos, -1)
-    if len(videos) == 1:
-        return partners
-    for chunk in torch.arange(len(videos), device=videos.device).split(CHUNK):
-        similarity = (means[chunk] @ means.T).scatter(1, chunk[:, None], -torch.inf)  # (C, V)
-        best = similarity >= similarity.max(1, keepdim=True).values - TIE
-        partners[chunk] = videos[best.int().argmax(1)]
-    return partners
 
 
 # ---- the augmenters
@@ -171,7 +89,7 @@ def synthesize_official(
 ) -> Batch:
     """`synthesize` as released: similarity of the 50 best pairs of clips, the next row's query as the negative, and
     moments that lose their last clip if a window ends in it at an odd second.  [TD-DETR, synthesis, official]"""
-    most_similar = partial(_most_similar, similarity=_top_similarity)
+    most_similar = partial(_most_similar, similarity=top_similarity)
     method = _Method(most_similar, _clips_of_whole_seconds, _next_rows)
     return _synthesized(indices, dataset, draw, method, alpha, jitter or 0.0, originals)
 
@@ -256,7 +174,7 @@ def _most_similar(
     indices: Tensor,
     dataset: MomentDataset,
     draw: Draw,
-    similarity: Callable[[Tensor, Tensor], Tensor] = _mean_similarity,
+    similarity: Callable[[Tensor, Tensor], Tensor] = mean_similarity,
 ) -> tuple[Tensor, Tensor]:
     """The sample of the batch with the most similar other video; of equally similar ones the lowest index."""
     video, with_windows = dataset.video[indices], _with_windows(indices, dataset)

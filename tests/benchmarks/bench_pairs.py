@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mrlib.augment.synthesize import pair_similarity
+from mrlib.augment.similarity import pair_similarity
 
 VIDEOS, CLIPS, WIDTH, SHORTEST = 128, 75, 512, 60
 
