@@ -166,8 +166,14 @@ def test_a_run_on_the_mined_file_of_an_earlier_run_skips_mining_and_ends_the_sam
         ({"mining.prepare": "active_queries"}, "prepare must be None where a stage mines"),
         ({"mining.start": ["coldstart", "last"]}, "start must be None where a stage mines"),
         ({"mining.teacher": ["coldstart", "last"]}, "teacher must be None where a stage mines"),
-        ({"distill.teacher": ["mining", "last"]}, "distill.teacher must be None or an earlier stage that trains all"),
-        ({"coldstart.start": ["mining", "best"]}, "coldstart.start must be None or an earlier stage that trains all"),
+        (
+            {"distill.teacher": ["mining", "last"]},
+            "distill.teacher must be None or an earlier stage that does not mine",
+        ),
+        (
+            {"coldstart.start": ["mining", "best"]},
+            "coldstart.start must be None or an earlier stage that does not mine",
+        ),
         ({"coldstart.teacher": ["distill", "last"]}, "coldstart.teacher must be None or an earlier stage"),
         ({"distill.teacher": ["coldstart", "first"]}, 'teacher must be None, or the name of a stage and "last"'),
     ],
