@@ -240,3 +240,27 @@ def test_without_layers_the_output_is_the_projected_clips():
     module, batch = aligner(layers=0), batch_of()
     aligned = module(batch)
     assert torch.equal(aligned.target, aligned.cache["target"])
+
+
+class Recorder(torch.nn.Module):
+    """A `mix` that doubles the clips and keeps what it was called with."""
+
+    def forward(self, x, positions, words):
+        self.call = x, positions, words
+        return 2 * x
+
+
+@pytest.mark.parametrize("query_positions", ["sine", "learned"])
+@torch.no_grad()
+def test_mix_gets_words_with_positions_as_keys_and_changes_only_the_clips_of_the_first_layer(query_positions):
+    """[TD-DETR Eq. 4] Keys carry positions, values do not; the losses still see the unmixed clips."""
+    torch.manual_seed(0)
+    sizes, batch = Sizes(width=16, hidden=24, heads=4, layers=0, dropout=0.0, input_dropout=0.0), batch_of()
+    encoder = JointEncoder(Widths(24, 12, 16), sizes, query_positions=query_positions, mix=Recorder()).eval()
+    joint = encoder(batch.target, batch.target_mask, batch.query, batch.query_mask)
+    x, positions, words = encoder.mix.call
+    places = sine_positions(batch.query_mask, 16) if query_positions == "sine" else encoder.places(joint.query_typed)
+    assert torch.equal(x, joint.target_typed) and torch.equal(positions, joint.target_positions)
+    assert torch.equal(words.keys, joint.query_typed + places) and torch.equal(words.values, joint.query_typed)
+    assert torch.equal(words.mask, batch.query_mask) and words.seen is None
+    assert torch.equal(joint.target, 2 * joint.target_typed) and torch.equal(joint.query, joint.query_typed)
