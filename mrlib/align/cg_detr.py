@@ -164,7 +164,7 @@ class CgDetrAligner(GlobalTokenAligner):
         positions, y = torch.cat([places, torch.zeros_like(query)], 1), torch.cat([dummies, query], 1)  # (B, K + N, d)
         for layer in self.dummy_encoder:
             y = layer(y, positions, mask)
-        y = torch.cat([y[:, : dummies.shape[1]], query.to(y.dtype)], 1)  # (B, K + N, d)
+        y = torch.cat([y[:, : dummies.shape[1]], query], 1)  # (B, K + N, d)
         return Words(y + positions, y, mask)
 
     def saliency_token(self, target: Tensor, mask: Tensor, kappa: Tensor) -> Tensor:

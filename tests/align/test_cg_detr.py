@@ -34,6 +34,13 @@ def test_default_sizes_are_the_released_ones():
         assert layer.feed_forward.linear1.out_features == 1024
 
 
+def test_token_types_are_initialised_small():
+    """[CG-DETR] With a standard deviation of 0.02."""
+    module = aligner(width=1024)
+    for token_type in (module.clip_kind, module.word_kind):
+        assert 0.017 < token_type.std() < 0.023
+
+
 def test_drop_path_drops_whole_samples():
     """[CG-DETR] A tenth of them on average; the others are divided by 0.9."""
     torch.manual_seed(0)
@@ -135,6 +142,14 @@ def test_saliency_token_is_the_mean_clip_plus_the_best_prompt():
     assert chosen[0] != chosen[1]
 
 
+@torch.no_grad()
+def test_saliency_token_accepts_kappa_of_half_precision():
+    module, x, mask = aligner(), drawn(2, 5, 16).float(), torch.ones(2, 5, dtype=torch.bool)
+    kappa = drawn(2, 5, seed=1).sigmoid().bfloat16()
+    token = module.saliency_token(x, mask, kappa)
+    torch.testing.assert_close(token, module.saliency_token(x, mask, kappa.float()))
+
+
 def test_no_gradient_of_the_saliency_token_flows_into_the_mean_or_kappa():
     """[CG-DETR] Nor into a video of one clip, which equals its mean."""
     module = aligner()
@@ -207,6 +222,19 @@ def test_losses_equal_their_definitions_for_the_saliency_and_for_kappa():
     relevant, real = batch.labels.relevant & batch.target_mask, batch.target_mask
     match = -(kappa[relevant].log().sum() + (1 - kappa)[real & ~relevant].log().sum()) / 25
     assert losses["words_match"].item() == pytest.approx(match.item(), rel=1e-5)
+
+
+@torch.no_grad()
+def test_losses_of_a_kappa_of_half_precision_are_finite():
+    """[CG-DETR] Shares of 0 and 1, which half precision rounds to, cost at most log(1e6) per clip."""
+    module, batch = aligner().eval(), batch_of()
+    aligned = module(batch)
+    kappa = (aligned.cache["kappa"] > 0.5).half()
+    losses = module.losses(replace(aligned, cache=aligned.cache | {"kappa": kappa}), batch)
+    assert all(loss.isfinite() and loss.dtype == torch.float32 for loss in losses.values())
+    relevant = batch.labels.relevant[batch.target_mask]
+    wrong = ((kappa[batch.target_mask] > 0.5) != relevant).float().mean()
+    assert losses["words_match"].item() == pytest.approx(wrong.item() * math.log(1e6), rel=1e-2)
 
 
 @torch.no_grad()

@@ -108,6 +108,11 @@ def test_decoder_memory_is_the_part_from_the_first_matched_clip_to_the_last():
     assert torch.equal(whole_target(mask, path), mask) and torch.equal(whole_target(mask, None), mask)
 
 
+def test_no_gradient_flows_into_the_drop_cost():
+    cost = torch.rand(1, 3, 2, requires_grad=True)
+    assert not drop_cost(cost, torch.tensor([3]), torch.tensor([2])).requires_grad
+
+
 def test_drop_cost_is_a_quantile_of_the_real_costs_of_a_pair():
     g = torch.Generator().manual_seed(0)
     cost = torch.rand(3, 5, 4, generator=g)

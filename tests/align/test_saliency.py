@@ -69,6 +69,17 @@ def test_negative_loss_equals_its_definition(batch):
     assert saliency.negative(big, mask, 1).item() == pytest.approx(500 * mask.sum().item())
 
 
+def test_losses_of_a_saliency_of_half_precision_are_computed_in_full_precision(batch):
+    s, pairs = logits_of(batch).detach().bfloat16(), torch.tensor([[[0, 1]], [[1, 0]], [[2, 3]], [[-1, -1]]])
+    for loss in (
+        lambda s: saliency.margin(s, pairs),
+        lambda s: saliency.rank_contrast(s, batch.labels.saliency, batch.target_mask),
+        lambda s: saliency.negative(s, batch.target_mask, 3),
+    ):
+        assert loss(s).dtype == torch.float32
+        assert torch.equal(loss(s), loss(s.float()))
+
+
 def test_pairs_are_best_and_worst_relevant_clip_and_a_relevant_and_an_irrelevant_clip(batch):
     """[Moment-DETR] If all clips are relevant the first pair comes twice; a sample of padding has no pairs."""
     labels, drawn_pairs = batch.labels, {0: set(), 2: set()}
@@ -188,11 +199,11 @@ def test_foreign_query_is_that_of_the_next_sample_unless_the_batch_says(batch):
 @pytest.mark.parametrize("probabilities", [False, True])
 def test_terms_are_margin_contrast_with_foreign_scores_and_negative(batch, probabilities):
     """[QD-DETR] Sample 1 has no foreign query, so its foreign scores do not count."""
-    own, foreign = (logits_of(batch, seed).sigmoid().detach() for seed in (1, 2))
+    scores, foreign = (logits_of(batch, seed).sigmoid().detach() for seed in (1, 2))
     pairs = torch.tensor([[[2, 0]], [[1, 0]], [[3, 5]], [[-1, -1]]])
     batch = replace(batch, labels=replace(batch.labels, pairs=pairs, negative=torch.tensor([2, -1, 0, 0])))
     calls, query = [], torch.randn(4, 5, 3)
-    aligned = Aligned(query, batch.target_mask, query, batch.query_mask, query[:, 0], own)
+    aligned = Aligned(query, batch.target_mask, query, batch.query_mask, query[:, 0], scores)
 
     def score(query, query_mask):
         calls.append((query, query_mask))
@@ -203,10 +214,10 @@ def test_terms_are_margin_contrast_with_foreign_scores_and_negative(batch, proba
     for b, row in ((0, 2), (2, 0), (3, 0)):
         assert torch.equal(call[0][b], query[row]) and torch.equal(call[1][b], batch.query_mask[row])
     assert list(terms) == ["margin", "contrast", "negative"]
-    torch.testing.assert_close(terms["margin"], saliency.margin(own, pairs))
+    torch.testing.assert_close(terms["margin"], saliency.margin(scores, pairs))
     foreign_mask = batch.target_mask & torch.tensor([True, False, True, True])[:, None]
     contrast = contrast_by_loops(
-        torch.cat([own, foreign], 1).double(),
+        torch.cat([scores, foreign], 1).double(),
         torch.cat([batch.labels.saliency, torch.zeros(4, 12)], 1),
         torch.cat([batch.target_mask, foreign_mask], 1),
     )

@@ -9,7 +9,8 @@ from torch import nn
 
 from mrlib import papers
 from mrlib.align import Aligned
-from mrlib.align.trilinear import TrilinearFusion, build_trilinear
+from mrlib.align.trilinear import HiddenPadding, SeenPadding, TrilinearFusion, build_trilinear
+from mrlib.align.words import released_masks
 from mrlib.data import Widths
 from tests.support.batches import LENGTHS, alone, batch_of, make_batch, spoilt
 
@@ -181,6 +182,32 @@ def hand_worked(**options):
     return module, aligned, batch
 
 
+def test_hidden_and_seen_padding_of_two_samples():
+    """[AMR, padding] By hand: which clips count, the mean clip, and the words that clips may attend to."""
+    mask, words = torch.tensor([[True, True, True], [True, False, False]]), torch.tensor([[True, True], [True, False]])
+    clips = torch.tensor([[[1.0], [2.0], [6.0]], [[3.0], [6.0], [9.0]]])
+    hidden, seen = HiddenPadding(), SeenPadding(heads=2)
+    assert torch.equal(hidden.counted(mask), mask) and seen.counted(mask).all()
+    assert hidden.mean(clips, mask).tolist() == [[3.0], [3.0]] and seen.mean(clips, mask).tolist() == [[3.0], [6.0]]
+    assert hidden.visible_words(mask, words) is None
+    assert torch.equal(seen.visible_words(mask, words), released_masks(mask, words, 2))
+
+
+@pytest.mark.parametrize("against", ["sentence", "video"])
+def test_losses_of_half_precision_features_are_computed_in_full_precision(against):
+    module, aligned, batch = hand_worked(against=against)
+    half = replace(
+        aligned,
+        query=aligned.query.bfloat16(),
+        query_global=aligned.query_global.bfloat16(),
+        cache={"target": aligned.cache["target"].bfloat16()},
+    )
+    losses = module.losses(half, batch)
+    for name, value in module.losses(aligned, batch).items():  # the numbers of the case are exact in bfloat16
+        assert losses[name].dtype == torch.float32
+        torch.testing.assert_close(losses[name], value)
+
+
 def softplus(x):
     return math.log1p(math.exp(x))
 
@@ -201,7 +228,7 @@ def test_losses_are_those_worked_by_hand(padding):
     second = SECOND_SEEN if padding == "seen" else SECOND
     vtc = softplus(K * (second - FIRST)) + softplus(K * (FIRST - second)) + 2 * math.log(2)
     assert terms["vtc"] == pytest.approx(vtc / 4, rel=1e-5)
-    # words (0, 1); and (1/2, 1/2), a mean that is not made longer again
+    # words (0, 1); and (1/2, 1/2), whose mean is not normalised
     ctc = math.log(2) + 2 * softplus(K) + softplus(-K / 2) + softplus(K / 2)
     ctc = (ctc + math.log(2)) / 6 if padding == "seen" else ctc / 5
     assert terms["ctc"] == pytest.approx(ctc, rel=1e-5)
