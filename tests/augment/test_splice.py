@@ -157,7 +157,7 @@ def test_clips_labels_and_records_equal_the_reference(placement):
                 assert counts["pasted"] == counts["pasted_mined"] == 0
                 assert counts["kept_no_donor"] + counts["kept_no_window"] == 1
             else:
-                assert +counts == +check_spliced(data, batch, i, row, placement)
+                assert counts == check_spliced(data, batch, i, row, placement)
             totals += counts + Counter(samples=1)
         check_negatives(data, batch)
     assert totals["samples"] > 1500

@@ -308,6 +308,8 @@ def test_centre_and_width_convert_to_start_and_end_and_back():
     [
         ({"length": "seconds"}, "length must be clips or duration"),
         ({"most_windows": 0}, "most_windows must be 1 or more"),
+        ({"moment_queries": 0}, "moment_queries must be 1 or more"),
+        ({"decoder_layers": 0}, "decoder_layers must be 1 or more"),
         ({"heads": 3}, "3 heads cannot share a width of 16"),
     ],
 )
