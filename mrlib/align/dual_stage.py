@@ -24,7 +24,7 @@ from mrlib.align import Aligned
 from mrlib.align.joint import Joint, JointEncoder, build_joint_encoder
 from mrlib.arguments import require
 from mrlib.data import Batch, Widths
-from mrlib.layers import DecoderLayer, masked_mean
+from mrlib.layers import DecoderLayer, full_precision, masked_mean
 from mrlib.ops import alignment
 from mrlib.ops.counts import shared_count
 
@@ -41,7 +41,7 @@ def cosine_cost(target: Tensor, query: Tensor) -> Tensor:
     returns  (B, T, N)  float32 or float64, also under autocast; 0 same direction, 2 opposite
     """
     with torch.autocast(target.device.type, enabled=False):
-        target, query = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (target, query))
+        target, query = full_precision(target), full_precision(query)
         return 1 - F.normalize(target, dim=-1, eps=1e-8) @ F.normalize(query, dim=-1, eps=1e-8).mT
 
 
@@ -166,7 +166,7 @@ class DualStageAligner(nn.Module):
         layers: int = 4,
         moment_queries: int = 10,
         gamma: float = 0.1,
-        method: Method | None,
+        align: Method | None,
         stages: tuple[str, ...] = ("pre", "post"),
         cost: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
         before: Callable[[Joint], tuple[Tensor, Tensor]] = projected,
@@ -177,7 +177,7 @@ class DualStageAligner(nn.Module):
         heads, hidden, dropout, layers  of the decoder
         moment_queries  l, number of learned tokens of the decoder; 0: no decoder, no `context`
         gamma           smoothing of the alignment, above 0
-        method          one of `METHODS`; None: no alignment
+        align           one of `METHODS`; None: no alignment
         stages          which alignments there are: "pre", before fusion, and "post", after it
         cost            cost(target, query, target_mask, query_mask) -> (B, T, N)
         before          what the alignment before fusion compares: `projected` or `with_token_type`
@@ -188,7 +188,7 @@ class DualStageAligner(nn.Module):
         require(type(moment_queries) is int and moment_queries >= 0, "moment_queries", moment_queries, "0 or more")
         require(type(layers) is int and layers >= 1, "decoder_layers", layers, "1 or more")
         self.fuse, self.width, self.gamma = fuse, fuse.width, gamma
-        self.method, self.stages = method, stages if method is not None else ()
+        self.align, self.stages = align, stages if align is not None else ()
         self.cost, self.before, self.memory = cost, before, memory
         self.decoder = self.moment_queries = self.norm = None
         if moment_queries:
@@ -206,14 +206,14 @@ class DualStageAligner(nn.Module):
         }
         lengths = mask.sum(1), query_mask.sum(1)  # (B,), (B,)
         with torch.no_grad():
-            paths = {stage: self.method.path(comparison, *lengths) for stage, comparison in comparisons.items()}
+            paths = {stage: self.align.path(comparison, *lengths) for stage, comparison in comparisons.items()}
         return Aligned(
             target=joint.target,
             mask=mask,
             query=joint.query,
             query_mask=query_mask,
             query_global=masked_mean(joint.query, query_mask),  # (B, d)
-            context=self._describe(joint.target, joint.target_positions, mask, paths.get("post")),  # (B, l, d)
+            context=self._decode_context(joint.target, joint.target_positions, mask, paths.get("post")),  # (B, l, d)
             paths=paths,
             cache=comparisons,
         )
@@ -230,12 +230,12 @@ class DualStageAligner(nn.Module):
         for name, comparison in aligned.cache.items():
             if backwards is not None:
                 comparison = with_reversed_queries(comparison, backwards, lengths[1])
-            value = self.method.value(comparison, self.gamma, *lengths) / lengths[1].clamp(min=1)  # (B,)
+            value = self.align.value(comparison, self.gamma, *lengths) / lengths[1].clamp(min=1)  # (B,)
             values[f"align_{name}"] = value.sum() / count
         return values
 
-    def _describe(self, target: Tensor, positions: Tensor, mask: Tensor, path: Tensor | None) -> Tensor | None:
-        """E_t^l (B, l, d): the moment queries after they attended to the clips that `memory` selects.
+    def _decode_context(self, target: Tensor, positions: Tensor, mask: Tensor, path: Tensor | None) -> Tensor | None:
+        """E_t^l (B, l, d): the moment queries, decoded from the clips that `memory` selects.
 
         target, positions (B, T, d), mask bool (B, T); path as in `aligned_part`
         """
@@ -244,7 +244,7 @@ class DualStageAligner(nn.Module):
         moment_queries = self.moment_queries.weight.expand(len(target), -1, -1)  # (B, l, d)
         memory_mask, x = self.memory(mask, path), torch.zeros_like(moment_queries)  # (B, T), (B, l, d)
         for layer in self.decoder:
-            x = layer(x, moment_queries, target, positions, memory_mask)
+            x = layer(x, moment_queries, target, positions, memory_mask)  # (B, l, d)
         return self.norm(x)
 
 
@@ -298,7 +298,7 @@ def build_dual_stage(
         layers=decoder_layers,
         moment_queries=moment_queries,
         gamma=gamma,
-        method=METHODS.get(align),
+        align=METHODS.get(align),
         stages=tuple(name for name, wanted in (("pre", pre), ("post", post)) if wanted),
         cost=contrastive_cost if cost == "contrastive" else masked_cosine_cost,
         before=with_token_type if typed else projected,

@@ -20,6 +20,21 @@ def of_clips(duration_s: Tensor, length_s: Tensor) -> Tensor:
     return torch.ones_like(duration_s)
 
 
+def in_video(
+    spans: Tensor, duration_s: Tensor, length_s: Tensor, length: Callable[[Tensor, Tensor], Tensor] = of_clips
+) -> Tensor:
+    """Spans as fractions of the real clips, clamped to the video, which may end before its features.
+
+    spans       (B, K, 2)  fractions of `length`, `of_clips` or `duration_in_clips`
+    duration_s  (B,)  durations of the videos
+    length_s    (B,)  total lengths of the real clips
+    returns     (B, K, 2)
+    """
+    latest = duration_in_clips(duration_s, length_s).clamp(max=1)  # (B,)
+    spans = spans * length(duration_s, length_s)[:, None, None]
+    return spans.clamp(min=0).minimum(latest[:, None, None])
+
+
 def span_length(name: str) -> Callable[[Tensor, Tensor], Tensor]:
     """`of_clips` for the option "clips", or `duration_in_clips` for "duration", as in the official inference."""
     require(name in ("clips", "duration"), "length", name, "clips or duration")

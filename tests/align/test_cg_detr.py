@@ -203,9 +203,9 @@ def test_losses_equal_their_definitions_for_the_saliency_and_for_kappa():
     foreign = module(replace(batch, query=batch.query[[0, 0, 0]], query_mask=batch.query_mask[[0, 0, 0]]))
     losses = module.losses(aligned, batch)
     assert set(losses) == TERMS
-    kappa, foreign_kappa = aligned.cache["kappa"], foreign.cache["kappa"]
+    kappa, negative_kappa = aligned.cache["kappa"], foreign.cache["kappa"]
     assert ((kappa > 0) & (kappa < 1))[batch.target_mask].all()
-    cases = (("", aligned.saliency, foreign.saliency), ("words_", kappa, foreign_kappa))
+    cases = (("", aligned.saliency, foreign.saliency), ("words_", kappa, negative_kappa))
     for prefix, score, foreign_score in cases:
         margins, contrast, negative = 0.0, 0.0, 0.0
         for b, n in enumerate([9, 4, 12]):

@@ -181,19 +181,19 @@ def test_pairs_depend_on_the_seed_alone_and_pairs_of_the_batch_are_returned(batc
 
 def test_scores_are_those_of_the_annotators_or_else_of_the_windows(batch):
     some = replace(batch, labels=replace(batch.labels, saliency_mask=torch.tensor([True, False, True, False])))
-    scores = saliency.scores_of(some)
+    scores = saliency.saliency_labels(some)
     assert torch.equal(scores[[0, 2]], batch.labels.saliency[[0, 2]])
     assert torch.equal(scores[[1, 3]], batch.labels.relevant[[1, 3]].float())
 
 
 def test_foreign_query_is_that_of_the_next_sample_unless_the_batch_says(batch):
     """[QD-DETR] None if that sample has the same video, so a batch of one has none."""
-    assert saliency.foreign_rows(batch).tolist() == [1, 2, 3, 0]
+    assert saliency.negative_rows(batch).tolist() == [1, 2, 3, 0]
     twins = replace(batch, video=torch.tensor([5, 5, 7, 8]))
-    assert saliency.foreign_rows(twins).tolist() == [-1, 2, 3, 0]
-    assert saliency.foreign_rows(make_batch([4])).tolist() == [-1]
+    assert saliency.negative_rows(twins).tolist() == [-1, 2, 3, 0]
+    assert saliency.negative_rows(make_batch([4])).tolist() == [-1]
     labelled = replace(batch, labels=replace(batch.labels, negative=torch.tensor([2, -1, 0, 1])))
-    assert saliency.foreign_rows(labelled).tolist() == [2, -1, 0, 1]
+    assert saliency.negative_rows(labelled).tolist() == [2, -1, 0, 1]
 
 
 @pytest.mark.parametrize("probabilities", [False, True])

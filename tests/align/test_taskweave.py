@@ -7,7 +7,7 @@ import torch
 
 from mrlib import papers
 from mrlib.align import saliency
-from mrlib.align.taskweave import TaskWeaveAligner, above_mean, peaks
+from mrlib.align.taskweave import TaskWeaveAligner, above_mean, max_pool_time
 from mrlib.align.words import Words
 from mrlib.data import Widths
 from mrlib.layers import Sizes, sine_positions
@@ -32,7 +32,7 @@ def test_peaks_are_the_maximum_over_five_real_clips():
     x = torch.randn(3, 8, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 2
     mask = torch.arange(8) < torch.tensor([8, 3, 1])[:, None]
     x[~mask] = 9.0
-    pooled = peaks(x, mask)
+    pooled = max_pool_time(x, mask)
     for b, n in enumerate([8, 3, 1]):
         assert torch.equal(pooled[b, :n], peaks_by_hand(x[b, :n]))
     assert (pooled[~mask] == 0).all()
@@ -113,8 +113,8 @@ def test_feedback_changes_the_clips_and_not_the_saliency():
     module, batch = aligner().eval(), batch_of()
     aligned = module(batch)
     given = aligned.cache["target"], batch.target_mask, aligned.query, batch.query_mask
-    assert not torch.allclose(module.moments(*given), aligned.target)
-    assert torch.equal(module.highlights(*given), aligned.saliency)
+    assert not torch.allclose(module.moment_features(*given), aligned.target)
+    assert torch.equal(module.highlight_scores(*given), aligned.saliency)
 
 
 def test_losses_are_twice_the_saliency_losses():

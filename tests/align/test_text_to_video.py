@@ -87,9 +87,9 @@ def test_layers_get_the_words_that_clips_may_attend_to(masks):
         assert torch.equal(positions, sine_positions(batch.target_mask, 16))
         assert torch.equal(words.mask, batch.query_mask)
         if masks == "keys":
-            assert words.seen is None
+            assert words.visible is None
         else:
-            assert torch.equal(words.seen, released_masks(batch.target_mask, batch.query_mask, 4))
+            assert torch.equal(words.visible, released_masks(batch.target_mask, batch.query_mask, 4))
 
 
 def test_losses_of_foreign_queries_equal_those_of_a_second_pass():
