@@ -116,7 +116,7 @@ def unit_vectors(x: Tensor) -> Tensor:
 
 def normalised_shares(share: Tensor, mask: Tensor) -> Tensor:
     """Non-negative shares (B, K, N) of the real vectors, bool (B, N), scaled to sum to 1 over N; 0 where none is."""
-    share = share * mask[:, None]
+    share = share * mask[:, None]  # (B, K, N)
     return share / share.sum(2, keepdim=True).clamp(min=1e-9)
 
 

@@ -58,7 +58,8 @@ class AdaptiveAttention(AttentionWeights):
     $$A_t = W_o \sum_n a_{tn} W_v y_n + b_o, \quad \kappa_t = \sum_n a_{tn}, \quad
     a_{t \cdot} = \mathrm{softmax}([\text{dummies} \,|\, \text{words}])$$
 
-    Both sums run over the words, so a clip that attends to the dummies changes little; κ is the mean over the heads.
+    Both sums run over the words only: the more a clip attends to the dummies, the less it changes. κ is averaged over
+    the heads.
     """
 
     def __init__(self, width: int, heads: int, dropout: float, dummies: int):

@@ -223,7 +223,7 @@ class DualStageAligner(nn.Module):
 
         0 for a stage without an alignment. A query that runs backwards is put into its original order before.
         """
-        lengths = batch.lengths, batch.query_mask.sum(1)
+        lengths = batch.lengths, batch.query_mask.sum(1)  # (B,), (B,)
         count = shared_count((lengths[1] > 0).sum())
         backwards = batch.labels.backwards
         values = {f"align_{name}": aligned.target.new_zeros(()) for name in ("pre", "post")}
@@ -257,7 +257,7 @@ def with_reversed_queries(comparison: Comparison, backwards: Tensor, query_lengt
     j = torch.arange(query.shape[1], device=backwards.device)  # (N,)
     last = query_lengths[:, None] - 1  # (B, 1)
     order = torch.where(backwards[:, None] & (j <= last), last - j, j)  # (B, N)
-    query = query.gather(1, order[..., None].expand_as(query))
+    query = query.gather(1, order[..., None].expand_as(query))  # (B, N, d)
     return Comparison(target, query, cost.gather(2, order[:, None].expand_as(cost)))
 
 

@@ -119,13 +119,13 @@ class TrilinearFusion(nn.Module):
 
 
 class TrilinearAligner(Projected):
-    r"""Fusion, layers from words to clips, and an encoder that runs again on lifted highlights.  [AMR, encoder]
+    r"""Fusion, layers from words to clips, and an encoder that runs twice.  [AMR, encoder]
 
-    $$E = \mathrm{Enc}(Y), \quad \sigma_t = \tfrac{1}{\sqrt d} \mathbf 1^\top (W_s E_t + b_s), \quad
-    \omega = \mathrm{softmax}_t(\sigma), \quad Z = \mathrm{Enc}(E + \omega \odot Y)$$
+    $$E = \mathrm{Enc}(H), \quad \sigma_t = \tfrac{1}{\sqrt d} \mathbf 1^\top (W_s E_t + b_s), \quad
+    \omega = \mathrm{softmax}_t(\sigma), \quad Z = \mathrm{Enc}(E + \omega \odot H)$$
 
-    Y are the clips after the layers from words to clips. The saliency is σ, the clips for the detector are Z, the whole
-    query is its last word.
+    H are the clips after the layers from words to clips, σ is the saliency, and Z are the clips for the detector.
+    `query_global` is the last word.
     """
 
     def __init__(
@@ -159,10 +159,10 @@ class TrilinearAligner(Projected):
         words = Words(query, query, query_mask, self.padding.visible_words(mask, query_mask))
         x = self.fusion(target, mask, query, query_mask)  # (B, T, d)
         for layer in self.layers:
-            x = layer(x, positions, words)  # Y (B, T, d)
+            x = layer(x, positions, words)  # H (B, T, d)
         encoded = self._encode(x, positions, mask)  # E (B, T, d)
         # 1^T (W_s E_t + b_s) is one product with the sum of the rows of W_s
-        weight, bias = self.saliency.weight.sum(0, keepdim=True), self.saliency.bias.sum()[None]
+        weight, bias = self.saliency.weight.sum(0, keepdim=True), self.saliency.bias.sum()[None]  # (1, d), (1,)
         relevance = F.linear(encoded, weight, bias)[..., 0] / self.width**0.5  # sigma (B, T)
         highlights = masked_softmax(relevance, self.padding.counted(mask), 1)  # omega (B, T)
         last = (query_mask.sum(1) - 1).clamp(min=0)  # (B,)

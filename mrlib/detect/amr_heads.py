@@ -145,7 +145,7 @@ class MaskHead(nn.Module):
 
     def overlap(self, masks: Tensor, truth: Truth) -> Tensor:
         """IoU (L, B, K, W) of masks (L, B, K, T) with the clips of the windows."""
-        lengths, T = truth.clip_mask.sum(1), truth.clip_mask.shape[1]
+        lengths, T = truth.clip_mask.sum(1), truth.clip_mask.shape[1]  # (B,)
         inside = spans.inside(truth.spans, lengths, T).to(masks.dtype)  # (B, W, T)
         shared = masks @ inside.mT  # (L, B, K, W)
         union = masks.sum(-1, keepdim=True) + inside.sum(-1)[:, None] - shared  # (L, B, K, W)

@@ -167,7 +167,9 @@ class CrossEntropy:
         """
         background = (~positive).long()  # (L, B, K) class 0 is the foreground
         weight = torch.where(background == 1, self.background, 1.0) * rows[:, None]  # (L, B, K)
-        each = F.cross_entropy(logits.flatten(0, 2), background.flatten(), reduction="none").view_as(weight)
+        each = F.cross_entropy(logits.flatten(0, 2), background.flatten(), reduction="none").view_as(
+            weight
+        )  # (L, B, K)
         return (each * weight).sum((1, 2)) / shared_count(rows.sum() * logits.shape[2])
 
 
@@ -291,6 +293,7 @@ class DetrDetector(nn.Module):
         windows, mask = full_precision(batch.labels.spans), batch.labels.span_mask  # (B, W, 2), (B, W)
         if mask.shape[1] > self.most_windows:
             kept = self.surplus(mask).argsort(1)[:, : self.most_windows]  # (B, most_windows)
+            # (B, most_windows, 2), (B, most_windows)
             windows, mask = windows.gather(1, kept[..., None].expand(-1, -1, 2)), mask.gather(1, kept)
         rows = batch.target_mask.any(1)
         return Truth(windows, mask & rows[:, None], rows, batch.target_mask)

@@ -245,8 +245,8 @@ def points(T: int, levels: int, device: torch.device | None = None) -> tuple[Ten
     A padded point follows the points of every level.
     """
     counts = [-(-T // 2**level) + 1 for level in range(levels)]
-    level = torch.cat([torch.full((n,), i, device=device) for i, n in enumerate(counts)])
-    place = torch.cat([torch.arange(n, device=device) for n in counts])
+    level = torch.cat([torch.full((n,), i, device=device) for i, n in enumerate(counts)])  # (P,)
+    place = torch.cat([torch.arange(n, device=device) for n in counts])  # (P,)
     return level, (place * 2**level).float()
 
 
@@ -267,7 +267,7 @@ def window_of_point(
     if windows.shape[1] == 0:
         shape = (len(windows), len(point))
         return window_mask.new_zeros(shape), windows.new_zeros(*shape, 2)
-    ends = windows * lengths[:, None, None] - 0.5  # from the middle of clip 0
+    ends = windows * lengths[:, None, None] - 0.5  # (B, W, 2) clips from the middle of clip 0
     start, end = ends[:, None, :, 0], ends[:, None, :, 1]  # (B, 1, W)
     x, stride = point[:, None], 2.0 ** level[:, None]  # (P, 1)
     slack = 1e-4  # clips; a point on a border is outside, also in float32

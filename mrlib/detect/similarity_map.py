@@ -92,7 +92,7 @@ def target_map(batch: Batch) -> Tensor:
     returns  (B, T, T)
     """
     b, w = batch.labels.span_mask.nonzero(as_tuple=True)  # (number of windows,) each
-    first, last = window_cells(batch.labels.spans, batch.lengths)[b, w].unbind(-1)
+    first, last = window_cells(batch.labels.spans, batch.lengths)[b, w].unbind(-1)  # (number of windows,) each
     g = torch.zeros(*batch.target_mask.shape, batch.target_mask.shape[1], device=batch.target_mask.device)
     g[b, first, last] = 1
     return g

@@ -1,4 +1,4 @@
-"""The length of which a predicted span is a fraction: that of the real clips, or the duration of the video."""
+"""Spans clamped to the video, and the length of which they are fractions: the real clips or the duration."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def in_video(
     returns     (B, K, 2)
     """
     latest = duration_in_clips(duration_s, length_s).clamp(max=1)  # (B,)
-    spans = spans * length(duration_s, length_s)[:, None, None]
+    spans = spans * length(duration_s, length_s)[:, None, None]  # (B, K, 2)
     return spans.clamp(min=0).minimum(latest[:, None, None])
 
 
