@@ -163,7 +163,7 @@ class DualStageAligner(nn.Module):
         heads: int,
         hidden: int,
         dropout: float = 0.1,
-        layers: int = 4,
+        decoder_layers: int = 4,
         moment_queries: int = 10,
         gamma: float = 0.1,
         align: Method | None,
@@ -174,7 +174,7 @@ class DualStageAligner(nn.Module):
     ):
         """Two alignments around a joint encoder `fuse`, and a decoder after it.
 
-        heads, hidden, dropout, layers  of the decoder
+        heads, hidden, dropout, decoder_layers  of the decoder
         moment_queries  l, number of learned tokens of the decoder; 0: no decoder, no `context`
         gamma           smoothing of the alignment, above 0
         align           one of `METHODS`; None: no alignment
@@ -186,14 +186,16 @@ class DualStageAligner(nn.Module):
         super().__init__()
         require(math.isfinite(gamma) and gamma > 0, "gamma", gamma, "above 0")
         require(type(moment_queries) is int and moment_queries >= 0, "moment_queries", moment_queries, "0 or more")
-        require(type(layers) is int and layers >= 1, "decoder_layers", layers, "1 or more")
+        require(type(decoder_layers) is int and decoder_layers >= 1, "decoder_layers", decoder_layers, "1 or more")
         self.fuse, self.width, self.gamma = fuse, fuse.width, gamma
         self.align, self.stages = align, stages if align is not None else ()
         self.cost, self.before, self.memory = cost, before, memory
         self.decoder = self.moment_queries = self.norm = None
         if moment_queries:
             self.moment_queries = nn.Embedding(moment_queries, fuse.width)
-            self.decoder = nn.ModuleList(DecoderLayer(fuse.width, heads, hidden, dropout) for _ in range(layers))
+            self.decoder = nn.ModuleList(
+                DecoderLayer(fuse.width, heads, hidden, dropout) for _ in range(decoder_layers)
+            )
             self.norm = nn.LayerNorm(fuse.width)
 
     def forward(self, batch: Batch) -> Aligned:
@@ -295,7 +297,7 @@ def build_dual_stage(
     return DualStageAligner(
         build_joint_encoder(widths, beta=beta, **encoder),
         **shared,
-        layers=decoder_layers,
+        decoder_layers=decoder_layers,
         moment_queries=moment_queries,
         gamma=gamma,
         align=METHODS.get(align),

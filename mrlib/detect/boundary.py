@@ -278,7 +278,7 @@ def window_of_clip(windows: Tensor, window_mask: Tensor, mask: Tensor, t: Tensor
     covers = (t[:, :, None] >= wide[:, None, :, 0] - slack) & (
         t[:, :, None] <= wide[:, None, :, 1] + slack
     )  # (B, T, W)
-    covers = covers | (~covers.any(1, keepdim=True) & last)  # (B, T, W), a window that covers no clip has the last
+    covers = covers | (~covers.any(1, keepdim=True) & last)  # (B, T, W); a window without a clip gets the last
     covers = covers & window_mask[:, None] & mask[..., None]
     distance = (t[:, :, None] - wide.mean(-1)[:, None]).abs().masked_fill(~covers, torch.inf)  # (B, T, W)
     nearest = distance.argmin(-1)  # (B, T)

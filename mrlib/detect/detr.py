@@ -167,9 +167,8 @@ class CrossEntropy:
         """
         background = (~positive).long()  # (L, B, K) class 0 is the foreground
         weight = torch.where(background == 1, self.background, 1.0) * rows[:, None]  # (L, B, K)
-        each = F.cross_entropy(logits.flatten(0, 2), background.flatten(), reduction="none").view_as(
-            weight
-        )  # (L, B, K)
+        # (L, B, K)
+        each = F.cross_entropy(logits.flatten(0, 2), background.flatten(), reduction="none").view_as(weight)
         return (each * weight).sum((1, 2)) / shared_count(rows.sum() * logits.shape[2])
 
 

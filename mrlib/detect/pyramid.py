@@ -29,7 +29,7 @@ from mrlib.arguments import require
 from mrlib.data import Batch
 from mrlib.detect import Moments
 from mrlib.detect.span_length import in_video
-from mrlib.layers import Attention, AttentionWeights, Dropout, FeedForward, full_precision, waves
+from mrlib.layers import Attention, AttentionWeights, Dropout, FeedForward, full_precision, masked_softmax, waves
 from mrlib.ops import spans
 from mrlib.ops.counts import shared_count
 
@@ -77,8 +77,7 @@ class LocalAttention(AttentionWeights):
         q, k, v = (x.unflatten(2, (self.heads, -1)) for x in (q, k, v))  # (B, L, heads, d / heads[, window])
         real = F.pad(mask, (NEAR, NEAR)).unfold(1, window, 1)[:, :, None]  # (B, L, 1, window)
         scores = (q[..., None] * k).sum(-2) * q.shape[-1] ** -0.5  # (B, L, heads, window)
-        scores = scores.masked_fill(~real, torch.finfo(scores.dtype).min)
-        return self.out_proj((scores.softmax(-1)[..., None, :] * v).sum(-1).flatten(2))
+        return self.out_proj((masked_softmax(scores, real, -1)[..., None, :] * v).sum(-1).flatten(2))
 
 
 class Block(nn.Module):
