@@ -8,6 +8,7 @@ stays finite; the output is unused.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from mrlib.arguments import require
 from mrlib.ops.dropout import dropout as drop_out
-from mrlib.ops.dropout import fused, norm_dropout_linear
+from mrlib.ops.dropout import has_cpu_kernel, norm_dropout_linear
 from mrlib.ops.prelu import prelu
 
 
@@ -41,7 +42,7 @@ class Sizes:
 
 
 class Dropout(nn.Dropout):
-    """`nn.Dropout`, faster on the CPU: the same share of zeros, at other places."""
+    """`nn.Dropout` with a faster CPU implementation, which draws other masks of the same probability."""
 
     def forward(self, x: Tensor) -> Tensor:
         return drop_out(x, self.p) if self.training else x
@@ -115,12 +116,12 @@ def unit_vectors(x: Tensor) -> Tensor:
 
 def normalised_shares(share: Tensor, mask: Tensor) -> Tensor:
     """Non-negative shares (B, K, N) of the real vectors, bool (B, N), scaled to sum to 1 over N; 0 where none is."""
-    share = share * mask[:, None]
+    share = share * mask[:, None]  # (B, K, N)
     return share / share.sum(2, keepdim=True).clamp(min=1e-9)
 
 
 class LearnedPositions(nn.Module):
-    """A learned vector per place is added to the features and the sum normalised, so it depends on the features."""
+    """Add a learned vector per position, then LayerNorm and dropout; so positions depend on the features."""
 
     def __init__(self, places: int, width: int, dropout: float):
         super().__init__()
@@ -131,7 +132,9 @@ class LearnedPositions(nn.Module):
         """x (B, N, d) -> (B, N, d); ValueError for more than `places` vectors."""
         places = self.position_embeddings.num_embeddings
         if x.shape[1] > places:
-            raise ValueError(f"a query of {x.shape[1]} vectors is longer than the {places} learned positions")
+            raise ValueError(
+                f"a query of {x.shape[1]} vectors is longer than the {places} learned positions; raise places"
+            )
         return self.dropout(self.norm(x + self.position_embeddings.weight[: x.shape[1]]))
 
 
@@ -191,28 +194,36 @@ class MLP(nn.Module):
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, heads: int, key_mask: Tensor | None, dropout: float, seen: Tensor | None = None
+    q: Tensor, k: Tensor, v: Tensor, heads: int, key_mask: Tensor | None, dropout: float, visible: Tensor | None = None
 ) -> Tensor:
     """Scaled dot-product attention, head by head.
 
     q (B, L, e), k (B, S, e), v (B, S, f), heads side by side in their channels; e and f may differ
     key_mask  bool (B, S)  real keys; None: all are real
-    seen      bool (B, heads, L, S)  keys that each query vector may attend to; None: all real ones
+    visible   bool (B, heads, L, S)  keys that each query vector may attend to; None: all real ones
     returns   (B, L, f)
     """
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, heads, L or S, e or f / heads)
     if key_mask is not None:
         key_mask = (key_mask | ~key_mask.any(1, keepdim=True))[:, None, None]  # (B, 1, 1, S)
-        key_mask = key_mask if seen is None else key_mask & seen  # (B, heads, L, S)
-    if dropout and fused(q):  # torch has no fused CPU kernel for attention with dropout
+        key_mask = key_mask if visible is None else key_mask & visible  # (B, heads, L, S)
+    if dropout and has_cpu_kernel(q):  # torch has no fused CPU kernel for attention with dropout
         scores = (q * q.shape[-1] ** -0.5) @ k.mT  # (B, heads, L, S)
         if key_mask is not None:
-            hidden = torch.zeros_like(key_mask, dtype=q.dtype)
-            scores = scores + hidden.masked_fill(~key_mask, torch.finfo(q.dtype).min)
+            bias = torch.zeros_like(key_mask, dtype=q.dtype)
+            scores = scores + bias.masked_fill(~key_mask, torch.finfo(q.dtype).min)
         x = drop_out(scores.softmax(-1), dropout) @ v
     else:
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask, dropout_p=dropout)
     return x.transpose(1, 2).flatten(-2)
+
+
+def check_heads(width: int, heads: int) -> None:
+    """ValueError unless width and heads are 1 or more, and the width is a multiple of the heads."""
+    require(type(heads) is int and heads >= 1, "heads", heads, "1 or more")
+    require(width >= 1, "width", width, "1 or more")
+    if width % heads:
+        raise ValueError(f"{heads} heads cannot share a width of {width}; the width must be a multiple of heads")
 
 
 class AttentionWeights(nn.Module):
@@ -221,10 +232,7 @@ class AttentionWeights(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float = 0.0):
         """width must be a multiple of heads."""
         super().__init__()
-        require(type(heads) is int and heads >= 1, "heads", heads, "1 or more")
-        require(width >= 1, "width", width, "1 or more")
-        if width % heads:
-            raise ValueError(f"{heads} heads cannot share a width of {width}; the width must be a multiple of heads")
+        check_heads(width, heads)
         self.heads, self.dropout = heads, dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
@@ -233,7 +241,7 @@ class AttentionWeights(nn.Module):
         nn.init.xavier_uniform_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def project(self, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
+    def project_qkv(self, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
         """q (B, L, d) and k, v (B, S, d), each through its own linear layer; shapes stay."""
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         return [F.linear(x, weight, bias) for x, weight, bias in zip((q, k, v), weights, biases, strict=True)]
@@ -243,12 +251,12 @@ class Attention(AttentionWeights):
     """Multi-head attention, (B, L, d) -> (B, L, d)."""
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, seen: Tensor | None = None
+        self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, visible: Tensor | None = None
     ) -> Tensor:
-        """q (B, L, d); k, v (B, S, d); key_mask bool (B, S), None: all real; seen as in `attend`; returns (B, L, d)."""
-        q, k, v = self.project(q, k, v)
+        """q (B, L, d); k, v (B, S, d); key_mask, visible as in `attend`; returns (B, L, d)."""
+        q, k, v = self.project_qkv(q, k, v)
         dropout = self.dropout if self.training else 0.0
-        return self.out_proj(attend(q, k, v, self.heads, key_mask, dropout, seen))
+        return self.out_proj(attend(q, k, v, self.heads, key_mask, dropout, visible))
 
 
 class FeedForward(nn.Module):
@@ -271,13 +279,21 @@ class EncoderLayer(nn.Module):
     """Self-attention and feed-forward, each with a residual and a norm: after the sum, or before with `pre_norm`."""
 
     def __init__(
-        self, width: int, heads: int, hidden: int, dropout: float, activation: str = "relu", pre_norm: bool = False
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        dropout: float,
+        activation: str = "relu",
+        pre_norm: bool = False,
+        residual_dropout: Callable[[float], nn.Module] = Dropout,
     ):
+        """residual_dropout  the kind of dropout on both branches; its argument is `dropout`"""
         super().__init__()
         self.self_attn = Attention(width, heads, dropout)
         self.feed_forward = FeedForward(width, hidden, dropout, activation)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.dropout, self.pre_norm = Dropout(dropout), pre_norm
+        self.dropout, self.pre_norm = residual_dropout(dropout), pre_norm
 
     def forward(self, x: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         """x, positions (B, L, d); mask bool (B, L); returns (B, L, d)."""

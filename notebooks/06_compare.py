@@ -51,8 +51,8 @@ from torch import nn
 import mrlib
 from mrlib import grid, papers, plots
 from mrlib.align.cg_detr import AdaptiveAttention
-from mrlib.align.taskweave import above_mean, peaks
-from mrlib.align.uvcom import prototypes, walk
+from mrlib.align.taskweave import above_mean, max_pool_time
+from mrlib.align.uvcom import prototypes, random_walk
 from mrlib.audit import padding_shifts, reads_labels
 from mrlib.detect import Moments
 from mrlib.detect.tan import moment_map, scaled_iou
@@ -211,7 +211,9 @@ torch.testing.assert_close(prototypes(start, words, torch.ones(1, 7, dtype=torch
 zeta = (5 * F.normalize(mu, dim=-1) @ F.normalize(clips[0], dim=-1).T).softmax(0)
 back = torch.eye(10) - 0.25 * zeta.T @ (zeta / zeta.sum(1, keepdim=True))
 rest = 0.5 * torch.linalg.inv(back) @ (0.5 * zeta.T @ mu + clips[0])
-torch.testing.assert_close(walk(clips, mu[None], torch.ones(1, 10, dtype=torch.bool))[0], rest, rtol=1e-4, atol=1e-4)
+torch.testing.assert_close(
+    random_walk(clips, mu[None], torch.ones(1, 10, dtype=torch.bool))[0], rest, rtol=1e-4, atol=1e-4
+)
 
 # %% [markdown]
 # **CG-DETR** [CG-DETR] puts dummies before the words. A clip shares its attention out over both and takes up only what
@@ -221,7 +223,7 @@ torch.testing.assert_close(walk(clips, mu[None], torch.ones(1, 10, dtype=torch.b
 # %%
 adaptive = AdaptiveAttention(8, 1, 0.0, 3).eval()
 keys = torch.randn(1, 3 + 5, 8)  # three dummies, five words
-q, k, v = adaptive.project(clips, keys, keys)
+q, k, v = adaptive.project_qkv(clips, keys, keys)
 share = (q @ k.mT / math.sqrt(8)).softmax(-1)
 taken, kappa = adaptive(clips, keys, keys, torch.ones(1, 8, dtype=torch.bool))
 torch.testing.assert_close(kappa, share[..., 3:].sum(-1))
@@ -234,7 +236,7 @@ torch.testing.assert_close(taken, adaptive.out_proj(share[..., 3:] @ v[:, 3:]))
 # %%
 there = torch.ones(1, 10, dtype=torch.bool)
 around = torch.stack([clips[0, max(0, t - 2) : t + 3].amax(0) for t in range(10)])
-assert torch.equal(peaks(clips, there)[0], around)
+assert torch.equal(max_pool_time(clips, there)[0], around)
 saliency = clips.sum(-1)
 assert torch.equal(above_mean(saliency, there), saliency > saliency.mean())
 

@@ -161,10 +161,10 @@ def test_a_vector_attends_only_to_visible_real_keys():
     torchs = nn.MultiheadAttention(16, 4, batch_first=True).eval()
     torchs.load_state_dict(ours.state_dict())
     x, mask = ROWS["x"], ROWS["mask"]
-    seen = torch.rand(3, 4, 7, 7, generator=g) < 0.6
-    seen[..., 0] = True
-    expected, _ = torchs(x, x, x, key_padding_mask=~mask, attn_mask=~seen.flatten(0, 1))
-    torch.testing.assert_close(ours(x, x, x, mask, seen), expected, rtol=1e-5, atol=1e-6)
+    visible = torch.rand(3, 4, 7, 7, generator=g) < 0.6
+    visible[..., 0] = True
+    expected, _ = torchs(x, x, x, key_padding_mask=~mask, attn_mask=~visible.flatten(0, 1))
+    torch.testing.assert_close(ours(x, x, x, mask, visible), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_decoder_layer_with_pre_norm_equals_torchs():

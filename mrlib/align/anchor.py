@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from mrlib.align import Aligned
 from mrlib.data import Batch, Widths
+from mrlib.layers import masked_softmax
 from mrlib.ops.boundary_search import boundaries
 
 
@@ -71,14 +72,14 @@ class AnchorAligner(nn.Module):
         anchor, left, right = boundaries(v, mask, q, right=self.right)  # (B,) each
         index = torch.arange(mask.shape[1], device=mask.device)  # (T,)
         inside = (left[:, None] <= index) & (index <= right[:, None])  # (B, T), m_i = 0 [A2FA Eq. 6]
-        r = self.weights(v, q, inside) if self.reweight else v.new_ones(v.shape[:2])  # (B, T)
+        r = self.reweighting(v, q, inside) if self.reweight else v.new_ones(v.shape[:2])  # (B, T)
         v_r = r[..., None] * v  # (B, T, J) [A2FA Eq. 10]
         alpha = self.pull(v_r, q, inside) if self.align else v.new_zeros(v.shape[:2])  # (B, T)
         v_a = alpha[..., None] * q[:, None] + (1 - alpha[..., None]) * v_r  # (B, T, J) [A2FA Eq. 12]
         cache = {"anchor": anchor, "left": left, "right": right, "inside": inside, "reweight": r, "alpha": alpha}
         return _aligned(v_a, q, batch, cache)
 
-    def weights(self, v: Tensor, q: Tensor, inside: Tensor) -> Tensor:
+    def reweighting(self, v: Tensor, q: Tensor, inside: Tensor) -> Tensor:
         r"""$r_i = \tanh(w \langle W^r_1 v_i, W^r_2 g \rangle + \beta)$, g the summary of the segment.  [A2FA Eq. 9]
 
         v, q     (B, T, J), (B, J)  unit vectors
@@ -86,7 +87,7 @@ class AnchorAligner(nn.Module):
         returns  (B, T)  in (-1, 1), for clips outside the segment too
         """
         logits = _products(v, self.W_q(q) @ self.W_k.weight) * self.scale  # (B, T)
-        a = logits.masked_fill(~inside, torch.finfo(logits.dtype).min).softmax(1)  # (B, T) [A2FA Eq. 7]
+        a = masked_softmax(logits, inside, 1)  # (B, T) [A2FA Eq. 7]
         g = self.W_v((a[:, None] @ v)[:, 0])  # (B, J) [A2FA Eq. 8], the sum before the matrix
         return torch.tanh(self.w * _products(v, self.W_r2(g) @ self.W_r1.weight) + self.beta)  # [A2FA Eq. 9]
 

@@ -7,8 +7,8 @@ Here     `AdaptiveAttention` and `AdaptiveLayer` are its cross-attention, `CgDet
 Ours     padding is hidden everywhere. The share of a clip's attention that falls on words has the same losses as the
          saliency, as in the released code; it is kept 1e-6 away from 0 and 1 in their logarithms
 Departs  wjun0830/CGDETR also aligns moments with sentences, distils that into the attention, and keeps dummies, and
-         prompts, orthogonal: these losses are left out here. It does not treat queries of two cuts of one video as
-         foreign; here only queries of the same cut are not foreign
+         prompts, orthogonal: these losses are left out here. There, a query of another cut of the same video cannot be
+         the negative query; here only a query of the same cut cannot
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class AdaptiveAttention(AttentionWeights):
     $$A_t = W_o \sum_n a_{tn} W_v y_n + b_o, \quad \kappa_t = \sum_n a_{tn}, \quad
     a_{t \cdot} = \mathrm{softmax}([\text{dummies} \,|\, \text{words}])$$
 
-    Both sums run over the words, so a clip that attends to the dummies changes little; κ is the mean over the heads.
+    Both sums run over the words only: the more a clip attends to the dummies, the less it changes. κ is averaged over
+    the heads.
     """
 
     def __init__(self, width: int, heads: int, dropout: float, dummies: int):
@@ -67,12 +68,12 @@ class AdaptiveAttention(AttentionWeights):
         self.dummies = dummies
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """q (B, T, d); k, v (B, K + N, d); key_mask bool (B, K + N); returns (B, T, d) and κ (B, T)."""
-        q, k, v = self.project(q, k, v)
-        v = v.unflatten(-1, (self.heads, -1))  # (B, K + N, heads, d / heads)
-        v = torch.cat([v, v.new_ones(*v.shape[:-1], 1)], -1)  # (B, K + N, heads, d / heads + 1), ones sum the weights
-        is_word = torch.arange(v.shape[1], device=v.device) >= self.dummies  # (K + N,)
-        v = (v * is_word[:, None, None]).flatten(-2)  # (B, K + N, d + heads)
+        """q (B, T, d); k, v (B, P + N, d); key_mask bool (B, P + N); returns (B, T, d) and κ (B, T)."""
+        q, k, v = self.project_qkv(q, k, v)
+        v = v.unflatten(-1, (self.heads, -1))  # (B, P + N, heads, d / heads)
+        v = torch.cat([v, v.new_ones(*v.shape[:-1], 1)], -1)  # (B, P + N, heads, d / heads + 1), ones sum the weights
+        is_word = torch.arange(v.shape[1], device=v.device) >= self.dummies  # (P + N,)
+        v = (v * is_word[:, None, None]).flatten(-2)  # (B, P + N, d + heads)
         output = attend(q, k, v, self.heads, key_mask, self.dropout if self.training else 0.0)  # (B, T, d + heads)
         output = output.unflatten(-1, (self.heads, -1))  # (B, T, heads, d / heads + 1)
         return self.out_proj(output[..., :-1].flatten(-2)), output[..., -1].mean(-1)  # (B, T, d), (B, T)
@@ -110,7 +111,7 @@ class CgDetrSizes(Sizes):
     """The released sizes; `layers` counts those from words to clips, `dropout` is also the drop path's.  [CG-DETR]"""
 
     encoder_layers: int = 3
-    dummies: int = 45  # K
+    dummies: int = 45  # P
     dummy_layers: int = 2  # of the encoder in which dummies attend to the words
     prompts: int = 10  # candidates, one of which is added to the saliency token
 
@@ -124,9 +125,9 @@ class CgDetrAligner(GlobalTokenAligner):
         require(dummies >= 1, "dummies", dummies, "1 or more")
         require(prompts >= 1, "prompts", prompts, "1 or more")
         counts = sizes.dummy_layers, sizes.encoder_layers
-        dummy_encoder, encoder = ([EncoderLayer(*sizes.layer) for _ in range(n)] for n in counts)
-        for layer in (*dummy_encoder, *encoder):
-            layer.dropout = DropPath(sizes.dropout)
+        dummy_encoder, encoder = (
+            [EncoderLayer(*sizes.layer, residual_dropout=DropPath) for _ in range(n)] for n in counts
+        )
         into_clips = [AdaptiveLayer(*sizes.layer, dummies) for _ in range(sizes.layers)]
         super().__init__(widths, sizes, into_clips, encoder)
         self.dummy_encoder = nn.ModuleList(dummy_encoder)
@@ -154,17 +155,17 @@ class CgDetrAligner(GlobalTokenAligner):
         return Fused(clips, self.relevance(token, clips), {"kappa": kappa})
 
     def words(self, query: Tensor, query_mask: Tensor) -> Words:
-        """K dummies that attended to the words, followed by the words.  [CG-DETR]
+        """P dummies that attended to the words, followed by the words.  [CG-DETR]
 
-        query (B, N, d), query_mask bool (B, N); returns keys and values (B, K + N, d) and a mask bool (B, K + N)
+        query (B, N, d), query_mask bool (B, N); returns keys and values (B, P + N, d) and a mask bool (B, P + N)
         """
-        # (B, K, d) each
+        # (B, P, d) each
         dummies, places = (x.expand(len(query), -1, -1).to(query.dtype) for x in (self.dummies, self.dummy_positions))
-        mask = torch.cat([query_mask.new_ones(dummies.shape[:2]), query_mask], 1)  # (B, K + N)
-        positions, y = torch.cat([places, torch.zeros_like(query)], 1), torch.cat([dummies, query], 1)  # (B, K + N, d)
+        mask = torch.cat([query_mask.new_ones(dummies.shape[:2]), query_mask], 1)  # (B, P + N)
+        positions, y = torch.cat([places, torch.zeros_like(query)], 1), torch.cat([dummies, query], 1)  # (B, P + N, d)
         for layer in self.dummy_encoder:
             y = layer(y, positions, mask)
-        y = torch.cat([y[:, : dummies.shape[1]], query], 1)  # (B, K + N, d)
+        y = torch.cat([y[:, : dummies.shape[1]], query], 1)  # (B, P + N, d)
         return Words(y + positions, y, mask)
 
     def saliency_token(self, target: Tensor, mask: Tensor, kappa: Tensor) -> Tensor:
@@ -194,20 +195,20 @@ class CgDetrAligner(GlobalTokenAligner):
                                                         1, as labels
         """
         with_pairs = replace(batch.labels, pairs=saliency.ranking_pairs(batch))
-        batch, kappa, foreign_kappa = replace(batch, labels=with_pairs), aligned.cache["kappa"], []
+        batch, kappa, negative_kappa = replace(batch, labels=with_pairs), aligned.cache["kappa"], []
 
         def score(query: Tensor, query_mask: Tensor) -> Tensor:
             """The saliency (B, T) for another query; its κ is kept for the second set of terms."""
             fused = self.fuse(aligned.cache["target"], aligned.mask, query, query_mask)
-            foreign_kappa.append(fused.cache["kappa"])
+            negative_kappa.append(fused.cache["kappa"])
             return fused.saliency
 
         terms = saliency.terms(aligned, batch, score)
         of_kappa = saliency.terms(
-            replace(aligned, saliency=kappa), batch, lambda *_: foreign_kappa[0], probabilities=True
+            replace(aligned, saliency=kappa), batch, lambda *_: negative_kappa[0], probabilities=True
         )
         logits = kappa.float().logit(saliency.PROBABILITY_EPS)  # (B, T)
-        labels = saliency.scores_of(batch).clamp(0, 1)  # (B, T)
+        labels = saliency.saliency_labels(batch).clamp(0, 1)  # (B, T)
         match = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")  # (B, T)
         of_kappa["match"] = (match * aligned.mask).sum() / shared_count(aligned.mask.sum())
         return terms | {f"words_{name}": term for name, term in of_kappa.items()}

@@ -24,7 +24,7 @@ from mrlib.align import Aligned
 from mrlib.align.joint import Joint, JointEncoder, build_joint_encoder
 from mrlib.arguments import require
 from mrlib.data import Batch, Widths
-from mrlib.layers import DecoderLayer, masked_mean
+from mrlib.layers import DecoderLayer, full_precision, masked_mean
 from mrlib.ops import alignment
 from mrlib.ops.counts import shared_count
 
@@ -41,7 +41,7 @@ def cosine_cost(target: Tensor, query: Tensor) -> Tensor:
     returns  (B, T, N)  float32 or float64, also under autocast; 0 same direction, 2 opposite
     """
     with torch.autocast(target.device.type, enabled=False):
-        target, query = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (target, query))
+        target, query = full_precision(target), full_precision(query)
         return 1 - F.normalize(target, dim=-1, eps=1e-8) @ F.normalize(query, dim=-1, eps=1e-8).mT
 
 
@@ -163,10 +163,10 @@ class DualStageAligner(nn.Module):
         heads: int,
         hidden: int,
         dropout: float = 0.1,
-        layers: int = 4,
+        decoder_layers: int = 4,
         moment_queries: int = 10,
         gamma: float = 0.1,
-        method: Method | None,
+        align: Method | None,
         stages: tuple[str, ...] = ("pre", "post"),
         cost: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
         before: Callable[[Joint], tuple[Tensor, Tensor]] = projected,
@@ -174,10 +174,10 @@ class DualStageAligner(nn.Module):
     ):
         """Two alignments around a joint encoder `fuse`, and a decoder after it.
 
-        heads, hidden, dropout, layers  of the decoder
+        heads, hidden, dropout, decoder_layers  of the decoder
         moment_queries  l, number of learned tokens of the decoder; 0: no decoder, no `context`
         gamma           smoothing of the alignment, above 0
-        method          one of `METHODS`; None: no alignment
+        align           one of `METHODS`; None: no alignment
         stages          which alignments there are: "pre", before fusion, and "post", after it
         cost            cost(target, query, target_mask, query_mask) -> (B, T, N)
         before          what the alignment before fusion compares: `projected` or `with_token_type`
@@ -186,14 +186,16 @@ class DualStageAligner(nn.Module):
         super().__init__()
         require(math.isfinite(gamma) and gamma > 0, "gamma", gamma, "above 0")
         require(type(moment_queries) is int and moment_queries >= 0, "moment_queries", moment_queries, "0 or more")
-        require(type(layers) is int and layers >= 1, "decoder_layers", layers, "1 or more")
+        require(type(decoder_layers) is int and decoder_layers >= 1, "decoder_layers", decoder_layers, "1 or more")
         self.fuse, self.width, self.gamma = fuse, fuse.width, gamma
-        self.method, self.stages = method, stages if method is not None else ()
+        self.align, self.stages = align, stages if align is not None else ()
         self.cost, self.before, self.memory = cost, before, memory
         self.decoder = self.moment_queries = self.norm = None
         if moment_queries:
             self.moment_queries = nn.Embedding(moment_queries, fuse.width)
-            self.decoder = nn.ModuleList(DecoderLayer(fuse.width, heads, hidden, dropout) for _ in range(layers))
+            self.decoder = nn.ModuleList(
+                DecoderLayer(fuse.width, heads, hidden, dropout) for _ in range(decoder_layers)
+            )
             self.norm = nn.LayerNorm(fuse.width)
 
     def forward(self, batch: Batch) -> Aligned:
@@ -206,14 +208,14 @@ class DualStageAligner(nn.Module):
         }
         lengths = mask.sum(1), query_mask.sum(1)  # (B,), (B,)
         with torch.no_grad():
-            paths = {stage: self.method.path(comparison, *lengths) for stage, comparison in comparisons.items()}
+            paths = {stage: self.align.path(comparison, *lengths) for stage, comparison in comparisons.items()}
         return Aligned(
             target=joint.target,
             mask=mask,
             query=joint.query,
             query_mask=query_mask,
             query_global=masked_mean(joint.query, query_mask),  # (B, d)
-            context=self._describe(joint.target, joint.target_positions, mask, paths.get("post")),  # (B, l, d)
+            context=self._decode_context(joint.target, joint.target_positions, mask, paths.get("post")),  # (B, l, d)
             paths=paths,
             cache=comparisons,
         )
@@ -223,19 +225,19 @@ class DualStageAligner(nn.Module):
 
         0 for a stage without an alignment. A query that runs backwards is put into its original order before.
         """
-        lengths = batch.lengths, batch.query_mask.sum(1)
+        lengths = batch.lengths, batch.query_mask.sum(1)  # (B,), (B,)
         count = shared_count((lengths[1] > 0).sum())
         backwards = batch.labels.backwards
         values = {f"align_{name}": aligned.target.new_zeros(()) for name in ("pre", "post")}
         for name, comparison in aligned.cache.items():
             if backwards is not None:
                 comparison = with_reversed_queries(comparison, backwards, lengths[1])
-            value = self.method.value(comparison, self.gamma, *lengths) / lengths[1].clamp(min=1)  # (B,)
+            value = self.align.value(comparison, self.gamma, *lengths) / lengths[1].clamp(min=1)  # (B,)
             values[f"align_{name}"] = value.sum() / count
         return values
 
-    def _describe(self, target: Tensor, positions: Tensor, mask: Tensor, path: Tensor | None) -> Tensor | None:
-        """E_t^l (B, l, d): the moment queries after they attended to the clips that `memory` selects.
+    def _decode_context(self, target: Tensor, positions: Tensor, mask: Tensor, path: Tensor | None) -> Tensor | None:
+        """E_t^l (B, l, d): the moment queries, decoded from the clips that `memory` selects.
 
         target, positions (B, T, d), mask bool (B, T); path as in `aligned_part`
         """
@@ -244,7 +246,7 @@ class DualStageAligner(nn.Module):
         moment_queries = self.moment_queries.weight.expand(len(target), -1, -1)  # (B, l, d)
         memory_mask, x = self.memory(mask, path), torch.zeros_like(moment_queries)  # (B, T), (B, l, d)
         for layer in self.decoder:
-            x = layer(x, moment_queries, target, positions, memory_mask)
+            x = layer(x, moment_queries, target, positions, memory_mask)  # (B, l, d)
         return self.norm(x)
 
 
@@ -257,7 +259,7 @@ def with_reversed_queries(comparison: Comparison, backwards: Tensor, query_lengt
     j = torch.arange(query.shape[1], device=backwards.device)  # (N,)
     last = query_lengths[:, None] - 1  # (B, 1)
     order = torch.where(backwards[:, None] & (j <= last), last - j, j)  # (B, N)
-    query = query.gather(1, order[..., None].expand_as(query))
+    query = query.gather(1, order[..., None].expand_as(query))  # (B, N, d)
     return Comparison(target, query, cost.gather(2, order[:, None].expand_as(cost)))
 
 
@@ -295,10 +297,10 @@ def build_dual_stage(
     return DualStageAligner(
         build_joint_encoder(widths, beta=beta, **encoder),
         **shared,
-        layers=decoder_layers,
+        decoder_layers=decoder_layers,
         moment_queries=moment_queries,
         gamma=gamma,
-        method=METHODS.get(align),
+        align=METHODS.get(align),
         stages=tuple(name for name, wanted in (("pre", pre), ("post", post)) if wanted),
         cost=contrastive_cost if cost == "contrastive" else masked_cosine_cost,
         before=with_token_type if typed else projected,

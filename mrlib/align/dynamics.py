@@ -73,7 +73,7 @@ class Dynamics(nn.Module):
     def flow(self, x: Tensor, tokens: Tensor, words: Words) -> Tensor:
         """`forward` with given tokens instead of those of x; x, tokens (B, T, d) -> (B, T, d)."""
         queries = self.project(tokens).relu()  # (B, T, d)
-        attended = self.attend(queries, words.keys, words.values, words.mask, words.seen)  # F (B, T, d)
+        attended = self.attend(queries, words.keys, words.values, words.mask, words.visible)  # F (B, T, d)
         return self.beta * x + (1 - self.beta) * attended
 
 

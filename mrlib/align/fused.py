@@ -22,11 +22,11 @@ from mrlib.layers import LearnedPositions, Projected, Sizes, masked_mean
 
 @dataclass(frozen=True)
 class Fused:
-    """What `FusedAligner.fuse` returns."""
+    """Fused clips and their saliency, as `FusedAligner.fuse` returns them."""
 
     target: Tensor  # (B, T, d) the fused clips
     saliency: Tensor  # (B, T)
-    cache: dict[str, Any] = field(default_factory=dict)  # what else the losses of the aligner read
+    cache: dict[str, Any] = field(default_factory=dict)  # further inputs of the losses of the aligner
 
 
 class FusedAligner(Projected, ABC):

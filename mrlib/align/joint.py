@@ -17,12 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mrlib.align import Aligned
+from mrlib.align.contrast import batch_contrast
 from mrlib.align.dynamics import dynamics
-from mrlib.align.saliency import scores_of
+from mrlib.align.saliency import saliency_labels
 from mrlib.align.words import Words
 from mrlib.arguments import require
 from mrlib.data import Batch, Widths
-from mrlib.layers import EncoderLayer, LearnedPositions, Projected, Sizes, sine_positions
+from mrlib.layers import EncoderLayer, LearnedPositions, Projected, Sizes, masked_softmax, sine_positions
 from mrlib.ops.counts import shared_count
 
 
@@ -126,8 +127,8 @@ class JointAligner(nn.Module):
         """Cache: `target`, the clips with their token type (B, T, d)."""
         joint = self.encoder(batch.target, batch.target_mask, batch.query, batch.query_mask)
         logits = self.pool(joint.query_typed)[..., 0]  # (B, N)
-        weights = logits.masked_fill(~batch.query_mask, -1e30).softmax(-1)  # (B, N)
-        pooled = (weights[..., None] * joint.query_typed).sum(1)  # g (B, d)
+        pool_weights = masked_softmax(logits, batch.query_mask, -1)  # (B, N)
+        pooled = (pool_weights[..., None] * joint.query_typed).sum(1)  # g (B, d)
         return Aligned(
             target=joint.target,
             mask=batch.target_mask,
@@ -143,25 +144,23 @@ class JointAligner(nn.Module):
 
         Each is a sum of two cross-entropies, averaged over the samples with a relevant clip.
 
-        inter  the clip against the queries of the batch, and the query against the drawn clips of the batch; with
+        inter  the drawn clip against the queries of the batch, and its query against the drawn clips of the batch; with
                several processes each uses its own part of the batch
-        intra  the clip against the clips of lower label in its video and, as released, against the clips at the same
-               index in the other videos: those of lower label there and those drawn there
+        intra  the drawn clip against the clips of its video with a lower label; and, as released, against the clips at
+               its index in the other videos that have a lower label than the clip drawn there, or are that clip
         """
-        scores = scores_of(batch)
-        relevant = batch.labels.relevant & batch.target_mask
+        scores = saliency_labels(batch)  # (B, T)
+        relevant = batch.labels.relevant & batch.target_mask  # (B, T)
         rows = relevant.any(1)  # (B,), a sample without a relevant clip adds nothing
         count = shared_count(rows.sum())
         chosen = torch.multinomial(relevant.float() + ~rows[:, None], 1)  # (B, 1)
         clip = aligned.cache["target"].gather(1, chosen[..., None].expand(-1, -1, self.width))[:, 0]  # (B, d)
-        similarity = F.normalize(clip, dim=-1) @ F.normalize(aligned.query_global, dim=-1).mT / self.temperature
-        similarity = similarity.masked_fill(~(rows[:, None] & rows), -1e30)  # (B, B)
-        inter = sum(side.log_softmax(1).diagonal() for side in (similarity, similarity.mT))  # (B,)
-        lower = batch.target_mask & (scores < scores.gather(1, chosen))
+        inter = 2 * batch_contrast(clip, aligned.query_global, rows, self.temperature)  # a sum over both directions
+        lower = batch.target_mask & (scores < scores.gather(1, chosen))  # (B, T)
         lower = lower.scatter(1, chosen, True) & rows[:, None]  # (B, T)
-        logits = aligned.saliency.float().masked_fill(~lower, -1e30) / self.temperature
+        logits = aligned.saliency.float().masked_fill(~lower, -1e30) / self.temperature  # (B, T)
         intra = sum(logits.log_softmax(axis).gather(1, chosen)[:, 0] for axis in (1, 0))  # (B,)
-        return {"inter": -(inter * rows).sum() / count, "intra": -(intra * rows).sum() / count}
+        return {"inter": inter, "intra": -(intra * rows).sum() / count}
 
 
 def build_joint(widths: Widths, *, temperature: float, beta: float | None = None, **encoder: Any) -> JointAligner:

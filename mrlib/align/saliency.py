@@ -3,11 +3,11 @@ r"""Losses that make an aligner's saliency rank clips as the annotators did (Mom
 Paper    Lei et al., "Detecting Moments and Highlights in Videos via Natural Language Queries", NeurIPS 2021, and Moon
          et al., "Query-Dependent Video Representation for Moment Retrieval and Highlight Detection", CVPR 2023
 Here     `margin` orders pairs of clips  [Moment-DETR]; `rank_contrast` separates the clips of each rank from all others
-         and `negative` lowers the saliency for a foreign query  [QD-DETR]; `terms` is all three. `ranking_pairs` and
-         `foreign_rows` give the labels that these need, unless the batch brings them
+         and `negative` lowers the saliency for a negative query  [QD-DETR]; `terms` is all three. `ranking_pairs` and
+         `negative_rows` give the labels that these need, unless the batch brings them
 Departs  with windows only, the official code pairs clips inside and outside the first window, and pairs a clip with
-         itself where all clips are inside; we use all windows, and no pair in that case. It treats two queries of one
-         video as foreign to each other; we do not
+         itself where all clips are inside; we use all windows, and no pair in that case. There, another query of
+         the same video can be the negative query; here it cannot
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ RANKS = 12  # summed scores of three annotators, 0..12
 PROBABILITY_EPS = 1e-6  # probabilities are kept this far from 0 and 1 before their logit is taken
 
 
-def scores_of(batch: Batch) -> Tensor:
+def saliency_labels(batch: Batch) -> Tensor:
     """The annotators' summed scores (B, T); where a sample has none, 1 inside a window and 0 outside."""
     labels = batch.labels
     return torch.where(labels.saliency_mask[:, None], labels.saliency, labels.relevant.to(labels.saliency.dtype))
@@ -81,7 +81,7 @@ def rank_contrast(saliency: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
 
     A sample without a clip of rank r adds nothing to that rank; B counts the samples that have clips.
 
-    saliency  s (B, T)  clips scored for a foreign query may be appended, with y = 0
+    saliency  s (B, T)  clips scored for a negative query may be appended, with y = 0
     scores    y (B, T)  from 0 to 12
     mask      bool (B, T)  clips that take part
     returns   scalar
@@ -94,8 +94,8 @@ def rank_contrast(saliency: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
     return -each.sum() / RANKS / shared_count(mask.any(1).sum())
 
 
-def foreign_rows(batch: Batch) -> Tensor:
-    """For each row, the row whose query serves as its foreign query: the next, unless the batch says.  [QD-DETR]
+def negative_rows(batch: Batch) -> Tensor:
+    """Row of each sample's negative query: `labels.negative`, else the next row.  [QD-DETR]
 
     returns  int64 (B,), -1 where there is none, as for two rows of the same video
     """
@@ -106,9 +106,9 @@ def foreign_rows(batch: Batch) -> Tensor:
 
 
 def negative(saliency: Tensor, mask: Tensor, samples: int | Tensor) -> Tensor:
-    r"""Saliency for a foreign query should be low: $-\log(1 - \sigma(s^-))$ summed over the clips.  [QD-DETR]
+    r"""Saliency for a negative query should be low: $-\log(1 - \sigma(s^-))$ summed over the clips.  [QD-DETR]
 
-    saliency  (B, T)  logits of the clips for the foreign query
+    saliency  (B, T)  logits of the clips for the negative query
     mask      bool (B, T)  clips that count
     samples   number of samples that the sum is divided by
     returns   scalar
@@ -125,16 +125,16 @@ def terms(
     probabilities  the saliency is a probability, whose logit "negative" needs; False: it is a logit
 
     margin    `margin` of two pairs of clips per sample
-    contrast  `rank_contrast` over the clips of the sample and the same clips scored for a foreign query
-    negative  `negative` of the clips scored for a foreign query
+    contrast  `rank_contrast` over the clips of the sample and the same clips scored for a negative query
+    negative  `negative` of the clips scored for a negative query
     """
-    mask, scores, rows = aligned.mask, scores_of(batch), foreign_rows(batch)  # (B, T), (B, T), (B,)
-    foreign_mask, rows = (rows >= 0)[:, None] & mask, rows.clamp(min=0)  # (B, T), (B,)
-    foreign = score(aligned.query[rows], aligned.query_mask[rows])  # (B, T)
-    joined = ((aligned.saliency, foreign), (scores, torch.zeros_like(scores)), (mask, foreign_mask))
-    logits = foreign.float().logit(PROBABILITY_EPS) if probabilities else foreign  # (B, T)
+    mask, scores, rows = aligned.mask, saliency_labels(batch), negative_rows(batch)  # (B, T), (B, T), (B,)
+    negative_mask, rows = (rows >= 0)[:, None] & mask, rows.clamp(min=0)  # (B, T), (B,)
+    negative_saliency = score(aligned.query[rows], aligned.query_mask[rows])  # (B, T)
+    joined = ((aligned.saliency, negative_saliency), (scores, torch.zeros_like(scores)), (mask, negative_mask))
+    logits = negative_saliency.float().logit(PROBABILITY_EPS) if probabilities else negative_saliency  # (B, T)
     return {
         "margin": margin(aligned.saliency, ranking_pairs(batch)),
         "contrast": rank_contrast(*(torch.cat(sides, 1) for sides in joined)),  # of (B, 2 T)
-        "negative": negative(logits, foreign_mask, foreign_mask.any(1).sum()),
+        "negative": negative(logits, negative_mask, negative_mask.any(1).sum()),
     }

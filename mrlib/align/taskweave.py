@@ -2,9 +2,10 @@ r"""One branch for highlights and one for moments, with a shared expert; highlig
 
 Paper    Yang et al., "Task-Driven Exploration: Decoupling and Inter-Task Feedback for Joint Moment Retrieval and
          Highlight Detection", CVPR 2024 (arXiv 2404.09263)
-Here     `peaks` is the pooling over time, `TaskWeaveAligner.shared` the expert of both tasks, `.highlights` the branch
-         of highlight detection with the saliency, `.moments` the branch of moment retrieval, `.fuse` the feedback from
-         the first to the second  [TaskWeave]; clips attend to words through QD-DETR's layers
+Here     `max_pool_time` is the pooling over time, `TaskWeaveAligner.shared` the expert of both tasks,
+         `.highlight_scores` the branch of highlight detection with the saliency, `.moment_features` the branch of
+         moment retrieval, `.fuse` the feedback from the first to the second  [TaskWeave]; clips attend to words through
+         QD-DETR's layers
 Ours     no decoder: the detector gets the clips of the moment branch. The feedback works from the first step, not from
          epoch 101 on; of its two passes, the first computes only highlights and the second only moments. The learned
          weights of the two tasks' losses stay at their initial values, so that highlights count twofold
@@ -26,11 +27,11 @@ from mrlib.data import Batch, Widths
 from mrlib.layers import EncoderLayer, Sizes, masked_mean, sine_positions
 
 NEAR = 2  # clips on either side that pooling and convolution read
-HIGHLIGHTS = 2.0  # weight of the saliency losses, relative to the detector's
+HIGHLIGHT_WEIGHT = 2.0  # weight of the saliency losses, relative to the detector's
 FEEDBACK = 2.0  # factor of the projected clips that are highlights
 
 
-def peaks(x: Tensor, mask: Tensor) -> Tensor:
+def max_pool_time(x: Tensor, mask: Tensor) -> Tensor:
     """The maximum, by channel, over a clip and the real clips among the two on either side; 0 on padding.  [TaskWeave]
 
     x (B, T, d), mask bool (B, T) -> (B, T, d)
@@ -67,11 +68,11 @@ class TaskWeaveAligner(FusedAligner):
 
         The moment branch reads the projected clips with the highlights doubled.
         """
-        scores = self.highlights(target, mask, query, query_mask)  # (B, T)
+        scores = self.highlight_scores(target, mask, query, query_mask)  # (B, T)
         lifted = torch.where(above_mean(scores, mask)[..., None], FEEDBACK * target, target)  # (B, T, d)
-        return Fused(self.moments(lifted, mask, query, query_mask), scores)
+        return Fused(self.moment_features(lifted, mask, query, query_mask), scores)
 
-    def highlights(self, target: Tensor, mask: Tensor, query: Tensor, query_mask: Tensor) -> Tensor:
+    def highlight_scores(self, target: Tensor, mask: Tensor, query: Tensor, query_mask: Tensor) -> Tensor:
         r"""$s_t = \mathrm{MLP}(M_t) + \sum_c M_{tc} / \sqrt d$, the MLP linear, $M = X \odot \mathrm{shared}(X)$.
 
         [TaskWeave]
@@ -83,7 +84,7 @@ class TaskWeaveAligner(FusedAligner):
         x = x * self.shared(x, mask)  # M (B, T, d)
         return self.relevance(x)[..., 0] + x.sum(-1) / self.width**0.5  # (B, T)
 
-    def moments(self, target: Tensor, mask: Tensor, query: Tensor, query_mask: Tensor) -> Tensor:
+    def moment_features(self, target: Tensor, mask: Tensor, query: Tensor, query_mask: Tensor) -> Tensor:
         r"""$M = (W\, \mathrm{LN}(\mathrm{conv}(X)) + b) \odot \mathrm{shared}(X)$.  [TaskWeave]
 
         X are the clips of the branch. The convolution over time is channel by channel and reads zeros on padding.
@@ -94,24 +95,24 @@ class TaskWeaveAligner(FusedAligner):
         return self.expert(self.norm(convolved)) * self.shared(x, mask)
 
     def with_words(self, target: Tensor, mask: Tensor, query: Tensor, query_mask: Tensor) -> Tensor:
-        """Clips (B, T, d) after they attended to the words (B, N, d), pooled by `peaks`; (B, T, d)."""
+        """Clips (B, T, d) after they attended to the words (B, N, d), pooled by `max_pool_time`; (B, T, d)."""
         positions, words, x = sine_positions(mask, self.width), Words(query, query, query_mask), target
         for layer in self.layers:
             x = layer(x, positions, words)
-        return peaks(x, mask)
+        return max_pool_time(x, mask)
 
     def shared(self, x: Tensor, mask: Tensor) -> Tensor:
-        """The expert of both tasks: clips (B, T, d) attend to one another and are pooled by `peaks`; (B, T, d)."""
+        """The expert of both tasks: clips (B, T, d) attend to one another and are pooled; (B, T, d)."""
         positions = sine_positions(mask, self.width)  # (B, T, d)
         for layer in self.encoder:
             x = layer(x, positions, mask)
-        return peaks(x, mask)
+        return max_pool_time(x, mask)
 
     def losses(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
         """Twice the terms of `saliency.terms`: margin, contrast, negative.  [TaskWeave]"""
         clips = aligned.cache["target"], aligned.mask
-        terms = saliency.terms(aligned, batch, lambda query, mask: self.highlights(*clips, query, mask))
-        return {name: HIGHLIGHTS * term for name, term in terms.items()}
+        terms = saliency.terms(aligned, batch, lambda query, mask: self.highlight_scores(*clips, query, mask))
+        return {name: HIGHLIGHT_WEIGHT * term for name, term in terms.items()}
 
 
 build_taskweave = from_sizes(TaskWeaveAligner, Sizes)

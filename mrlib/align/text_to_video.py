@@ -34,23 +34,23 @@ class TextToVideoAligner(GlobalTokenAligner):
         encoder: Sequence[EncoderLayer],
         *,
         places: int | None = None,
-        visible: Callable[[Tensor, Tensor], Tensor | None] = every_word,
+        masks: Callable[[Tensor, Tensor], Tensor | None] = every_word,
     ):
         """The layers have these sizes.
 
         layers   from words to clips
         encoder  over the global token and the clips
         places   number of learned positions of the words, added to the keys; None: words have no positions
-        visible  visible(target_mask, query_mask) -> `Words.seen`: `every_word`, or `released_masks` with its heads
+        masks    masks(target_mask, query_mask) -> `Words.visible`: `every_word`, or `released_masks` with its heads
         """
         super().__init__(widths, sizes, layers, encoder, places)
-        self.visible = visible
+        self.masks = masks
 
     def fuse(self, target: Tensor, mask: Tensor, query: Tensor, query_mask: Tensor) -> Fused:
         """Projected clips (B, T, d) and words (B, N, d) -> clips (B, T, d) and their saliency (B, T).  [QD-DETR]"""
         positions = sine_positions(mask, self.width)  # (B, T, d)
         keys = query if self.places is None else query + self.places(query)  # (B, N, d)
-        words, x = Words(keys, query, query_mask, self.visible(mask, query_mask)), target
+        words, x = Words(keys, query, query_mask, self.masks(mask, query_mask)), target
         for layer in self.layers:
             x = layer(x, positions, words)  # (B, T, d)
         token, clips = self.encode(self.global_token.expand(len(x), 1, -1), x, positions, mask)  # (B, 1, d), (B, T, d)
@@ -81,5 +81,5 @@ def build_text_to_video(
         layers,
         [EncoderLayer(*sizes.layer) for _ in range(sizes.layers)],
         places=places if query_positions == "learned" else None,
-        visible=every_word if masks == "keys" else partial(released_masks, heads=sizes.heads),
+        masks=every_word if masks == "keys" else partial(released_masks, heads=sizes.heads),
     )

@@ -32,10 +32,10 @@ TEMPERATURE = 0.07  # of both contrasts and of the discrimination
 
 
 class HiddenPadding:
-    """How padding takes part: not at all."""
+    """Excludes padding from attention, softmax and means."""
 
     def visible_words(self, mask: Tensor, query_mask: Tensor) -> None:
-        """`Words.seen`, here all real words; masks bool (B, T), (B, N)."""
+        """`Words.visible`, here all real words; masks bool (B, T), (B, N)."""
         return None
 
     def counted(self, mask: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class HiddenPadding:
 
 
 class SeenPadding:
-    """How padding takes part in the released code. The methods are those of `HiddenPadding`."""
+    """Includes padding in attention, softmax and means, as released. Methods as in `HiddenPadding`."""
 
     def __init__(self, heads: int):
         self.heads = heads
@@ -86,13 +86,13 @@ def near_video(sentence: Tensor, video: Tensor, mask: Tensor, both: Tensor) -> t
 class TrilinearFusion(nn.Module):
     r"""Every clip is fused with the words that match it and with the whole query.  [AMR, fusion]
 
-    $$S_{tn} = V_t^\top w_C + T_n^\top w_Q + V_t^\top (w_m \odot T_n), \quad A = \mathrm{softmax}_n(S), \quad
+    $$S_{tn} = V_t^\top w_C + Y_n^\top w_Q + V_t^\top (w_m \odot Y_n), \quad A = \mathrm{softmax}_n(S), \quad
     \bar A = \mathrm{softmax}_t(S)$$
-    $$P = A T, \quad Q = A \bar A^\top V, \quad X = W_1 [V; P; V \odot P; V \odot Q] + b_1, \quad
+    $$P = A Y, \quad Q = A \bar A^\top V, \quad X = W_1 [V; P; V \odot P; V \odot Q] + b_1, \quad
     V' = \mathrm{ReLU}(W_2 [X; u] + b_2)$$
 
-    V are the clips, T the words; u is the sum of the words weighed by $\mathrm{softmax}_n(T w_p)$. Dropout acts on the
-    V and T of S only.
+    V are the clips and Y the words. u is the mean of the words weighted by $\mathrm{softmax}_n(Y w_p)$. Dropout is
+    applied to V and Y in S only.
     """
 
     def __init__(self, width: int, dropout: float):
@@ -107,11 +107,11 @@ class TrilinearFusion(nn.Module):
 
     def forward(self, target: Tensor, mask: Tensor, query: Tensor, query_mask: Tensor) -> Tensor:
         """target (B, T, d), mask bool (B, T), query (B, N, d), query_mask bool (B, N) -> (B, T, d)."""
-        v, t = self.dropout(target), self.dropout(query)
-        score = (v @ self.clip)[:, :, None] + (t @ self.word)[:, None] + (v * self.both) @ t.mT  # (B, T, N)
-        words = masked_softmax(score, query_mask[:, None], 2)  # A (B, T, N)
-        clips = masked_softmax(score, mask[:, :, None], 1)  # A-bar (B, T, N)
-        p, q = words @ query, words @ (clips.mT @ target)  # P, Q (B, T, d)
+        v, y = self.dropout(target), self.dropout(query)  # (B, T, d), (B, N, d)
+        score = (v @ self.clip)[:, :, None] + (y @ self.word)[:, None] + (v * self.both) @ y.mT  # (B, T, N)
+        over_words = masked_softmax(score, query_mask[:, None], 2)  # A (B, T, N)
+        over_clips = masked_softmax(score, mask[:, :, None], 1)  # A-bar (B, T, N)
+        p, q = over_words @ query, over_words @ (over_clips.mT @ target)  # P, Q (B, T, d)
         x = self.mix(torch.cat([target, p, target * p, target * q], -1))  # (B, T, 4 d) -> (B, T, d)
         weights = masked_softmax(query @ self.pool, query_mask, 1)  # (B, N)
         sentence = (weights[..., None] * query).sum(1, keepdim=True).expand_as(x)  # u (B, T, d)
@@ -119,13 +119,13 @@ class TrilinearFusion(nn.Module):
 
 
 class TrilinearAligner(Projected):
-    r"""Fusion, layers from words to clips, and an encoder that runs again on lifted highlights.  [AMR, encoder]
+    r"""Fusion, layers from words to clips, and an encoder that runs twice.  [AMR, encoder]
 
-    $$E = \mathrm{Enc}(Y), \quad \sigma_t = \tfrac{1}{\sqrt d} \mathbf 1^\top (W_s E_t + b_s), \quad
-    \omega = \mathrm{softmax}_t(\sigma), \quad Z = \mathrm{Enc}(E + \omega \odot Y)$$
+    $$E = \mathrm{Enc}(H), \quad \sigma_t = \tfrac{1}{\sqrt d} \mathbf 1^\top (W_s E_t + b_s), \quad
+    \omega = \mathrm{softmax}_t(\sigma), \quad Z = \mathrm{Enc}(E + \omega \odot H)$$
 
-    Y are the clips after the layers from words to clips. The saliency is σ, the clips for the detector are Z, the whole
-    query is its last word.
+    H are the clips after the layers from words to clips, σ is the saliency, and Z are the clips for the detector.
+    `query_global` is the last word.
     """
 
     def __init__(
@@ -136,33 +136,33 @@ class TrilinearAligner(Projected):
         encoder: Sequence[EncoderLayer],
         *,
         padding: HiddenPadding | SeenPadding,
-        near: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = near_sentence,
+        against: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = near_sentence,
     ):
         """The layers have these sizes.
 
         layers   from words to clips
         encoder  over the clips
         padding  how padding takes part
-        near     the reference that relevant clips must be nearer to than mined clips: `near_sentence` or `near_video`
+        against  the reference that relevant clips must be nearer to than mined clips: `near_sentence` or `near_video`
         """
         super().__init__(widths.target, widths.query, sizes)
-        self.padding, self.near = padding, near
+        self.padding, self.against = padding, against
         self.fusion = TrilinearFusion(sizes.width, sizes.dropout)
         self.layers, self.encoder = nn.ModuleList(layers), nn.ModuleList(encoder)
         self.saliency = nn.Linear(sizes.width, sizes.width)
 
     def forward(self, batch: Batch) -> Aligned:
-        """Cache: `target`, the projected clips (B, T, d)."""
+        """Fuse, attend to the words, encode twice. Cache: `target`, the projected clips (B, T, d)."""
         mask, query_mask = batch.target_mask, batch.query_mask
         target, query = self.project(batch.target, mask, batch.query)  # (B, T, d), (B, N, d)
         positions = sine_positions(mask, self.width)  # (B, T, d)
         words = Words(query, query, query_mask, self.padding.visible_words(mask, query_mask))
         x = self.fusion(target, mask, query, query_mask)  # (B, T, d)
         for layer in self.layers:
-            x = layer(x, positions, words)  # Y (B, T, d)
+            x = layer(x, positions, words)  # H (B, T, d)
         encoded = self._encode(x, positions, mask)  # E (B, T, d)
         # 1^T (W_s E_t + b_s) is one product with the sum of the rows of W_s
-        weight, bias = self.saliency.weight.sum(0, keepdim=True), self.saliency.bias.sum()[None]
+        weight, bias = self.saliency.weight.sum(0, keepdim=True), self.saliency.bias.sum()[None]  # (1, d), (1,)
         relevance = F.linear(encoded, weight, bias)[..., 0] / self.width**0.5  # sigma (B, T)
         highlights = masked_softmax(relevance, self.padding.counted(mask), 1)  # omega (B, T)
         last = (query_mask.sum(1) - 1).clamp(min=0)  # (B,)
@@ -196,7 +196,7 @@ class TrilinearAligner(Projected):
         video, sentence = self.padding.mean(clips, mask), aligned.query_global.float()  # (B, d)
         return {
             "margin": saliency.margin(aligned.saliency, saliency.ranking_pairs(batch)),
-            "contrast": saliency.rank_contrast(aligned.saliency, saliency.scores_of(batch), mask),
+            "contrast": saliency.rank_contrast(aligned.saliency, saliency.saliency_labels(batch), mask),
             "vtc": batch_contrast(sentence, video, mask.any(1), TEMPERATURE),
             "ctc": self._clip_contrast(clips, aligned.query.float(), batch),
             "discriminate": self._discrimination(clips, sentence, video, batch),
@@ -207,8 +207,8 @@ class TrilinearAligner(Projected):
 
         Clips and words are normalised first, the mean word is not. clips (B, T, d), query (B, N, d); returns a scalar
         """
-        words = masked_mean(F.normalize(query, dim=-1), batch.query_mask)  # (B, d)
-        logits = (F.normalize(clips, dim=-1) @ words[..., None])[..., 0] / TEMPERATURE  # (B, T)
+        mean_word = masked_mean(F.normalize(query, dim=-1), batch.query_mask)  # (B, d)
+        logits = (F.normalize(clips, dim=-1) @ mean_word[..., None])[..., 0] / TEMPERATURE  # (B, T)
         logits = logits.masked_fill(~batch.target_mask, 0)
         counted = self.padding.counted(batch.target_mask)
         # (B, T)
@@ -218,15 +218,15 @@ class TrilinearAligner(Projected):
     def _discrimination(self, clips: Tensor, sentence: Tensor, video: Tensor, batch: Batch) -> Tensor:
         r"""The mean of $\mathrm{softplus}((n - p) / 0.07)$ over the samples that count.
 
-        p and n are the mean cosines of relevant and of mined clips with the reference that `near` gives.
+        p and n are the mean cosines of relevant and of mined clips with the reference that `against` gives.
         clips (B, T, d); sentence, video (B, d); returns a scalar
         """
         mask = batch.target_mask
         relevant = batch.labels.relevant & mask
-        wrong = torch.zeros_like(relevant) if batch.labels.wrong is None else batch.labels.wrong & mask
-        reference, rows = self.near(sentence, video, mask, wrong.any(1) & relevant.any(1))  # (B, d), (B,)
+        mined = torch.zeros_like(relevant) if batch.labels.wrong is None else batch.labels.wrong & mask  # (B, T)
+        reference, rows = self.against(sentence, video, mask, mined.any(1) & relevant.any(1))  # (B, d), (B,)
         cosine = F.cosine_similarity(clips, reference[:, None], dim=-1)  # (B, T)
-        p, n = (masked_mean(cosine[..., None], which)[:, 0] for which in (relevant, wrong))  # (B,), (B,)
+        p, n = (masked_mean(cosine[..., None], which)[:, 0] for which in (relevant, mined))  # (B,), (B,)
         return (F.softplus((n - p) / TEMPERATURE) * rows).sum() / shared_count(rows.sum())
 
 
@@ -252,5 +252,5 @@ def build_trilinear(
         layers,
         [EncoderLayer(*sizes.layer) for _ in range(encoder_layers)],
         padding=HiddenPadding() if padding == "hidden" else SeenPadding(sizes.heads),
-        near=near_sentence if against == "sentence" else near_video,
+        against=near_sentence if against == "sentence" else near_video,
     )

@@ -24,16 +24,16 @@ class Words(NamedTuple):
     keys: Tensor  # (B, N, d) words plus their positions, if they have any
     values: Tensor  # (B, N, d) words without positions
     mask: Tensor  # bool (B, N) True = real word
-    seen: Tensor | None = None  # bool (B, heads, T, N) words that each clip may attend to; None: all real words
+    visible: Tensor | None = None  # bool (B, heads, T, N) words that each clip may attend to; None: all real words
 
 
 def every_word(target_mask: Tensor, query_mask: Tensor) -> None:
-    """`Words.seen` if every clip may attend to all real words; target_mask bool (B, T), query_mask bool (B, N)."""
+    """`Words.visible` if every clip may attend to all real words; target_mask bool (B, T), query_mask bool (B, N)."""
     return None
 
 
 def released_masks(target_mask: Tensor, query_mask: Tensor, heads: int) -> Tensor:
-    """`Words.seen` as in the released code.  [QD-DETR]
+    """`Words.visible` as in the released code.  [QD-DETR]
 
     The code means to hide padded words from padded clips, which the mask of the keys does already. It stacks the masks
     of all B samples once per head, but attention reads entry b x heads + head for sample b. So most samples get the
@@ -74,6 +74,6 @@ class T2VLayer(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor, words: Words) -> Tensor:
         """x, positions (B, T, d) -> (B, T, d)."""
-        attended = self.cross_attn(x + positions, words.keys, words.values, words.mask, words.seen)  # A (B, T, d)
+        attended = self.cross_attn(x + positions, words.keys, words.values, words.mask, words.visible)  # A (B, T, d)
         z = (x if self.mix is None else self.mix(x, positions, words)) + self.dropout(attended)
         return self.norm2(z + self.dropout(self.feed_forward(self.norm1(z))))

@@ -1,8 +1,8 @@
 """Detectors predict moments from aligned clips: `detector(aligned, batch) -> outputs`, a dict of tensors.
 
 `detector.decode(outputs, batch) -> Moments`, sorted by score, with NMS inside where the paper has it.
-`detector.losses(outputs, aligned, batch, teacher=None) -> dict of scalars` are the terms that train it; they are the
-only readers of `batch.labels`.
+`detector.losses(outputs, aligned, batch, teacher=None) -> dict of scalars` are the terms that train it. The
+`losses` of aligners and detectors are the only model code that reads `batch.labels`.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mrlib.detect.dab import DabDecoder, refine
-from mrlib.detect.detr import Context, Decoded
+from mrlib.detect.detr import ContextTokens, Decoded
 from mrlib.layers import FeedForward
 
 
@@ -52,7 +52,7 @@ class TwoSetDecoder(nn.Module):
             layer.feed_forward = SplitFeedForward(layer.feed_forward)
         self.content, self.active_queries = decoder.content, active
 
-    def forward(self, target: Tensor, mask: Tensor, query_global: Tensor, context: Context | None) -> Decoded:
+    def forward(self, target: Tensor, mask: Tensor, query_global: Tensor, context: ContextTokens | None) -> Decoded:
         """As `DabDecoder`, with 2 K moment queries, the original ones first."""
         return refine(self, self.sets(), target, mask, query_global)
 

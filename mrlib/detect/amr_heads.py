@@ -5,7 +5,7 @@ Paper    "Augmenting Moment Retrieval: Zero-Dependency Two-Stage Learning", ICCV
 Here     `FocalLoss`, `IouHead` and `MaskHead`  [AMR, heads] extend the `ClassHead` and `SpanHead` of
          `mrlib.detect.detr`; their losses and matching costs  [AMR, losses]
 Departs  in SooLab/AMR the mask of the last decoder layer is that of the layer before, without a loss: `PreviousMasks`;
-         and padding enlarges the union of a mask and a window: `seen`
+         and padding enlarges the union of a mask and a window: `with_padding`
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mrlib.arguments import require
-from mrlib.detect.dab import DabDecoder, query_content, zero_content
+from mrlib.detect.dab import DabDecoder, sentence_content, zero_content
 from mrlib.detect.detr import ClassHead, Decoded, DetrDetector, SpanHead, Truth, to_ends, windows_order
 from mrlib.detect.span_length import span_length
 from mrlib.layers import MLP, full_precision
@@ -49,7 +49,7 @@ class FocalLoss:
 
 
 class IouHead(nn.Module):
-    """The IoU that a moment query expects its span to have with a window.  [AMR, heads]"""
+    """Predicts the IoU of each span with its best window.  [AMR, heads]"""
 
     def __init__(self, width: int):
         super().__init__()
@@ -76,13 +76,13 @@ class IouHead(nn.Module):
         return full_precision(outputs["quality"][-1]).sigmoid()
 
 
-def hidden(masks: Tensor, mask: Tensor) -> Tensor:
+def without_padding(masks: Tensor, mask: Tensor) -> Tensor:
     """Set padding to 0 in the masks (L, B, K, T) of the moment queries; mask bool (B, T) marks the real clips."""
     return masks * mask[:, None]
 
 
-def seen(masks: Tensor, mask: Tensor) -> Tensor:
-    """Leave padding in the masks, as released; arguments as in `hidden`."""
+def with_padding(masks: Tensor, mask: Tensor) -> Tensor:
+    """Leave padding in the masks, as released; arguments as in `without_padding`."""
     return masks
 
 
@@ -116,7 +116,7 @@ class PreviousMasks:
 
 
 class MaskHead(nn.Module):
-    r"""The clips that a moment query covers: $\mu = \sigma(e^\gamma \cos(h + \mathrm{MLP}(h), Z_t))$.  [AMR, heads]"""
+    r"""Predicts the clips of each span: $\mu = \sigma(e^\gamma \cos(h + \mathrm{MLP}(h), Z_t))$.  [AMR, heads]"""
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ class MaskHead(nn.Module):
         """A head for moment queries and clips of this width.
 
         cost_mask  weight of 1 - IoU of mask and window in the matching
-        padding    `hidden` or `seen`
+        padding    `without_padding` or `with_padding`
         layers     which decoder layers have masks of their own
         """
         super().__init__()
@@ -145,7 +145,7 @@ class MaskHead(nn.Module):
 
     def overlap(self, masks: Tensor, truth: Truth) -> Tensor:
         """IoU (L, B, K, W) of masks (L, B, K, T) with the clips of the windows."""
-        lengths, T = truth.clip_mask.sum(1), truth.clip_mask.shape[1]
+        lengths, T = truth.clip_mask.sum(1), truth.clip_mask.shape[1]  # (B,)
         inside = spans.inside(truth.spans, lengths, T).to(masks.dtype)  # (B, W, T)
         shared = masks @ inside.mT  # (L, B, K, W)
         union = masks.sum(-1, keepdim=True) + inside.sum(-1)[:, None] - shared  # (L, B, K, W)
@@ -203,16 +203,16 @@ def build_dab_quality(
         MaskHead(
             width,
             cost_mask=cost_mask,
-            padding=hidden if padding == "hidden" else seen,
+            padding=without_padding if padding == "hidden" else with_padding,
             layers=OwnMasks() if own_masks else PreviousMasks(),
         ),
         IouHead(width),
     ]
-    start = zero_content if content == "zero" else query_content
+    start = zero_content if content == "zero" else sentence_content
     return DetrDetector(
         DabDecoder(width, decoder_layers=decoder_layers, content=start, **decoder),
         heads,
         most_windows=most_windows,
         surplus=windows_order(surplus),
-        span_length=span_length(length),
+        length=span_length(length),
     )

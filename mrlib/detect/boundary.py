@@ -22,7 +22,7 @@ from mrlib.align import Aligned
 from mrlib.arguments import require
 from mrlib.data import Batch
 from mrlib.detect import Moments
-from mrlib.detect.span_length import duration_in_clips, of_clips, span_length
+from mrlib.detect.span_length import in_video, of_clips, span_length
 from mrlib.layers import Attention, full_precision
 from mrlib.ops import alignment, spans
 from mrlib.ops.counts import shared_count
@@ -58,7 +58,7 @@ class BoundedOffsets:
         offset = outputs.sigmoid()
         return offset, torch.stack([t - offset[..., 0], t + offset[..., 1]], -1)
 
-    def targets(self, t: Tensor, windows: Tensor) -> Tensor:
+    def offsets_to(self, t: Tensor, windows: Tensor) -> Tensor:
         """The offsets (B, T, 2) from the times (B, T) to the ends of the windows (B, T, 2)."""
         return torch.stack([t - windows[..., 0], windows[..., 1] - t], -1).clamp(min=0)
 
@@ -69,16 +69,16 @@ class RawOffsets:
     def spans(self, t: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
         return outputs, t[..., None] + outputs
 
-    def targets(self, t: Tensor, windows: Tensor) -> Tensor:
+    def offsets_to(self, t: Tensor, windows: Tensor) -> Tensor:
         return windows - t[..., None]
 
 
-def hidden(mask: Tensor) -> Tensor:
+def mask_padding(mask: Tensor) -> Tensor:
     """The mask for `ConvHead` that sets padding to 0 in the convolutions."""
     return mask
 
 
-def seen(mask: Tensor) -> None:
+def keep_padding(mask: Tensor) -> None:
     """No mask for `ConvHead`: padding enters the convolutions, as released."""
     return None
 
@@ -93,31 +93,31 @@ class BoundaryDetector(nn.Module):
         fusion: str = "sequence",
         heads: int = 8,
         offsets: BoundedOffsets | RawOffsets,
-        time: float = CENTRE,
-        span_length: Callable[[Tensor, Tensor], Tensor] = of_clips,
+        timestamps: float = CENTRE,
+        length: Callable[[Tensor, Tensor], Tensor] = of_clips,
         background: float = 1.0,
-        padding: Callable[[Tensor], Tensor | None] = hidden,
+        padding: Callable[[Tensor], Tensor | None] = mask_padding,
         nms: float = 0.7,
-        path: str | None = None,
+        answer: str | None = None,
     ):
         """Two convolutional heads for an aligner of this width.
 
         fusion       one of `FUSIONS`: how the convolutional heads read the aligner's `context` (B, l, d), if it has one
         heads        attention heads of the fusion "attend"
         offsets      what the boundary head predicts
-        time         position of a clip's time within the clip: `CENTRE`, or `EDGE` as in the official code for clips of
+        timestamps   position of a clip's time within the clip: `CENTRE`, or `EDGE` as in the official code for clips of
                      2 s
-        span_length  what a predicted span is a fraction of, see `mrlib.detect.span_length`
+        length       what a predicted span is a fraction of, see `mrlib.detect.span_length`
         background   weight of clips outside the moment
-        padding      `hidden` from the convolutions, or `seen`
+        padding      `mask_padding` from the convolutions, or `keep_padding`
         nms          IoU above which the worse of two moments is dropped
-        path         decode the aligner's path of this name, "pre" or "post"; None: decode the heads
+        answer       decode the aligner's path of this name, "pre" or "post"; None: decode the heads
         """
         require(fusion in FUSIONS, "fusion", fusion, f"one of {', '.join(FUSIONS)}")
         require(0 <= nms <= 1, "nms", nms, "from 0 to 1")
         super().__init__()
-        self.offsets, self.time, self.span_length = offsets, time, span_length
-        self.background, self.padding, self.nms, self.path = background, padding, nms, path
+        self.offsets, self.timestamps, self.length = offsets, timestamps, length
+        self.background, self.padding, self.nms, self.answer = background, padding, nms, answer
         self.fusion, inputs = FUSIONS[fusion], 2 * width if fusion == "channel" else width
         self.attend = Attention(width, heads) if fusion == "attend" else None
         self.foreground = ConvHead(inputs, width, 1)
@@ -132,11 +132,11 @@ class BoundaryDetector(nn.Module):
         path    (B, 1, 2)  the span of the aligner's path, if that is decoded
         """
         x, mask = self._fuse(aligned)  # (B, L, d or 2 d), (B, L); L is T or T + l
-        mask, T = self.padding(mask), aligned.mask.shape[1]
+        mask, T = self.padding(mask), aligned.mask.shape[1]  # (B, L) or None
         logits, offset = self.foreground(x, mask)[:, :T, 0], self.boundary(x, mask)[:, :T]  # (B, T), (B, T, 2)
-        offset, predicted = self.offsets.spans(self._times(aligned.mask), offset)
+        offset, predicted = self.offsets.spans(self._times(aligned.mask), offset)  # (B, T, 2) each
         outputs = {"logits": logits, "offset": offset, "spans": predicted}
-        if self.path is not None:
+        if self.answer is not None:
             outputs["path"] = self._span_of_path(aligned)
         return outputs
 
@@ -149,22 +149,20 @@ class BoundaryDetector(nn.Module):
 
     def _span_of_path(self, aligned: Aligned) -> Tensor:
         """The span from the first clip of the aligner's path to the last, (B, 1, 2)."""
-        if self.path not in aligned.paths:
-            raise ValueError(f"answer={self.path!r}: the aligner has no such path; it has {sorted(aligned.paths)}")
-        edges = torch.stack(alignment.span_of(aligned.paths[self.path]), -1)  # (B, 2) in clips
+        if self.answer not in aligned.paths:
+            raise ValueError(f"answer={self.answer!r}: the aligner has no such path; it has {sorted(aligned.paths)}")
+        edges = torch.stack(alignment.span_of(aligned.paths[self.answer]), -1)  # (B, 2) in clips
         return (edges / aligned.mask.sum(1).clamp(min=1)[:, None])[:, None]
 
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> Moments:
-        """Ten moments at most, clamped to the video, which may end before its features, and greedily suppressed."""
+        """Sort the clips by foreground probability, clamp their spans to the video, apply NMS; (B, KEPT, 2)."""
         if "path" in outputs:
             path = outputs["path"]
             return Moments(path, path.new_ones(path.shape[:2]), batch.target_mask.any(1, keepdim=True))
-        duration_s, length_s = batch.duration_s, batch.lengths * batch.clip_s  # (B,)
-        factor, latest = self.span_length(duration_s, length_s), duration_in_clips(duration_s, length_s).clamp(max=1)
-        predicted = full_precision(outputs["spans"]).sort(-1).values * factor[:, None, None]  # (B, T, 2)
-        predicted = predicted.clamp(min=0).minimum(latest[:, None, None])
+        predicted = full_precision(outputs["spans"]).sort(-1).values  # (B, T, 2)
+        predicted = in_video(predicted, batch.duration_s, batch.lengths * batch.clip_s, self.length)
         scores = full_precision(outputs["logits"]).sigmoid().masked_fill(~batch.target_mask, -1)  # (B, T)
-        scores, order = scores.sort(dim=-1, descending=True, stable=True)
+        scores, order = scores.sort(dim=-1, descending=True, stable=True)  # (B, T) each
         scores, order = scores[:, :CANDIDATES], order[:, :CANDIDATES]  # (B, C)
         predicted = predicted.gather(1, order[..., None].expand(-1, -1, 2))  # (B, C, 2)
         kept, mask = spans.nms(predicted, scores >= 0, self.nms, KEPT)  # (B, KEPT)
@@ -180,12 +178,12 @@ class BoundaryDetector(nn.Module):
         iou   1 - generalised IoU of the span that a clip predicts, mean over the foreground
         """
         mask, t = aligned.mask, self._times(aligned.mask)
-        inside, truth = targets(batch.labels.spans, batch.labels.span_mask, mask, t)  # (B, T), (B, T, 2)
+        inside, truth = window_of_clip(batch.labels.spans, batch.labels.span_mask, mask, t)  # (B, T), (B, T, 2)
         weight = torch.where(inside, 1.0, self.background) * mask  # (B, T)
         logits, offset, predicted = (full_precision(outputs[name]) for name in ("logits", "offset", "spans"))
         fg = F.binary_cross_entropy_with_logits(logits, inside.to(logits.dtype), weight=weight, reduction="sum")
         foreground = shared_count(inside.sum())
-        expected = self.offsets.targets(t, truth)  # (B, T, 2)
+        expected = self.offsets.offsets_to(t, truth)  # (B, T, 2)
         # selected and not weighted by 0, since padding may hold anything
         l1 = F.smooth_l1_loss(offset[inside], expected[inside], reduction="sum")
         overlap = spans.giou(predicted[inside].sort(-1).values, truth[inside])  # (number of foreground clips,)
@@ -197,7 +195,7 @@ class BoundaryDetector(nn.Module):
 
     def _times(self, mask: Tensor) -> Tensor:
         """t_i (B, T): the times of the clips as fractions of the real clips."""
-        t = torch.arange(mask.shape[1], device=mask.device) + self.time
+        t = torch.arange(mask.shape[1], device=mask.device) + self.timestamps
         return t / mask.sum(1).clamp(min=1)[:, None]
 
 
@@ -257,7 +255,7 @@ FUSIONS: Mapping[str, Callable[..., tuple[Tensor, Tensor]]] = {
 }
 
 
-def targets(windows: Tensor, window_mask: Tensor, mask: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+def window_of_clip(windows: Tensor, window_mask: Tensor, mask: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """Which clips are inside a window, and which window each is inside.  [MATR, losses]
 
     A clip is inside a window if its time is. A window shorter than a clip is first widened to one clip; a window behind
@@ -274,13 +272,13 @@ def targets(windows: Tensor, window_mask: Tensor, mask: Tensor, t: Tensor) -> tu
     centre, half = windows.mean(-1, keepdim=True), (windows[..., 1:] - windows[..., :1]) / 2  # (B, W, 1) each
     half = half.clamp(min=0.5 / n)
     wide = torch.cat([centre - half, centre + half], -1).clamp(0, 1)  # (B, W, 2)
-    wide = torch.stack([wide[..., 0], wide[..., 1].maximum(1 / n[..., 0])], -1)
+    wide = torch.stack([wide[..., 0], wide[..., 1].maximum(1 / n[..., 0])], -1)  # (B, W, 2)
     last = torch.arange(mask.shape[1], device=mask.device)[:, None] == n - 1  # (B, T, 1)
     slack = 1e-6  # times on the ends are inside, also in float32
     covers = (t[:, :, None] >= wide[:, None, :, 0] - slack) & (
         t[:, :, None] <= wide[:, None, :, 1] + slack
     )  # (B, T, W)
-    covers = covers | (~covers.any(1, keepdim=True) & last)
+    covers = covers | (~covers.any(1, keepdim=True) & last)  # (B, T, W); a window without a clip gets the last
     covers = covers & window_mask[:, None] & mask[..., None]
     distance = (t[:, :, None] - wide.mean(-1)[:, None]).abs().masked_fill(~covers, torch.inf)  # (B, T, W)
     nearest = distance.argmin(-1)  # (B, T)
@@ -322,10 +320,10 @@ def build_boundary(
         fusion=fusion,
         heads=heads,
         offsets=BoundedOffsets() if offsets == "bounded" else RawOffsets(),
-        time=CENTRE if timestamps == "centre" else EDGE,
-        span_length=span_length(length),
+        timestamps=CENTRE if timestamps == "centre" else EDGE,
+        length=span_length(length),
         background=background,
-        padding=hidden if padding == "hidden" else seen,
+        padding=mask_padding if padding == "hidden" else keep_padding,
         nms=nms,
-        path=None if answer == "heads" else answer,
+        answer=None if answer == "heads" else answer,
     )

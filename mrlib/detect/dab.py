@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from mrlib.arguments import require
-from mrlib.detect.detr import Context, Decoded, DetrDetector, build_with_decoder, inverse_sigmoid
-from mrlib.layers import MLP, Dropout, FeedForward, attend, sine_positions, waves
+from mrlib.detect.detr import ContextTokens, Decoded, DetrDetector, build_with_decoder, inverse_sigmoid
+from mrlib.layers import MLP, Dropout, FeedForward, attend, check_heads, sine_positions, waves
 
 NARROWEST = 1e-4  # smallest width that sines are divided by
 
@@ -38,7 +38,7 @@ def zero_content(query_global: Tensor) -> Tensor:
     return torch.zeros_like(query_global)
 
 
-def query_content(query_global: Tensor) -> Tensor:
+def sentence_content(query_global: Tensor) -> Tensor:
     """The content of every moment query starts with the vector of the whole query, (B, d).  [AMR, decoder]"""
     return query_global
 
@@ -99,8 +99,7 @@ class DabLayer(nn.Module):
         self, width: int, heads: int, hidden: int, dropout: float, activation: str, *, first: bool, joint: bool
     ):
         super().__init__()
-        if width % heads:
-            raise ValueError(f"{heads} heads cannot share a width of {width}; the width must be a multiple of heads")
+        check_heads(width, heads)
         self.self_attn = SelfAttention(width, heads, dropout, joint)
         self.cross_attn = CrossAttention(width, heads, dropout, first)
         self.feed_forward = FeedForward(width, hidden, dropout, activation)
@@ -168,7 +167,7 @@ class DabDecoder(nn.Module):
             nn.init.zeros_(layer.self_attn.out_proj.bias)
             nn.init.zeros_(layer.cross_attn.out_proj.bias)
 
-    def forward(self, target: Tensor, mask: Tensor, query_global: Tensor, context: Context | None) -> Decoded:
+    def forward(self, target: Tensor, mask: Tensor, query_global: Tensor, context: ContextTokens | None) -> Decoded:
         """The states of the K moment queries after every layer, and their spans before it.
 
         target (B, T, d), mask bool (B, T), query_global (B, d); the context is not read

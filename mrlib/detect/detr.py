@@ -6,8 +6,8 @@ Here     `DetrDetector` is a decoder and heads: it matches windows with moment q
          decoder layers and decodes  [Moment-DETR]; `DetrDecoder` is Moment-DETR's decoder; `SpanHead` and `ClassHead`
          are shared by all DETR detectors
 A head   has `forward(decoded, target, mask)`, a dict of tensors (L, B, K, ...) that joins the outputs;
-         `cost(outputs, truth)`, its part (L, B, K, W) of the matching cost; `losses(outputs, truth, matched)`, a dict
-         of terms (L,); `score(outputs)`, a factor (B, K) of the score, or None
+         `cost(outputs, truth)`, its part (L, B, K, W) of the matching cost, or 0.0; `losses(outputs, truth, matched)`,
+         a dict of terms (L,); `score(outputs)`, a factor (B, K) of the score, or None
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mrlib.align import Aligned
 from mrlib.arguments import require
 from mrlib.data import Batch
 from mrlib.detect import Moments
-from mrlib.detect.span_length import duration_in_clips, of_clips, span_length
+from mrlib.detect.span_length import in_video, of_clips, span_length
 from mrlib.layers import MLP, DecoderLayer, full_precision, sine_positions
 from mrlib.ops import spans
 from mrlib.ops.counts import shared_count
@@ -39,7 +39,7 @@ class Decoded(NamedTuple):
     references: Tensor | None = None  # (L, B, K, 2) centre and width before each layer; None: no references
 
 
-class Context(NamedTuple):
+class ContextTokens(NamedTuple):
     """Tokens beside the clips that a decoder may read."""
 
     tokens: Tensor  # (B, M, d)
@@ -96,7 +96,7 @@ class DetrDecoder(nn.Module):
         )
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, target: Tensor, mask: Tensor, query_global: Tensor, context: Context | None) -> Decoded:
+    def forward(self, target: Tensor, mask: Tensor, query_global: Tensor, context: ContextTokens | None) -> Decoded:
         """The states of the K moment queries after every layer; the memory is T clips and M tokens of the context.
 
         target (B, T, d), mask bool (B, T); query_global is not read
@@ -167,12 +167,13 @@ class CrossEntropy:
         """
         background = (~positive).long()  # (L, B, K) class 0 is the foreground
         weight = torch.where(background == 1, self.background, 1.0) * rows[:, None]  # (L, B, K)
+        # (L, B, K)
         each = F.cross_entropy(logits.flatten(0, 2), background.flatten(), reduction="none").view_as(weight)
         return (each * weight).sum((1, 2)) / shared_count(rows.sum() * logits.shape[2])
 
 
 class ClassHead(nn.Module):
-    """Two logits of every moment query: foreground, it has found a moment, and background.  [Moment-DETR]"""
+    """Two logits of every moment query: foreground (matched to a window) and background.  [Moment-DETR]"""
 
     def __init__(self, width: int, *, cost_class: float = 4.0, loss: Callable[[Tensor, Tensor, Tensor], Tensor]):
         """A head for moment queries of this width.
@@ -203,13 +204,13 @@ class ClassHead(nn.Module):
         return full_precision(outputs["logits"][-1]).softmax(-1)[..., 0]
 
 
-def context_of(aligned: Aligned) -> Context | None:
+def context_of(aligned: Aligned) -> ContextTokens | None:
     """The context tokens of an aligner, if it has any, with a mask and positions."""
     tokens, mask, positions = aligned.context, aligned.context_mask, aligned.context_positions
     if tokens is None:
         return None
     mask = aligned.mask.new_ones(tokens.shape[:2]) if mask is None else mask
-    return Context(tokens, mask, torch.zeros_like(tokens) if positions is None else positions)
+    return ContextTokens(tokens, mask, torch.zeros_like(tokens) if positions is None else positions)
 
 
 def drawn_windows(mask: Tensor) -> Tensor:
@@ -232,18 +233,18 @@ class DetrDetector(nn.Module):
         *,
         most_windows: int = 5,
         surplus: Callable[[Tensor], Tensor] = drawn_windows,
-        span_length: Callable[[Tensor, Tensor], Tensor] = of_clips,
+        length: Callable[[Tensor, Tensor], Tensor] = of_clips,
     ):
         """decoder(target, mask, query_global, context) -> Decoded, and heads as described at the top of this module.
 
         most_windows  windows of a sample that are matched, at most
         surplus       if a sample has more, which of them: `drawn_windows`, new ones at every step, or `first_windows`
-        span_length   what a predicted span is a fraction of, see `mrlib.detect.span_length`
+        length        what a predicted span is a fraction of, see `mrlib.detect.span_length`
         """
         super().__init__()
         require(type(most_windows) is int and most_windows >= 1, "most_windows", most_windows, "1 or more")
         self.decoder, self.heads = decoder, nn.ModuleList(heads)
-        self.most_windows, self.surplus, self.span_length = most_windows, surplus, span_length
+        self.most_windows, self.surplus, self.length = most_windows, surplus, length
 
     def forward(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
         """The outputs of the heads after every decoder layer, and the states (L, B, K, d) that they read."""
@@ -255,11 +256,9 @@ class DetrDetector(nn.Module):
 
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> Moments:
         """The span of every moment query after the last layer, clamped to the video; no suppression."""
-        duration_s, length_s = batch.duration_s, batch.lengths * batch.clip_s  # (B,)
-        factor, latest = self.span_length(duration_s, length_s), duration_in_clips(duration_s, length_s).clamp(max=1)
-        predicted = to_ends(full_precision(outputs["spans_cw"][-1])) * factor[:, None, None]  # (B, K, 2)
-        predicted = predicted.clamp(min=0).minimum(latest[:, None, None])
-        factors = [factor for head in self.heads if (factor := head.score(outputs)) is not None]
+        predicted = to_ends(full_precision(outputs["spans_cw"][-1]))  # (B, K, 2)
+        predicted = in_video(predicted, batch.duration_s, batch.lengths * batch.clip_s, self.length)
+        factors = [factor for head in self.heads if (factor := head.score(outputs)) is not None]  # (B, K) each
         scores, order = torch.stack(factors).prod(0).sort(dim=-1, descending=True, stable=True)  # (B, K)
         mask = batch.target_mask.any(1, keepdim=True).expand_as(scores)  # (B, K)
         return Moments(predicted.gather(1, order[..., None].expand_as(predicted)), scores, mask)
@@ -278,7 +277,7 @@ class DetrDetector(nn.Module):
         teacher_states = full_precision(teacher["states"])  # (L, B, K, d)
         states = full_precision(outputs["states"][:, :, : teacher_states.shape[2]])  # (L, B, K, d)
         cosine = F.cosine_similarity(states, teacher_states, dim=-1)  # (L, B, K)
-        rows = batch.target_mask.any(1)
+        rows = batch.target_mask.any(1)  # (B,)
         distance = (1 - cosine.mean((0, 2))) * rows  # (B,)
         return terms | {"distill": distance.sum() / shared_count(rows.sum())}
 
@@ -293,6 +292,7 @@ class DetrDetector(nn.Module):
         windows, mask = full_precision(batch.labels.spans), batch.labels.span_mask  # (B, W, 2), (B, W)
         if mask.shape[1] > self.most_windows:
             kept = self.surplus(mask).argsort(1)[:, : self.most_windows]  # (B, most_windows)
+            # (B, most_windows, 2), (B, most_windows)
             windows, mask = windows.gather(1, kept[..., None].expand(-1, -1, 2)), mask.gather(1, kept)
         rows = batch.target_mask.any(1)
         return Truth(windows, mask & rows[:, None], rows, batch.target_mask)
@@ -324,7 +324,7 @@ def build_with_decoder(
     span_head = SpanHead(width, cost_l1=cost_l1, cost_giou=cost_giou)
     class_head = ClassHead(width, cost_class=cost_class, loss=CrossEntropy(background))
     heads = [span_head, class_head]
-    return DetrDetector(decoder(width, **options), heads, most_windows=most_windows, span_length=span_length(length))
+    return DetrDetector(decoder(width, **options), heads, most_windows=most_windows, length=span_length(length))
 
 
 def build_detr(width: int, **options: Any) -> DetrDetector:

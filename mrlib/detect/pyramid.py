@@ -2,9 +2,9 @@ r"""Points of a pyramid of clips predict whether they are in the moment and the 
 
 Paper    Mu et al., "SnAG: Scalable and Accurate Video Grounding", CVPR 2024 (arXiv 2404.02257)
 Here     `PyramidDetector` has the video encoder, in which every level is half as long as the one below, the fusion with
-         the words on each level, and both heads  [SnAG]; `targets` assigns windows to points, `.losses` are focal and
-         distance-IoU terms, `.decode` is soft suppression and voting  [SnAG]. With `beta`, dynamics, the changes from
-         point to point of a level, are mixed in before the first fusion  [TD-DETR Eq. 6]
+         the words on each level, and both heads  [SnAG]; `window_of_point` assigns windows to points, `.losses` are
+         focal and distance-IoU terms, `.decode` is soft suppression and voting  [SnAG]. With `beta`, dynamics, the
+         changes from point to point of a level, are mixed in before the first fusion  [TD-DETR Eq. 6]
 Levels   are concatenated to (B, P, d), so that all go through the shared layers at once. One padded place behind each
          level keeps convolutions from reading the next one
 Lengths  can be any: the level above n places has n / 2, rounded up. Padding is hidden from convolution, pooling and
@@ -28,18 +28,19 @@ from mrlib.align.words import Words
 from mrlib.arguments import require
 from mrlib.data import Batch
 from mrlib.detect import Moments
-from mrlib.layers import Attention, AttentionWeights, Dropout, FeedForward, full_precision, waves
+from mrlib.detect.span_length import in_video
+from mrlib.layers import Attention, AttentionWeights, Dropout, FeedForward, full_precision, masked_softmax, waves
 from mrlib.ops import spans
 from mrlib.ops.counts import shared_count
 
 NEAR = 2  # places on either side that a clip attends to
 LAYER_SCALE = 1e-4  # initial factor of a branch of a block
-FUSIONS = 2  # layers of fusion
+FUSION_LAYERS = 2  # layers of fusion
 RADIUS = 1.5  # strides around the middle of a window in which points are positive
 RANGE = 8.0  # largest distance in strides from a point to an end of its window
 ALPHA, GAMMA, SMOOTHING = 0.5, 2.0, 0.2  # of the focal loss
 CANDIDATES = 2000  # moments that enter the suppression
-LEAST = 0.001  # moments with this score or a lower one are dropped
+LEAST_SCORE = 0.001  # moments with this score or a lower one are dropped
 SHORTEST = 0.1  # moments of this many clips or fewer are dropped
 SIGMA, VOTES = 0.9, 0.95  # of the soft suppression; the IoU from which moments vote for one another
 KEPT = 10  # moments that remain
@@ -70,14 +71,13 @@ class LocalAttention(AttentionWeights):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         """q, k, v (B, L, d), mask bool (B, L) -> (B, L, d)."""
-        q, k, v = self.project(q, k, v)
+        q, k, v = self.project_qkv(q, k, v)
         window = 2 * NEAR + 1
         k, v = (F.pad(x, (0, 0, NEAR, NEAR)).unfold(1, window, 1) for x in (k, v))  # (B, L, d, window)
         q, k, v = (x.unflatten(2, (self.heads, -1)) for x in (q, k, v))  # (B, L, heads, d / heads[, window])
         real = F.pad(mask, (NEAR, NEAR)).unfold(1, window, 1)[:, :, None]  # (B, L, 1, window)
         scores = (q[..., None] * k).sum(-2) * q.shape[-1] ** -0.5  # (B, L, heads, window)
-        scores = scores.masked_fill(~real, torch.finfo(scores.dtype).min)
-        return self.out_proj((scores.softmax(-1)[..., None, :] * v).sum(-1).flatten(2))
+        return self.out_proj((masked_softmax(scores, real, -1)[..., None, :] * v).sum(-1).flatten(2))
 
 
 class Block(nn.Module):
@@ -125,7 +125,7 @@ class Fusion(nn.Module):
         self.feed_forward, self.dropout = FeedForward(width, hidden, dropout, "gelu"), Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor, words: Words) -> Tensor:
-        """x (B, L, d), mask bool (B, L) -> (B, L, d)."""
+        """x (B, L, d), mask bool (B, L), words of N vectors (B, N, d) -> (B, L, d)."""
         values = self.norm_words(words.values)
         q = _conv(self.conv, self.norm1(x), mask)  # (B, L, d)
         scale, shift = self.cross_attn(q, values, values, words.mask).chunk(2, -1)  # (B, L, d) each
@@ -159,7 +159,7 @@ class PyramidDetector(nn.Module):
         self.blocks = nn.ModuleList(Block(*sizes, stride=2 if level else 1) for level in range(levels))
         self.start = None if beta is None else nn.Embedding(levels, width)
         self.mix = None if beta is None else Dynamics(width, heads, dropout, beta, self.start)
-        self.fusion = nn.ModuleList(Fusion(*sizes) for _ in range(FUSIONS))
+        self.fusion = nn.ModuleList(Fusion(*sizes) for _ in range(FUSION_LAYERS))
         self.norm = nn.LayerNorm(width)
         self.foreground, self.boundary = Trunk(width), Trunk(width)
         self.logit, self.offset = nn.Conv1d(width, 1, 3, padding=1), nn.Conv1d(width, 2, 3, padding=1)
@@ -169,11 +169,11 @@ class PyramidDetector(nn.Module):
         """The levels of clips x (B, T, d) before the words are read: each (B, L, d), and its mask bool (B, L)."""
         x = self.stem(x, mask)  # (B, T, d)
         x = x + waves(torch.arange(x.shape[1], device=x.device), x.shape[2]).to(x.dtype) / x.shape[2] ** 0.5
-        level, levels = self.stem_block(x, mask), []
+        level, level_features = self.stem_block(x, mask), []
         for block in self.blocks:
             level = block(*level)
-            levels.append(level)
-        return levels
+            level_features.append(level)
+        return level_features
 
     def forward(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
         """Outputs of every point.
@@ -182,16 +182,17 @@ class PyramidDetector(nn.Module):
         spans   (B, P, 2)  the moment that the point predicts, fractions of the real clips; it contains the point
         mask    bool (B, P)  real points
         """
-        levels = self.pyramid(aligned.target, aligned.mask)
-        x = _joined([x for x, _ in levels])  # (B, P, d)
-        mask = _joined([m[..., None] for _, m in levels])[..., 0]  # (B, P)
+        level_features = self.pyramid(aligned.target, aligned.mask)
+        x = _joined([x for x, _ in level_features])  # (B, P, d)
+        mask = _joined([m[..., None] for _, m in level_features])[..., 0]  # (B, P)
         words = Words(aligned.query, aligned.query, aligned.query_mask)
         if self.mix is not None:
             starts = self.start.weight
-            tokens = [dynamic_tokens(x, start, m) for (x, m), start in zip(levels, starts, strict=True)]
-            x = self.mix.flow(x, _joined(tokens), words)
+            # (B, L, d) each
+            tokens = [dynamic_tokens(x, start, m) for (x, m), start in zip(level_features, starts, strict=True)]
+            x = self.mix.flow(x, _joined(tokens), words)  # (B, P, d)
         for layer in self.fusion:
-            x = layer(x, mask, words)
+            x = layer(x, mask, words)  # (B, P, d)
         x = self.norm(x)
         logits = _conv(self.logit, self.foreground(x, mask), mask)[..., 0]  # (B, P)
         offset = _conv(self.offset, self.boundary(x, mask), mask)  # (B, P, 2)
@@ -211,7 +212,9 @@ class PyramidDetector(nn.Module):
         labels, mask = batch.labels, outputs["mask"]
         grid = points(aligned.mask.shape[1], self.levels, mask.device)
         counts = _clip_counts(aligned.mask)
-        positive, truth = targets(labels.spans, labels.span_mask, counts, *grid, self.levels)  # (B, P), (B, P, 2)
+        positive, truth = window_of_point(
+            labels.spans, labels.span_mask, counts, *grid, self.levels
+        )  # (B, P), (B, P, 2)
         positive = positive & mask
         count = shared_count(positive.sum())
         # selected and not weighted by 0, since padding may hold anything
@@ -220,17 +223,17 @@ class PyramidDetector(nn.Module):
         return {"focal": focal.sum() / count, "diou": (1 - overlap).sum() / count}
 
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> Moments:
-        """Ten moments at most, softly suppressed, each the weighted mean of those that nearly equal it.  [SnAG]"""
+        """Sort the points by score, clamp their spans to the video, apply soft NMS and voting; (B, KEPT, 2).  [SnAG]"""
         n = _clip_counts(batch.target_mask)  # (B,)
-        last = (batch.duration_s / (n * batch.clip_s)).clamp(max=1)[:, None, None]  # features may run past the end
-        predicted = full_precision(outputs["spans"]).clamp(min=0).minimum(last)  # (B, P, 2)
+        predicted = in_video(full_precision(outputs["spans"]), batch.duration_s, n * batch.clip_s)  # (B, P, 2)
         long = (predicted[..., 1] - predicted[..., 0]) * n[:, None] > SHORTEST  # (B, P)
         scores = full_precision(outputs["logits"]).sigmoid()  # (B, P)
-        scores = scores.masked_fill(~(outputs["mask"] & long & (scores > LEAST)), 0)
-        scores, order = scores.sort(dim=-1, descending=True, stable=True)
+        scores = scores.masked_fill(~(outputs["mask"] & long & (scores > LEAST_SCORE)), 0)
+        scores, order = scores.sort(dim=-1, descending=True, stable=True)  # (B, P) each
         scores, order = scores[:, :CANDIDATES], order[:, :CANDIDATES]  # (B, C)
         predicted = predicted.gather(1, order[..., None].expand(-1, -1, 2))  # (B, C, 2)
-        kept, lowered, mask = spans.soft_nms(predicted, scores, scores > 0, sigma=SIGMA, least=LEAST, most=KEPT)
+        # (B, KEPT) each
+        kept, lowered, mask = spans.soft_nms(predicted, scores, scores > 0, sigma=SIGMA, least=LEAST_SCORE, most=KEPT)
         chosen = predicted.gather(1, kept[..., None].expand(-1, -1, 2))  # (B, KEPT, 2)
         return Moments(spans.vote(chosen, predicted, scores, VOTES), lowered, mask)
 
@@ -241,12 +244,12 @@ def points(T: int, levels: int, device: torch.device | None = None) -> tuple[Ten
     A padded point follows the points of every level.
     """
     counts = [-(-T // 2**level) + 1 for level in range(levels)]
-    level = torch.cat([torch.full((n,), i, device=device) for i, n in enumerate(counts)])
-    place = torch.cat([torch.arange(n, device=device) for n in counts])
+    level = torch.cat([torch.full((n,), i, device=device) for i, n in enumerate(counts)])  # (P,)
+    place = torch.cat([torch.arange(n, device=device) for n in counts])  # (P,)
     return level, (place * 2**level).float()
 
 
-def targets(
+def window_of_point(
     windows: Tensor, window_mask: Tensor, lengths: Tensor, level: Tensor, point: Tensor, levels: int
 ) -> tuple[Tensor, Tensor]:
     """Which points are positive, and the window of each.  [SnAG]
@@ -263,14 +266,14 @@ def targets(
     if windows.shape[1] == 0:
         shape = (len(windows), len(point))
         return window_mask.new_zeros(shape), windows.new_zeros(*shape, 2)
-    ends = windows * lengths[:, None, None] - 0.5  # from the middle of clip 0
+    ends = windows * lengths[:, None, None] - 0.5  # (B, W, 2) clips from the middle of clip 0
     start, end = ends[:, None, :, 0], ends[:, None, :, 1]  # (B, 1, W)
     x, stride = point[:, None], 2.0 ** level[:, None]  # (P, 1)
     slack = 1e-4  # clips; a point on a border is outside, also in float32
     inside = (x - start > slack) & (end - x > slack)  # (B, P, W)
     inside = inside & ((x - (start + end) / 2).abs() < RADIUS * stride - slack)
-    low = torch.where(level[:, None] > 0, RANGE / 4 * stride, 0.0)
-    high = torch.where(level[:, None] < levels - 1, RANGE * stride, torch.inf)
+    low = torch.where(level[:, None] > 0, RANGE / 4 * stride, 0.0)  # (P, 1)
+    high = torch.where(level[:, None] < levels - 1, RANGE * stride, torch.inf)  # (P, 1)
     far = torch.maximum(x - start, end - x)  # (B, P, W)
     fits = inside & (far >= low) & (far < high) & window_mask[:, None]  # (B, P, W)
     shortest = (end - start).expand_as(fits).masked_fill(~fits, torch.inf).argmin(-1)  # (B, P)
@@ -286,9 +289,9 @@ def focal_loss(logits: Tensor, positive: Tensor) -> Tensor:
     return weight * error**GAMMA * F.binary_cross_entropy_with_logits(logits, y, reduction="none")
 
 
-def _joined(levels: list[Tensor]) -> Tensor:
+def _joined(level_features: list[Tensor]) -> Tensor:
     """Levels (B, L, d) concatenated, with one place of zeros behind each; (B, P, d)."""
-    return torch.cat([F.pad(x, (0, 0, 0, 1)) for x in levels], 1)
+    return torch.cat([F.pad(x, (0, 0, 0, 1)) for x in level_features], 1)
 
 
 def _clip_counts(mask: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ Ours     the paper leaves open channels, activation, padding, depth, output and 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mrlib.align import Aligned
+from mrlib.arguments import require
 from mrlib.data import Batch
 from mrlib.detect import Moments
 from mrlib.layers import full_precision
@@ -43,7 +45,7 @@ def similarity(target: Tensor, mask: Tensor) -> Tensor:
     """
     with torch.autocast(target.device.type, enabled=False):
         v = F.normalize(full_precision(target), dim=-1, eps=1e-6)  # (B, T, d)
-        return (v @ v.mT).masked_fill(~pairs(mask), 0)
+        return (v @ v.mT).masked_fill(~real_cells(mask), 0)
 
 
 def standardised(s: Tensor, mask: Tensor) -> Tensor:
@@ -52,20 +54,20 @@ def standardised(s: Tensor, mask: Tensor) -> Tensor:
     Clips of one video have a large part in common, so their cosines are all close to a large mean. In short training
     runs, removing that mean makes the difference.
     """
-    valid = pairs(mask)  # (B, T, T)
+    valid = real_cells(mask)  # (B, T, T)
     count = valid.sum((1, 2), keepdim=True).clamp(min=1)  # (B, 1, 1)
     centred = (s - s.sum((1, 2), keepdim=True) / count).masked_fill(~valid, 0)  # (B, T, T)
     return centred * (centred.square().sum((1, 2), keepdim=True) / count + 1e-6).rsqrt()
 
 
-def pairs(mask: Tensor) -> Tensor:
+def real_cells(mask: Tensor) -> Tensor:
     """Cells (i, j) whose clips are both real; bool (B, T) -> bool (B, T, T)."""
     return mask[:, :, None] & mask[:, None, :]
 
 
 def cells(mask: Tensor) -> Tensor:
     """Cells that are moments: both clips are real, and i <= j; bool (B, T) -> bool (B, T, T)."""
-    return pairs(mask).triu()
+    return real_cells(mask).triu()
 
 
 def window_cells(spans: Tensor, lengths: Tensor) -> Tensor:
@@ -90,26 +92,42 @@ def target_map(batch: Batch) -> Tensor:
     returns  (B, T, T)
     """
     b, w = batch.labels.span_mask.nonzero(as_tuple=True)  # (number of windows,) each
-    first, last = window_cells(batch.labels.spans, batch.lengths)[b, w].unbind(-1)
+    first, last = window_cells(batch.labels.spans, batch.lengths)[b, w].unbind(-1)  # (number of windows,) each
     g = torch.zeros(*batch.target_mask.shape, batch.target_mask.shape[1], device=batch.target_mask.device)
     g[b, first, last] = 1
     return g
+
+
+def linear(x: Tensor) -> Tensor:
+    """The score of a cell is the output of the last layer."""
+    return x
+
+
+def probability(x: Tensor) -> Tensor:
+    """The score of a cell is a probability."""
+    return x.sigmoid()
+
+
+def summed(errors: Tensor, counted: Tensor) -> Tensor:
+    """The sum of the errors (B, T, T) over the counted cells, bool (B, T, T); (B,)."""
+    return errors.masked_fill(~counted, 0).sum((1, 2))
+
+
+def averaged(errors: Tensor, counted: Tensor) -> Tensor:
+    """The mean of the errors over the counted cells; arguments and result as in `summed`."""
+    return summed(errors, counted) / counted.sum((1, 2))
+
+
+# option "head" -> the score of a cell, and the initial bias of the last layer; probabilities start at 0.01
+HEADS = {"linear": (linear, 0.0), "sigmoid": (probability, -math.log((1 - 0.01) / 0.01))}
+LOSS_CELLS = {"triangle": cells, "full": real_cells}
+REDUCTIONS = {"sum": summed, "mean": averaged}
 
 
 class SimilarityMapDetector(nn.Module):
     """Large-kernel convolutions on the similarity map; the highest cells of the output are the moments.
 
     [F2SGD Eq. 13] to [F2SGD Eq. 15]
-
-    kernel       C, side of the convolutions' kernels, odd
-    channels     c, of the hidden maps
-    candidates   moments that are predicted, at most
-    head         "linear", or "sigmoid": probabilities, starting at 0.01
-    loss_cells   "triangle": cells with i <= j; "full": every cell, as printed
-    reduction    of the loss over a sample's cells, "sum" or "mean"
-    standardise  apply `standardised` to the similarities; departs from the paper
-    zero_init    start the last layer's weights at zero; False: Xavier-uniform like the others
-    raises       ValueError for an even kernel or an unknown value
     """
 
     def __init__(
@@ -118,22 +136,29 @@ class SimilarityMapDetector(nn.Module):
         kernel: int = 21,
         channels: int = 32,
         candidates: int = 10,
-        head: str = "linear",
-        loss_cells: str = "triangle",
-        reduction: str = "sum",
+        head: Callable[[Tensor], Tensor] = linear,
+        bias: float = 0.0,
+        loss_cells: Callable[[Tensor], Tensor] = cells,
+        reduction: Callable[[Tensor, Tensor], Tensor] = summed,
         standardise: bool = False,
         zero_init: bool = True,
     ):
+        """For clips of any width.
+
+        kernel       C, side of the convolutions' kernels, odd; ValueError if it is even
+        channels     c, of the hidden maps
+        candidates   moments that are predicted, at most
+        head         from the output of the last layer to the score of a cell: `linear` or `probability`
+        bias         initial bias of the last layer
+        loss_cells   from the mask bool (B, T) to the cells of the loss, bool (B, T, T): `cells`, those with i <= j, or
+                     `real_cells`, as printed
+        reduction    of the loss over a sample's cells: `summed` or `averaged`
+        standardise  apply `standardised` to the similarities; departs from the paper
+        zero_init    start the last layer's weights at zero; False: Xavier-uniform like the others
+        """
         super().__init__()
-        for name, value, known in (
-            ("head", head, ("linear", "sigmoid")),
-            ("loss_cells", loss_cells, ("triangle", "full")),
-            ("reduction", reduction, ("sum", "mean")),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {known}, not {value!r}")
-        if channels < 1 or candidates < 1:
-            raise ValueError(f"channels and candidates must be at least 1, are {channels} and {candidates}")
+        require(channels >= 1, "channels", channels, "at least 1")
+        require(candidates >= 1, "candidates", candidates, "at least 1")
         self.candidates, self.head, self.loss_cells = candidates, head, loss_cells
         self.reduction, self.standardise = reduction, standardise
         self.convolve = nn.ModuleList(
@@ -145,19 +170,18 @@ class SimilarityMapDetector(nn.Module):
             nn.init.zeros_(layer.bias)
         if zero_init:
             nn.init.zeros_(self.last.weight)
-        if head == "sigmoid":
-            nn.init.constant_(self.last.bias, -math.log((1 - 0.01) / 0.01))
+        nn.init.constant_(self.last.bias, bias)
 
     def forward(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
         """`map` P (B, T, T), the score of clips i..j as a moment, and `similarity` S, its input.  [F2SGD Eq. 13]"""
         s = similarity(aligned.target, aligned.mask)  # (B, T, T)
         x = (standardised(s, aligned.mask) if self.standardise else s)[:, None]  # (B, 1, T, T)
-        valid = pairs(aligned.mask)  # (B, T, T)
+        valid = real_cells(aligned.mask)  # (B, T, T)
         for layer in self.convolve:
             x = F.relu(layer(x)) * valid[:, None]  # (B, c, T, T)
         x = F.relu(self.mix(x.movedim(1, -1)))  # (B, T, T, c)
         p = self.last(x)[..., 0].to(s.dtype)  # (B, T, T)
-        return {"map": p.sigmoid() if self.head == "sigmoid" else p, "similarity": s}
+        return {"map": self.head(p), "similarity": s}
 
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> Moments:
         """The highest cells with i <= j, best first; of equal ones the smaller start, then end.  [F2SGD Eq. 15]
@@ -176,13 +200,30 @@ class SimilarityMapDetector(nn.Module):
         self, outputs: dict[str, Tensor], aligned: Aligned, batch: Batch, teacher: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
         r"""map: $\lVert P - G \rVert_2^2$ per sample, mean over the samples.  [F2SGD Eq. 14]"""
-        counted = (cells if self.loss_cells == "triangle" else pairs)(batch.target_mask)  # (B, T, T)
-        loss = (outputs["map"] - target_map(batch)).square().masked_fill(~counted, 0).sum((1, 2))  # (B,)
-        if self.reduction == "mean":
-            loss = loss / counted.sum((1, 2))
+        errors = (outputs["map"] - target_map(batch)).square()  # (B, T, T)
+        loss = self.reduction(errors, self.loss_cells(batch.target_mask))  # (B,)
         return {"map": loss.sum() / shared_count(len(batch))}
 
 
-def build_similarity_map(width: int, **options: Any) -> SimilarityMapDetector:
-    """The detector "similarity_map", for clips of any width; `options` are those of `SimilarityMapDetector`."""
-    return SimilarityMapDetector(**options)
+def build_similarity_map(
+    width: int,
+    *,
+    head: str = "linear",
+    loss_cells: str = "triangle",
+    reduction: str = "sum",
+    **options: Any,
+) -> SimilarityMapDetector:
+    """The detector "similarity_map", for clips of any width.
+
+    head        "linear", or "sigmoid": probabilities, starting at 0.01
+    loss_cells  "triangle": cells with i <= j; "full": every cell, as printed
+    reduction   of the loss over a sample's cells, "sum" or "mean"
+    options     further options of `SimilarityMapDetector`
+    """
+    require(head in HEADS, "head", head, "linear or sigmoid")
+    require(loss_cells in LOSS_CELLS, "loss_cells", loss_cells, "triangle or full")
+    require(reduction in REDUCTIONS, "reduction", reduction, "sum or mean")
+    score, bias = HEADS[head]
+    return SimilarityMapDetector(
+        head=score, bias=bias, loss_cells=LOSS_CELLS[loss_cells], reduction=REDUCTIONS[reduction], **options
+    )

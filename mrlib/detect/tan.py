@@ -31,7 +31,7 @@ from mrlib.ops import spans
 from mrlib.ops.conv import LargeKernelConv2d, conv2d
 from mrlib.ops.counts import shared_count
 
-LEAST, MOST = 0.5, 1.0  # IoU up to which the target is 0, and from which it is 1
+LEAST_IOU, FULL_IOU = 0.5, 1.0  # IoU up to which the target is 0, and from which it is 1
 KEPT = 10  # moments that remain after the suppression
 
 
@@ -45,7 +45,7 @@ def moment_map(x: Tensor) -> Tensor:
     return rows.triu().cummax(-1).values  # the zeros before clip i never exceed the values after it
 
 
-def weights(mask: Tensor, kernel: int) -> Tensor:
+def inverse_counts(mask: Tensor, kernel: int) -> Tensor:
     """One over the number of valid cells under a square kernel; 0 where there is none.  [2D-TAN]
 
     mask     bool (B, 1, M, M)  valid cells
@@ -72,7 +72,7 @@ def scaled_iou(batch: Batch) -> Tensor:
     overlap = windows.new_zeros(len(batch), *ends.shape[:2])  # (B, T, T)
     for window, valid in zip(windows.unbind(1), labels.span_mask.unbind(1), strict=True):
         overlap = overlap.maximum(spans.iou(ends, window[:, None, None]) * valid[:, None, None])
-    return ((overlap - LEAST) / (MOST - LEAST)).clamp(0, 1)
+    return ((overlap - LEAST_IOU) / (FULL_IOU - LEAST_IOU)).clamp(0, 1)
 
 
 class TanDetector(nn.Module):
@@ -114,7 +114,7 @@ class TanDetector(nn.Module):
         x = F.pad(self.fuse(aligned), [border] * 4)  # (B, H, M, M), M = T + 2 border
         mask = F.pad(cells(aligned.mask)[:, None], [border] * 4)  # (B, 1, M, M)
         for layer in self.convolve:
-            weight = weights(mask, self.kernel)  # (B, 1, M, M)
+            weight = inverse_counts(mask, self.kernel)  # (B, 1, M, M)
             x, mask = layer(x).relu() * weight, weight > 0  # (B, H, M, M), (B, 1, M, M)
         return {"logits": self.score(x[..., border : border + T, border : border + T])[:, 0]}
 
@@ -125,7 +125,9 @@ class TanDetector(nn.Module):
         ends = cell_ends(batch.target_mask).flatten(0, 1)[order]  # (B, T T, 2)
         # in clips, where the IoU is exact: one of 1 / 2 is not above 0.5
         kept, mask = spans.nms(ends, scores >= 0, self.nms, KEPT)  # (B, K) each
-        predicted = ends.gather(1, kept[..., None].expand(-1, -1, 2)) / batch.lengths.clamp(min=1)[:, None, None]
+        predicted = (
+            ends.gather(1, kept[..., None].expand(-1, -1, 2)) / batch.lengths.clamp(min=1)[:, None, None]
+        )  # (B, K, 2)
         return Moments(predicted, scores.gather(1, kept), mask)
 
     def losses(

@@ -21,7 +21,7 @@ _MOST = 2**32  # numbers in a tensor that the hash can tell apart
 
 def dropout(x: Tensor, p: float) -> Tensor:
     """Dropout as in training: each number is 0 with probability p, else divided by 1 - p.  x (...), returns (...)"""
-    return _Dropout.apply(x, p, _key()) if 0 < p < 1 and fused(x) else F.dropout(x, p)
+    return _Dropout.apply(x, p, _key()) if 0 < p < 1 and has_cpu_kernel(x) else F.dropout(x, p)
 
 
 def norm_dropout_linear(
@@ -43,7 +43,7 @@ def norm_dropout_linear(
     returns      (..., d)
     """
     parameters = (norm_weight, norm_bias, weight, bias)
-    if 0 < p < 1 and not x.requires_grad and all(fused(t) and t.dtype == x.dtype for t in (x, *parameters)):
+    if 0 < p < 1 and not x.requires_grad and all(has_cpu_kernel(t) and t.dtype == x.dtype for t in (x, *parameters)):
         return _NormDropoutLinear.apply(x, *parameters, eps, p, _key())
     return F.linear(F.dropout(F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps), p), weight, bias)
 
@@ -60,7 +60,7 @@ def _kernels() -> ModuleType | None:
     return dropout_cpu
 
 
-def fused(x: Tensor) -> bool:
+def has_cpu_kernel(x: Tensor) -> bool:
     """Whether the CPU kernels can be used for x."""
     supported = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and 0 < x.numel() < _MOST
     eager = not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")

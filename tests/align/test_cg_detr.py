@@ -195,26 +195,26 @@ def test_encoded_token_is_added_to_the_clips_and_gives_the_saliency():
 
 @torch.no_grad()
 def test_losses_equal_their_definitions_for_the_saliency_and_for_kappa():
-    """[CG-DETR] Sample by sample. Sample 0 has no foreign query here: its contrast is among its own clips."""
+    """[CG-DETR] Sample by sample. Sample 0 has no negative query here: its contrast is among its own clips."""
     module, batch = aligner().eval(), batch_of([9, 4, 12])
     pairs = torch.tensor([[[1, 0], [8, 3]], [[3, 2], [-1, -1]], [[1, 0], [11, 5]]])
     batch = replace(batch, labels=replace(batch.labels, negative=torch.tensor([-1, 0, 0]), pairs=pairs))
     aligned = module(batch)
-    foreign = module(replace(batch, query=batch.query[[0, 0, 0]], query_mask=batch.query_mask[[0, 0, 0]]))
+    negative_aligned = module(replace(batch, query=batch.query[[0, 0, 0]], query_mask=batch.query_mask[[0, 0, 0]]))
     losses = module.losses(aligned, batch)
     assert set(losses) == TERMS
-    kappa, foreign_kappa = aligned.cache["kappa"], foreign.cache["kappa"]
+    kappa, negative_kappa = aligned.cache["kappa"], negative_aligned.cache["kappa"]
     assert ((kappa > 0) & (kappa < 1))[batch.target_mask].all()
-    cases = (("", aligned.saliency, foreign.saliency), ("words_", kappa, foreign_kappa))
-    for prefix, score, foreign_score in cases:
+    cases = (("", aligned.saliency, negative_aligned.saliency), ("words_", kappa, negative_kappa))
+    for prefix, score, negative_score in cases:
         margins, contrast, negative = 0.0, 0.0, 0.0
         for b, n in enumerate([9, 4, 12]):
             margins += sum(max(0.0, 0.2 + score[b, j] - score[b, i]) for i, j in pairs[b].tolist() if i >= 0)
-            rows = [score[b, :n]] + ([foreign_score[b, :n]] if b else [])
+            rows = [score[b, :n]] + ([negative_score[b, :n]] if b else [])
             log_share = (torch.cat(rows) / 0.5).log_softmax(0)[:n][batch.labels.relevant[b, :n]]
             contrast -= log_share.mean() * 6 / 12 / 3  # 6 points on each relevant clip: ranks 1 to 6
             if b:
-                p = foreign_score[b, :n].double() if prefix else foreign_score[b, :n].double().sigmoid()
+                p = negative_score[b, :n].double() if prefix else negative_score[b, :n].double().sigmoid()
                 negative -= (1 - p).log().sum() / 2
         assert losses[f"{prefix}margin"].item() == pytest.approx(2 * float(margins) / 5, rel=1e-5)
         assert losses[f"{prefix}contrast"].item() == pytest.approx(float(contrast), rel=1e-5)

@@ -204,7 +204,7 @@ def test_decoder_reads_the_aligned_part_only(batch):
     part = (t >= start[:, None]) & (t < end[:, None])
     outside = torch.where(part[..., None], joint.target, joint.target + 7)
     inside = torch.where(part[..., None], joint.target + 7, joint.target)
-    describe = lambda x: model._describe(x, joint.target_positions, batch.target_mask, aligned.paths["post"])  # noqa: E731
+    describe = lambda x: model._decode_context(x, joint.target_positions, batch.target_mask, aligned.paths["post"])  # noqa: E731
     torch.testing.assert_close(describe(outside), aligned.context, rtol=0, atol=0)
     assert not torch.allclose(describe(inside), aligned.context)
     whole = aligner(memory="whole").eval()

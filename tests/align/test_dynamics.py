@@ -81,9 +81,9 @@ def test_tokens_attend_only_to_words_that_their_clip_may_see():
     torch.manual_seed(0)
     module, batch = Dynamics(16, 4, 0.0, 0.0).eval(), batch_of()
     words, x = random_words(batch), torch.randn(4, 12, 16)
-    seen = torch.zeros(4, 4, 12, 6, dtype=torch.bool)
-    seen[..., 2] = True
-    mixed = module(x, torch.zeros_like(x), words._replace(mask=torch.ones_like(words.mask), seen=seen))
+    visible = torch.zeros(4, 4, 12, 6, dtype=torch.bool)
+    visible[..., 2] = True
+    mixed = module(x, torch.zeros_like(x), words._replace(mask=torch.ones_like(words.mask), visible=visible))
     value = words.values[:, 2] @ module.attend.in_proj_weight[32:].mT + module.attend.in_proj_bias[32:]
     torch.testing.assert_close(mixed, module.attend.out_proj(value)[:, None].expand_as(mixed), rtol=1e-5, atol=1e-5)
 

@@ -140,19 +140,23 @@ def test_relevance_equals_its_equation():
 
 
 @torch.no_grad()
-def test_saliency_losses_score_the_projected_clips_for_the_foreign_query():
+def test_saliency_losses_score_the_projected_clips_for_the_negative_query():
     """[QD-DETR] As if the aligner ran again with the queries rolled by one sample."""
     module, batch = mean_word(), batch_of([9, 4, 12], dtype=torch.float64)
     pairs = torch.tensor([[[1, 0]], [[3, 2]], [[1, 0]]])
     batch = replace(batch, labels=replace(batch.labels, pairs=pairs))
     aligned = module(batch)
-    foreign = module(replace(batch, query=batch.query.roll(-1, 0), query_mask=batch.query_mask.roll(-1, 0))).saliency
+    negative_saliency = module(
+        replace(batch, query=batch.query.roll(-1, 0), query_mask=batch.query_mask.roll(-1, 0))
+    ).saliency
     terms, mask = module.saliency_losses(aligned, batch), batch.target_mask
     scores = torch.cat([batch.labels.saliency, torch.zeros(3, 12)], 1)
     assert terms.keys() == {"margin", "contrast", "negative"}
     torch.testing.assert_close(terms["margin"], saliency.margin(aligned.saliency, pairs))
-    torch.testing.assert_close(terms["negative"], saliency.negative(foreign, mask, 3))
-    contrast = saliency.rank_contrast(torch.cat([aligned.saliency, foreign], 1), scores, torch.cat([mask, mask], 1))
+    torch.testing.assert_close(terms["negative"], saliency.negative(negative_saliency, mask, 3))
+    contrast = saliency.rank_contrast(
+        torch.cat([aligned.saliency, negative_saliency], 1), scores, torch.cat([mask, mask], 1)
+    )
     torch.testing.assert_close(terms["contrast"], contrast)
 
 

@@ -262,5 +262,5 @@ def test_mix_gets_words_with_positions_as_keys_and_changes_only_the_clips_of_the
     places = sine_positions(batch.query_mask, 16) if query_positions == "sine" else encoder.places(joint.query_typed)
     assert torch.equal(x, joint.target_typed) and torch.equal(positions, joint.target_positions)
     assert torch.equal(words.keys, joint.query_typed + places) and torch.equal(words.values, joint.query_typed)
-    assert torch.equal(words.mask, batch.query_mask) and words.seen is None
+    assert torch.equal(words.mask, batch.query_mask) and words.visible is None
     assert torch.equal(joint.target, 2 * joint.target_typed) and torch.equal(joint.query, joint.query_typed)

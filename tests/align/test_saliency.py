@@ -1,4 +1,4 @@
-"""Saliency losses against loops over their definitions; ranking pairs and foreign queries case by case."""
+"""Saliency losses against loops over their definitions; ranking pairs and negative queries case by case."""
 
 import math
 from dataclasses import replace
@@ -181,25 +181,25 @@ def test_pairs_depend_on_the_seed_alone_and_pairs_of_the_batch_are_returned(batc
 
 def test_scores_are_those_of_the_annotators_or_else_of_the_windows(batch):
     some = replace(batch, labels=replace(batch.labels, saliency_mask=torch.tensor([True, False, True, False])))
-    scores = saliency.scores_of(some)
+    scores = saliency.saliency_labels(some)
     assert torch.equal(scores[[0, 2]], batch.labels.saliency[[0, 2]])
     assert torch.equal(scores[[1, 3]], batch.labels.relevant[[1, 3]].float())
 
 
-def test_foreign_query_is_that_of_the_next_sample_unless_the_batch_says(batch):
+def test_the_negative_query_is_that_of_the_next_sample_unless_the_batch_says(batch):
     """[QD-DETR] None if that sample has the same video, so a batch of one has none."""
-    assert saliency.foreign_rows(batch).tolist() == [1, 2, 3, 0]
+    assert saliency.negative_rows(batch).tolist() == [1, 2, 3, 0]
     twins = replace(batch, video=torch.tensor([5, 5, 7, 8]))
-    assert saliency.foreign_rows(twins).tolist() == [-1, 2, 3, 0]
-    assert saliency.foreign_rows(make_batch([4])).tolist() == [-1]
+    assert saliency.negative_rows(twins).tolist() == [-1, 2, 3, 0]
+    assert saliency.negative_rows(make_batch([4])).tolist() == [-1]
     labelled = replace(batch, labels=replace(batch.labels, negative=torch.tensor([2, -1, 0, 1])))
-    assert saliency.foreign_rows(labelled).tolist() == [2, -1, 0, 1]
+    assert saliency.negative_rows(labelled).tolist() == [2, -1, 0, 1]
 
 
 @pytest.mark.parametrize("probabilities", [False, True])
-def test_terms_are_margin_contrast_with_foreign_scores_and_negative(batch, probabilities):
-    """[QD-DETR] Sample 1 has no foreign query, so its foreign scores do not count."""
-    scores, foreign = (logits_of(batch, seed).sigmoid().detach() for seed in (1, 2))
+def test_terms_are_margin_contrast_with_scores_for_the_negative_query_and_negative(batch, probabilities):
+    """[QD-DETR] Sample 1 has no negative query, so its scores for one do not count."""
+    scores, negative_saliency = (logits_of(batch, seed).sigmoid().detach() for seed in (1, 2))
     pairs = torch.tensor([[[2, 0]], [[1, 0]], [[3, 5]], [[-1, -1]]])
     batch = replace(batch, labels=replace(batch.labels, pairs=pairs, negative=torch.tensor([2, -1, 0, 0])))
     calls, query = [], torch.randn(4, 5, 3)
@@ -207,7 +207,7 @@ def test_terms_are_margin_contrast_with_foreign_scores_and_negative(batch, proba
 
     def score(query, query_mask):
         calls.append((query, query_mask))
-        return foreign
+        return negative_saliency
 
     terms = saliency.terms(aligned, batch, score, probabilities=probabilities)
     (call,) = calls
@@ -215,26 +215,28 @@ def test_terms_are_margin_contrast_with_foreign_scores_and_negative(batch, proba
         assert torch.equal(call[0][b], query[row]) and torch.equal(call[1][b], batch.query_mask[row])
     assert list(terms) == ["margin", "contrast", "negative"]
     torch.testing.assert_close(terms["margin"], saliency.margin(scores, pairs))
-    foreign_mask = batch.target_mask & torch.tensor([True, False, True, True])[:, None]
+    negative_mask = batch.target_mask & torch.tensor([True, False, True, True])[:, None]
     contrast = contrast_by_loops(
-        torch.cat([scores, foreign], 1).double(),
+        torch.cat([scores, negative_saliency], 1).double(),
         torch.cat([batch.labels.saliency, torch.zeros(4, 12)], 1),
-        torch.cat([batch.target_mask, foreign_mask], 1),
+        torch.cat([batch.target_mask, negative_mask], 1),
     )
     assert terms["contrast"].item() == pytest.approx(contrast, rel=1e-5)
-    share = foreign.double() if probabilities else foreign.double().sigmoid()
-    # samples 0 and 2 have foreign scores; sample 3 is padding
+    share = negative_saliency.double() if probabilities else negative_saliency.double().sigmoid()
+    # samples 0 and 2 have a negative query; sample 3 is padding
     torch.testing.assert_close(
-        terms["negative"].double(), -(1 - share).log()[foreign_mask].sum() / 2, rtol=1e-5, atol=1e-6
+        terms["negative"].double(), -(1 - share).log()[negative_mask].sum() / 2, rtol=1e-5, atol=1e-6
     )
 
 
 def test_probabilities_of_zero_and_one_give_finite_terms(batch):
-    """They stay 1e-6 away from 0 and 1, so a foreign probability of 1 costs log(1e6) per clip."""
-    foreign = torch.ones_like(batch.labels.saliency).requires_grad_()
+    """They stay 1e-6 away from 0 and 1, so a probability of 1 for the negative query costs log(1e6) per clip."""
+    negative_saliency = torch.ones_like(batch.labels.saliency).requires_grad_()
     query = torch.zeros(4, 5, 3)
-    aligned = Aligned(query, batch.target_mask, query, batch.query_mask, query[:, 0], torch.zeros_like(foreign))
-    terms = saliency.terms(aligned, batch, lambda *_: foreign, probabilities=True)
+    aligned = Aligned(
+        query, batch.target_mask, query, batch.query_mask, query[:, 0], torch.zeros_like(negative_saliency)
+    )
+    terms = saliency.terms(aligned, batch, lambda *_: negative_saliency, probabilities=True)
     assert terms["negative"].item() == pytest.approx(math.log(1e6) * 27 / 3, rel=1e-2)
     terms["negative"].backward()
-    assert foreign.grad.isfinite().all()
+    assert negative_saliency.grad.isfinite().all()

@@ -7,7 +7,7 @@ import torch
 
 from mrlib import papers
 from mrlib.align import saliency
-from mrlib.align.taskweave import TaskWeaveAligner, above_mean, peaks
+from mrlib.align.taskweave import TaskWeaveAligner, above_mean, max_pool_time
 from mrlib.align.words import Words
 from mrlib.data import Widths
 from mrlib.layers import Sizes, sine_positions
@@ -32,7 +32,7 @@ def test_peaks_are_the_maximum_over_five_real_clips():
     x = torch.randn(3, 8, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 2
     mask = torch.arange(8) < torch.tensor([8, 3, 1])[:, None]
     x[~mask] = 9.0
-    pooled = peaks(x, mask)
+    pooled = max_pool_time(x, mask)
     for b, n in enumerate([8, 3, 1]):
         assert torch.equal(pooled[b, :n], peaks_by_hand(x[b, :n]))
     assert (pooled[~mask] == 0).all()
@@ -113,29 +113,31 @@ def test_feedback_changes_the_clips_and_not_the_saliency():
     module, batch = aligner().eval(), batch_of()
     aligned = module(batch)
     given = aligned.cache["target"], batch.target_mask, aligned.query, batch.query_mask
-    assert not torch.allclose(module.moments(*given), aligned.target)
-    assert torch.equal(module.highlights(*given), aligned.saliency)
+    assert not torch.allclose(module.moment_features(*given), aligned.target)
+    assert torch.equal(module.highlight_scores(*given), aligned.saliency)
 
 
 def test_losses_are_twice_the_saliency_losses():
-    """[TaskWeave] Foreign scores are those of a second pass. Sample 0 has no foreign query here."""
+    """[TaskWeave] Scores for the negative query are those of a second pass. Sample 0 has no negative query here."""
     module, batch = aligner().eval(), batch_of([9, 4, 12])
     batch = replace(batch, labels=replace(batch.labels, negative=torch.tensor([-1, 0, 0])))
     aligned = module(batch)
-    foreign = module(replace(batch, query=batch.query[[0, 0, 0]], query_mask=batch.query_mask[[0, 0, 0]])).saliency
+    negative_saliency = module(
+        replace(batch, query=batch.query[[0, 0, 0]], query_mask=batch.query_mask[[0, 0, 0]])
+    ).saliency
     torch.manual_seed(0)
     terms = module.losses(aligned, batch)
     torch.manual_seed(0)
     pairs = saliency.ranking_pairs(batch)
-    foreign_mask = batch.target_mask & torch.tensor([False, True, True])[:, None]
+    negative_mask = batch.target_mask & torch.tensor([False, True, True])[:, None]
     scores = torch.cat([batch.labels.saliency, torch.zeros(3, 12)], 1)
     contrast = saliency.rank_contrast(
-        torch.cat([aligned.saliency, foreign], 1), scores, torch.cat([batch.target_mask, foreign_mask], 1)
+        torch.cat([aligned.saliency, negative_saliency], 1), scores, torch.cat([batch.target_mask, negative_mask], 1)
     )
     expected = {
         "margin": 2 * saliency.margin(aligned.saliency, pairs),
         "contrast": 2 * contrast,
-        "negative": 2 * saliency.negative(foreign, foreign_mask, 2),
+        "negative": 2 * saliency.negative(negative_saliency, negative_mask, 2),
     }
     assert terms.keys() == expected.keys()
     for name, value in expected.items():

@@ -87,23 +87,25 @@ def test_layers_get_the_words_that_clips_may_attend_to(masks):
         assert torch.equal(positions, sine_positions(batch.target_mask, 16))
         assert torch.equal(words.mask, batch.query_mask)
         if masks == "keys":
-            assert words.seen is None
+            assert words.visible is None
         else:
-            assert torch.equal(words.seen, released_masks(batch.target_mask, batch.query_mask, 4))
+            assert torch.equal(words.visible, released_masks(batch.target_mask, batch.query_mask, 4))
 
 
-def test_losses_of_foreign_queries_equal_those_of_a_second_pass():
-    """[QD-DETR] Sample 0 has no foreign query here: its contrast is among its own clips."""
+def test_losses_of_negative_queries_equal_those_of_a_second_pass():
+    """[QD-DETR] Sample 0 has no negative query here: its contrast is among its own clips."""
     module, batch = aligner().eval(), batch_of([9, 4, 12])
     batch = replace(batch, labels=replace(batch.labels, negative=torch.tensor([-1, 0, 0])))
     aligned = module(batch)
-    foreign = module(replace(batch, query=batch.query[[0, 0, 0]], query_mask=batch.query_mask[[0, 0, 0]]))
+    negative_aligned = module(replace(batch, query=batch.query[[0, 0, 0]], query_mask=batch.query_mask[[0, 0, 0]]))
     terms = module.losses(aligned, batch)
-    expected = sum(-(1 - foreign.saliency[b, :n].double().sigmoid()).log().sum() for b, n in ((1, 4), (2, 12))) / 2
+    expected = (
+        sum(-(1 - negative_aligned.saliency[b, :n].double().sigmoid()).log().sum() for b, n in ((1, 4), (2, 12))) / 2
+    )
     torch.testing.assert_close(terms["negative"].double(), expected, rtol=1e-5, atol=1e-6)
     total = 0.0
     for b, n in enumerate([9, 4, 12]):
-        rows = [aligned.saliency[b, :n]] + ([foreign.saliency[b, :n]] if b else [])
+        rows = [aligned.saliency[b, :n]] + ([negative_aligned.saliency[b, :n]] if b else [])
         log_share = (torch.cat(rows) / 0.5).log_softmax(0)[:n][batch.labels.relevant[b, :n]]
         total -= log_share.mean() * 6 / 12 / 3  # 6 points on each relevant clip: ranks 1 to 6
     torch.testing.assert_close(terms["contrast"], total)

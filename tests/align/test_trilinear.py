@@ -128,7 +128,7 @@ class Thirds(nn.Module):
 @pytest.mark.parametrize("padding", ["hidden", "seen"])
 @torch.no_grad()
 def test_second_pass_of_the_encoder_gets_the_highlights_lifted(padding):
-    """[AMR, encoder] An encoder that divides by three: E = Y/3, then Z = (E + w Y)/3."""
+    """[AMR, encoder] An encoder that divides by three: E = H/3, then Z = (E + w H)/3."""
     module, batch = aligner(padding=padding).eval(), batch_of(wrong=True)
     module.encoder = nn.ModuleList([Thirds()])
     aligned = module(batch)

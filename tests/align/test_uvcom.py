@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mrlib import papers
-from mrlib.align.uvcom import Local, nearest, prototypes, walk
+from mrlib.align.uvcom import LocalConvolution, nearest, prototypes, random_walk
 from mrlib.data import Widths
 from mrlib.layers import sine_positions
 from tests.support.batches import LENGTHS, batch_of, drawn
@@ -53,7 +53,7 @@ def test_walk_equals_the_inverse_of_the_transition_matrix_between_clips():
     """[UVCOM] With the whole n x n system solved, for each sample without its padding."""
     n, x, text = [6, 3, 1], drawn(3, 6, 4), drawn(3, 2, 4, seed=1)
     mask = torch.arange(6) < torch.tensor(n)[:, None]
-    result = walk(x, text, mask)
+    result = random_walk(x, text, mask)
     for b in range(3):
         clips, e = x[b, : n[b]], text[b]
         zeta = torch.zeros(2, n[b], dtype=torch.float64)
@@ -71,18 +71,22 @@ def test_prototypes_and_walk_have_the_gradients_of_their_equations():
     x, start = drawn(2, 4, 3).requires_grad_(), drawn(2, 3, seed=1).requires_grad_()
     mask = torch.tensor([[True] * 4, [True, True, False, False]])
     assert torch.autograd.gradcheck(lambda x, start: prototypes(start, x, mask), (x, start))
-    assert torch.autograd.gradcheck(lambda x, text: walk(x, text, mask)[mask], (x, drawn(2, 2, 3).requires_grad_()))
+    assert torch.autograd.gradcheck(
+        lambda x, text: random_walk(x, text, mask)[mask], (x, drawn(2, 2, 3).requires_grad_())
+    )
 
 
 def test_prototypes_and_walk_run_in_full_precision():
     """Also of half precision features, and under autocast: results are those of the features in float32."""
     mask = torch.tensor([[True] * 4, [True, True, False, False]])
     x, start, text = (drawn(*shape).bfloat16() for shape in ((2, 4, 3), (2, 3), (2, 2, 3)))
-    expected = prototypes(start.float(), x.float(), mask), walk(x.float(), text.float(), mask)
+    expected = prototypes(start.float(), x.float(), mask), random_walk(x.float(), text.float(), mask)
     with torch.autocast("cpu", torch.bfloat16):
-        results = [prototypes(start, x, mask), walk(x, text, mask)]
-        results += [prototypes(start.float(), x.float(), mask), walk(x.float(), text.float(), mask)]
-    for result, value in zip([prototypes(start, x, mask), walk(x, text, mask), *results], [*expected] * 3, strict=True):
+        results = [prototypes(start, x, mask), random_walk(x, text, mask)]
+        results += [prototypes(start.float(), x.float(), mask), random_walk(x.float(), text.float(), mask)]
+    for result, value in zip(
+        [prototypes(start, x, mask), random_walk(x, text, mask), *results], [*expected] * 3, strict=True
+    ):
         assert result.dtype == torch.float32
         torch.testing.assert_close(result, value)
 
@@ -91,7 +95,7 @@ def test_prototypes_and_walk_run_in_full_precision():
 def test_local_is_three_convolutions_and_ignores_padding():
     """[UVCOM] To the middle one, padding and clips beyond the ends are 0."""
     torch.manual_seed(0)
-    local, n, x = Local(4).double(), [5, 2], drawn(2, 5, 4)
+    local, n, x = LocalConvolution(4).double(), [5, 2], drawn(2, 5, 4)
     output = local(x, torch.arange(5) < torch.tensor(n)[:, None])
     for b in range(2):
         before = [local.before(x[b, t]) for t in range(n[b])]
@@ -131,7 +135,7 @@ def test_clips_take_up_words_and_words_take_up_clips_before_the_encoder():
     token = nearest(prototypes(module.global_token, x, mask), text)
     given = encoder[0][0].given
     torch.testing.assert_close(given[0][:, :1], token)
-    torch.testing.assert_close(given[0][:, 1:], x + walk(x + module.local(x, mask), text, mask))
+    torch.testing.assert_close(given[0][:, 1:], x + random_walk(x + module.local(x, mask), text, mask))
     torch.testing.assert_close(given[1][:, 1:], positions)
     token, clips = encoder[-1][0].gave.split([1, 12], dim=1)
     torch.testing.assert_close(aligned.target, clips)

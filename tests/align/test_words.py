@@ -99,11 +99,11 @@ def test_output_of_mix_replaces_the_clips_in_the_sum():
 
 @torch.no_grad()
 def test_clip_attends_only_to_the_words_that_it_may_see():
-    """If `seen` leaves one word to every head of a clip, the clip takes up the value of that word."""
+    """If `visible` leaves one word to every head of a clip, the clip takes up the value of that word."""
     layer = shaken(T2VLayer(16, 4, 24, 0.0).double())
     x, positions, values = drawn(1, 3, 16), drawn(1, 3, 16, seed=1), drawn(1, 3, 16, seed=2)
-    seen = torch.eye(3, dtype=torch.bool)[None, None].expand(1, 4, 3, 3)  # clip t sees word t
-    output = layer(x, positions, Words(values, values, torch.ones(1, 3, dtype=torch.bool), seen))
+    visible = torch.eye(3, dtype=torch.bool)[None, None].expand(1, 4, 3, 3)  # clip t sees word t
+    output = layer(x, positions, Words(values, values, torch.ones(1, 3, dtype=torch.bool), visible))
     for t in range(3):
         word = Words(*[values[:, t : t + 1]] * 2, torch.ones(1, 1, dtype=torch.bool))
         torch.testing.assert_close(
@@ -115,10 +115,10 @@ def test_clip_attends_only_to_the_words_that_it_may_see():
 def test_every_word_is_the_same_as_a_mask_of_all_words():
     layer, batch = T2VLayer(16, 4, 24, 0.0).eval(), batch_of()
     words, x, p = random_words(batch), torch.randn(4, 12, 16), torch.randn(4, 12, 16)
-    seen = every_word(batch.target_mask, batch.query_mask)
-    assert seen is None
-    all_seen = words._replace(seen=torch.ones(4, 4, 12, 6, dtype=torch.bool))
-    torch.testing.assert_close(layer(x, p, words._replace(seen=seen)), layer(x, p, all_seen))
+    visible = every_word(batch.target_mask, batch.query_mask)
+    assert visible is None
+    all_visible = words._replace(visible=torch.ones(4, 4, 12, 6, dtype=torch.bool))
+    torch.testing.assert_close(layer(x, p, words._replace(visible=visible)), layer(x, p, all_visible))
 
 
 def test_released_masks_of_two_samples_and_two_heads():

@@ -9,7 +9,7 @@ from itertools import combinations
 import pytest
 import torch
 
-from mrlib.align.saliency import foreign_rows
+from mrlib.align.saliency import negative_rows
 from mrlib.augment import identity
 from mrlib.augment.splice import PLACEMENTS, splice, splice_official
 from mrlib.data import Bank, MomentDataset, Sample
@@ -167,7 +167,7 @@ def test_clips_labels_and_records_equal_the_reference(placement):
 
 def check_negatives(data: MomentDataset, batch) -> None:
     """The negative is the next row, or -1 if its query concerns a video that is shown."""
-    assert torch.equal(foreign_rows(batch), batch.labels.negative)
+    assert torch.equal(negative_rows(batch), batch.labels.negative)
     shown = [{s.vid, s.extra.get("donor", s.vid)} for s in batch.samples]
     for row, negative in enumerate(batch.labels.negative.tolist()):
         next_row = (row + 1) % len(batch)

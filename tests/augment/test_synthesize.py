@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 
 from mrlib import papers
-from mrlib.align.saliency import foreign_rows
+from mrlib.align.saliency import negative_rows
 from mrlib.augment import identity
 from mrlib.augment.similarity import pair_similarity
 from mrlib.augment.synthesize import PARTNERS, synthesize, synthesize_official
@@ -196,7 +196,7 @@ def check_negatives(data: MomentDataset, batch) -> None:
     videos = {s.vid: v for s, v in zip(data.samples, data.video.tolist(), strict=True)}
     shown = [{videos[s.vid], videos[s.extra.get("partner", s.vid)]} for s in batch.samples]
     subjects, negatives = batch.video.tolist(), batch.labels.negative.tolist()
-    assert torch.equal(foreign_rows(batch), batch.labels.negative)
+    assert torch.equal(negative_rows(batch), batch.labels.negative)
     for row, negative in enumerate(negatives):
         allowed = [c for c in range(len(negatives)) if subjects[c] not in shown[row]]
         assert negative in allowed if allowed else negative == -1

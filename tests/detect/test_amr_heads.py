@@ -9,8 +9,8 @@ from torch import nn
 
 from mrlib import papers
 from mrlib.data import Widths
-from mrlib.detect.amr_heads import FocalLoss, IouHead, MaskHead, OwnMasks, hidden, seen
-from mrlib.detect.dab import DabDecoder, query_content, zero_content
+from mrlib.detect.amr_heads import FocalLoss, IouHead, MaskHead, OwnMasks, with_padding, without_padding
+from mrlib.detect.dab import DabDecoder, sentence_content, zero_content
 from mrlib.detect.detr import ClassHead, Decoded, DetrDecoder, DetrDetector, SpanHead, first_windows, to_ends
 from mrlib.detect.span_length import duration_in_clips, of_clips
 from tests.support.batches import make_batch
@@ -26,7 +26,7 @@ def make(**options):
     return shaken(papers.build(papers.get("amr", **sizes), Widths(24, 12, 16), seed=1).detector)
 
 
-def mask_head(cost_mask=5.0, padding=hidden, layers=None):
+def mask_head(cost_mask=5.0, padding=without_padding, layers=None):
     """A mask head of width 16."""
     return MaskHead(16, cost_mask=cost_mask, padding=padding, layers=layers or OwnMasks())
 
@@ -127,7 +127,7 @@ def test_a_mask_is_the_sigmoid_of_the_scaled_cosine_of_a_moment_query_and_a_clip
     """[AMR, heads] Entry by entry; padding is in no mask, or in every mask as released."""
     aligned = aligned_of(batch)
     states = torch.randn(2, 5, K, 16, generator=torch.Generator().manual_seed(1))
-    for padding in (hidden, seen):
+    for padding in (without_padding, with_padding):
         torch.manual_seed(0)
         head = mask_head(padding=padding)
         assert head.scale.item() == pytest.approx(math.log(1 / 0.07))
@@ -138,7 +138,7 @@ def test_a_mask_is_the_sigmoid_of_the_scaled_cosine_of_a_moment_query_and_a_clip
                 h = states[1, b, q] + head.mlp(states[1, b, q])
                 for t in range(12):
                     cosine = torch.cosine_similarity(h, aligned.target[b, t], dim=0)
-                    mu = (math.exp(0.5) * cosine).sigmoid() if t < n or padding is seen else torch.tensor(0.0)
+                    mu = (math.exp(0.5) * cosine).sigmoid() if t < n or padding is with_padding else torch.tensor(0.0)
                     torch.testing.assert_close(masks[1, b, q, t], mu)
 
 
@@ -210,7 +210,7 @@ def test_the_heads_work_with_either_decoder_and_every_parameter_gets_a_gradient(
     """
     torch.manual_seed(0)
     sizes = {"moment_queries": K, "decoder_layers": 2, "heads": 4, "hidden": 24, "dropout": 0.0}
-    sizes |= {"content": query_content} if decoder is DabDecoder else {}
+    sizes |= {"content": sentence_content} if decoder is DabDecoder else {}
     heads = [SpanHead(16), ClassHead(16, loss=FocalLoss()), mask_head(), IouHead(16)]
     detector = shaken(DetrDetector(decoder(16, **sizes), heads, most_windows=10, surplus=first_windows))
     aligned = aligned_of(batch)
@@ -290,8 +290,8 @@ def test_the_matching_cost_is_the_sum_of_the_heads_costs(batch):
 def test_the_builder_passes_its_options_on():
     """Contents, the length of spans, and the decoder's own options."""
     assert make(content="zero").decoder.content is zero_content
-    assert make(content="query").decoder.content is query_content
-    assert make(length="duration").span_length is duration_in_clips and make(length="clips").span_length is of_clips
+    assert make(content="query").decoder.content is sentence_content
+    assert make(length="duration").length is duration_in_clips and make(length="clips").length is of_clips
     assert not make(joint_self_attention=False).decoder.layers[0].self_attn.joint
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mrlib.align import Aligned
-from mrlib.detect.boundary import BoundedOffsets, ConvHead, RawOffsets, build_boundary, targets
+from mrlib.detect.boundary import BoundedOffsets, ConvHead, RawOffsets, build_boundary, window_of_clip
 from tests.support.batches import make_batch
 
 LENGTHS = [9, 6, 1, 12]
@@ -63,7 +63,7 @@ def test_a_clip_is_inside_if_its_time_is_and_every_window_has_a_clip(edge):
         mask = torch.arange(20) < n
         padded = torch.tensor([t + [2.0] * (20 - n)], dtype=torch.float64)
         spans = torch.tensor([[[start, end]]], dtype=torch.float64) / (2 * n)
-        inside, truth = targets(spans, torch.ones(1, 1, dtype=torch.bool), mask[None], padded)
+        inside, truth = window_of_clip(spans, torch.ones(1, 1, dtype=torch.bool), mask[None], padded)
         assert inside[0, :n].tolist() == expected and not inside[0, n:].any() and inside.any()
         torch.testing.assert_close(truth[inside], torch.tensor([[s, e]] * sum(expected), dtype=torch.float64))
 
@@ -73,7 +73,7 @@ def test_a_window_behind_the_time_of_the_last_clip_has_that_clip():
     mask = torch.arange(6) < 4
     t = torch.tensor([clip_times(4) + [1.1, 1.4]])
     for start, end in ((0.9, 1.2), (1.1, 1.3)):
-        inside, truth = targets(torch.tensor([[[start, end]]]), torch.ones(1, 1).bool(), mask[None], t)
+        inside, truth = window_of_clip(torch.tensor([[[start, end]]]), torch.ones(1, 1).bool(), mask[None], t)
         assert inside[0].tolist() == [False, False, False, True, False, False]
         torch.testing.assert_close(truth[0, 3], torch.tensor([min(start, 1.0), 1.0]))
 
@@ -82,7 +82,7 @@ def test_of_overlapping_windows_the_one_with_the_nearest_centre_counts():
     """By hand: 10 clips, windows with centres 0.4 and 0.65; clips outside both have no window."""
     batch = make_batch([10, 12], windows=[[(0, 8), (3, 9)], [(0, 1)]])
     t = build_boundary(8)._times(batch.target_mask)
-    inside, truth = targets(batch.labels.spans, batch.labels.span_mask, batch.target_mask, t)
+    inside, truth = window_of_clip(batch.labels.spans, batch.labels.span_mask, batch.target_mask, t)
     assert inside[0].tolist() == [True] * 9 + [False] * 3
     windows = [(0.0, 0.8)] * 5 + [(0.3, 0.9)] * 4 + [(0.0, 0.0)] * 3
     torch.testing.assert_close(truth[0], torch.tensor(windows))
@@ -98,11 +98,11 @@ def test_offsets_and_spans_equal_their_definitions():
     torch.testing.assert_close(
         spans[0], torch.tensor([[0.25 - p[0][0], 0.25 + p[0][1]], [0.75 - p[1][0], 0.75 + p[1][1]]])
     )
-    torch.testing.assert_close(BoundedOffsets().targets(t, windows), torch.tensor([[[0.0, 0.65], [0.55, 0.25]]]))
+    torch.testing.assert_close(BoundedOffsets().offsets_to(t, windows), torch.tensor([[[0.0, 0.65], [0.55, 0.25]]]))
     offset, spans = RawOffsets().spans(t, outputs)
     assert torch.equal(offset, outputs)
     torch.testing.assert_close(spans, torch.tensor([[[0.25, 2.25], [-0.25, 1.25]]]))
-    torch.testing.assert_close(RawOffsets().targets(t, windows), torch.tensor([[[0.05, 0.65], [-0.55, 0.25]]]))
+    torch.testing.assert_close(RawOffsets().offsets_to(t, windows), torch.tensor([[[0.05, 0.65], [-0.55, 0.25]]]))
 
 
 @pytest.mark.parametrize("hidden", [True, False])
@@ -154,7 +154,7 @@ def test_every_foreground_clip_has_the_exact_window():
     batch = make_batch([10, 7], windows=[[(2, 6)], [(0, 7)]])
     detector = build_boundary(8)
     t = detector._times(batch.target_mask)
-    inside, truth = targets(batch.labels.spans, batch.labels.span_mask, batch.target_mask, t)
+    inside, truth = window_of_clip(batch.labels.spans, batch.labels.span_mask, batch.target_mask, t)
     assert inside[0].nonzero()[:, 0].tolist() == [2, 3, 4, 5] and inside[1, :7].all()
     left, right = t - truth[..., 0], truth[..., 1] - t
     assert (left[inside] >= 0).all() and (right[inside] >= 0).all()
@@ -165,7 +165,7 @@ def test_every_foreground_clip_has_the_exact_window():
 def test_a_clip_between_two_windows_has_the_one_that_it_is_in():
     batch = make_batch([10], windows=[[(1, 3), (6, 9)]])
     t = build_boundary(8)._times(batch.target_mask)
-    inside, truth = targets(batch.labels.spans, batch.labels.span_mask, batch.target_mask, t)
+    inside, truth = window_of_clip(batch.labels.spans, batch.labels.span_mask, batch.target_mask, t)
     assert inside[0].nonzero()[:, 0].tolist() == [1, 2, 6, 7, 8]
     torch.testing.assert_close(truth[0, [1, 2, 6, 7, 8]], torch.tensor([[0.1, 0.3]] * 2 + [[0.6, 0.9]] * 3))
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mrlib.detect.dab import DabDecoder, DabDetector, query_content, refine, span_positions, zero_content
+from mrlib.detect.dab import DabDecoder, DabDetector, refine, sentence_content, span_positions, zero_content
 from mrlib.detect.detr import inverse_sigmoid
 from mrlib.layers import sine_positions
 from tests.reference.official_detr import span_sines
@@ -92,7 +92,7 @@ def decoder_by_hand(decoder, clips, content, heads):
     return torch.stack(states), torch.stack(references)
 
 
-@pytest.mark.parametrize("content", [zero_content, query_content])
+@pytest.mark.parametrize("content", [zero_content, sentence_content])
 @torch.no_grad()
 def test_the_decoder_equals_its_definition(content):
     """[QD-DETR], [AMR, decoder] Two videos in one padded batch."""

@@ -146,7 +146,7 @@ def test_the_builder_passes_its_options_on(name):
     detector = make(name, cost_l1=1.0, cost_giou=2.0, cost_class=3.0, background=0.4, most_windows=6, length="duration")
     span, classes = detector.heads
     assert (span.cost_l1, span.cost_giou, classes.cost_class, classes.loss.background) == (1.0, 2.0, 3.0, 0.4)
-    assert detector.most_windows == 6 and detector.span_length is duration_in_clips
+    assert detector.most_windows == 6 and detector.length is duration_in_clips
 
 
 def test_distillation_is_one_minus_the_mean_cosine_of_the_states(batch):

@@ -1,4 +1,4 @@
-"""SnAG's pyramid: points, targets, layers, losses and decoding against enumeration and plain loops."""
+"""SnAG's pyramid: points, window_of_point, layers, losses and decoding against enumeration and plain loops."""
 
 import math
 from dataclasses import replace
@@ -11,7 +11,16 @@ from mrlib import papers
 from mrlib.align import Aligned
 from mrlib.align.words import Words
 from mrlib.data import Widths
-from mrlib.detect.pyramid import Block, Fusion, LocalAttention, PyramidDetector, Trunk, focal_loss, points, targets
+from mrlib.detect.pyramid import (
+    Block,
+    Fusion,
+    LocalAttention,
+    PyramidDetector,
+    Trunk,
+    focal_loss,
+    points,
+    window_of_point,
+)
 from tests.support.batches import alone, make_batch
 
 LENGTHS = [9, 4, 12, 1]
@@ -81,7 +90,9 @@ def test_targets_equal_their_definition(levels):
             ends = torch.stack([first, ends[:, 1].ceil().maximum(first + 1)], -1)
         mask = torch.rand(W, generator=g) < 0.8
         level, point = points(n, levels)
-        positive, truth = targets((ends / n).float()[None], mask[None], torch.tensor([float(n)]), level, point, levels)
+        positive, truth = window_of_point(
+            (ends / n).float()[None], mask[None], torch.tensor([float(n)]), level, point, levels
+        )
         windows = [(s - 0.5, e - 0.5) for s, e in ends[mask].tolist()]
         for i, place in enumerate(points_by_hand(n, levels)):
             if place is None:
@@ -100,7 +111,7 @@ def test_targets_of_a_short_a_long_and_two_nested_windows():
     """By hand: 32 clips on four levels."""
     level, point = points(32, 4)
     windows = torch.tensor([[[5, 6], [0, 32]], [[8, 16], [8, 24]]]) / 32
-    positive, truth = targets(windows, torch.ones(2, 2).bool(), torch.tensor([32.0, 32.0]), level, point, 4)
+    positive, truth = window_of_point(windows, torch.ones(2, 2).bool(), torch.tensor([32.0, 32.0]), level, point, 4)
     rows = [
         [(level[i].item(), point[i].item(), [round(x * 32) for x in truth[b, i].tolist()]) for i in row]
         for b, row in enumerate([positive[b].nonzero()[:, 0].tolist() for b in range(2)])
@@ -128,7 +139,7 @@ def test_borders_of_windows_radius_and_ranges_belong_to_one_side():
     windows |= {(0.5, 14.5): {(0, 7), (1, 6), (1, 8), (2, 4), (2, 8), (2, 12)}}
     for window, expected in windows.items():
         spans, mask = torch.tensor([[window]]) / 16, torch.ones(1, 1, dtype=torch.bool)
-        positive, _ = targets(spans, mask, torch.tensor([16.0]), level, point, 3)
+        positive, _ = window_of_point(spans, mask, torch.tensor([16.0]), level, point, 3)
         assert {(level[i].item(), int(point[i])) for i in positive[0].nonzero()[:, 0]} == expected
 
 

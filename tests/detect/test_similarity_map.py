@@ -11,7 +11,16 @@ import torch
 
 from mrlib.align import Aligned
 from mrlib.align.anchor import AnchorAligner, RawAligner
-from mrlib.detect.similarity_map import SimilarityMapDetector, similarity, standardised, target_map, window_cells
+from mrlib.detect.similarity_map import (
+    build_similarity_map,
+    cells,
+    linear,
+    similarity,
+    standardised,
+    summed,
+    target_map,
+    window_cells,
+)
 from mrlib.ops import conv
 from tests.support.batches import make_batch
 
@@ -21,7 +30,7 @@ real = pytest.mark.skipif("MRLIB_DATA" not in os.environ, reason="MRLIB_DATA doe
 def detector_of(**options):
     """A small detector with random parameters; the initial ones give a map of zeros for any input."""
     torch.manual_seed(0)
-    detector = SimilarityMapDetector(**{"kernel": 5, "channels": 3} | options)
+    detector = build_similarity_map(16, **{"kernel": 5, "channels": 3} | options)
     for parameter in detector.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return detector
@@ -157,7 +166,7 @@ def loss_by_hand(p, batch, loss_cells, reduction):
 def test_the_loss_is_the_squared_distance_to_the_target(loss_cells, reduction):
     batch = make_batch([6, 4, 1], windows=[[(0, 1), (2, 6)], [(0, 4)], [(0, 1)]], dtype=torch.float64)
     p = torch.randn(3, 6, 6, dtype=torch.float64)
-    detector = SimilarityMapDetector(kernel=5, channels=2, loss_cells=loss_cells, reduction=reduction)
+    detector = build_similarity_map(16, kernel=5, channels=2, loss_cells=loss_cells, reduction=reduction)
     loss = detector.losses({"map": p}, None, batch)
     assert list(loss) == ["map"] and loss["map"].shape == ()
     assert float(loss["map"]) == pytest.approx(loss_by_hand(p, batch, loss_cells, reduction), rel=1e-6)
@@ -167,7 +176,7 @@ def test_moments_are_the_highest_cells_in_order():
     """[F2SGD Eq. 15] Against a sort of all cells by (-P, start, end); many ties."""
     batch = make_batch([7, 2, 9])
     p = torch.randint(0, 4, (3, 9, 9)).float()
-    moments = SimilarityMapDetector(kernel=5, channels=2, candidates=10).decode({"map": p}, batch)
+    moments = build_similarity_map(16, kernel=5, channels=2, candidates=10).decode({"map": p}, batch)
     assert moments.spans.shape == (3, 10, 2) and moments.scores.shape == moments.mask.shape == (3, 10)
     for b, n in enumerate([7, 2, 9]):
         order = sorted((-float(p[b, i, j]), i, j) for i in range(n) for j in range(i, n))[:10]
@@ -179,7 +188,7 @@ def test_moments_are_the_highest_cells_in_order():
 
 
 def test_a_target_of_one_clip_has_one_moment():
-    moments = SimilarityMapDetector(kernel=5, channels=2).decode({"map": torch.zeros(1, 1, 1)}, make_batch([1]))
+    moments = build_similarity_map(16, kernel=5, channels=2).decode({"map": torch.zeros(1, 1, 1)}, make_batch([1]))
     assert moments.spans.tolist() == [[[0.0, 1.0]]] and moments.mask.tolist() == [[True]]
 
 
@@ -252,20 +261,20 @@ def test_unusual_videos_give_finite_outputs_and_gradients_under_autocast(dtype, 
 
 def test_the_defaults_are_those_of_the_paper():
     """[F2SGD Eq. 13] to [F2SGD Eq. 15] Kernels of 21, ten moments; where the paper is silent, as the module says."""
-    detector = SimilarityMapDetector()
+    detector = build_similarity_map(16)
     assert [tuple(x.weight.shape) for x in detector.convolve] == [(32, 1, 21, 21), (32, 32, 21, 21)]
-    assert (detector.candidates, detector.head, detector.standardise) == (10, "linear", False)
-    assert (detector.loss_cells, detector.reduction) == ("triangle", "sum")
+    assert (detector.candidates, detector.head, detector.standardise) == (10, linear, False)
+    assert (detector.loss_cells, detector.reduction) == (cells, summed)
 
 
 def test_the_initial_map_is_constant():
     """0 with the linear head, 0.01 with the sigmoid."""
     batch = make_batch([7])
     for head, value in (("linear", 0.0), ("sigmoid", 0.01)):
-        detector = SimilarityMapDetector(kernel=5, channels=2, head=head)
+        detector = build_similarity_map(16, kernel=5, channels=2, head=head)
         p = detector(RawAligner(16)(batch), batch)["map"]
         torch.testing.assert_close(p, torch.full_like(p, value))
-    xavier = SimilarityMapDetector(kernel=5, channels=64, zero_init=False)
+    xavier = build_similarity_map(16, kernel=5, channels=64, zero_init=False)
     for layer in (xavier.mix, xavier.last):
         bound = math.sqrt(6 / (layer.in_features + layer.out_features))
         assert 0.8 * bound < layer.weight.abs().max() <= bound and not layer.bias.any()
@@ -274,7 +283,7 @@ def test_the_initial_map_is_constant():
 def test_the_detector_can_overfit_eight_samples():
     torch.manual_seed(0)
     batch = make_batch([12, 9, 12, 7, 12, 10, 11, 12], joint=32, seed=3)
-    aligner, detector = AnchorAligner(32), SimilarityMapDetector(kernel=9, channels=8)
+    aligner, detector = AnchorAligner(32), build_similarity_map(16, kernel=9, channels=8)
     optimiser = torch.optim.Adam([*aligner.parameters(), *detector.parameters()], 2e-3)
     for _ in range(100):
         aligned = aligner(batch)
@@ -294,7 +303,7 @@ def test_the_detector_can_overfit_eight_samples():
 )
 def test_unknown_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        SimilarityMapDetector(**options)
+        build_similarity_map(16, **options)
 
 
 def lines(*parts):
@@ -324,7 +333,7 @@ def labels_only(samples, n):
 def test_every_window_of_qvhighlights_survives_encoding_and_decoding(split):
     """All windows lie on the grid of 2 s, and a map that equals its target is decoded to all of them."""
     samples = lines("qvhighlights", f"highlight_{split}_release.jsonl")
-    detector, count = SimilarityMapDetector(kernel=5, channels=2, candidates=30), 0
+    detector, count = build_similarity_map(16, kernel=5, channels=2, candidates=30), 0
     for start in range(0, len(samples), 512):
         part = samples[start : start + 512]
         n = [math.ceil(s["duration"] / 2) for s in part]

@@ -8,7 +8,7 @@ import torch
 from mrlib import papers
 from mrlib.align import Aligned
 from mrlib.data import Widths
-from mrlib.detect.tan import TanDetector, moment_map, scaled_iou, weights
+from mrlib.detect.tan import TanDetector, inverse_counts, moment_map, scaled_iou
 from mrlib.ops import conv
 from mrlib.train import fit
 from tests.support.batches import make_batch
@@ -96,7 +96,7 @@ def test_a_convolution_is_divided_by_the_number_of_valid_cells_under_its_kernel(
     """[2D-TAN] By hand: the triangle of a video of three clips, and one place around it; also with rounding errors."""
     monkeypatch.setattr(conv, "fourier_is_faster", lambda *sizes: fourier)
     triangle = torch.ones(3, 3, dtype=torch.bool).triu()
-    weight = weights(torch.nn.functional.pad(triangle, [2] * 4)[None, None], 3)[0, 0]
+    weight = inverse_counts(torch.nn.functional.pad(triangle, [2] * 4)[None, None], 3)[0, 0]
     expected = torch.tensor(
         [
             [0, 0, 0, 0, 0, 0, 0],
@@ -116,7 +116,7 @@ def test_cells_are_counted_exactly_with_large_kernels_and_in_half_precision(kern
     """bfloat16 cannot represent 441."""
     mask = torch.ones(1, 1, 40, 40, dtype=torch.bool)
     with torch.autocast("cpu", torch.bfloat16):
-        assert 1 / weights(mask, kernel)[0, 0, 20, 20].item() == pytest.approx(kernel**2, rel=1e-6)
+        assert 1 / inverse_counts(mask, kernel)[0, 0, 20, 20].item() == pytest.approx(kernel**2, rel=1e-6)
 
 
 def iou_by_hand(a, b):

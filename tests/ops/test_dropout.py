@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from mrlib.layers import Dropout, Projection, attend
 from mrlib.ops import dropout as module
-from mrlib.ops.dropout import dropout, fused, norm_dropout_linear
+from mrlib.ops.dropout import dropout, has_cpu_kernel, norm_dropout_linear
 
 needs_numba = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba is not installed")
 
@@ -95,9 +95,9 @@ def test_norm_dropout_linear_without_randomness(p):
 
 @needs_numba
 def test_the_kernels_are_used_for_float_tensors_on_the_cpu():
-    assert fused(torch.ones(2)) and fused(torch.ones(2, dtype=torch.float64))
-    assert not fused(torch.ones(0)) and not fused(torch.ones(2, dtype=torch.int64))
-    assert not fused(torch.ones(1).expand(2**32)) and fused(torch.ones(1).expand(2**32 - 1))
+    assert has_cpu_kernel(torch.ones(2)) and has_cpu_kernel(torch.ones(2, dtype=torch.float64))
+    assert not has_cpu_kernel(torch.ones(0)) and not has_cpu_kernel(torch.ones(2, dtype=torch.int64))
+    assert not has_cpu_kernel(torch.ones(1).expand(2**32)) and has_cpu_kernel(torch.ones(1).expand(2**32 - 1))
 
 
 def test_without_numba_torchs_dropout_is_used(monkeypatch):
@@ -106,7 +106,7 @@ def test_without_numba_torchs_dropout_is_used(monkeypatch):
     monkeypatch.delattr("mrlib.ops.dropout_cpu", raising=False)
     module._kernels.cache_clear()
     try:
-        assert not fused(torch.ones(2))
+        assert not has_cpu_kernel(torch.ones(2))
         torch.manual_seed(3)
         expected = F.dropout(torch.ones(50), 0.5)
         assert mask_of(lambda x: dropout(x, 0.5), 50, dtype=torch.float32).equal(expected)
@@ -116,12 +116,12 @@ def test_without_numba_torchs_dropout_is_used(monkeypatch):
 
 def test_half_precision_and_autocast_use_torchs_dropout():
     x = torch.randn(4, 5)
-    assert not fused(x.bfloat16())
+    assert not has_cpu_kernel(x.bfloat16())
     assert dropout(x.bfloat16(), 0.5).dtype == torch.bfloat16
     layers = Projection(6, 4, 2, 0.5)
     with torch.autocast("cpu", torch.bfloat16):
         assert layers(torch.randn(3, 6)).dtype == torch.bfloat16
-        assert not fused(x)
+        assert not has_cpu_kernel(x)
 
 
 def features_and_parameters(D=11, d=3, rows=(2, 70), dtype=torch.float64):

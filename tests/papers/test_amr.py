@@ -558,7 +558,7 @@ def test_the_papers_discrimination_is_against_the_sentence(tmp_path):
     windows = [[(s / n, e / n) for s, e in sample] for sample, n in zip(MOMENTS, LENGTHS, strict=True)]
     labels, out = batch.labels, official_amr.alone(network, targets, queries)
     aligner = load_official(path, "amr", corrected=True).aligner
-    aligner.near = near_sentence
+    aligner.against = near_sentence
     term = aligner.losses(aligner(batch), batch)["discriminate"].item()
     expected = clip_losses(out, windows, labels.pairs, labels.saliency, labels.wrong, corrected=True)
     assert term == pytest.approx(expected["discriminate"], rel=1e-4)
