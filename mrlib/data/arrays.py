@@ -81,7 +81,7 @@ def as_rows(array: np.ndarray, file: Path, *, parts: int = 1) -> np.ndarray:
 
 
 def same_width(shape: tuple[int, ...], width: int | None, file: Path) -> int:
-    """The D of a shape (L, D); ValueError if it is not `width`, where that is known."""
+    """The width D of a shape (L, D); ValueError if it is not `width`, where that is known."""
     if width is not None and shape[1] != width:
         message = f"vectors of width {shape[1]} where others have {width}; extract all with one model"
         raise DataError(Problem(str(file), None, "shape", message))
