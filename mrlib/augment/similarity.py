@@ -83,7 +83,7 @@ def _inverse_norm(norm: Tensor, mask: Tensor) -> Tensor:
 
 @torch.no_grad()
 def most_alike(videos: Tensor, bank: Bank) -> Tensor:
-    """For each of some videos, the most similar other one, by the mean cosine over all pairs of clips.
+    """The most similar other video of every video, by the mean cosine over all pairs of clips.
 
     Unlike [TD-DETR Eq. 1], pairs of equal index count too.
 

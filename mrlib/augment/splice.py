@@ -30,7 +30,7 @@ Numbers = Callable[[str, int], Tensor]  # (what they decide, how many) -> unifor
 
 
 def splice(indices: Tensor, dataset: MomentDataset, draw: Draw, *, placement: str = "uniform") -> Batch:
-    """Every sample's video with moments of a donor in it, searched with the donor's query.  [AMR, splice]
+    """Paste moments of a donor into the video of every sample, and search it with the donor's query.  [AMR, splice]
 
     `video`, its number, and the duration are the background's; query, saliency and windows are the donor's.
     `labels.negative` is the next row if its query concerns neither background nor donor, else -1.

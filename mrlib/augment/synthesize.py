@@ -46,7 +46,7 @@ def synthesize(
     jitter: float | None = 0.2,
     originals: bool = True,
 ) -> Batch:
-    """The samples unchanged, then two videos made of each sample and its partner.  [TD-DETR, synthesis]
+    """Mix videos in pairs: the unchanged samples, then two videos of each sample and its partner.  [TD-DETR, synthesis]
 
     Sample i and its partner k give two videos with clips drawn independently: i's part followed by clips of k, with i's
     query; and clips of i followed by k's part, with k's query. A sample's part is everything from the start of its

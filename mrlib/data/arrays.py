@@ -110,7 +110,7 @@ def _unreadable(file: Path, error: BaseException) -> DataError:
 
 
 def read_glove(file: Path, words: Container[str]) -> dict[str, np.ndarray]:
-    """The vectors (D,) of those of some words that a GloVe file has; a line is a word and D numbers."""
+    """The word vectors (D,) of a GloVe file; words that it lacks are left out. A line is a word and D numbers."""
     vectors, width = {}, None
     with file.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, 1):

@@ -82,7 +82,7 @@ class MomentDataset:
         )
 
     def batch(self, indices: Tensor | Sequence[int]) -> Batch:
-        """The samples at these positions.
+        """A batch of the samples at these positions, their videos unchanged.
 
         indices  int64 (B,)  positions in `samples`
         """
@@ -123,7 +123,7 @@ class MomentDataset:
         )
 
     def labels(self, indices: Tensor) -> Labels:
-        """The annotations of some samples, for their videos unchanged.
+        """The labels of the samples at these positions, for unchanged videos.
 
         indices  int64 (B,)  positions in `samples`
 
@@ -148,7 +148,7 @@ class MomentDataset:
         return Labels(spans, span_mask, relevant, scores, scored, wrong=in_mined)
 
     def clips(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The clips of all annotated windows, then of all mined ones, of some samples.
+        """The clips of the annotated windows of samples, then of their mined windows.
 
         indices  int64 (B,)  positions in `samples`
         returns  first clip and number of clips, int64 (B, W, 2), in the order of the annotation; bool (B, W), False on

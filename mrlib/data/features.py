@@ -136,7 +136,7 @@ def agreed_length(lengths: dict[Path, int], sample: Sample, clip_s: float) -> in
 
 @dataclass(frozen=True)
 class Features:
-    """The features of some samples: which files to read, and how to prepare their rows for a bank."""
+    """The features of samples: the files to read, and how to prepare their rows for a bank."""
 
     video: dict[str, Source]
     query: Source | WordVectors
