@@ -13,5 +13,5 @@ from mrlib.ops.draw import Draw
 
 
 def identity(indices: Tensor, dataset: MomentDataset, draw: Draw) -> Batch:
-    """The samples unchanged."""
+    """The batch of the samples, unchanged."""
     return dataset.batch(indices)

@@ -52,11 +52,11 @@ def clip_alone(indices: Tensor, dataset: MomentDataset, draw: Draw) -> Batch:
 
 
 def clip_query(indices: Tensor, dataset: MomentDataset, draw: Draw) -> Batch:
-    """The batch of `clip_alone`, then the same B samples with a changed query, 2 B in all.  [MATR, pre-training]
+    """Every sample twice: a segment of its video is the query, first unchanged, then changed.  [MATR, pre-training]
 
-    A query is changed by playing it backwards, adding noise, or playing it faster or slower; its label is unchanged.
-    Each sample's `extra` records what was drawn: "clip", the segment's first clip and number of clips; "change";
-    "factor", of the speed or of the noise.
+    The first B samples are those of `clip_alone`, the next B have the changed queries: played backwards, with noise,
+    faster or slower; the label is unchanged. Each sample's `extra` records what was drawn: "clip", the segment's first
+    clip and number of clips; "change"; "factor", of the speed or of the noise.
 
     raises  ValueError if the queries of the dataset are not rows of the joint stream
     """
@@ -128,7 +128,7 @@ def _drawn_changes(indices: Tensor, draw: Draw) -> _Changes:
 
 
 def _unchanged_query(videos: Batch, segments: _Segments) -> _Query:
-    positions = _spread(segments.count, segments.count)
+    positions = _even_positions(segments.count, segments.count)
     forwards = torch.zeros_like(segments.start, dtype=torch.bool)
     records = [{} for _ in videos.samples]
     return _Query(_interpolated(videos.target_joint, segments.start, positions), segments.count, forwards, records)
@@ -137,7 +137,7 @@ def _unchanged_query(videos: Batch, segments: _Segments) -> _Query:
 def _changed_query(videos: Batch, segments: _Segments, changes: _Changes, indices: Tensor, draw: Draw) -> _Query:
     speed = torch.where(changes.kind >= CHANGES.index("fast"), changes.factor, 1.0)
     count = (segments.count / speed).round().long().clamp(min=1)
-    positions = _spread(segments.count, count)  # (B, N)
+    positions = _even_positions(segments.count, count)  # (B, N)
     backwards = changes.kind == CHANGES.index("reverse")
     positions = torch.where(backwards[:, None], (segments.count - 1)[:, None] - positions, positions)
     clips = _interpolated(videos.target_joint, segments.start, positions)  # (B, N, J)
@@ -147,7 +147,7 @@ def _changed_query(videos: Batch, segments: _Segments, changes: _Changes, indice
     return _Query(clips, count, backwards, [{"change": CHANGES[kind], "factor": factor} for kind, factor in pairs])
 
 
-def _spread(count: Tensor, wanted: Tensor) -> Tensor:
+def _even_positions(count: Tensor, wanted: Tensor) -> Tensor:
     """`wanted` positions spread evenly over `count` clips, from the first clip to the last; one position is the middle.
 
     count, wanted  int64 (B,)
@@ -236,9 +236,9 @@ def _samples(videos: Batch, segments: _Segments, query: _Query, clip_s: float) -
     samples = []
     starts, counts = segments.start.tolist(), segments.count.tolist()
     for sample, start, count, record in zip(videos.samples, starts, counts, query.records, strict=True):
-        window = [start * clip_s, min((start + count) * clip_s, sample.duration)]
+        window_s = [start * clip_s, min((start + count) * clip_s, sample.duration)]
         extra = {"clip": [start, count]} | record
         samples.append(
-            replace(sample, relevant_windows=[window], relevant_clip_ids=None, saliency_scores=None, extra=extra)
+            replace(sample, relevant_windows=[window_s], relevant_clip_ids=None, saliency_scores=None, extra=extra)
         )
     return samples

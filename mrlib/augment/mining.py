@@ -1,4 +1,4 @@
-"""Mine confusing windows: confident predictions of a trained model that do not answer the query (AMR, Boost).
+"""Mine windows: confident predictions of a trained model that do not answer the query (AMR, Boost).
 
 Paper    "Augmenting Moment Retrieval: Zero-Dependency Two-Stage Learning", ICCV 2025 (arXiv 2510.19622)
 Here     [AMR, mining] `halves` splits the training set by video; a model trained on one half predicts the other half,
@@ -56,18 +56,18 @@ def confusing(lines: Sequence[Mapping[str, Any]], dataset: MomentDataset, thresh
     lines      predictions as `mrlib.training.scoring.predict_all` gives them, one line per sample of `dataset`
     threshold  only predictions with a higher score are kept
     """
-    mined = []
+    mined_s = []
     lengths = dataset.target.lengths[dataset.video].tolist()
     for line, sample, clips in zip(lines, dataset.samples, lengths, strict=True):
-        kept: list[list[float]] = []
+        kept_s: list[list[float]] = []
         for start_s, end_s, score in sorted(line["pred_relevant_windows"], key=lambda w: -w[2]):
             first, last = (min(max(round(t / dataset.clip_s), 0), clips) for t in (start_s, end_s))
-            window = [first * dataset.clip_s, min(last * dataset.clip_s, sample.duration)]
-            overlaps = any(_overlap(window, other) for other in [*sample.relevant_windows, *kept])
-            if score > threshold and window[0] < window[1] and not overlaps and len(kept) < MOST:
-                kept.append(window)
-        mined.append(sorted([_whole(t) for t in window] for window in kept))
-    return mined
+            window_s = [first * dataset.clip_s, min(last * dataset.clip_s, sample.duration)]
+            overlaps = any(_overlap(window_s, other_s) for other_s in [*sample.relevant_windows, *kept_s])
+            if score > threshold and window_s[0] < window_s[1] and not overlaps and len(kept_s) < MOST:
+                kept_s.append(window_s)
+        mined_s.append(sorted([_whole(t) for t in window_s] for window_s in kept_s))
+    return mined_s
 
 
 def _overlap(one: Sequence[float], other: Sequence[float]) -> bool:
@@ -80,10 +80,10 @@ def _whole(seconds: float) -> float:
     return int(seconds) if seconds == int(seconds) else seconds
 
 
-def with_wrong_spans(dataset: MomentDataset, wrong: Sequence[list[list[float]]]) -> MomentDataset:
+def with_wrong_spans(dataset: MomentDataset, mined_s: Sequence[list[list[float]]]) -> MomentDataset:
     """The dataset with mined windows, one list in seconds per sample, as `wrong_spans` in their `extra`."""
-    pairs = zip(dataset.samples, wrong, strict=True)
-    samples = [replace(s, extra={**s.extra, "wrong_spans": windows}) for s, windows in pairs]
+    pairs = zip(dataset.samples, mined_s, strict=True)
+    samples = [replace(s, extra={**s.extra, "wrong_spans": windows_s}) for s, windows_s in pairs]
     return replace(dataset, samples=samples, _annotations=None)
 
 

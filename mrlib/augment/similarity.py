@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mrlib.arguments import require
 from mrlib.data.bank import Bank
 
 TOP = 50  # pairs of clips in the released similarity
@@ -34,13 +35,17 @@ def pair_similarity(features: Tensor, mask: Tensor, mode: str = "mean") -> Tenso
               equal index, and with padding as pairs of similarity 0; always divided by 50
     returns   (N, N)  float32, or float64 for float64
     """
-    if mode not in SIMILARITIES:
-        raise ValueError(f"mode {mode!r}; {' or '.join(SIMILARITIES)}")
+    require(mode in SIMILARITIES, "mode", mode, " or ".join(SIMILARITIES))
     return SIMILARITIES[mode](features if features.dtype == torch.float64 else features.float(), mask)
 
 
 def mean_similarity(features: Tensor, mask: Tensor) -> Tensor:
-    """The printed similarity of videos (N, T, D), mask bool (N, T); (N, N).  [TD-DETR Eq. 1]"""
+    """The mean cosine of the clips of every two videos, without pairs of equal index, as printed.  [TD-DETR Eq. 1]
+
+    features  (N, T, D)
+    mask      bool (N, T)
+    returns   (N, N)
+    """
     # the Gram matrices of clips of equal index have the squared norms on their diagonals: no normalised copy is needed
     clips = features.transpose(0, 1)  # (T, N, D)
     same_index = clips @ clips.mT  # (T, N, N)
@@ -52,7 +57,12 @@ def mean_similarity(features: Tensor, mask: Tensor) -> Tensor:
 
 
 def top_similarity(features: Tensor, mask: Tensor) -> Tensor:
-    """The released similarity of videos (N, T, D), mask bool (N, T); (N, N)."""
+    """The mean cosine of the `TOP` most similar pairs of clips of every two videos, as released.
+
+    features  (N, T, D)
+    mask      bool (N, T)
+    returns   (N, N)
+    """
     unit = features * _inverse_norm(torch.linalg.vector_norm(features, dim=-1), mask)[..., None]  # (N, T, D)
     T, rows = unit.shape[1], []
     for i, video in enumerate(unit):  # only videos i, i + 1, ...: the matrix is symmetric
@@ -73,7 +83,7 @@ def _inverse_norm(norm: Tensor, mask: Tensor) -> Tensor:
 
 @torch.no_grad()
 def most_alike(videos: Tensor, bank: Bank) -> Tensor:
-    """For each of some videos, the most similar other one, by the mean cosine over all pairs of clips.
+    """The most similar other video of every video, by the mean cosine over all pairs of clips.
 
     Unlike [TD-DETR Eq. 1], pairs of equal index count too.
 
@@ -92,6 +102,6 @@ def most_alike(videos: Tensor, bank: Bank) -> Tensor:
         return partners
     for chunk in torch.arange(len(videos), device=videos.device).split(CHUNK):
         similarity = (means[chunk] @ means.T).scatter(1, chunk[:, None], -torch.inf)  # (C, V)
-        best = similarity >= similarity.max(1, keepdim=True).values - TIE
-        partners[chunk] = videos[best.int().argmax(1)]
+        is_best = similarity >= similarity.max(1, keepdim=True).values - TIE
+        partners[chunk] = videos[is_best.int().argmax(1)]
     return partners

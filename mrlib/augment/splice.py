@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mrlib.arguments import require
 from mrlib.data import Batch, Labels, MomentDataset, Sample
 from mrlib.ops.draw import Draw
 
@@ -29,7 +30,7 @@ Numbers = Callable[[str, int], Tensor]  # (what they decide, how many) -> unifor
 
 
 def splice(indices: Tensor, dataset: MomentDataset, draw: Draw, *, placement: str = "uniform") -> Batch:
-    """Every sample's video with moments of a donor in it, searched with the donor's query.  [AMR, splice]
+    """Paste moments of a donor into the video of every sample, and search it with the donor's query.  [AMR, splice]
 
     `video`, its number, and the duration are the background's; query, saliency and windows are the donor's.
     `labels.negative` is the next row if its query concerns neither background nor donor, else -1.
@@ -43,8 +44,7 @@ def splice(indices: Tensor, dataset: MomentDataset, draw: Draw, *, placement: st
     placement  one of `PLACEMENTS`
     raises     ValueError for another placement, or if no sample has windows
     """
-    if placement not in PLACEMENTS:
-        raise ValueError(f"placement {placement!r}; one of {', '.join(PLACEMENTS)}")
+    require(placement in PLACEMENTS, "placement", placement, f"one of {', '.join(PLACEMENTS)}")
     if not any(sample.relevant_windows for sample in dataset.samples):
         raise ValueError(f"{dataset.name} {dataset.split} has no annotated windows to splice; use the identity")
 
@@ -80,13 +80,13 @@ class _Windows:
 
 @dataclass(frozen=True)
 class _Pastes:
-    """What replaces which clips of the background."""
+    """The donors' clips that replace clips of the backgrounds."""
 
     start: Tensor  # int64 (B, W) first clip of every window's paste
     length: Tensor  # int64 (B, W) its clips; 0 if nothing is pasted
     mined: Tensor  # bool (B, W)
     origin: Tensor  # int64 (B, T) the donor's clip at this place; -1 if the background's own
-    confusing: Tensor  # bool (B, T) the clip is of a mined window
+    in_mined: Tensor  # bool (B, T) the clip is of a mined window
 
     @property
     def true(self) -> Tensor:
@@ -177,15 +177,15 @@ def _in_turn(numbers: Numbers, windows: _Windows, n: Tensor) -> tuple[Tensor, Te
     """
     W = windows.clips.shape[1]
     place, share = numbers("place", W), numbers("length", W)  # (B, W)
-    begin, open_ = torch.zeros_like(n), torch.ones_like(n, dtype=torch.bool)  # (B,)
+    next_free, has_room = torch.zeros_like(n), torch.ones_like(n, dtype=torch.bool)  # (B,)
     start, length = torch.zeros_like(windows.clips), torch.zeros_like(windows.clips)  # (B, W)
     for k in range(W):
         m = windows.clips[:, k]  # (B,)
-        space = n - m - begin
-        open_ = open_ & (space >= 0) & (m > 0)
-        start[:, k] = begin + (place[:, k] * (space + 1)).long()
-        length[:, k] = (1 + (share[:, k] * m).long()) * open_
-        begin = torch.where(open_, start[:, k] + length[:, k] + 1, begin)
+        space = n - m - next_free
+        has_room = has_room & (space >= 0) & (m > 0)
+        start[:, k] = next_free + (place[:, k] * (space + 1)).long()
+        length[:, k] = (1 + (share[:, k] * m).long()) * has_room
+        next_free = torch.where(has_room, start[:, k] + length[:, k] + 1, next_free)
     return start, length
 
 
@@ -219,8 +219,8 @@ def _paste(numbers: Numbers, windows: _Windows, start: Tensor, length: Tensor, T
     shift = (start - (length.cumsum(1) - length)).gather(1, k)
     t = torch.where(chosen, chosen.cumsum(1) - 1 + shift, T)  # (B, E); T is cut off below
     origin = ends.new_full((len(ends), T + 1), -1).scatter_(1, t, windows.first.gather(1, k) + i)
-    confusing = torch.zeros_like(origin, dtype=torch.bool).scatter_(1, t, windows.mined.gather(1, k))
-    return _Pastes(start, length, windows.mined, origin[:, :T], confusing[:, :T])
+    in_mined = torch.zeros_like(origin, dtype=torch.bool).scatter_(1, t, windows.mined.gather(1, k))
+    return _Pastes(start, length, windows.mined, origin[:, :T], in_mined[:, :T])
 
 
 def _counts(windows: _Windows, pastes: _Pastes, has_donor: Tensor, spliced: Tensor) -> dict[str, Tensor]:
@@ -261,13 +261,13 @@ def _labels(annotated: Labels, pastes: _Pastes, n: Tensor, spliced: Tensor) -> L
     n          int64 (B,)  clips of the backgrounds
     """
     T, W = pastes.origin.shape[1], annotated.spans.shape[1]
-    relevant = (pastes.origin >= 0) & ~pastes.confusing  # (B, T)
+    relevant = (pastes.origin >= 0) & ~pastes.in_mined  # (B, T)
     saliency = annotated.saliency.gather(1, pastes.origin.clamp(min=0)) * relevant
     spans, span_mask = _spans(pastes, n, W)
     moved = spliced[:, None]  # (B, 1)
     wrong = None
     if annotated.wrong is not None:
-        wrong = torch.where(moved, pastes.confusing, _padded_or_cut(annotated.wrong, T))
+        wrong = torch.where(moved, pastes.in_mined, _padded_or_cut(annotated.wrong, T))
     return Labels(
         spans=torch.where(moved[..., None], spans, annotated.spans),
         span_mask=torch.where(moved, span_mask, annotated.span_mask),

@@ -22,10 +22,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from mrlib.arguments import require
 from mrlib.augment.similarity import TIE, mean_similarity, most_alike, top_similarity
 from mrlib.data import Batch, Labels, MomentDataset, Sample
 from mrlib.ops.draw import Draw
 from mrlib.ops.matching import match
+from mrlib.ops.runs import runs_of_true
 
 FEWEST = 3  # clips of context; fewer are left out  [TD-DETR, released code]
 ROWS = 512  # rows of a batch among which negatives are matched; a larger batch is split at random
@@ -44,7 +46,7 @@ def synthesize(
     jitter: float | None = 0.2,
     originals: bool = True,
 ) -> Batch:
-    """The samples unchanged, then two videos made of each sample and its partner.  [TD-DETR, synthesis]
+    """Mix videos in pairs: the unchanged samples, then two videos of each sample and its partner.  [TD-DETR, synthesis]
 
     Sample i and its partner k give two videos with clips drawn independently: i's part followed by clips of k, with i's
     query; and clips of i followed by k's part, with k's query. A sample's part is everything from the start of its
@@ -72,8 +74,7 @@ def synthesize(
     originals  False: leave out the unchanged samples that have a partner
     raises     ValueError for an unknown choice of partners, a number outside its range, or if no sample has windows
     """
-    if partners not in PARTNERS:
-        raise ValueError(f"partners {partners!r}; one of {', '.join(PARTNERS)}")
+    require(partners in PARTNERS, "partners", partners, f"one of {', '.join(PARTNERS)}")
     method = _Method(PARTNERS[partners], _touched_clips, _random_negatives)
     return _synthesized(indices, dataset, draw, method, alpha, jitter or 0.0, originals)
 
@@ -87,8 +88,11 @@ def synthesize_official(
     jitter: float | None = 0.2,
     originals: bool = True,
 ) -> Batch:
-    """`synthesize` as released: similarity of the 50 best pairs of clips, the next row's query as the negative, and
-    moments that lose their last clip if a window ends in it at an odd second.  [TD-DETR, synthesis, official]"""
+    """`synthesize` as released.  [TD-DETR, synthesis, official]
+
+    The similarity is that of the 50 best pairs of clips, the next row's query is the negative, and a moment loses its
+    last clip if a window ends in it at an odd second.
+    """
     most_similar = partial(_most_similar, similarity=top_similarity)
     method = _Method(most_similar, _clips_of_whole_seconds, _next_rows)
     return _synthesized(indices, dataset, draw, method, alpha, jitter or 0.0, originals)
@@ -113,13 +117,13 @@ class _Rows:
     subject: Tensor  # int64 (R,) the sample whose moment and query a row has
     partner: Tensor  # int64 (R,) the sample whose clips are added; of an original, the sample itself
     synthetic: Tensor  # bool (R,)
-    number: Tensor  # int64 (R,) seed of the row's draws: 3 i for original i, 3 i + 1 and 3 i + 2 for its pair
+    draw_key: Tensor  # int64 (R,) key of the row's draws: 3 i for original i, 3 i + 1 and 3 i + 2 for its pair
     alone: Tensor  # bool (R,) originals without a partner
 
     @property
     def second(self) -> Tensor:
         """bool (R,) the subject's clips come after the partner's."""
-        return self.number % 3 == 2
+        return self.draw_key % 3 == 2
 
 
 @dataclass(frozen=True)
@@ -151,8 +155,7 @@ def _synthesized(
     originals: bool,
 ) -> Batch:
     for name, value in (("alpha", alpha), ("jitter", jitter)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} must be from 0 to 1, not {value!r}")
+        require(0 <= value <= 1, name, value, "from 0 to 1")
     if not any(sample.relevant_windows for sample in dataset.samples):
         raise ValueError(f"{dataset.name} {dataset.split} has no annotated windows to keep; use the identity")
     partner, has_partner = method.partners(indices, dataset, draw)  # (B,)
@@ -181,8 +184,8 @@ def _most_similar(
     allowed = (video[:, None] != video) & with_windows & with_windows[:, None]  # (B, B)
     rows = dataset.target.index(video)  # (B, T)
     scores = similarity(dataset.target.gather(rows), rows >= 0).masked_fill(~allowed, -torch.inf)
-    best = scores >= scores.max(1, keepdim=True).values - TIE
-    first = indices.expand(len(indices), -1).masked_fill(~best, len(dataset)).min(1).values  # (B,)
+    is_best = scores >= scores.max(1, keepdim=True).values - TIE
+    first = indices.expand(len(indices), -1).masked_fill(~is_best, len(dataset)).min(1).values  # (B,)
     return first, allowed.any(1)
 
 
@@ -263,12 +266,12 @@ def _rows(indices: Tensor, partner: Tensor, has_partner: Tensor, originals: bool
     single = indices[unchanged]
     pairs = torch.stack([indices, partner], 1)[has_partner]  # (P, 2)
     synthetic = torch.arange(len(single) + pairs.numel(), device=indices.device) >= len(single)  # (R,)
-    numbers = 3 * pairs[:, :1] + torch.arange(1, 3, device=indices.device)  # (P, 2)
+    draw_keys = 3 * pairs[:, :1] + torch.arange(1, 3, device=indices.device)  # (P, 2)
     return _Rows(
         subject=torch.cat([single, pairs.flatten()]),
         partner=torch.cat([single, pairs.flip(1).flatten()]),
         synthetic=synthetic,
-        number=torch.cat([3 * single, numbers.flatten()]),
+        draw_key=torch.cat([3 * single, draw_keys.flatten()]),
         alone=torch.cat([~has_partner[unchanged], torch.zeros_like(synthetic[synthetic])]),
     )
 
@@ -308,13 +311,13 @@ def _shown(rows: _Rows, moments: Tensor, dataset: MomentDataset, draw: Draw, alp
     T = int(n.max())  # a partner is the subject of the pair's other row
     t = torch.arange(T, device=n.device)
     moment = (t >= moments[:, :1]) & (t < moments[:, 1:])  # (R, T)
-    factor = 1 + jitter * (1 - 2 * draw("jitter", rows.number, 2))  # (R, 2)
+    factor = 1 + jitter * (1 - 2 * draw("jitter", rows.draw_key, 2))  # (R, 2)
     around = (t < n[:, None]) & ~moment
     offered = (t < m[:, None]) & rows.synthetic[:, None]
     return _Shown(
         moment=moment.long(),
-        context=_repeats(draw("own", rows.number, T), around, alpha, factor[:, 0]),
-        added=_repeats(draw("partner's", rows.number, T), offered, 1 - alpha, factor[:, 1]),
+        context=_repeats(draw("own", rows.draw_key, T), around, alpha, factor[:, 0]),
+        added=_repeats(draw("partner's", rows.draw_key, T), offered, 1 - alpha, factor[:, 1]),
     )
 
 
@@ -387,11 +390,11 @@ def _random_negatives(rows: _Rows, dataset: MomentDataset, draw: Draw) -> Tensor
     does not depend on the order of the batch.
     """
     video, other_video = dataset.video[rows.subject], dataset.video[rows.partner]  # (R,)
-    negatives = torch.full_like(rows.number, -1)
-    order = draw("foreign/order", rows.number, 1)[:, 0].argsort()
+    negatives = torch.full_like(rows.draw_key, -1)
+    order = draw("foreign/order", rows.draw_key, 1)[:, 0].argsort()
     for part in order.split(ROWS):
-        number, about = rows.number[part], video[part]  # (P,)
-        pair = number[:, None] * 3 * len(dataset) + number  # (P, P)
+        draw_key, about = rows.draw_key[part], video[part]  # (P,)
+        pair = draw_key[:, None] * 3 * len(dataset) + draw_key  # (P, P)
         u = draw("foreign", pair.flatten()).view(pair.shape)
         allowed = (about != about[:, None]) & (about != other_video[part][:, None])  # (P, P)
         cost = u + ~allowed * len(part)  # one forbidden choice costs more than all allowed ones
@@ -440,9 +443,9 @@ def _moved_spans(rows: _Rows, mixed: _Mixed, dataset: MomentDataset, W: int) -> 
 def _samples(rows: _Rows, mixed: _Mixed, labels: Labels, dataset: MomentDataset) -> list[Sample]:
     """The annotations in seconds, with the record of the synthesis in `extra`."""
     samples = []
-    wrong = torch.zeros_like(mixed.from_subject) if labels.wrong is None else labels.wrong  # (R, C)
+    in_mined = torch.zeros_like(mixed.from_subject) if labels.wrong is None else labels.wrong  # (R, C)
     columns = (rows.subject, rows.partner, rows.synthetic, mixed.clips, mixed.shift)
-    columns += (mixed.origin, mixed.from_subject, wrong)
+    columns += (mixed.origin, mixed.from_subject, in_mined)
     for i, k, synthetic, clips, shift, origin, from_subject, mined in zip(*(x.tolist() for x in columns), strict=True):
         sample, partner = dataset.samples[i], dataset.samples[k]
         if synthetic:
@@ -466,8 +469,8 @@ def _synthetic_sample(
     partner_clips = [end, origin[end:]] if first == 0 else [0, origin[:first]]
     extra: dict[str, Any] = {"partner": partner.vid, "own": [first, origin[first:end]]}
     extra |= {"partner_clips": partner_clips, "shift": shift}
-    wrong_s = [[a * clip_s, b * clip_s] for a, b in _runs(mined)]
-    extra |= {"wrong_spans": wrong_s} if wrong_s else {}
+    mined_s = [[a * clip_s, b * clip_s] for a, b in runs_of_true(mined)]
+    extra |= {"wrong_spans": mined_s} if mined_s else {}
     ids = scores = None
     if sample.relevant_clip_ids is not None:
         position = {clip: i for i, clip in enumerate(sample.relevant_clip_ids)}
@@ -482,10 +485,3 @@ def _synthetic_sample(
         saliency_scores=scores,
         extra=extra,
     )
-
-
-def _runs(flags: list[bool]) -> list[tuple[int, int]]:
-    """First position of every run of True and the position after its last."""
-    padded = [False, *flags, False]
-    borders = [t for t in range(len(flags) + 1) if padded[t] != padded[t + 1]]
-    return list(zip(borders[::2], borders[1::2], strict=True))

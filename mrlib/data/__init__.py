@@ -77,7 +77,7 @@ class Labels(_Tensors):
     saliency_mask: Tensor  # bool (B,) the sample has saliency scores
     pairs: Tensor | None = None  # int64 (B, P, 2) clips of which the first ranks above the second; -1: none
     negative: Tensor | None = None  # int64 (B,) row of the batch whose query does not concern this video; -1: none
-    wrong: Tensor | None = None  # bool (B, T) mined clips that confuse a trained model
+    wrong: Tensor | None = None  # bool (B, T) clips of mined windows
     backwards: Tensor | None = None  # bool (B,) the query is a video that runs backwards
 
     def __getitem__(self, rows: slice) -> Labels:

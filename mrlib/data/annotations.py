@@ -28,7 +28,7 @@ Line = tuple[int | None, Sample | None, list[Problem]]  # the line's number, its
 Defect = tuple[str, str, bool]  # the field, a message, whether it is fatal
 
 
-def plain_name(name: str) -> bool:
+def is_plain_name(name: str) -> bool:
     """Whether an id can be part of a file name without leaving its folder: no separator, no leading dot, not empty."""
     return _PLAIN.fullmatch(name) is not None
 
@@ -66,7 +66,7 @@ def checked_samples(path: str | os.PathLike, clip_s: float, lines: Iterable[Line
 
 
 def read_annotations(path: str | os.PathLike, clip_s: float = 2.0, *, words: bool = True) -> Iterator[Line]:
-    """Every line as its number, its sample (None if the line has a fatal problem) and its problems.
+    """Every line of an annotation file: its number, its sample (None if the line has a fatal problem) and its problems.
 
     A problem of the file as a whole comes last, as (None, None, [problem]).
     """
@@ -108,7 +108,7 @@ def _parse(line: bytes, clip_s: float, words: bool) -> tuple[Sample | None, list
 
 
 def sample_of(fields: dict[str, Any], clip_s: float, words: bool) -> tuple[Sample | None, list[Defect]]:
-    """The sample of a line's fields, None if a defect is fatal, and the defects.
+    """The sample of a line's fields, or None if a defect is fatal, and the defects.
 
     fields  those of the QVHighlights schema; all others go to the sample's `extra`
 
@@ -119,7 +119,7 @@ def sample_of(fields: dict[str, Any], clip_s: float, words: bool) -> tuple[Sampl
     if not defects:
         defects = _window_defects("relevant_windows", fields, clip_s) + _saliency_defects(fields, clip_s)
         defects += _label_defects(_labels(fields, words))
-        if fields.get("wrong_spans") != []:  # a sample may have no clip that confuses a model
+        if fields.get("wrong_spans") != []:  # a sample may have no mined window
             defects += [each for each in _window_defects("wrong_spans", fields, clip_s) if each[2]]
     if any(fatal for *_, fatal in defects):
         return None, defects
@@ -171,7 +171,7 @@ def _field_defects(fields: dict[str, Any], words: bool) -> list[Defect]:
             defects.append((name, f"is missing; every line needs it, {expected}", True))
         elif type(value) not in types:
             defects.append((name, f"is {_short(value)}, not {expected}", True))
-        elif name in ("qid", "vid") and not plain_name(str(value)):
+        elif name in ("qid", "vid") and not is_plain_name(str(value)):
             defects.append(
                 (name, f"{_short(value)} is not a plain name: no / or \\, no leading dot, not empty; rename it", True)
             )
@@ -236,7 +236,7 @@ def _saliency_defects(fields: dict[str, Any], clip_s: float) -> list[Defect]:
 
 
 def _labels(fields: dict[str, Any], words: bool) -> Any:
-    """TVSum's labels of every clip; in a line with windows or with a video query, `label` is the name of a class."""
+    """TVSum's labels of every clip; None in a line with windows or a video query, where `label` names a class."""
     return fields.get("label") if words and fields.get("relevant_windows") is None else None
 
 

@@ -81,7 +81,7 @@ def as_rows(array: np.ndarray, file: Path, *, parts: int = 1) -> np.ndarray:
 
 
 def same_width(shape: tuple[int, ...], width: int | None, file: Path) -> int:
-    """The D of a shape (L, D); ValueError if it is not `width`, where that is known."""
+    """The width D of a shape (L, D); ValueError if it is not `width`, where that is known."""
     if width is not None and shape[1] != width:
         message = f"vectors of width {shape[1]} where others have {width}; extract all with one model"
         raise DataError(Problem(str(file), None, "shape", message))
@@ -110,7 +110,7 @@ def _unreadable(file: Path, error: BaseException) -> DataError:
 
 
 def read_glove(file: Path, words: Container[str]) -> dict[str, np.ndarray]:
-    """The vectors (D,) of those of some words that a GloVe file has; a line is a word and D numbers."""
+    """The word vectors (D,) of a GloVe file; words that it lacks are left out. A line is a word and D numbers."""
     vectors, width = {}, None
     with file.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, 1):

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from mrlib.arguments import require
 from mrlib.files import whole_file
 
 _DTYPES = {torch.float32: (np.dtype("<f4"), "F32"), torch.float16: (np.dtype("<f2"), "F16")}
@@ -32,7 +33,7 @@ class Bank:
 
     @classmethod
     def from_arrays(cls, arrays: Sequence[np.ndarray], dtype: torch.dtype = torch.float32) -> Bank:
-        """One item per array (L_v, D)."""
+        """A bank with one item per array (L_v, D)."""
         offsets = torch.tensor([0, *np.cumsum([len(a) for a in arrays])])
         return cls(torch.from_numpy(np.concatenate(arrays)).to(dtype), offsets)
 
@@ -41,7 +42,7 @@ class Bank:
 
     @property
     def width(self) -> int:
-        """D."""
+        """Feature width D."""
         return self.rows.shape[1]
 
     @property
@@ -50,7 +51,7 @@ class Bank:
         return self.offsets.diff()
 
     def index(self, items: Tensor) -> Tensor:
-        """The positions of all rows of some items.
+        """The positions in the bank of all rows of some items.
 
         items    int64 (B,)
         returns  int64 (B, T)  rows of the bank, T the length of the longest of these items; -1 on padding
@@ -61,7 +62,7 @@ class Bank:
         return torch.where(mask, self.at(items, torch.where(mask, t, 0)), -1)
 
     def at(self, items: Tensor, clips: Tensor) -> Tensor:
-        """The positions of some rows of some items.
+        """The positions in the bank of chosen rows of some items.
 
         items    int64 (B,)
         clips    int64 (B, T)  numbers of the rows in their items, from 0
@@ -71,7 +72,7 @@ class Bank:
         return rows if self.places is None else self.places[rows]
 
     def gather(self, rows: Tensor) -> Tensor:
-        """The features of some rows.
+        """The features of some rows of the bank.
 
         rows     int64 (B, T)  rows of the bank; -1 is padding
         returns  float32 (B, T, D)  0 on padding
@@ -107,8 +108,7 @@ def save_bank(
     dtype   torch.float32 or torch.float16
     raises  ValueError for another dtype, or a feature too large for it
     """
-    if dtype not in _DTYPES:
-        raise ValueError(f"a bank is float32 or float16, not {dtype}")
+    require(dtype in _DTYPES, "dtype", dtype, "torch.float32 or torch.float16")
     kind, name = _DTYPES[dtype]
     offsets, vectors = np.zeros(count + 1, "<i8"), []
     with whole_file(file) as out:
@@ -128,7 +128,7 @@ def save_bank(
 
 def _cast(rows: np.ndarray, kind: np.dtype) -> np.ndarray:
     if kind.itemsize < rows.itemsize and np.abs(rows).max() > np.finfo(kind).max:
-        raise ValueError(f"a feature is too large for {kind}; normalise, or keep float32")
+        raise ValueError(f"a feature is too large for {kind}; normalise it, or save with dtype=torch.float32")
     return rows.astype(kind)
 
 

@@ -34,7 +34,7 @@ from mrlib.data.problems import DataError, Problem
 
 @dataclass
 class Part:
-    """What was read of one stream of one split."""
+    """Shapes and files of the vectors read from one stream of one split."""
 
     split: str
     stream: str
@@ -44,7 +44,7 @@ class Part:
 
     @property
     def width(self) -> int | None:
-        """The most common width."""
+        """The most common feature width; None if nothing was read."""
         widths = Counter(width for _, width in self.shapes)
         return widths.most_common(1)[0][0] if widths else None
 
@@ -60,7 +60,7 @@ class Part:
 
 @dataclass
 class _Report:
-    """What was read, and all problems."""
+    """The parts that were read, and all problems."""
 
     parts: list[Part] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
@@ -126,7 +126,7 @@ def _check_features(
 ) -> None:
     """Read every feature that the samples of a split need, and compare their widths."""
     unit = "item" if annotations.suffix == ".json" else "line"
-    videos: dict[str, tuple[Sample, str]] = {}  # the first sample of each, and what an error message ends with
+    videos: dict[str, tuple[Sample, str]] = {}  # the first sample of each, and the end of its error messages
     queries: dict[int | str, tuple[Sample, str]] = {}
     for number, sample in samples:
         need = f"; needed by {unit} {number} of {annotations.name}"

@@ -23,8 +23,8 @@ class _Annotations(NamedTuple):
     counts: Tensor  # int64 (S,) windows of each sample
     saliency: Tensor  # (S, L) summed scores, 0..12
     scored: Tensor  # bool (S,) the sample has saliency scores
-    wrong: Tensor  # (S, V, 2) mined windows, `wrong_spans` of the file, fractions
-    wrong_counts: Tensor  # int64 (S,)
+    mined: Tensor  # (S, V, 2) mined windows, `wrong_spans` of the file, fractions
+    mined_counts: Tensor  # int64 (S,)
     high: Tensor  # bool (S, L) clips that are relevant, where no sample has windows
 
 
@@ -68,7 +68,7 @@ class MomentDataset:
     @property
     def mined(self) -> bool:
         """Some sample has `wrong_spans`."""
-        return self.labelled and self._annotations.wrong.shape[1] > 0
+        return self.labelled and self._annotations.mined.shape[1] > 0
 
     def subset(self, indices: Sequence[int]) -> MomentDataset:
         """A dataset of the samples at these positions; the banks are shared."""
@@ -82,7 +82,7 @@ class MomentDataset:
         )
 
     def batch(self, indices: Tensor | Sequence[int]) -> Batch:
-        """The samples at these positions.
+        """A batch of the samples at these positions, their videos unchanged.
 
         indices  int64 (B,)  positions in `samples`
         """
@@ -123,7 +123,7 @@ class MomentDataset:
         )
 
     def labels(self, indices: Tensor) -> Labels:
-        """The annotations of some samples, for their videos unchanged.
+        """The labels of the samples at these positions, for unchanged videos.
 
         indices  int64 (B,)  positions in `samples`
 
@@ -131,7 +131,7 @@ class MomentDataset:
         their number, and the relevant clips (our choice) are those whose summed label is above the lower median of the
         video.
         """
-        windows, counts, saliency, scored, wrong, wrong_counts, high = self._map_annotations(lambda a: a[indices])
+        windows, counts, saliency, scored, mined, mined_counts, high = self._map_annotations(lambda a: a[indices])
         n = self.target.lengths[self.video[indices]]  # (B,)
         T = int(n.max())
         spans = windows[:, : max(1, int(counts.max()))]  # (B, W, 2)
@@ -141,29 +141,29 @@ class MomentDataset:
         shared = min(relevant.shape[1], saliency.shape[1])
         scores[:, :shared] = saliency[:, :shared]
         relevant[:, : high.shape[1]] |= high[:, :T]
-        confusing = None
+        in_mined = None
         if self.mined:
-            wrong_mask = torch.arange(wrong.shape[1], device=n.device) < wrong_counts[:, None]  # (B, V)
-            confusing = (inside(wrong, n, T) & wrong_mask[..., None]).any(1) & ~relevant  # (B, V, T) -> (B, T)
-        return Labels(spans, span_mask, relevant, scores, scored, wrong=confusing)
+            mined_mask = torch.arange(mined.shape[1], device=n.device) < mined_counts[:, None]  # (B, V)
+            in_mined = (inside(mined, n, T) & mined_mask[..., None]).any(1) & ~relevant  # (B, V, T) -> (B, T)
+        return Labels(spans, span_mask, relevant, scores, scored, wrong=in_mined)
 
     def clips(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The clips of all annotated windows, then of all mined ones, of some samples.
+        """The clips of the annotated windows of samples, then of their mined windows.
 
         indices  int64 (B,)  positions in `samples`
         returns  first clip and number of clips, int64 (B, W, 2), in the order of the annotation; bool (B, W), False on
-                 padding; bool (B, W), the window is mined: it confuses a model and is no answer
+                 padding; bool (B, W), the window is mined and does not answer the query
         """
-        windows, counts, _, _, wrong, wrong_counts, _ = self._map_annotations(lambda a: a[indices])
+        windows, counts, _, _, mined, mined_counts, _ = self._map_annotations(lambda a: a[indices])
         n = self.target.lengths[self.video[indices]]  # (B,)
-        covered = inside(torch.cat([windows, wrong], 1), n, int(n.max()))  # (B, W, T)
-        window_mask, wrong_mask = (
+        covered = inside(torch.cat([windows, mined], 1), n, int(n.max()))  # (B, W, T)
+        window_mask, mined_mask = (
             torch.arange(spans.shape[1], device=n.device) < count[:, None]
-            for spans, count in ((windows, counts), (wrong, wrong_counts))
+            for spans, count in ((windows, counts), (mined, mined_counts))
         )
-        mask = torch.cat([window_mask, wrong_mask], 1)  # (B, W)
-        mined = torch.cat([torch.zeros_like(window_mask), torch.ones_like(wrong_mask)], 1)  # (B, W)
-        return torch.stack([covered.long().argmax(-1), covered.sum(-1)], -1), mask, mined
+        mask = torch.cat([window_mask, mined_mask], 1)  # (B, W)
+        is_mined = torch.cat([torch.zeros_like(window_mask), torch.ones_like(mined_mask)], 1)  # (B, W)
+        return torch.stack([covered.long().argmax(-1), covered.sum(-1)], -1), mask, is_mined
 
     def digest(self) -> str:
         """A digest of the samples and of about a hundred rows of their features; equal for equal data."""
@@ -220,8 +220,8 @@ class MomentDataset:
                 kept = ids < clips[i]  # a clip without features cannot be ranked
                 saliency[i, ids[kept]] = scores[kept].float()
         windows = self._fractions([s.relevant_windows or [] for s in self.samples], clips, 1)
-        wrong = self._fractions([s.extra.get("wrong_spans") or [] for s in self.samples], clips, 0)
-        return _Annotations(*(a.to(self.video.device) for a in (*windows, saliency, scored, *wrong, high)))
+        mined = self._fractions([s.extra.get("wrong_spans") or [] for s in self.samples], clips, 0)
+        return _Annotations(*(a.to(self.video.device) for a in (*windows, saliency, scored, *mined, high)))
 
     def _fractions(self, windows_s: list[list[list[float]]], clips: Tensor, least: int) -> tuple[Tensor, Tensor]:
         """The windows of every sample as fractions of its clips, (S, W, 2), and their number, (S,).

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mrlib.data import Sample
-from mrlib.data.annotations import plain_name
+from mrlib.data.annotations import is_plain_name
 from mrlib.data.arrays import as_rows, normalized_rows, read_array, read_glove, same_width
 from mrlib.data.problems import DataError, MissingFile, Problem
 
@@ -35,7 +35,7 @@ class Source:
     def files(self, sample: Sample) -> list[tuple[Path, str]]:
         """The files of a sample, each with the key of its array; ValueError for an id that is not a plain name."""
         for name, value in (("vid", sample.vid), ("qid", str(sample.qid))):
-            if not plain_name(value):
+            if not is_plain_name(value):
                 raise DataError(Problem(str(self.root), None, name, f"{value!r} is not a plain name; rename it"))
         ids = {"vid": sample.vid, "qid": sample.qid, "query": self.qid.format(qid=sample.qid)}
         parts = [part.partition(":") for part in self.template.split(" + ")]
@@ -136,7 +136,7 @@ def agreed_length(lengths: dict[Path, int], sample: Sample, clip_s: float) -> in
 
 @dataclass(frozen=True)
 class Features:
-    """The features of some samples: which files to read, and how to prepare their rows for a bank."""
+    """The features of samples: the files to read, and how to prepare their rows for a bank."""
 
     video: dict[str, Source]
     query: Source | WordVectors

@@ -186,7 +186,7 @@ def read_samples(name: str, file: Path) -> Iterator[Line]:
 
 
 def find_source(root: Path, stream: Stream, dataset: Dataset) -> Source:
-    """The files of a stream under `root`.
+    """The source of a stream: its feature files under `root`.
 
     raises  FileNotFoundError if none of its templates has files, ValueError if two have
     """
@@ -199,7 +199,7 @@ def find_source(root: Path, stream: Stream, dataset: Dataset) -> Source:
 
 
 def find_query(root: Path, layout: str, dataset: Dataset, samples: Collection[Sample]) -> Source | WordVectors:
-    """The files of the query vectors of some samples."""
+    """The source of the query vectors of samples: feature files or a GloVe file under `root`."""
     source = find_source(root, LAYOUTS[layout].query, dataset)
     if not source.template.endswith(".txt"):
         return source

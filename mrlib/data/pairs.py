@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from mrlib.data import Sample
-from mrlib.data.annotations import Line, plain_name, shared_classes
+from mrlib.data.annotations import Line, is_plain_name, shared_classes
 from mrlib.data.arrays import read_array
 from mrlib.data.problems import DataError, MissingFile, Problem
 from mrlib.files import write_whole
@@ -184,12 +184,12 @@ def _defects(entry: Any, lengths: dict[str, Any]) -> list[tuple[str, str]]:
         return [("json", f"a {type(entry).__name__} where an object is expected")]
     video, label = entry.get("id"), entry.get("label")
     defects = []
-    if not isinstance(video, str) or not plain_name(video):
+    if not isinstance(video, str) or not is_plain_name(video):
         defects.append(("id", f"{video!r} is not a plain name: no / or \\, no leading dot, not empty"))
     elif not _is_length(lengths.get(video)):
         content = f"{lengths[video]!r}, not n_feat and n_frames above 0" if video in lengths else "nothing"
         defects.append(("id", f"length.json has {content} for {video!r}; add it, or take the item out"))
-    if type(label) not in (int, str) or not plain_name(str(label)):
+    if type(label) not in (int, str) or not is_plain_name(str(label)):
         defects.append(("label", f"is {label!r}, not the number or the plain name of a class"))
     location, moment = entry.get("location"), entry.get("groundtruth")
     if not _is_interval(location):
@@ -251,13 +251,13 @@ def make_pairs(
     if per_item is not None and per_item < 1:
         raise ValueError(f"per_item is {per_item}; at least one target per query, or None")
     draw, samples = Draw(seed, "activitynet_vrl"), []
-    windows = {b.name: [[unit * b.unit_s for unit in b.moment]] for b in items}
+    windows_s = {b.name: [[unit * b.unit_s for unit in b.moment]] for b in items}
     for a, targets in zip(items, partners(items, exclude_same_video=exclude_same_video), strict=True):
         if per_item is not None and per_item < len(targets):
             first = draw(f"targets/{split}", torch.tensor([a.index]), len(targets))[0].argsort()[:per_item]
             targets = [targets[i] for i in sorted(first.tolist())]
         extra = {"label": a.label, "query_vid": a.video}
-        samples += [Sample(a.name, "", b.units * b.unit_s, b.name, windows[b.name], extra=extra) for b in targets]
+        samples += [Sample(a.name, "", b.units * b.unit_s, b.name, windows_s[b.name], extra=extra) for b in targets]
     return samples
 
 

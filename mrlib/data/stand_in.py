@@ -162,7 +162,7 @@ def _limit(text: str) -> tuple[str, int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write a folder and print what it contains and what a score on it means."""
+    """Write a folder of stand-in features, print its counts and what a score on it means; returns 0."""
     parser = argparse.ArgumentParser(prog="python -m mrlib.data.stand_in", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("name", help=", ".join(NAMES))
     parser.add_argument("root", help="folder with the real annotation files")

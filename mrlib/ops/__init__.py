@@ -6,7 +6,6 @@ The alignment functions are also names of this package, as `mrlib.ops.soft_dtw`,
 from importlib import import_module
 
 _ALIGNMENT = (
-    "alignment_ends",
     "drop_alignment",
     "drop_dtw",
     "expected_alignment",

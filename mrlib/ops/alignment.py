@@ -106,49 +106,25 @@ def hard_alignment(
     return _by_topology(lambda c, *rest: _kernels(c).hard_path(c, *rest), cost, T_b, N_b, topology)
 
 
-@torch.no_grad()
-def alignment_ends(
-    cost: Tensor,
-    gamma: float = 0.1,
-    target_lengths: Tensor | None = None,
-    query_lengths: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The distributions of the first and the last matched target clip, for the topology "subsequence".
-
-    Arguments as for `soft_dtw`.
-    returns  start, end  (B, T) each, without gradient; each sums to 1, or to 0 if there is no alignment
-    """
-    gamma = _positive(gamma)
-    cost, T_b, N_b = _checked(cost, target_lengths, query_lengths, "subsequence")
-    if 0 in cost.shape:
-        return cost.sum(2), cost.sum(2)
-    _, U, joined, ends = alignment_plain.tables(cost, gamma, T_b, N_b, "subsequence")
-    E = alignment_plain.expected(U, joined, ends, N_b, "subsequence")[:, :, 0]
-    starting = (-joined[: E.shape[1], 0].mT).exp()  # probability that a path through clip i starts at it, (B, T)
-    return torch.where(E > 0, E * starting, E).to(cost.dtype), ends.to(cost.dtype)
-
-
 def drop_dtw(
     cost: Tensor,
     drop: float | Tensor,
     gamma: float = 0.1,
     target_lengths: Tensor | None = None,
     query_lengths: Tensor | None = None,
-    exclusive: bool = True,
 ) -> Tensor:
-    """DTW that may drop target clips, each at its own cost.  [Drop-DTW]
+    """DTW that may drop target clips; each of the others is matched with one query clip.  [Drop-DTW]
 
-    cost       (B, T, N)
-    drop       number, (B,) or (B, T)  the cost of dropping a target clip
-    exclusive  True: a target clip is matched with at most one query clip
-    returns    (B,)  differentiable with respect to cost and drop; otherwise as `soft_dtw`
+    cost     (B, T, N)
+    drop     number, (B,) or (B, T)  the cost of dropping a target clip
+    returns  (B,)  differentiable with respect to cost and drop; otherwise as `soft_dtw`
     """
     gamma = _positive(gamma)
     cost, T_b, N_b = _checked(cost, target_lengths, query_lengths, "global")
     if 0 in cost.shape:
         return cost.sum((1, 2))
     with torch.autocast(cost.device.type, enabled=False):
-        _, A = _drop_tables(cost, drop, gamma, T_b, N_b, exclusive, torch.logaddexp)
+        _, A = _drop_tables(cost, drop, gamma, T_b, N_b, torch.logaddexp)
         return (-gamma * _at_end(A[2:, 1:], T_b, N_b)).to(cost.dtype)
 
 
@@ -158,9 +134,8 @@ def drop_alignment(
     drop: float | Tensor,
     target_lengths: Tensor | None = None,
     query_lengths: Tensor | None = None,
-    exclusive: bool = True,
 ) -> Tensor:
-    """The cheapest alignment with drops, gamma = 0.  [Drop-DTW]
+    """The cheapest alignment that may drop target clips, gamma = 0.  [Drop-DTW]
 
     Ties: matched before dropped; then as for `hard_alignment`.
 
@@ -170,7 +145,7 @@ def drop_alignment(
     path = torch.zeros_like(cost, dtype=torch.bool)
     if 0 in cost.shape:
         return path
-    M, A = _drop_tables(cost, drop, 1.0, T_b, N_b, exclusive, torch.maximum)
+    M, A = _drop_tables(cost, drop, 1.0, T_b, N_b, torch.maximum)
     b = torch.arange(len(cost), device=cost.device)
     i, j = T_b - 1, N_b - 1
     must_match = torch.zeros_like(b, dtype=torch.bool)  # this clip shares its query clip with the next target clip
@@ -181,14 +156,10 @@ def drop_alignment(
         here, back = i + j + 2, i + j + 1  # anti-diagonals of the cell and of its neighbours
         matched = active & (must_match | (M[here, j + 1, b] == A[here, j + 1, b]))
         path[b[matched], i[matched], j[matched]] = True
-        diagonal = A[i + j, j, b]
-        up = M[back, j + 1, b]
-        left = M[back, j, b] if not exclusive else torch.full_like(up, -torch.inf)
-        step_up = (diagonal < up) | (diagonal < left)
-        step_left, step_diagonal = matched & step_up & (up < left), matched & ~step_up
+        step_up = A[i + j, j, b] < M[back, j + 1, b]
         must_match = matched & step_up
-        i, j = i - (~step_left).long(), j - (step_left | step_diagonal).long()
-        active = active & (j >= 0) & (i >= 0)
+        i, j = i - 1, j - (matched & ~step_up).long()  # at j = -1, before the query, all target clips are dropped
+        active = active & (i >= 0)
     return path
 
 
@@ -380,7 +351,7 @@ def _at_end(U: Tensor, T_b: Tensor, N_b: Tensor) -> Tensor:
 
 
 def _drop_tables(
-    cost: Tensor, drop: float | Tensor, gamma: float, T_b: Tensor, N_b: Tensor, exclusive: bool, join: Callable
+    cost: Tensor, drop: float | Tensor, gamma: float, T_b: Tensor, N_b: Tensor, join: Callable
 ) -> tuple[Tensor, Tensor]:
     """The tables of Drop-DTW, with `join` as the maximum: -D^+ (the cell is matched) and -D (matched or dropped).
 
@@ -398,8 +369,6 @@ def _drop_tables(
     M, A = [far, far], [torch.cat([border[0], far[1:]]), torch.cat([border[1], far[1:]])]
     for k, skip, edge in zip(kappa, delta, border[2:], strict=True):
         best = join(A[-2][:-1], M[-1][1:])  # of the predecessors, (N, B)
-        if not exclusive:
-            best = join(best, M[-1][:-1])
         M.append(torch.cat([far[:1], best - k]))
         A.append(torch.cat([edge, join(M[-1][1:], A[-1][1:] - skip)]))
     return torch.stack(M), torch.stack(A)

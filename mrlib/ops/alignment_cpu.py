@@ -14,13 +14,13 @@ Threads  a pool of `torch.get_num_threads()`, each with its own samples; results
 from __future__ import annotations
 
 import math
-import os
-from concurrent.futures import ThreadPoolExecutor
 
 import numba
 import numpy as np
 import torch
 from torch import Tensor
+
+from mrlib.ops.threads import in_threads
 
 _BLOCK = 16
 _LOW = -1e300  # exponent of the weight 0
@@ -196,8 +196,8 @@ def _expected(T_b, N_b, T, N, first, count, lanes, left, at, shares, ends, E):
 
 
 @_compiled
-def _soft(groups, cost, T_b, N_b, scale, free, left, lanes, keep, values, E):
-    """Value and expected alignment of groups[0]..groups[1], each of `lanes` samples.
+def _soft(begin, stop, cost, T_b, N_b, scale, free, left, lanes, keep, values, E):
+    """Value and expected alignment of groups begin..stop, each of `lanes` samples.
 
     free  a path may start and end at any target clip
     left  a target clip may be matched with several query clips
@@ -208,7 +208,7 @@ def _soft(groups, cost, T_b, N_b, scale, free, left, lanes, keep, values, E):
     for d in range(T + N - 1 if keep else 0):
         size += _blocked(max(0, d - T + 1), min(N - 1, d), lanes)
     shares = np.empty((2, size), cost.dtype)
-    for g in range(groups[0], groups[1]):
+    for g in range(begin, stop):
         first = g * lanes
         count = min(lanes, len(cost) - first)
         T, N = T_b[first : first + count].max(), N_b[first : first + count].max()
@@ -224,9 +224,9 @@ def _soft(groups, cost, T_b, N_b, scale, free, left, lanes, keep, values, E):
 
 
 @_compiled
-def _hard(samples, cost, T_b, N_b, free, left, path):
-    """Set path (B, T, N), zero before, on the cheapest path of samples[0]..samples[1]."""
-    for b in range(samples[0], samples[1]):
+def _hard(begin, stop, cost, T_b, N_b, free, left, path):
+    """Set path (B, T, N), zero before, on the cheapest path of samples begin..stop."""
+    for b in range(begin, stop):
         T, N = T_b[b], N_b[b]
         if T * N == 0:
             continue
@@ -262,14 +262,15 @@ def _hard(samples, cost, T_b, N_b, free, left, path):
 def soft(
     cost: Tensor, gamma: float, T_b: Tensor, N_b: Tensor, topology: str, keep: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The value (B,) and, with `keep`, the expected alignment (B, T, N)."""
+    """The value of soft-DTW (B,) and, with `keep`, the expected alignment (B, T, N)."""
     lanes = _lanes(cost.shape[2])
     E = np.zeros(cost.shape if keep else (0, 0, 0), cost.detach().numpy().dtype)
     T_b = T_b.where(N_b > 0, 0)  # an empty table has no end
     values = np.where(T_b.numpy() > 0, -np.inf, 0)
     scale, free, left = -1 / (gamma * math.log(2)), topology != "global", topology != "otam"
-    _in_threads(
-        -(-len(cost) // lanes), cost.numel(), _soft,
+    groups = -(-len(cost) // lanes)
+    in_threads(
+        _threads(groups, cost.numel()), groups, _soft,
         cost.detach().contiguous().numpy(), T_b.numpy(), N_b.numpy(), scale, free, left, lanes, keep, values, E,
     )  # fmt: skip
     value = torch.from_numpy(values).mul_(-gamma * math.log(2)).to(cost.dtype)
@@ -277,11 +278,14 @@ def soft(
 
 
 def hard_path(cost: Tensor, T_b: Tensor, N_b: Tensor, topology: str) -> Tensor:
-    """The cheapest path of each sample, bool (B, T, N)."""
+    """The cheapest alignment of each sample, bool (B, T, N)."""
     path = torch.zeros(cost.shape, dtype=torch.bool)
     lengths = T_b.numpy(), N_b.numpy()
     free, left = topology != "global", topology != "otam"
-    _in_threads(len(cost), cost.numel(), _hard, cost.detach().contiguous().numpy(), *lengths, free, left, path.numpy())
+    in_threads(
+        _threads(len(cost), cost.numel()), len(cost), _hard,
+        cost.detach().contiguous().numpy(), *lengths, free, left, path.numpy(),
+    )  # fmt: skip
     return path
 
 
@@ -290,19 +294,6 @@ def _lanes(N: int) -> int:
     return max(1, min(8, 256 // N))
 
 
-_pool: tuple[int, ThreadPoolExecutor] | None = None
-
-
-def _in_threads(jobs: int, cells: int, kernel, *arguments) -> None:
-    """Run kernel((begin, end), ...) over all jobs, split among threads; a forked process starts its own pool."""
-    global _pool
-    threads = min(torch.get_num_threads(), jobs, cells // 10_000 + 1)
-    if threads == 1:
-        return kernel((0, jobs), *arguments)
-    if _pool is None or _pool[0] != os.getpid():
-        _pool = os.getpid(), ThreadPoolExecutor(os.cpu_count(), "alignment")
-    cuts = [jobs * t // threads for t in range(threads + 1)]
-    others = [_pool[1].submit(kernel, cut, *arguments) for cut in zip(cuts[1:], cuts[2:], strict=False)]
-    kernel((0, cuts[1]), *arguments)
-    for other in others:
-        other.result()
+def _threads(jobs: int, cells: int) -> int:
+    """How many threads to use: few for a small table."""
+    return min(torch.get_num_threads(), jobs, cells // 10_000 + 1)

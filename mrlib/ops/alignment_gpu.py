@@ -151,7 +151,7 @@ def _soft(
 def soft(
     cost: Tensor, gamma: float, T_b: Tensor, N_b: Tensor, topology: str, keep: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The value (B,) and, with `keep`, the expected alignment (B, T, N)."""
+    """The value of soft-DTW (B,) and, with `keep`, the expected alignment (B, T, N)."""
     B, T, N = cost.shape
     double = {"dtype": torch.float64, "device": cost.device}
     shares = cost.new_empty(2 if keep else 0, B, T, N)

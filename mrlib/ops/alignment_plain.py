@@ -5,8 +5,8 @@ Here     `soft` and `hard_path` are the interface that `mrlib.ops.alignment` exp
          (B, T, N) in float32 or float64, lengths int64 (B,). The recursion runs on $U = -R / \gamma$, where smin is
          logsumexp
 Departs  Alg. 2 takes exponentials of R. Here the exponentials of the logsumexp are stored: divided by their sum, they
-         are the shares of a cell's predecessors. They have the dtype of the cost, because they come from differences;
-         U is float64, because R / gamma has more digits than float32 holds
+         are the shares of a cell's predecessors. U is float64, because R / gamma exceeds float32 precision; the stored
+         weights are ratios and keep the cost's dtype
 Layout   the batch is the innermost dimension: an anti-diagonal is (n, B), query clips ascending. `soft` holds three
          anti-diagonals of U and stores the weights of all predecessors. It uses numpy, on the CPU, for costs on any
          device, because most calls handle a few hundred numbers, for which numpy takes half as long as torch.
@@ -23,7 +23,7 @@ _NEVER = -1e300  # U of an unreachable cell; unlike -inf, the difference of two 
 
 
 def skew(x: Tensor, outside: float) -> Tensor:
-    """(B, T, N) -> (T + N - 1, N, B): x[b, i, j] moves to [i + j, j, b], so each slice is an anti-diagonal.
+    """Make every anti-diagonal a slice, (B, T, N) -> (T + N - 1, N, B): x[b, i, j] moves to [i + j, j, b].
 
     outside  the value of entries that belong to no cell
     """
@@ -34,14 +34,14 @@ def skew(x: Tensor, outside: float) -> Tensor:
 
 
 def empty(*shape: int, like: Tensor) -> Tensor:
-    """`like.new_empty`; on the CPU from numpy, whose memory comes in large pages, which halves the time to touch it."""
+    """An uninitialised tensor; on the CPU from numpy, whose large memory pages halve the time to touch it."""
     if like.device.type != "cpu":
         return like.new_empty(shape)
     return torch.from_numpy(np.empty(shape, np.float64 if like.dtype == torch.float64 else np.float32))
 
 
 def valid(cost: Tensor, T_b: Tensor, N_b: Tensor) -> Tensor:
-    """bool (B, T, N), False on padding."""
+    """The mask of real cells, bool (B, T, N): False on padding."""
     row, column = (torch.arange(size, device=cost.device) for size in cost.shape[1:])
     return (row < T_b[:, None])[:, :, None] & (column < N_b[:, None])[:, None]
 
@@ -63,21 +63,20 @@ def _end_diagonals(T: int, N_b: Tensor) -> Tensor:
 def soft(
     cost: Tensor, gamma: float, T_b: Tensor, N_b: Tensor, topology: str, keep: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The value (B,) and, with `keep`, the expected alignment (B, T, N)."""
-    value, weights, joined, ends = tables(cost, gamma, T_b, N_b, topology)
-    return value, expected(weights, joined, ends, N_b, topology) if keep else None
+    """The value of soft-DTW (B,) and, with `keep`, the expected alignment (B, T, N)."""
+    value, weights, ends = tables(cost, gamma, T_b, N_b, topology)
+    return value, expected(weights, ends, N_b, topology) if keep else None
 
 
 @np.errstate(all="ignore")
 def tables(
     cost: Tensor, gamma: float, T_b: Tensor, N_b: Tensor, topology: str
-) -> tuple[Tensor, list[np.ndarray], Tensor, Tensor]:
-    """The forward pass: the value and the weights of all predecessors.  [Cuturi & Blondel 2017, Alg. 1]
+) -> tuple[Tensor, list[np.ndarray], Tensor]:
+    """The forward pass of soft-DTW: the value and the weights of all predecessors.  [Cuturi & Blondel 2017, Alg. 1]
 
     returns  value    (B,)
              weights  for each anti-diagonal (4, n, B), for "otam" (3, n, B): the weights of the predecessors of its
                       cells, the largest 1, in the order of `_predecessors`, followed by their sum
-             joined   (T, 1, B)  float64  the logsumexp of U over the predecessors of (i, 0)
              ends     (B, T)  float64  the probability that a path ends at each target clip
     """
     B, T, N = cost.shape
@@ -88,7 +87,7 @@ def tables(
     allowed, diagonals, sample = _ends_allowed(T, T_b, N_b, topology).cpu(), _end_diagonals(T, N_b).cpu(), np.arange(B)
     ending = set(diagonals[allowed].tolist())  # anti-diagonals on which some path may end
     two_ago, one_ago, now = np.full((3, N + 1, B), _NEVER)  # anti-diagonals of U, the border before the cells
-    ended, joined = np.full((T + N - 1, B), _NEVER), np.empty((T, 1, B))
+    ended = np.full((T + N - 1, B), _NEVER)
     buffer = np.empty((min(T, N), B))
     weights = []
     for d in range(T + N - 1):
@@ -110,8 +109,6 @@ def tables(
         np.add(top, np.log(total), out=top)
         np.add(top, _antidiagonal(gain, d, lanes), out=now[1:][lanes])
         weights.append(row)
-        if d < T:
-            joined[d] = top[0]
         if d in ending:
             ended[d] = now[last, sample]
     column = torch.from_numpy(ended).mT.gather(1, diagonals)  # U of the possible ends, (B, T)
@@ -119,19 +116,20 @@ def tables(
     total = column.logsumexp(1, keepdim=True)
     ends = (column - total.masked_fill(total == -torch.inf, 0)).exp()
     value = (-gamma * total[:, 0]).masked_fill((T_b == 0) | (N_b == 0), 0)
-    return value.to(cost.dtype), weights, torch.from_numpy(joined).to(cost.device), ends
+    return value.to(cost.dtype), weights, ends
 
 
 @np.errstate(all="ignore")
-def expected(weights: list[np.ndarray], joined: Tensor, ends: Tensor, N_b: Tensor, topology: str) -> Tensor:
-    r"""The backward pass: the probability that a path visits each cell.  [Cuturi & Blondel 2017, Alg. 2]
+def expected(weights: list[np.ndarray], ends: Tensor, N_b: Tensor, topology: str) -> Tensor:
+    r"""The backward pass of soft-DTW: the probability that a path visits each cell.  [Cuturi & Blondel 2017, Alg. 2]
 
     The probability of a cell, from its successors and the ends, is divided among its predecessors by their weights.
 
-    weights, joined, ends  as from `tables`; weights are overwritten
-    returns                (B, T, N)
+    weights, ends  as from `tables`; weights are overwritten
+    returns        (B, T, N)
     """
-    (B, T), N, dtype = ends.shape, len(weights) - len(joined) + 1, weights[0].dtype
+    (B, T), dtype = ends.shape, weights[0].dtype
+    N = len(weights) - T + 1
     ended, last, sample = np.zeros((T + N - 1, B), dtype), N_b.cpu().numpy(), np.arange(B)
     np.put_along_axis(ended, _end_diagonals(T, N_b).mT.cpu().numpy(), ends.mT.cpu().numpy(), 0)
     ending = ended.any(1).tolist()
@@ -177,7 +175,7 @@ def _antidiagonal(x: np.ndarray, d: int, lanes: slice) -> np.ndarray:
 
 
 def hard_path(cost: Tensor, T_b: Tensor, N_b: Tensor, topology: str) -> Tensor:
-    """The cheapest path of each sample, bool (B, T, N)."""
+    """The cheapest alignment of each sample, bool (B, T, N)."""
     path = torch.zeros_like(cost, dtype=torch.bool)
     U = _recursion(skew(cost.double().masked_fill(~valid(cost, T_b, N_b), 0), torch.inf), topology)
     T, b = cost.shape[1], torch.arange(len(cost), device=cost.device)

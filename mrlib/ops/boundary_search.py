@@ -22,7 +22,7 @@ _SAME = 1e-9
 
 
 def query_embedded(target: Tensor, query: Tensor) -> Tensor:
-    r"""$v^e_i = c_i q + (1 - c_i) v_i$ with $c_i = \cos(q, v_i)$, of unit vectors.  [A2FA Eq. 1]
+    r"""Query-embedded clips $v^e_i = c_i q + (1 - c_i) v_i$ with $c_i = \cos(q, v_i)$, of unit vectors.  [A2FA Eq. 1]
 
     target   (B, T, J)  clips in the joint space
     query    (B, J)     the whole query in the joint space
@@ -105,12 +105,12 @@ def _cosines(v: Tensor, q: Tensor) -> Tensor:
     return (v @ q[..., None])[..., 0]
 
 
-def _first_largest(values: Tensor, where: Tensor) -> Tensor:
+def _first_largest(values: Tensor, mask: Tensor) -> Tensor:
     """The first index of the largest value; argmax alone promises none in particular.
 
     values   (B, T)
-    where    bool (B, T)  the values to consider
+    mask     bool (B, T)  the values to consider
     returns  int64 (B,)
     """
-    values = values.masked_fill(~where, -torch.inf)
+    values = values.masked_fill(~mask, -torch.inf)
     return (values >= values.amax(1, keepdim=True) - _SAME).int().argmax(1)

@@ -62,13 +62,13 @@ def _require_centre(height: int, width: int) -> None:
 
 
 def direct(x: Tensor, weight: Tensor) -> Tensor:
-    """The defining sum, by torch's convolution.  x (B, I, H, W), weight (O, I, C, C'); returns (B, O, H, W)"""
+    """Convolution by its defining sum, in torch.  x (B, I, H, W), weight (O, I, C, C'); returns (B, O, H, W)"""
     return F.conv2d(x, weight, padding=(weight.shape[-2] // 2, weight.shape[-1] // 2))
 
 
 @eager
 def fourier(x: Tensor, weight: Tensor) -> Tensor:
-    """`direct` through the Fourier transform; RuntimeError in a backward pass with `create_graph=True`."""
+    """Convolution through the Fourier transform; RuntimeError in a backward pass with `create_graph=True`."""
     return _FourierConv2d.apply(x, weight)
 
 

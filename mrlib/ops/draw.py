@@ -32,7 +32,7 @@ def _mix(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Draw:
-    """Uniform numbers for one (seed, stage, epoch): `draw("order", indices)`."""
+    """Uniform random numbers of one (seed, stage, epoch): `draw("order", indices)`."""
 
     seed: int
     stage: str = ""

@@ -10,12 +10,11 @@ Keys     63 bits: the lower 32 permute the places, the upper 31 are added within
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-
 import numba
 import numpy as np
 import torch
+
+from mrlib.ops.threads import in_threads
 
 _ALONE = 1 << 16  # up to this many numbers, one thread is as fast as two
 
@@ -87,29 +86,14 @@ def _norm_gradient(first, stop, dy, begin, x, low, high, threshold, scale, mean,
             dweight[j] += d * ((row[j] - m) * r)
 
 
-_pool: ThreadPoolExecutor | None = None
-
-
-def _in_threads(kernel: Callable, count: int, numbers: int, *args) -> None:
-    """Run kernel(first, stop, *args) over 0..count, split among as many threads as torch uses.
-
-    numbers  how many numbers the kernel visits in total; one thread is used if there are few
-    """
-    global _pool
-    threads = torch.get_num_threads() if numbers > _ALONE else 1
-    if threads == 1:
-        kernel(0, count, *args)
-        return
-    if _pool is None or _pool._max_workers < threads:
-        _pool = ThreadPoolExecutor(threads)
-    cuts = [count * i // threads for i in range(threads + 1)]
-    for future in [_pool.submit(kernel, first, stop, *args) for first, stop in zip(cuts, cuts[1:], strict=False)]:
-        future.result()
+def _threads(numbers: int) -> int:
+    """How many threads to use for a kernel that visits so many numbers."""
+    return torch.get_num_threads() if numbers > _ALONE else 1
 
 
 def drop(x: np.ndarray, key: int, p: float, out: np.ndarray) -> None:
     """Dropout of x (n,) into out (n,): 0 with probability p, else divided by 1 - p."""
-    _in_threads(_drop, len(x), len(x), x, *_mask_arguments(key, p, x.dtype), out)
+    in_threads(_threads(len(x)), len(x), _drop, x, *_mask_arguments(key, p, x.dtype), out)
 
 
 def norm(x, weight, bias, eps: float, key: int, p: float, mean, rstd, out) -> None:
@@ -118,7 +102,7 @@ def norm(x, weight, bias, eps: float, key: int, p: float, mean, rstd, out) -> No
     weight (D,), bias (D,)
     """
     arguments = _mask_arguments(key, p, x.dtype)
-    _in_threads(_norm, len(x), x.size, x, weight, bias, x.dtype.type(eps), *arguments, mean, rstd, out)
+    in_threads(_threads(x.size), len(x), _norm, x, weight, bias, x.dtype.type(eps), *arguments, mean, rstd, out)
 
 
 def norm_gradient(dy, begin: int, x, key: int, p: float, mean, rstd, dweight, dbias) -> None:
@@ -128,7 +112,7 @@ def norm_gradient(dy, begin: int, x, key: int, p: float, mean, rstd, dweight, db
     mean, rstd  (n,)  as `norm` filled them
     """
     arguments = _mask_arguments(key, p, x.dtype)
-    _in_threads(_norm_gradient, x.shape[1], dy.size, dy, begin, x, *arguments, mean, rstd, dweight, dbias)
+    in_threads(_threads(dy.size), x.shape[1], _norm_gradient, dy, begin, x, *arguments, mean, rstd, dweight, dbias)
 
 
 def _mask_arguments(key: int, p: float, dtype: np.dtype) -> tuple:

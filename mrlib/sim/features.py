@@ -1,4 +1,4 @@
-"""What a simulated video and its query look like: the features of every clip, of words, and of query videos.
+"""Features of simulated videos and queries: of every clip, of words, and of query videos.
 
 With e the unit vector of an event, s the visibility of a clip, K a Gaussian over clips and n white noise,
 
@@ -27,7 +27,7 @@ def render(
     mean: float,
     absent: np.ndarray | bool = False,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The features of some videos, and how well each clip shows its event.
+    """The features of simulated videos, and how well each clip shows its event.
 
     streams  "appearance", "motion" or both
     mean     m of the visibility
@@ -96,15 +96,16 @@ def _phase(world: World, timeline: Timeline) -> np.ndarray:
 def sentence_queries(
     world: World, dice: Dice, script: Script, sentences: list[str]
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """Word vectors (N, J) of every sentence, and the whole queries in the joint space (B, J)."""
+    """Word vectors (N, J) of every sentence, and the vectors of the whole queries in the joint space (B, J)."""
     p, videos, event = world.p, len(script.timeline), script.queried
     noise = dice.normal("query", videos, p.joint)
-    whole = np.float32(p.gap_text) * world.gaps[1]  # (J,)
-    whole = whole + np.float32(p.query_event) * world.event(event["actor"], event["action"], event["object"])  # (B, J)
-    whole += np.float32(p.query_noise / np.sqrt(p.joint)) * noise
+    query_joint = np.float32(p.gap_text) * world.gaps[1]  # (J,)
+    events = world.event(event["actor"], event["action"], event["object"])  # (B, J)
+    query_joint = query_joint + np.float32(p.query_event) * events  # (B, J)
+    query_joint += np.float32(p.query_noise / np.sqrt(p.joint)) * noise
     spread = np.float32(0.3 / np.sqrt(p.joint)) * dice.normal("words", videos, LONGEST_SENTENCE, p.joint)
     words = [[world.vocabulary[w] for w in s.rstrip(".").lower().split()] for s in sentences]
-    return [unit(world.words[w] + spread[i, : len(w)]) for i, w in enumerate(words)], unit(whole)
+    return [unit(world.words[w] + spread[i, : len(w)]) for i, w in enumerate(words)], unit(query_joint)
 
 
 def video_queries(world: World, dice: Dice, script: Script) -> tuple[list[np.ndarray], np.ndarray]:

@@ -1,4 +1,4 @@
-"""What happens when in a simulated video: a sequence of events, one of which is the queried one.
+"""The script of a simulated video: a sequence of events, one of which is the queried one.
 
 The script is exchangeable: all events are drawn alike, and the queried one is chosen uniformly among the events of the
 video. So nothing in a video shows which of its events is queried, and a model that does not read the query can at best
@@ -24,7 +24,7 @@ SHOWN = 0.97  # least visibility of the most visible clip of a window
 
 @dataclass(frozen=True)
 class Timeline:
-    """Videos clip by clip, (B, T) arrays."""
+    """The event of every clip of a block of videos, (B, T) arrays."""
 
     actor: np.ndarray
     action: np.ndarray
@@ -42,7 +42,7 @@ class Timeline:
 
 @dataclass(frozen=True)
 class Script:
-    """What some videos show, and which of their events is queried."""
+    """Event timelines of a block of videos, and the queried event of each."""
 
     timeline: Timeline
     relevant: np.ndarray  # bool (B, T) inside a window of the queried event
@@ -50,10 +50,11 @@ class Script:
 
 
 def draw_script(world: World, dice: Dice, actions: np.ndarray, shifted: bool, videos: int) -> Script:
-    """The scripts of `videos` videos.
+    """Draw the scripts of a block of videos: their event timelines, and the queried event of each.
 
     actions  the actions that occur, whole families in a row
     shifted  homes are those of `val_shift`
+    videos   how many
     """
     p = world.p
     event, inside, piece, progress, length = _layout(p, dice, videos)  # (B, T) each
@@ -176,7 +177,7 @@ def _make_near_misses(
 
 
 def rendition(world: World, dice: Dice, script: Script) -> tuple[Timeline, np.ndarray]:
-    """The queried event once more: in another place, at another speed, from start to end.
+    """A query video: the queried event once more, in another place, at another speed, from start to end.
 
     returns  Timeline (B, T // 2); int64 (B,), how many of its clips belong to the query
     """

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from mrlib.arguments import require
 from mrlib.data import Sample
 from mrlib.data.bank import Bank
 from mrlib.data.dataset import MomentDataset
+from mrlib.ops.runs import runs_of_true
 from mrlib.sim.features import render, sentence_queries, video_queries
 from mrlib.sim.script import Script, Timeline, draw_script, saliency
 from mrlib.sim.world import Dice, Parameters, World, parameters
@@ -63,8 +65,7 @@ def open_sim(
     p, names = parameters(size, query, preset, knobs), _stream_names(streams)
     if n is None:
         n = {"train": p.n_train, "val": p.n_val, "test": p.n_test}[_base(split)]
-    if n < 1:
-        raise ValueError(f"n must be at least 1, is {n}")
+    require(n >= 1, "n", n, "at least 1")
     world = World(p, seed)
     blocks = (_draw_block(world, split, first, names, query, absent) for first in range(0, n, BLOCK))
     settings = {"size": size, "seed": seed, "query": query, "preset": preset}
@@ -79,8 +80,8 @@ def _base(split: str) -> str:
 def _stream_names(streams: str | tuple[str, ...] | None) -> tuple[str, ...]:
     names = STREAMS if streams is None else ("appearance",) if streams == "joint" else streams
     names = (names,) if isinstance(names, str) else tuple(names)
-    if not names or len(set(names)) < len(names) or (set(names) - set(STREAMS)):
-        raise ValueError(f"streams must be some of {', '.join(STREAMS)}, 'joint' or None, is {streams!r}")
+    fits = bool(names) and len(set(names)) == len(names) and set(names) <= set(STREAMS)
+    require(fits, "streams", streams, f"some of {', '.join(STREAMS)}, 'joint' or None")
     return names
 
 
@@ -104,10 +105,10 @@ def _draw_block(world: World, split: str, first: int, streams: tuple[str, ...], 
     target, visible = render(world, dice, script.timeline, streams, p.visible, script.relevant & absent)
     samples = list(_samples(world, dice, script, saliency(dice, visible), split, first))
     if query == "text":
-        vectors, whole = sentence_queries(world, dice, script, [sample.query for sample in samples])
+        vectors, query_joint = sentence_queries(world, dice, script, [sample.query for sample in samples])
     else:
-        vectors, whole = video_queries(world, Dice((*dice.key, "query")), script)
-    return _Block(samples, target, vectors, whole)
+        vectors, query_joint = video_queries(world, Dice((*dice.key, "query")), script)
+    return _Block(samples, target, vectors, query_joint)
 
 
 def _dataset(
@@ -162,16 +163,11 @@ def _samples(world: World, dice: Dice, script: Script, scores: np.ndarray, split
             query=world.sentence(event["actor"], event["action"], event["object"], chances[i]),
             duration=len(relevant) * CLIP_S,
             vid=f"sim_{split}_{first + i:05d}",
-            relevant_windows=[[start * CLIP_S, end * CLIP_S] for start, end in _runs(relevant)],
+            relevant_windows=[[start * CLIP_S, end * CLIP_S] for start, end in runs_of_true(relevant)],
             relevant_clip_ids=clips.tolist(),
             saliency_scores=scores[i, clips].tolist(),
             extra=words | {"script": _events(world, script.timeline, i)},
         )
-
-
-def _runs(x: np.ndarray) -> list[list[int]]:
-    """Start and end of the runs of True."""
-    return np.flatnonzero(np.diff(x, prepend=False, append=False)).reshape(-1, 2).tolist()
 
 
 def _events(world: World, timeline: Timeline, i: int) -> list[dict]:
@@ -181,7 +177,7 @@ def _events(world: World, timeline: Timeline, i: int) -> list[dict]:
     for start, end in zip(starts, [*starts[1:], timeline.event.shape[1]], strict=True):
         kinds = ("actor", "action", "object", "place")
         words = {kind: world.names[kind][getattr(timeline, kind)[i, start]] for kind in kinds}
-        windows = [[(start + a) * CLIP_S, (start + b) * CLIP_S] for a, b in _runs(timeline.inside[i, start:end])]
+        windows = [[(start + a) * CLIP_S, (start + b) * CLIP_S] for a, b in runs_of_true(timeline.inside[i, start:end])]
         events.append({"start": start * CLIP_S, "end": end * CLIP_S, "windows": windows, **words})
     return events
 

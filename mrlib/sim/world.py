@@ -13,6 +13,8 @@ from functools import cached_property
 
 import numpy as np
 
+from mrlib.arguments import require
+
 ACTORS = "man woman boy girl chef dancer farmer nurse coach singer"
 ACTIONS = (  # a row is a family: actions that look alike
     "kicks throws bounces rolls",
@@ -161,8 +163,7 @@ def parameters(size: str, query: str, preset: str | None, knobs: dict) -> Parame
         ("speed", p.speed, p.speed >= 1, "at least 1"),
         ("n_train", p.n_train, p.n_train >= 1 and p.n_train == int(p.n_train), "a whole number of at least 1"),
     ):
-        if not fits:
-            raise ValueError(f"{name} must be {range_}, is {value}")
+        require(fits, name, value, range_)
     return p
 
 
@@ -191,7 +192,7 @@ class Dice:
 
 
 def unit(x: np.ndarray) -> np.ndarray:
-    """x / |x| along the last axis, in place."""
+    """Divide vectors by their norms along the last axis, in place."""
     x /= np.sqrt(np.einsum("...d,...d->...", x, x))[..., None]
     return x
 
@@ -243,7 +244,7 @@ class World:
 
     @cached_property
     def gaps(self) -> np.ndarray:
-        """The vector that all images share, and the one that all sentences share, (2, J)."""
+        """The vector that all clips share, and the one that all sentences share, (2, J)."""
         video, other = self._units("gaps", 2, self.p.joint)
         other = unit(other - (other @ video) * video)
         cosine = self.p.gap_cosine

@@ -76,7 +76,7 @@ def test_the_released_similarity_is_the_mean_of_the_fifty_most_similar_pairs():
             pairs = sorted((float(a @ b) for a in unit[j] for b in unit[k]), reverse=True)
             expected[j, k] = sum(pairs[:50]) / 50
         torch.testing.assert_close(pair_similarity(features, mask, "top50").double(), expected, atol=1e-5, rtol=0)
-    with pytest.raises(ValueError, match="mode 'max'; mean or top50"):
+    with pytest.raises(ValueError, match="mode must be mean or top50, not 'max'"):
         pair_similarity(features, mask, "max")
 
 

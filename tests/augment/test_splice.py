@@ -310,7 +310,7 @@ def test_without_a_donor_samples_are_unchanged():
 
 def test_unknown_placements_and_sets_without_windows_are_refused():
     bare = world([6, 6], [(0, [(1, 3)], [], None), (1, [(1, 3)], [], None)])
-    with pytest.raises(ValueError, match="placement 'random'; one of uniform, official"):
+    with pytest.raises(ValueError, match="placement must be one of uniform, official, not 'random'"):
         splice(torch.arange(2), bare, DRAW, placement="random")
     bare = replace(bare, samples=[replace(s, relevant_windows=None) for s in bare.samples], _annotations=None)
     with pytest.raises(ValueError, match="worlds train has no annotated windows to splice"):

@@ -489,7 +489,7 @@ def test_the_release_cuts_moments_and_takes_the_next_query_and_the_fifty_best_pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"partners": "dissim"}, "partners 'dissim'; one of similar, random, table"),
+        ({"partners": "dissim"}, "partners must be one of similar, random, table, not 'dissim'"),
         ({"alpha": 1.5}, "alpha must be from 0 to 1, not 1.5"),
         ({"alpha": float("nan")}, "alpha must be from 0 to 1, not nan"),
         ({"jitter": -0.1}, "jitter must be from 0 to 1, not -0.1"),

@@ -119,5 +119,5 @@ def test_a_number_too_large_for_half_precision_is_refused(tmp_path):
 
 
 def test_other_types_than_float32_and_float16_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="float32 or float16"):
+    with pytest.raises(ValueError, match="dtype must be torch.float32 or torch.float16"):
         save_bank(tmp_path / "b", items(), 3, torch.bfloat16)

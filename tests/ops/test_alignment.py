@@ -28,11 +28,11 @@ def backend(request, monkeypatch):
     return request.param
 
 
-def drops_and_matches(T, N, exclusive):
+def drops_and_matches(T, N):
     """Every choice of dropped target clips with an alignment of the others, as (cells, dropped target clips).
 
-    Target clip i is matched with query clips a..b, with a = b if exclusive. The next matched target clip starts at
-    b + 1, or, if it is clip i + 1, possibly at b.
+    Each target clip that is not dropped is matched with one query clip: the next one, or, after a matched target clip,
+    possibly the same one.
     """
 
     def extend(i, last, reached, cells, dropped):  # last matched target clip, last matched query clip
@@ -42,15 +42,15 @@ def drops_and_matches(T, N, exclusive):
             return
         yield from extend(i + 1, last, reached, cells, [*dropped, i])
         for a in {reached, reached + 1} if last == i - 1 and cells else {reached + 1}:
-            for b in range(a, min(a + 1, N) if exclusive else N):
-                yield from extend(i + 1, i, b, [*cells, *((i, j) for j in range(a, b + 1))], dropped)
+            if a < N:
+                yield from extend(i + 1, i, a, [*cells, (i, a)], dropped)
 
     return list(extend(0, -2, -1, [], []))
 
 
-def drop_by_enumeration(cost, drop, gamma, exclusive):
+def drop_by_enumeration(cost, drop, gamma):
     """The soft minimum over every choice of the costs (T, N) of the cells and (T,) of the dropped clips."""
-    choices = drops_and_matches(*cost.shape, exclusive)
+    choices = drops_and_matches(*cost.shape)
     totals = [sum(cost[cell] for cell in cells) + sum(drop[i] for i in dropped) for cells, dropped in choices]
     return soft_minimum(totals, gamma)
 
@@ -79,53 +79,52 @@ def test_the_hard_alignment_is_the_cheapest_path(T, N, topology, backend):
         torch.testing.assert_close(c[path].sum(), by_enumeration(c, 0, topology))
 
 
-@pytest.mark.parametrize("exclusive", [True, False])
 @pytest.mark.parametrize("T, N", [(5, 3), (4, 4), (3, 1), (2, 3), (1, 1)])
-def test_drop_dtw_is_the_minimum_over_every_choice_of_drops(T, N, exclusive):
+def test_drop_dtw_is_the_minimum_over_every_choice_of_drops(T, N):
     """[Drop-DTW], its gradients with respect to cost and drop, and its path."""
     cost, drop = random_costs(2, T, N), random_costs(2, T, seed=1) / 2
     for gamma in (1e-2, 0.1, 1.0):
         inputs = [x.clone().requires_grad_() for x in (cost, drop)]
         reference = [x.clone().requires_grad_() for x in (cost, drop)]
-        value = mrlib.ops.drop_dtw(*inputs, gamma, exclusive=exclusive)
-        if exclusive and T < N:
+        value = mrlib.ops.drop_dtw(*inputs, gamma)
+        if T < N:
             assert value.isinf().all() and not torch.autograd.grad(value.sum(), inputs[0])[0].any()
             continue
-        defined = torch.stack([drop_by_enumeration(c, d, gamma, exclusive) for c, d in zip(*reference, strict=True)])
+        defined = torch.stack([drop_by_enumeration(c, d, gamma) for c, d in zip(*reference, strict=True)])
         torch.testing.assert_close(value, defined, rtol=1e-11, atol=1e-11)
         gradients = torch.autograd.grad(defined.sum(), reference, materialize_grads=True)
         torch.testing.assert_close(torch.autograd.grad(value.sum(), inputs), gradients)
-    for c, d, path in zip(cost, drop, mrlib.ops.drop_alignment(cost, drop, exclusive=exclusive), strict=True):
-        if exclusive and T < N:
+    for c, d, path in zip(cost, drop, mrlib.ops.drop_alignment(cost, drop), strict=True):
+        if T < N:
             assert not path.any()
         else:
             total = c[path].sum() + d[~path.any(1)].sum()
-            torch.testing.assert_close(total, drop_by_enumeration(c, d, 0, exclusive))
+            torch.testing.assert_close(total, drop_by_enumeration(c, d, 0))
 
 
-@pytest.mark.parametrize("exclusive", [True, False])
-def test_each_sample_and_clip_has_its_own_cost_of_dropping(exclusive):
+def test_each_sample_and_clip_has_its_own_cost_of_dropping():
     """Costs (B,) and (B, T) against samples computed alone, with NaN on padding."""
     cost, lengths = random_costs(3, 6, 3), torch.tensor([6, 4, 5])
     for drop in (random_costs(3, seed=1), random_costs(3, 6, seed=1)):
         if drop.ndim == 2:
             drop = drop.masked_fill(torch.arange(6) >= lengths[:, None], torch.nan)
-        value = mrlib.ops.drop_dtw(cost, drop, 0.1, lengths, exclusive=exclusive)
-        path = mrlib.ops.drop_alignment(cost, drop, lengths, exclusive=exclusive)
+        value = mrlib.ops.drop_dtw(cost, drop, 0.1, lengths)
+        path = mrlib.ops.drop_alignment(cost, drop, lengths)
         for b, T in enumerate(lengths):
             clips = drop[b, :T] if drop.ndim == 2 else drop[b].expand(T)
-            torch.testing.assert_close(value[b], drop_by_enumeration(cost[b, :T], clips, 0.1, exclusive))
+            torch.testing.assert_close(value[b], drop_by_enumeration(cost[b, :T], clips, 0.1))
             total = cost[b][path[b]].sum() + clips[~path[b, :T].any(1)].sum()
-            torch.testing.assert_close(total, drop_by_enumeration(cost[b, :T], clips, 0, exclusive))
+            torch.testing.assert_close(total, drop_by_enumeration(cost[b, :T], clips, 0))
 
 
 def test_an_infinite_cost_of_dropping_keeps_every_target_clip():
-    """Drop-DTW is then the global alignment."""
+    """Drop-DTW is then the global alignment in which each target clip is matched once."""
     cost = random_costs(2, 6, 4)
     drop = torch.full((2, 6), torch.inf, dtype=torch.float64)
-    torch.testing.assert_close(
-        mrlib.ops.drop_dtw(cost, drop, 0.1, exclusive=False), mrlib.ops.soft_dtw(cost, 0.1), rtol=1e-9, atol=1e-9
-    )
+    complete = [cells for cells, dropped in drops_and_matches(6, 4) if not dropped]
+    defined = torch.stack([soft_minimum([sum(c[cell] for cell in cells) for cells in complete], 0.1) for c in cost])
+    torch.testing.assert_close(mrlib.ops.drop_dtw(cost, drop, 0.1), defined, rtol=1e-9, atol=1e-9)
+    assert mrlib.ops.drop_alignment(cost, drop).any(2).all()
 
 
 @pytest.mark.parametrize("gamma", [0.1, 1.0])
@@ -162,37 +161,14 @@ def test_the_expected_alignment_of_the_worked_matrix(backend):
         torch.testing.assert_close(ours, torch.tensor(E, dtype=torch.float64), rtol=0, atol=5.1e-5)
 
 
-@pytest.mark.parametrize(
-    "drop, exclusive, hard, soft", [(0.4, True, 1.2, 1.185758), (0.3, True, 1.0, 0.9941), (0.4, False, 1.2, 1.184593)]
-)
-def test_drop_dtw_of_the_worked_matrix(drop, exclusive, hard, soft):
-    assert mrlib.ops.drop_dtw(GOLDEN, drop, 0.1, exclusive=exclusive).item() == pytest.approx(soft, abs=1e-6)
-    path = mrlib.ops.drop_alignment(GOLDEN, drop, exclusive=exclusive)[0]
+@pytest.mark.parametrize("drop, hard, soft", [(0.4, 1.2, 1.185758), (0.3, 1.0, 0.9941)])
+def test_drop_dtw_of_the_worked_matrix(drop, hard, soft):
+    assert mrlib.ops.drop_dtw(GOLDEN, drop, 0.1).item() == pytest.approx(soft, abs=1e-6)
+    path = mrlib.ops.drop_alignment(GOLDEN, drop)[0]
     assert (GOLDEN[0][path].sum() + drop * (~path.any(1)).sum()).item() == pytest.approx(hard)
     for form in (torch.tensor([drop]), torch.full((1, 5), drop)):
-        value = mrlib.ops.drop_dtw(GOLDEN, form.double(), 0.1, exclusive=exclusive)
-        torch.testing.assert_close(value, mrlib.ops.drop_dtw(GOLDEN, drop, 0.1, exclusive=exclusive))
-
-
-def test_the_starts_and_ends_of_the_worked_matrix():
-    start, end = mrlib.ops.alignment_ends(GOLDEN, 0.1)
-    assert start[0].tolist() == pytest.approx([0.0001, 0.9928, 0.0070, 0.0001, 0], abs=5.1e-5)
-    assert end[0].tolist() == pytest.approx([0, 0, 0.0009, 0.9966, 0.0025], abs=5.1e-5)
-
-
-def test_starts_and_ends_are_the_probabilities_that_a_path_starts_and_ends_at_a_clip():
-    cost, gamma = random_costs(1, 5, 3), 0.5
-    weights = {"start": torch.zeros(5), "end": torch.zeros(5)}
-    for path in paths(5, 3, "subsequence"):
-        weight = math.exp(-sum(cost[0][cell] for cell in path) / gamma)
-        weights["start"][path[0][0]] += weight
-        weights["end"][path[-1][0]] += weight
-    for ours, defined in zip(mrlib.ops.alignment_ends(cost, gamma), weights.values(), strict=True):
-        torch.testing.assert_close(ours[0].float(), defined / defined.sum())
-    lengths = torch.tensor([4, 1, 0]), torch.tensor([2, 3, 2])
-    for ours in mrlib.ops.alignment_ends(random_costs(3, 6, 3), 0.1, *lengths):
-        torch.testing.assert_close(ours.sum(1), torch.tensor([1.0, 1.0, 0.0]).double())
-    assert all(ours.dtype == torch.float32 for ours in mrlib.ops.alignment_ends(cost.float(), gamma))
+        value = mrlib.ops.drop_dtw(GOLDEN, form.double(), 0.1)
+        torch.testing.assert_close(value, mrlib.ops.drop_dtw(GOLDEN, drop, 0.1))
 
 
 def test_soft_dtw_trims_a_moment_in_slow_motion_and_drop_dtw_keeps_it_whole(backend):
@@ -239,8 +215,7 @@ def test_gradients_equal_finite_differences(topology, backend):
 def test_gradients_of_the_variants_equal_finite_differences():
     cost, drop = random_costs(3, 5, 4).requires_grad_(), random_costs(3, 5).requires_grad_()
     lengths = torch.tensor([5, 4, 0]), torch.tensor([3, 4, 4])
-    for exclusive in (True, False):
-        torch.autograd.gradcheck(lambda c, d, e=exclusive: mrlib.ops.drop_dtw(c, d, 0.3, *lengths, e), (cost, drop))
+    torch.autograd.gradcheck(lambda c, d: mrlib.ops.drop_dtw(c, d, 0.3, *lengths), (cost, drop))
     torch.autograd.gradcheck(lambda c: mrlib.ops.mean_dtw(c, 0.3, *lengths), cost)
     features = random_costs(3, 5, 6).requires_grad_(), random_costs(3, 4, 6, seed=1).requires_grad_()
     torch.autograd.gradcheck(lambda t, q: mrlib.ops.tcc(t, q, *lengths), features)
@@ -335,7 +310,6 @@ def test_empty_tensors_give_empty_results_and_zeros(shape, backend):
     for path in (mrlib.ops.hard_alignment(cost), mrlib.ops.drop_alignment(cost, 0.3)):
         assert path.shape == shape and path.dtype == torch.bool
         assert [x.tolist() for x in mrlib.ops.span_of(path)] == [[0] * shape[0]] * 2
-    assert mrlib.ops.alignment_ends(cost)[0].shape == shape[:2]
     features = torch.ones(*shape[:2], 6), torch.ones(shape[0], shape[2], 6)
     value = mrlib.ops.tcc(*features)
     assert value.shape == shape[:1] and not value.any()
@@ -576,7 +550,7 @@ def test_tcc_of_a_sample_without_clips_is_0_with_gradient_0():
 
 @pytest.mark.parametrize("gamma", [0, -0.1, math.nan, math.inf, "0.1", None, True, torch.tensor(0.1)])
 def test_a_gamma_that_is_not_a_positive_number_raises_an_error(gamma):
-    for function in (mrlib.ops.soft_dtw, mrlib.ops.expected_alignment, mrlib.ops.mean_dtw, mrlib.ops.alignment_ends):
+    for function in (mrlib.ops.soft_dtw, mrlib.ops.expected_alignment, mrlib.ops.mean_dtw):
         with pytest.raises(ValueError, match="gamma -> 0 is hard_alignment"):
             function(GOLDEN, gamma)
 

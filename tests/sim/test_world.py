@@ -168,12 +168,12 @@ def test_a_knob_changes_one_parameter_and_a_preset_those_that_it_lists(size):
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
-        ({"family": 1.1}, "family must be from 0 to 1, is 1.1"),
-        ({"irrelevant": -0.1}, "irrelevant must be from 0 to 1, is -0.1"),
-        ({"blur": -1}, "blur must be at least 0, is -1"),
-        ({"noise": -1}, "noise must be at least 0, is -1"),
-        ({"n_train": 2.5}, "n_train must be a whole number of at least 1, is 2.5"),
-        ({"n_train": 0}, "n_train must be a whole number of at least 1, is 0"),
+        ({"family": 1.1}, "family must be from 0 to 1, not 1.1"),
+        ({"irrelevant": -0.1}, "irrelevant must be from 0 to 1, not -0.1"),
+        ({"blur": -1}, "blur must be at least 0, not -1"),
+        ({"noise": -1}, "noise must be at least 0, not -1"),
+        ({"n_train": 2.5}, "n_train must be a whole number of at least 1, not 2.5"),
+        ({"n_train": 0}, "n_train must be a whole number of at least 1, not 0"),
         ({"scene": 1}, "unknown knob .'scene'.; known: blur, family"),
     ],
 )
