@@ -30,6 +30,20 @@ def test_the_kernels_agree_with_the_plain_recursion(seed):
         assert torch.equal(*paths)
 
 
+@pytest.mark.parametrize("N", [32, 40, 90, 300])
+def test_long_queries_agree_with_the_plain_recursion_however_many_samples_are_interleaved(N):
+    """Eight, six, two and one sample side by side, and a group that is not full."""
+    from mrlib.ops import alignment_cpu
+
+    cost = random_costs(11, 5, N, seed=N)
+    lengths = torch.randint(0, 6, (11,)), torch.randint(N // 2, N + 1, (11,))
+    for topology in TOPOLOGIES:
+        plain = alignment_plain.soft(cost, 0.1, *lengths, topology, keep=True)
+        torch.testing.assert_close(
+            alignment_cpu.soft(cost, 0.1, *lengths, topology, keep=True), plain, rtol=1e-9, atol=1e-9
+        )
+
+
 def test_results_do_not_depend_on_the_number_of_threads(monkeypatch):
     cost = random_costs(37, 60, 25).float()
     runs = []

@@ -43,6 +43,19 @@ def test_value_and_expected_alignment_are_the_soft_minimum_and_its_gradient(gamm
             torch.testing.assert_close(expected[b, :T, :N], torch.autograd.grad(total, part)[0], rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize(("T", "N"), [(2, 5), (1, 4), (4, 1)])
+@pytest.mark.parametrize("topology", ["global", "subsequence"])
+def test_queries_much_longer_or_shorter_than_their_target_are_aligned(topology, T, N):
+    """[Cuturi & Blondel 2017] By enumeration."""
+    cost = random_costs(1, T, N, seed=2)
+    lengths = torch.tensor([T]), torch.tensor([N])
+    value, expected = alignment_plain.soft(cost, 0.3, *lengths, topology, keep=True)
+    part = cost[0].clone().requires_grad_()
+    total = by_enumeration(part, 0.3, topology)
+    torch.testing.assert_close(value[0], total.detach(), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(expected[0], torch.autograd.grad(total, part)[0], rtol=1e-9, atol=1e-11)
+
+
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_the_hard_path_is_the_cheapest_path(topology):
     cost = random_costs(5, 5, 4, seed=1)
