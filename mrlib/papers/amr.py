@@ -160,7 +160,7 @@ def _plain(tensors: Tensors) -> Tensors:
         head = name.removeprefix("transformer.decoder.")
         if head != name and head.startswith(("span_embed.", "class_embed.", "iou_head.")):
             if head in tensors and not torch.equal(tensors[name], tensors[head]):
-                raise ValueError(f"{name} and {head} differ, but are one head")
+                raise ValueError(f"{name} and {head} of model differ, but are one head; copy the file again")
             del plain[name]
         elif name.startswith("fuser."):  # its convolutions over one clip are our linear maps
             tensor = plain[name]

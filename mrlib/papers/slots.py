@@ -38,7 +38,7 @@ from mrlib.detect.similarity_map import build_similarity_map
 from mrlib.detect.tan import TanDetector
 
 
-def pairs(dataset: MomentDataset) -> MomentDataset:
+def one_pass(dataset: MomentDataset) -> MomentDataset:
     """Every (video, query) pair once."""
     return dataset
 
@@ -60,7 +60,7 @@ AUGMENTERS: dict[str, Callable[..., Batch]] = {
 }
 # name -> dataset -> the samples that a stage trains on
 TRAINING_SETS: dict[str, Callable[[MomentDataset], MomentDataset]] = {
-    "pairs": pairs,
+    "pairs": one_pass,
     "videos": each_video,
     "ten_passes": ten_passes,
 }
