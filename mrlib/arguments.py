@@ -22,9 +22,9 @@ def require_like(before: Any, name: str, value: Any) -> None:
     if isinstance(before, bool | str):
         require(type(value) is type(before), name, value, "true or false" if isinstance(before, bool) else "text")
     elif isinstance(before, int | float):
-        whole = isinstance(before, int)
-        fits = type(value) is int or (not whole and type(value) is float)
-        require(fits, name, value, "a whole number" if whole else "a number")
+        needs_int = isinstance(before, int)
+        fits = type(value) is int or (not needs_int and type(value) is float)
+        require(fits, name, value, "a whole number" if needs_int else "a number")
 
 
 def require(fits: bool, name: str, value: Any, wanted: str) -> None:

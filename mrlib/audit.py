@@ -55,13 +55,13 @@ def padding_shifts(retriever: MomentRetriever, batch: Batch, lengths: Sequence[i
     """
     largest = 0.0
     for T in (max(lengths), max(lengths) + further):
-        whole = _predictions(retriever, cut(batch, lengths, T))
+        batch_predictions = _predictions(retriever, cut(batch, lengths, T))
         for b, n in enumerate(lengths):
-            single = _predictions(retriever, on_its_own(batch, b, n))[0]
-            for together, alone in zip(whole[b][1:], single[1:], strict=True):
-                if together.shape != alone.shape:
+            sample_predictions = _predictions(retriever, on_its_own(batch, b, n))[0]
+            for in_batch, by_itself in zip(batch_predictions[b][1:], sample_predictions[1:], strict=True):
+                if in_batch.shape != by_itself.shape:
                     return float("inf")
-                largest = max([largest, *(together - alone).abs().tolist()])
+                largest = max([largest, *(in_batch - by_itself).abs().tolist()])
     return largest
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from mrlib.data import Batch, MomentDataset, Sample
-from mrlib.metrics import IOUS, MOMENTS
+from mrlib.metrics import IOUS, MAX_MOMENTS
 from mrlib.ops.boundary_search import anchor, boundaries
 
 AT_07 = 5  # how many of `IOUS` an IoU of 0.7 reaches
@@ -67,7 +67,7 @@ class FixedList:
 
     def __call__(self, dataset: MomentDataset | Sequence[Sample]) -> list[dict]:
         samples = dataset.samples if isinstance(dataset, MomentDataset) else dataset
-        score = 1 - np.arange(MOMENTS) / MOMENTS
+        score = 1 - np.arange(MAX_MOMENTS) / MAX_MOMENTS
         return [_line(s, np.column_stack([self.spans * s.duration, score]).tolist()) for s in samples]
 
 
@@ -92,7 +92,7 @@ def _greedy(truth: np.ndarray, query: np.ndarray, counts: np.ndarray) -> np.ndar
     reached = np.zeros(len(truth), np.int8)
     hits = np.zeros((len(counts), len(IOUS)))
     chosen = []
-    for rank in range(1, MOMENTS + 1):
+    for rank in range(1, MAX_MOMENTS + 1):
         # gain (W, 11) from reaching 0, 1, ... 10 thresholds; a threshold that is already reached adds nothing. One
         # candidate cannot reach two disjoint windows of a query, so the gains of windows add up
         gains = (hits[query] + 1) / rank / counts[query, None] * (thresholds >= reached[:, None])
@@ -124,7 +124,7 @@ def query_similarity(dataset: MomentDataset) -> list[dict]:
             above[c.argmax()] = True
             ends = np.flatnonzero(np.diff(above, prepend=False, append=False)).reshape(-1, 2)
             scores = np.add.reduceat(np.append(c, 0), ends.ravel())[::2] / np.diff(ends)[:, 0]
-            best = np.argsort(-scores, kind="stable")[:MOMENTS]
+            best = np.argsort(-scores, kind="stable")[:MAX_MOMENTS]
             windows = np.column_stack([np.minimum(ends * clip_s, sample.duration), scores])[best]
             lines.append(_line(sample, windows.tolist()))
     return lines
@@ -152,7 +152,7 @@ def anchor_inside(dataset: MomentDataset) -> float:
     raises  ValueError if no stream lives in a joint space, or if there are no annotations
     """
     if not dataset.labelled:
-        raise ValueError(f"{dataset.name} {dataset.split} has no annotated windows")
+        raise ValueError(f"{dataset.name} {dataset.split} has no annotated windows; open a split that has them")
     inside = [
         batch.labels.relevant.gather(1, anchor(batch.target_joint, batch.target_mask, batch.query_joint)[:, None])
         for batch in _batches(dataset)
@@ -163,7 +163,8 @@ def anchor_inside(dataset: MomentDataset) -> float:
 def _batches(dataset: MomentDataset) -> Iterator[Batch]:
     if dataset.joint is None:
         raise ValueError(
-            f"{dataset.name} was opened without a stream in the joint space; clips cannot be compared with the query"
+            f"{dataset.name} was opened without a stream in the joint space, so its clips cannot be compared with the "
+            'query; open it with streams="joint"'
         )
     for indices in torch.arange(len(dataset)).split(BATCH):
         yield dataset.batch(indices).to("cpu")

@@ -121,7 +121,7 @@ def read(path: str | os.PathLike, arms: Mapping[str, Arm], seeds: Iterable[int])
     return pd.DataFrame([rows[name, seed] for name in arms for seed in seeds])
 
 
-def again(path: str | os.PathLike, arm: str, seed: int) -> pd.DataFrame:
+def retrain_row(path: str | os.PathLike, arm: str, seed: int) -> pd.DataFrame:
     """Train a row again by its command.
 
     returns  a table with a row for each score: "row" is the value in the file, "again" the new one, "spread" the
@@ -189,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not chosen:
             raise ValueError(f"{args.file} has no such row; its arms are {', '.join(rows['arm'].unique())}")
         for arm, seed in chosen if args.any is None else random.sample(chosen, min(args.any, len(chosen))):
-            scores = again(args.file, arm, seed)
+            scores = retrain_row(args.file, arm, seed)
             changed = scores[scores["row"] != scores["again"]]
             differing += len(changed)
             print(f"{arm}, seed {seed}: {len(scores) - len(changed)} of {len(scores)} scores are the same", flush=True)

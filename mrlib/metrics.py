@@ -36,8 +36,8 @@ IOUS = np.arange(50, 100, 5) / 100  # 0.5, 0.55, ... 0.95
 RANGES_S = {"short": (0, 10), "middle": (10, 30), "long": (30, 150), "full": (-np.inf, np.inf)}  # a < length <= b
 LEVELS = {"Fair": 2, "Good": 3, "VeryGood": 4}  # lowest saliency score of a positive clip
 CLIP_S = 2
-MOMENTS = 10  # predictions that count, the first in the file
-BEST = 5  # clips that count on TVSum, those of highest score
+MAX_MOMENTS = 10  # predictions that count, the first in the file
+TOP_CLIPS = 5  # clips that count on TVSum, those of highest score
 
 
 def evaluate(predictions: Sequence[Mapping], ground_truth: Sequence[Mapping]) -> dict[str, Any]:
@@ -103,14 +103,14 @@ def moment_scores(predictions: Sequence[Mapping], ground_truth: Sequence[Mapping
     lines, truth = _matched(predictions, ground_truth)
     if _highlights_only(truth):
         return {}
-    data = _read_retrieval(lines, truth)
-    windows = data.real.sum(1)
-    precision = _average_precision(_ranked_iou(data), data.real)
+    retrieval = _read_retrieval(lines, truth)
+    windows = retrieval.real.sum(1)
+    precision = _average_precision(_ranked_iou(retrieval), retrieval.real)
     iou = _hull_iou(
-        data.moments_s[:, :5, None], data.windows_s[:, None]
+        retrieval.moments_s[:, :5, None], retrieval.windows_s[:, None]
     )  # (Q, 5, W); padding, (0, 0), overlaps nothing
-    first, five = _first_iou(data, data.real), iou.max((1, 2))
-    taken = _taken_iou(iou, data.real, 3)
+    first, five = _first_iou(retrieval, retrieval.real), iou.max((1, 2))
+    taken = _taken_iou(iou, retrieval.real, 3)
 
     def row(group: np.ndarray) -> dict[str, float]:
         scores = {"mAP": precision[group].mean(0).mean(), "mIoU": first[group].mean()}
@@ -146,13 +146,13 @@ def spurious(
     If the windows cover the whole video, there is no context to rely on, but the length of the video gives the answer.
     """
     lines, truth = _matched(predictions, ground_truth)
-    data = _read_retrieval(lines, truth)
+    retrieval = _read_retrieval(lines, truth)
     durations_s = _checked(truth, "duration", [[line.get("duration")] for line in truth], 1)[:, 0]
-    part = durations_s - _covered_s(data) >= CLIP_S
+    part = durations_s - _covered_s(retrieval) >= CLIP_S
     scores: dict[str, float | int | None] = {}
     for name, group in (("spurious", np.ones_like(part)), ("spurious-part", part)):
         if group.any():
-            full = _retrieval_scores(_Retrieval(*(field[group] for field in data)))["full"]
+            full = _retrieval_scores(_Retrieval(*(field[group] for field in retrieval)))["full"]
             scores |= {f"{name}-R1@{iou}": full["MR-R1"][iou] for iou in ("0.5", "0.7")}
             scores[f"{name}-mAP"] = full["MR-mAP"]["average"]
     scores |= {"queries": len(part), "whole": int((~part).sum())}
@@ -177,7 +177,7 @@ class _Retrieval(NamedTuple):
 
 
 def _read_retrieval(lines: list[Mapping], truth: list[Mapping]) -> _Retrieval:
-    moments, counts = _read(lines, "pred_relevant_windows", 3, most=MOMENTS)
+    moments, counts = _read(lines, "pred_relevant_windows", 3, most=MAX_MOMENTS)
     windows_s, windows = _read(truth, "relevant_windows", 2)
     if not windows.all():
         raise ValueError(f"qid {truth[windows.argmin()]['qid']!r}: relevant_windows is empty; every query needs one")
@@ -186,17 +186,17 @@ def _read_retrieval(lines: list[Mapping], truth: list[Mapping]) -> _Retrieval:
     return _Retrieval(moments[..., :2], counts, ranks, windows_s, np.arange(windows.max()) < windows[:, None])
 
 
-def _retrieval_scores(data: _Retrieval) -> dict[str, dict[str, dict[str, float]]]:
+def _retrieval_scores(retrieval: _Retrieval) -> dict[str, dict[str, dict[str, float]]]:
     """mAP and R1 of every length range, on the windows of that length and the queries that have one."""
-    iou, length = _ranked_iou(data), data.windows_s[..., 1] - data.windows_s[..., 0]
+    iou, length = _ranked_iou(retrieval), retrieval.windows_s[..., 1] - retrieval.windows_s[..., 0]
     names, scores = [str(t) for t in IOUS.tolist()], {}
     for name, (above, most) in RANGES_S.items():
-        inside = data.real & (above < length) & (length <= most)  # (Q, W)
+        inside = retrieval.real & (above < length) & (length <= most)  # (Q, W)
         kept = inside.any(1)
         if not kept.any():
             continue
         precision = _average_precision(iou[kept], inside[kept]).mean(0)
-        recall = (_first_iou(data, inside)[kept, None] >= IOUS).mean(0)
+        recall = (_first_iou(retrieval, inside)[kept, None] >= IOUS).mean(0)
         scores[name] = {
             "MR-mAP": dict(zip([*names, "average"], map(_percent, [*precision, precision.mean()]), strict=True)),
             "MR-R1": dict(zip(names, map(_percent, recall), strict=True)),
@@ -204,9 +204,9 @@ def _retrieval_scores(data: _Retrieval) -> dict[str, dict[str, dict[str, float]]
     return scores
 
 
-def _covered_s(data: _Retrieval) -> np.ndarray:
+def _covered_s(retrieval: _Retrieval) -> np.ndarray:
     """Seconds (Q,) of the union of a query's windows."""
-    start, end = data.windows_s.swapaxes(0, 2)  # each (W, Q); padding is from 0 to 0
+    start, end = retrieval.windows_s.swapaxes(0, 2)  # each (W, Q); padding is from 0 to 0
     order = start.argsort(0)
     start, end = np.take_along_axis(start, order, 0), np.take_along_axis(end, order, 0)
     reached = np.maximum.accumulate(np.concatenate([np.zeros_like(end[:1]), end[:-1]]), 0)
@@ -231,23 +231,23 @@ def _intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.maximum(0, np.minimum(a[..., 1], b[..., 1]) - np.maximum(a[..., 0], b[..., 0]))
 
 
-def _ranked_iou(data: _Retrieval) -> np.ndarray:
+def _ranked_iou(retrieval: _Retrieval) -> np.ndarray:
     """IoU (Q, K, W) of every moment, best score first, with every window; -1 for a moment that is padding."""
-    moments_s = np.take_along_axis(data.moments_s, data.ranks[..., None], axis=1)
-    iou = _length_iou(moments_s[:, :, None], data.windows_s[:, None])
-    iou[np.arange(iou.shape[1]) >= data.counts[:, None]] = -1  # padding has no score and ranks last
+    moments_s = np.take_along_axis(retrieval.moments_s, retrieval.ranks[..., None], axis=1)
+    iou = _length_iou(moments_s[:, :, None], retrieval.windows_s[:, None])
+    iou[np.arange(iou.shape[1]) >= retrieval.counts[:, None]] = -1  # padding has no score and ranks last
     return iou
 
 
-def _first_iou(data: _Retrieval, inside: np.ndarray) -> np.ndarray:
+def _first_iou(retrieval: _Retrieval, inside: np.ndarray) -> np.ndarray:
     """IoU (Q,) of the first moment in the file with its best window among those in `inside` (Q, W); 0 without one.
 
     As in the evaluator, `_length_iou` chooses the window, NaN counting as the highest, and `_hull_iou` is the result.
     """
-    first_s = data.moments_s[:, 0]
-    best = np.where(inside, _length_iou(first_s[:, None], data.windows_s), -1).argmax(1)
-    iou = _hull_iou(first_s, data.windows_s[np.arange(len(best)), best])
-    return np.where((data.counts > 0) & inside.any(1), iou, 0)
+    first_s = retrieval.moments_s[:, 0]
+    best = np.where(inside, _length_iou(first_s[:, None], retrieval.windows_s), -1).argmax(1)
+    iou = _hull_iou(first_s, retrieval.windows_s[np.arange(len(best)), best])
+    return np.where((retrieval.counts > 0) & inside.any(1), iou, 0)
 
 
 def _taken_iou(iou: np.ndarray, real: np.ndarray, most: int) -> np.ndarray:
@@ -390,7 +390,7 @@ def _top_scores(lines: list[Mapping], truth: list[Mapping]) -> np.ndarray:
     for line, scores, n in zip(truth, listed[..., 0], counts, strict=True):
         labels = _read_labels(line)  # (T, A)
         positive = labels > np.sort(labels, axis=0)[(len(labels) - 1) // 2]
-        best = np.argsort(-scores[: min(n, len(labels))], kind="stable")[:BEST]
+        best = np.argsort(-scores[: min(n, len(labels))], kind="stable")[:TOP_CLIPS]
         hits = positive[best]  # (5, A)
         recalled, start = hits.cumsum(0), np.zeros((1, hits.shape[1]))
         recall = np.concatenate([start, recalled / np.maximum(hits.sum(0), 1)])

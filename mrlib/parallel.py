@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 
-def ranks() -> tuple[int, int]:
+def rank_and_world() -> tuple[int, int]:
     """The rank of this process and the number of processes; (0, 1) if there is only one."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
@@ -19,7 +19,7 @@ def ranks() -> tuple[int, int]:
 
 def barrier() -> None:
     """Wait until every rank has arrived."""
-    if ranks()[1] > 1:
+    if rank_and_world()[1] > 1:
         dist.barrier()
 
 
@@ -32,7 +32,7 @@ def start(device: str, local_rank: int) -> None:
 
 def broadcast_weights(module: nn.Module) -> None:
     """Give every rank the weights of rank 0."""
-    if ranks()[1] > 1:
+    if rank_and_world()[1] > 1:
         for tensor in module.state_dict().values():
             dist.broadcast(tensor, 0)
 
@@ -53,7 +53,7 @@ def average_gradients(module: nn.Module) -> None:
 
 def average(values: dict[str, float], device: torch.device) -> dict[str, float]:
     """The mean of each value over the ranks."""
-    if ranks()[1] == 1:
+    if rank_and_world()[1] == 1:
         return values
     totals = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
     dist.all_reduce(totals)
@@ -62,7 +62,7 @@ def average(values: dict[str, float], device: torch.device) -> dict[str, float]:
 
 def gather(parts: Sequence[Any]) -> list[Any]:
     """Gather a list that was split round-robin over the ranks, in its original order."""
-    world = ranks()[1]
+    world = rank_and_world()[1]
     if world == 1:
         return list(parts)
     shares: list[list[Any]] = [[] for _ in range(world)]

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mrlib.arguments import require
 from mrlib.augment.similarity import most_alike
 from mrlib.data import MomentDataset, Sample
 from mrlib.data.arrays import normalized_rows
@@ -54,10 +55,8 @@ def mask_moments(
     returns  a dataset of the same samples, queries, lengths and labels, with a video for each sample
     raises   ValueError for an unknown mode, a margin below 0, or samples without windows
     """
-    if mode not in FILLS:
-        raise ValueError(f"unknown mode {mode!r}; known: {', '.join(FILLS)}")
-    if min(margin) < 0:
-        raise ValueError(f"margin is {margin}; clips before and after a window, 0 or more")
+    require(mode in FILLS, "mode", mode, f"one of {', '.join(FILLS)}")
+    require(min(margin) >= 0, "margin", margin, "0 or more clips before and after a window")
     masked, rows = _windows(dataset, *margin), dataset.target.index(dataset.video)
     draw, parts = Draw(seed, "mask_moments"), _parts(dataset)
     replacements, end = [], len(dataset.target.rows)
@@ -143,7 +142,7 @@ def take_out(dataset: MomentDataset) -> MomentDataset:
 
 @dataclass(frozen=True)
 class Context:
-    """Which clips surround a sample's moments; saved, so that nobody needs the features that it was chosen by."""
+    """Replacement clips outside a sample's windows; a file of them replaces the features by which they were chosen."""
 
     qid: int | str
     vid: str
@@ -170,8 +169,7 @@ def contexts(dataset: MomentDataset, share: float = 1.0, seed: int = 0) -> list[
             floor((t + 1/2) m / n) of the m clips of the other video
     raises  ValueError for a share outside 0 to 1, samples without windows, or a dataset of a single video
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"share is {share}; it must be from 0 to 1")
+    require(0 <= share <= 1, "share", share, "from 0 to 1")
     windows, items = _windows(dataset), _items(dataset)
     if len(items) < 2:
         raise ValueError(f"{dataset.name} {dataset.split} has one video only; no other video can be its context")

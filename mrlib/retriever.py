@@ -67,11 +67,11 @@ class MomentRetriever(nn.Module):
         spans, scores, mask = (x[:, kept].cpu() for x in (moments.spans, moments.scores, moments.mask))
         # rounded to milliseconds: in float32, 41 / 75 of 150 s is 82.000002 s, which can miss an IoU of exactly 0.5
         length_s, duration_s = (batch.lengths * batch.clip_s).double().cpu(), batch.duration_s.double().cpu()
-        windows = (spans.double() * length_s[:, None, None]).round(decimals=3)
+        windows_s = (spans.double() * length_s[:, None, None]).round(decimals=3)
         if self.round_s is not None:
-            windows = (windows / self.round_s).round() * self.round_s
-        windows = windows.clamp(min=0).minimum(duration_s[:, None, None])
-        rows = torch.cat([windows, scores.double()[..., None]], dim=-1)
+            windows_s = (windows_s / self.round_s).round() * self.round_s
+        windows_s = windows_s.clamp(min=0).minimum(duration_s[:, None, None])
+        rows = torch.cat([windows_s, scores.double()[..., None]], dim=-1)
         lines = []
         for b, sample in enumerate(batch.samples):
             line = {"qid": sample.qid, "query": sample.query, "vid": sample.vid}

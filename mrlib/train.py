@@ -73,22 +73,24 @@ def fit(
     runners = [_runner(setup, stage, progress) for stage in paper.stages]
     for runner in runners:
         runner.check()
-    state, train = RunState(out_dir and Path(out_dir)), setup.train
+    state, training_set = RunState(out_dir and Path(out_dir)), setup.train
     if out_dir is not None:
         state.open(_describe_run(setup), resume)
-    for runner in runners[: state.stage + (state.epoch > 0)]:
-        train = runner.replay(train, state)
+    finished_stages = state.stage
+    begun_stages = finished_stages + 1 if state.epoch > 0 else finished_stages
+    for runner in runners[:begun_stages]:
+        training_set = runner.replay(training_set, state)
     state.restore_weights(retriever)
-    steps, hidden = sum(runner.steps for runner in runners), not progress or parallel.ranks()[0] > 0
-    with tqdm(total=steps, initial=state.steps, unit="step", disable=hidden) as bar:
-        for runner in runners[state.stage :]:
-            train = runner.run(train, state, bar)
+    steps, no_bar = sum(runner.steps for runner in runners), not progress or parallel.rank_and_world()[0] > 0
+    with tqdm(total=steps, initial=state.steps, unit="step", disable=no_bar) as bar:
+        for runner in runners[finished_stages:]:
+            training_set = runner.run(training_set, state, bar)
     _finish(setup, state)
     return state.history
 
 
 def _runner(setup: Setup, stage: Stage, progress: bool) -> TrainingRunner | MiningRunner:
-    """What runs a stage; the only place that knows that there are two kinds."""
+    """The runner of a stage: mining if `stage.mine` is set, else training."""
     if stage.mine is None:
         return TrainingRunner(setup, stage)
     return MiningRunner(setup, stage, partial(_fit_one_stage, setup, progress))
@@ -129,7 +131,8 @@ def _check_arguments(
         built = papers.get(**retriever.recipe["paper"])
         if (built.aligner, built.detector) != (paper.aligner, paper.detector):
             raise ValueError(
-                "the retriever was built for another aligner or detector than the paper has; build a new one"
+                "the retriever was built for another aligner or detector than the paper has; build it from this paper "
+                "with mrlib.build"
             )
         if retriever.recipe.get("prepared"):
             raise ValueError("the retriever was already changed by a stage of an earlier training run; build a new one")
@@ -150,7 +153,7 @@ def _device(name: str) -> torch.device:
 
 
 def _on_device(setup: Setup) -> Setup:
-    """The same with the retriever and, on a GPU, the datasets on the device."""
+    """Move the retriever and, on a GPU, the datasets of a setup to its device."""
     setup.retriever.to(setup.device)
     if setup.device.type != "cuda":
         return setup
@@ -159,22 +162,22 @@ def _on_device(setup: Setup) -> Setup:
 
 
 def _describe_run(setup: Setup) -> dict[str, Any]:
-    """What run.json holds: everything that a resumed run must have in common with the first."""
+    """The content of run.json: the settings that must not change when a run is resumed."""
     recipe = setup.retriever.recipe
     settings = {
         "paper": setup.paper.describe(),
         "model": recipe and {k: recipe[k] for k in ("widths", "seed")},
-        "train": _describe(setup.train),
-        "val": setup.val and _describe(setup.val),
+        "train": _dataset_identity(setup.train),
+        "val": setup.val and _dataset_identity(setup.val),
         "seed": setup.seed,
         "precision": setup.precision,
     }
     if setup.probes:
-        settings["probes"] = {name: _describe(probe) for name, probe in setup.probes.items()}
+        settings["probes"] = {name: _dataset_identity(probe) for name, probe in setup.probes.items()}
     return settings
 
 
-def _describe(dataset: MomentDataset) -> dict[str, Any]:
+def _dataset_identity(dataset: MomentDataset) -> dict[str, Any]:
     identity = {"name": dataset.name, "split": dataset.split, "samples": len(dataset), "digest": dataset.digest()}
     return identity | dataset.settings
 
@@ -216,22 +219,22 @@ def experiment(
               probe, "beside" them those of a fixed list of windows chosen on the training set
     raises    ValueError, before anything is trained, for an unknown probe
     """
-    given = {name: value for name, value in (("size", size), ("preset", preset)) if value is not None}
-    chosen = papers.get(paper, **papers.usual(paper, dataset) | given, **(settings or {}))
-    opened = ({"seed": seed} if dataset == "sim" else {}) | dict(data or {})
+    overrides = {name: value for name, value in (("size", size), ("preset", preset)) if value is not None}
+    chosen_paper = papers.get(paper, **papers.usual(paper, dataset) | overrides, **(settings or {}))
+    data_options = ({"seed": seed} if dataset == "sim" else {}) | dict(data or {})
 
     def open_split(split: str) -> MomentDataset:
-        return papers.open_split(chosen, dataset, root, split, **opened)
+        return papers.open_split(chosen_paper, dataset, root, split, **data_options)
 
     validation = papers.validation_split(dataset)
     train, val = open_split("train"), open_split(validation)
     test = val if score in (None, validation) else open_split(score)
     probed = {name: _probe(name, test, open_split) for name in probes}
-    retriever = papers.build(chosen, train, seed)
-    history = fit(retriever, train, val, chosen, seed=seed, progress=progress, **options)
+    retriever = papers.build(chosen_paper, train, seed)
+    history = fit(retriever, train, val, chosen_paper, seed=seed, progress=progress, **options)
 
     def score_on(split: MomentDataset) -> dict[str, Any]:
-        return scores_of(predict_all(retriever, split, chosen.stages[-1].batch_size), split)
+        return scores_of(predict_all(retriever, split, chosen_paper.stages[-1].batch_size), split)
 
     scores = history.result if test is val else score_on(test)
     has_moments = "moments" in scores  # the baselines predict no highlights
@@ -283,12 +286,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             precision=args.precision,
             compile=args.compile,
         )
-        if parallel.ranks()[0] == 0:
+        if parallel.rank_and_world()[0] == 0:
             print(json.dumps(_printed_scores(scores), indent=1))
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     finally:
-        if parallel.ranks()[1] > 1:
+        if parallel.rank_and_world()[1] > 1:
             dist.destroy_process_group()
 
 

@@ -274,7 +274,7 @@ for ax, target, name in (
 # with one row:
 
 # %% tags=["nbval-ignore-output"]
-scores = grid.again(file, repeat, seed)
+scores = grid.retrain_row(file, repeat, seed)
 scores.round(2)
 
 # %%

@@ -189,7 +189,7 @@ def test_a_fixed_list_is_the_same_for_every_query():
 def test_a_fixed_list_adds_the_window_that_raises_the_mean_precision_most(monkeypatch):
     """The definition in loops: every list that is one window longer is scored."""
     monkeypatch.setattr(baselines, "GRID", 6)
-    monkeypatch.setattr(baselines, "MOMENTS", 4)
+    monkeypatch.setattr(baselines, "MAX_MOMENTS", 4)
     rng = np.random.default_rng(0)
     train = []
     for i in range(12):

@@ -99,7 +99,7 @@ def test_the_fingerprint_of_a_row_depends_on_settings_that_differ_from_their_def
 
 def test_a_row_that_is_trained_again_has_the_same_scores(written):
     """In another process, by the command of the row."""
-    scores = grid.again(written[0], "raw", 1)
+    scores = grid.retrain_row(written[0], "raw", 1)
     row = written[1].set_index(["arm", "seed"]).loc[("raw", 1)]
     assert {"MR-full-R1@0.5", "MR-full-mAP", "mIoU", "HL-min-VeryGood-mAP"} <= set(scores.index)
     assert scores["row"].to_dict() == {name: row[name] for name in scores.index}
@@ -121,12 +121,12 @@ def test_the_command_line_trains_rows_again_and_prints_scores_that_differ(writte
 def test_training_an_unknown_row_again_is_refused(written, tmp_path):
     path = written[0]
     with pytest.raises(ValueError, match=r"no row for arm 'full', seed 7; it has the seeds \[0, 1\]"):
-        grid.again(path, "full", 7)
+        grid.retrain_row(path, "full", 7)
     with pytest.raises(ValueError, match=r"no row for arm 'no', seed 0; it has \['full', 'raw'\]"):
-        grid.again(path, "no", 0)
+        grid.retrain_row(path, "no", 0)
     with pytest.raises(SystemExit, match="has no such row; its arms are full, raw"):
         grid.main([str(path), "--arm", "no"])
     broken = tmp_path / "broken.csv"
     written[1].assign(command=written[1]["command"].str.replace("f2sgd", "nothing")).to_csv(broken, index=False)
     with pytest.raises(RuntimeError, match="unknown paper"):
-        grid.again(broken, "full", 0)
+        grid.retrain_row(broken, "full", 0)

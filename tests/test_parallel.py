@@ -27,7 +27,7 @@ def exchange(rank):
 
     parallel.barrier()
     return {
-        "ranks": list(parallel.ranks()),
+        "ranks": list(parallel.rank_and_world()),
         "weights": [weights.weight.tolist(), weights.bias.tolist()],
         "gradients": [None if p.grad is None else p.grad.tolist() for p in (on_all, on_first, unused, frozen)],
         "half": half.grad,
@@ -71,7 +71,7 @@ def test_a_list_split_round_robin_is_gathered_in_its_order(results):
 
 
 def test_in_one_process_the_helpers_change_nothing():
-    assert parallel.ranks() == (0, 1)
+    assert parallel.rank_and_world() == (0, 1)
     parallel.barrier()
     module = nn.Linear(2, 1)
     before = module.weight.clone()

@@ -228,5 +228,7 @@ def test_another_detector_trains_with_the_stages_of_the_paper(base):
     data = papers.open_split(paper, "sim", split="train", n=8, streams="joint")
     fit(papers.build(paper, data), data, None, paper, device="cpu", progress=False)
     weighted = papers.get(base, "small", **settings, weights={"map": 1.0, "fq": 10.0})
-    with pytest.raises(ValueError, match=r"weighs \['fq'\]; the losses are"):
+    with pytest.raises(
+        ValueError, match=r"weights of stage '\w+' name \['fq'\], which are no loss terms; the terms are"
+    ):
         fit(papers.build(weighted, data), data, None, weighted, device="cpu", progress=False)

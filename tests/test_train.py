@@ -46,7 +46,7 @@ def test_probes_are_scored_after_every_epoch_and_do_not_change_the_run(world, pr
         assert probed.result["probes"][name] == scores_of(predict_all(best, probe), probe)
     assert {k: v for k, v in probed.result.items() if k != "probes"} == plain.result
     assert json.loads((tmp_path / "probed" / "metrics.json").read_text()) == probed.result
-    with pytest.raises(ValueError, match="keeps by 'masked/mIoU', which is none of"):
+    with pytest.raises(ValueError, match="names 'masked/mIoU', which is no score of its epochs; they have"):
         run(world, small(keep="masked/mIoU"), probes=probes)
 
 
@@ -138,9 +138,9 @@ def test_a_run_that_cannot_be_saved_is_refused_before_training(world, tmp_path):
 def test_wrong_arguments_are_refused(world, capsys):
     with pytest.raises(ValueError, match="unknown precision 'fp8'"):
         run(world, small(), precision="fp8")
-    with pytest.raises(ValueError, match="keeps by 'MR-mAP', which is none of"):
+    with pytest.raises(ValueError, match="names 'MR-mAP', which is no score of its epochs; they have"):
         run(world, small(keep="MR-mAP"))
-    with pytest.raises(ValueError, match=r"weighs \['mapp'\]; the losses are map"):
+    with pytest.raises(ValueError, match=r"name \['mapp'\], which are no loss terms; the terms are map"):
         run(world, small(weights={"mapp": 2.0}))
     with pytest.raises(ValueError, match="unknown device 'tpu9'"):
         fit(papers.build(small(), world[0]), *world, small(), device="tpu9")

@@ -24,6 +24,7 @@ def files_entered(function: Callable[[], Any]) -> dict[str, set[str]]:
 
     A batch enters a file when a function of the file is called with the batch or with what it became, or returns it: a
     `Batch`, its `Labels`, an `Aligned` or `Moments`. A dict of outputs travels beside its batch.
+    Files whose functions take plain tensors only are not counted: `layers`, `ops`, `align.words`, `detect.dab`.
     """
     entered: dict[str, set[str]] = {}
 

@@ -6,19 +6,16 @@ import torch
 
 from mrlib.arguments import require
 from mrlib.papers.moment_detr import (
-    ADAMW,
     JOINT_NAMES,
-    MOMENT_QUERIES,
     MOMENT_QUERY_NAMES,
-    SMALL,
-    TRANSFORMER,
     UNREAD,
     moment_query_settings,
 )
-from mrlib.papers.qd_detr import DAB_NAMES, HIGHLIGHTS, TEXT_TO_VIDEO_NAMES
+from mrlib.papers.qd_detr import DAB_NAMES, TEXT_TO_VIDEO_NAMES
 from mrlib.papers.release import Options, Release, Tensors
-from mrlib.papers.schema import Choice, Paper, Schedule, Stage
+from mrlib.papers.schema import Choice, Optimiser, Paper, Schedule, Stage
 
+_ADAMW = Optimiser("adamw", lr=1e-4, weight_decay=1e-4, clip=0.1)
 _WEIGHTS = {"l1": 10.0, "giou": 1.0, "class": 4.0, "mask": 5.0, "quality": 1.0, "vtc": 0.3, "ctc": 0.5}
 
 PAPER = Paper(
@@ -26,14 +23,34 @@ PAPER = Paper(
     title="Augmenting Moment Retrieval: Zero-Dependency Two-Stage Learning (ICCV 2025)",
     aligner=Choice(
         "trilinear",
-        {**TRANSFORMER, "encoder_layers": 2, "activation": "prelu", "padding": "hidden", "against": "sentence"},
+        {
+            "width": 256,
+            "layers": 2,
+            "heads": 8,
+            "hidden": 1024,
+            "projections": 2,
+            "dropout": 0.1,
+            "input_dropout": 0.5,
+            "tef": True,
+            "encoder_layers": 2,
+            "activation": "prelu",
+            "padding": "hidden",
+            "against": "sentence",
+        },
     ),
     detector=Choice(
         "dab_quality",
         {
-            **{name: value for name, value in MOMENT_QUERIES.items() if name != "background"},
+            "moment_queries": 10,
             "decoder_layers": 4,
+            "heads": 8,
+            "hidden": 1024,
+            "dropout": 0.1,
+            "cost_l1": 10.0,
+            "cost_giou": 1.0,
+            "cost_class": 4.0,
             "most_windows": 10,
+            "length": "clips",
             "activation": "prelu",
             "padding": "hidden",
             "cost_mask": 5.0,
@@ -44,7 +61,7 @@ PAPER = Paper(
         },
     ),
     stages=(
-        Stage("mining", epochs=100, batch_size=32, mine=0.5, weights=_WEIGHTS, optimiser=ADAMW),
+        Stage("mining", epochs=100, batch_size=32, mine=0.5, weights=_WEIGHTS, optimiser=_ADAMW),
         Stage(
             "coldstart",
             epochs=40,
@@ -52,7 +69,7 @@ PAPER = Paper(
             augment="splice",
             data="ten_passes",
             weights={**_WEIGHTS, "discriminate": 0.0},
-            optimiser=ADAMW,
+            optimiser=_ADAMW,
         ),
         Stage(
             "distill",
@@ -62,7 +79,7 @@ PAPER = Paper(
             prepare="active_queries",
             teacher=("coldstart", "last"),
             weights={**_WEIGHTS, "discriminate": 0.5, "distill": 0.5},
-            optimiser=ADAMW,
+            optimiser=_ADAMW,
             schedule=Schedule("step", drop=0.4),
         ),
     ),
@@ -71,14 +88,21 @@ PAPER = Paper(
 )
 
 PRESETS = {
-    "small": SMALL
-    | {
+    "small": {
+        "width": 64,
+        "hidden": 128,
+        "heads": 4,
+        "dropout": 0.0,
+        "input_dropout": 0.0,
+        "epochs": 16,
+        "lr": 1e-3,
+        "curve": "cosine",
+        "warmup": 0.1,
         "activation": "relu",
         "layers": 1,
         "encoder_layers": 1,
         "decoder_layers": 2,
         "batch_size": 32,
-        "lr": 1e-3,
         "coldstart.data": "pairs",
         "mining.epochs": 16,
         "coldstart.epochs": 16,
@@ -95,11 +119,15 @@ PRESETS = {
         "coldstart.augment": "splice_official",
         "distill.prepare": "released_queries",
     },
+    # for a dataset with saliency scores and no windows, so that nothing trains the detector; a model for each domain
     "tvsum": {
         "stages": ["coldstart"],
         "augment": "identity",
         "data": "pairs",
-        **HIGHLIGHTS,
+        "epochs": 2000,
+        "batch_size": 4,
+        "lr": 1e-3,
+        "keep": "HL-top5-mAP",
         "weights": {**dict.fromkeys(_WEIGHTS, 0.0), "vtc": 0.5, "ctc": 2.0, "discriminate": 0.0},
     },
 }
@@ -132,7 +160,7 @@ def _plain(tensors: Tensors) -> Tensors:
         head = name.removeprefix("transformer.decoder.")
         if head != name and head.startswith(("span_embed.", "class_embed.", "iou_head.")):
             if head in tensors and not torch.equal(tensors[name], tensors[head]):
-                raise ValueError(f"{name} and {head} differ, but are one head")
+                raise ValueError(f"{name} and {head} of model differ, but are one head; copy the file again")
             del plain[name]
         elif name.startswith("fuser."):  # its convolutions over one clip are our linear maps
             tensor = plain[name]

@@ -3,11 +3,12 @@
 from typing import Any
 
 from mrlib.arguments import require
-from mrlib.papers.moment_detr import ADAMW, JOINT_NAMES, SMALL
+from mrlib.papers.moment_detr import JOINT_NAMES
 from mrlib.papers.release import Options, Release, Tensors
-from mrlib.papers.schema import Choice, Paper, Stage
-from mrlib.papers.univtg import BOUNDARY, JOINT_ENCODER, joint_settings
+from mrlib.papers.schema import Choice, Optimiser, Paper, Stage
+from mrlib.papers.univtg import joint_settings
 
+_ADAMW = Optimiser("adamw", lr=1e-4, weight_decay=1e-4, clip=0.1)
 _KEEP = "mIoU + MR-full-R1@0.5"
 
 PAPER = Paper(
@@ -16,11 +17,18 @@ PAPER = Paper(
     aligner=Choice(
         "dual_stage",
         {
-            **JOINT_ENCODER,
+            "width": 1024,
+            "layers": 4,
+            "heads": 8,
+            "hidden": 1024,
+            "projections": 2,
             "activation": "relu",
             "dropout": 0.1,
+            "input_dropout": 0.5,
             "tef": False,
             "query_positions": "sine",
+            "places": 75,
+            "pre_norm": False,
             "moment_queries": 10,
             "decoder_layers": 4,
             "gamma": 0.1,
@@ -32,7 +40,20 @@ PAPER = Paper(
             "memory": "part",
         },
     ),
-    detector=Choice("boundary", {**BOUNDARY, "background": 1.0, "fusion": "sequence"}),
+    detector=Choice(
+        "boundary",
+        {
+            "heads": 8,
+            "offsets": "bounded",
+            "timestamps": "centre",
+            "length": "clips",
+            "background": 1.0,
+            "padding": "hidden",
+            "nms": 0.7,
+            "answer": "heads",
+            "fusion": "sequence",
+        },
+    ),
     stages=(
         Stage(
             "pretrain",
@@ -40,7 +61,7 @@ PAPER = Paper(
             batch_size=600,
             augment="clip_query",
             data="videos",
-            optimiser=ADAMW,
+            optimiser=_ADAMW,
             keep=_KEEP,
         ),
         Stage(
@@ -48,7 +69,7 @@ PAPER = Paper(
             epochs=200,
             batch_size=1200,
             start=("pretrain", "last"),
-            optimiser=ADAMW,
+            optimiser=_ADAMW,
             keep=_KEEP,
         ),
     ),
@@ -57,13 +78,20 @@ PAPER = Paper(
 )
 
 PRESETS = {
-    "small": SMALL
-    | {
+    "small": {
+        "width": 64,
+        "hidden": 128,
+        "heads": 4,
+        "dropout": 0.0,
+        "input_dropout": 0.0,
+        "epochs": 16,
+        "lr": 3e-3,
+        "curve": "cosine",
+        "warmup": 0.1,
         "layers": 2,
         "decoder_layers": 1,
         "moment_queries": 4,
         "projections": 1,
-        "lr": 3e-3,
         "pretrain.batch_size": 32,
         "finetune.batch_size": 32,
         # with the printed weight of 1 the features collapse onto one direction, whose alignment costs nothing

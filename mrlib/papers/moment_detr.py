@@ -1,6 +1,6 @@
 """Moment-DETR: a joint encoder and moment queries (NeurIPS 2021).
 
-QD-DETR, TD-DETR and AMR extend its options, settings and names of the release; UniVTG and MATR those of the encoder.
+QD-DETR, TD-DETR and AMR share its readers of options and its names of tensors; UniVTG and MATR those of the encoder.
 """
 
 import re
@@ -10,55 +10,66 @@ from mrlib.arguments import require
 from mrlib.papers.release import Options, Release, Tensors
 from mrlib.papers.schema import Choice, Optimiser, Paper, Stage
 
-ADAMW = Optimiser("adamw", lr=1e-4, weight_decay=1e-4, clip=0.1)
-TRANSFORMER = {
-    "width": 256,
-    "layers": 2,
-    "heads": 8,
-    "hidden": 1024,
-    "projections": 2,
-    "dropout": 0.1,
-    "input_dropout": 0.5,
-    "tef": True,
-}
-WORD_POSITIONS = {"query_positions": "none", "places": 32}
-MOMENT_QUERIES = {
-    "moment_queries": 10,
-    "decoder_layers": 2,
-    "heads": 8,
-    "hidden": 1024,
-    "dropout": 0.1,
-    "cost_l1": 10.0,
-    "cost_giou": 1.0,
-    "cost_class": 4.0,
-    "background": 0.1,
-    "most_windows": 5,
-    "length": "clips",
-}
-WEIGHTS = {"l1": 10.0, "giou": 1.0, "class": 4.0}
-TRAIN = Stage("train", epochs=200, batch_size=32, weights=WEIGHTS, optimiser=ADAMW)
-SMALL = {
-    "width": 64,
-    "hidden": 128,
-    "heads": 4,
-    "dropout": 0.0,
-    "input_dropout": 0.0,
-    "epochs": 16,
-    "lr": 2e-3,
-    "curve": "cosine",
-    "warmup": 0.1,
-}
 PAPER = Paper(
     name="moment_detr",
     title="QVHighlights: Detecting Moments and Highlights in Videos via Natural Language Queries (NeurIPS 2021)",
-    aligner=Choice("joint_memory", {**TRANSFORMER, **WORD_POSITIONS, "pre_norm": False}),
-    detector=Choice("detr", {**MOMENT_QUERIES, "pre_norm": False}),
-    stages=(TRAIN,),
+    aligner=Choice(
+        "joint_memory",
+        {
+            "width": 256,
+            "layers": 2,
+            "heads": 8,
+            "hidden": 1024,
+            "projections": 2,
+            "dropout": 0.1,
+            "input_dropout": 0.5,
+            "tef": True,
+            "query_positions": "none",
+            "places": 32,
+            "pre_norm": False,
+        },
+    ),
+    detector=Choice(
+        "detr",
+        {
+            "moment_queries": 10,
+            "decoder_layers": 2,
+            "heads": 8,
+            "hidden": 1024,
+            "dropout": 0.1,
+            "cost_l1": 10.0,
+            "cost_giou": 1.0,
+            "cost_class": 4.0,
+            "background": 0.1,
+            "most_windows": 5,
+            "length": "clips",
+            "pre_norm": False,
+        },
+    ),
+    stages=(
+        Stage(
+            "train",
+            epochs=200,
+            batch_size=32,
+            weights={"l1": 10.0, "giou": 1.0, "class": 4.0},
+            optimiser=Optimiser("adamw", lr=1e-4, weight_decay=1e-4, clip=0.1),
+        ),
+    ),
     round_s=2.0,
 )
 
 PRESETS = {
-    "small": SMALL | {"epochs": 40},  # moment queries that do not start as spans take longer to specialise
+    "small": {
+        "width": 64,
+        "hidden": 128,
+        "heads": 4,
+        "dropout": 0.0,
+        "input_dropout": 0.0,
+        "epochs": 40,  # moment queries that do not start as spans take longer to specialise
+        "lr": 2e-3,
+        "curve": "cosine",
+        "warmup": 0.1,
+    },
     "official": {"length": "duration"},  # the released network, for its checkpoints
 }
 

@@ -5,34 +5,84 @@ from typing import Any
 from mrlib.arguments import require
 from mrlib.papers.moment_detr import (
     JOINT_NAMES,
-    MOMENT_QUERIES,
     MOMENT_QUERY_NAMES,
-    SMALL,
-    TRAIN,
-    TRANSFORMER,
     UNREAD,
-    WORD_POSITIONS,
     moment_query_settings,
 )
 from mrlib.papers.release import Options, Release, Tensors
-from mrlib.papers.schema import Choice, Paper
+from mrlib.papers.schema import Choice, Optimiser, Paper, Stage
 
-DAB = {**MOMENT_QUERIES, "activation": "prelu"}
-# for a dataset with saliency scores and without windows, so that nothing trains the detector; a model for each domain
-HIGHLIGHTS = {"epochs": 2000, "batch_size": 4, "lr": 1e-3, "keep": "HL-top5-mAP"}
 PAPER = Paper(
     name="qd_detr",
     title="Query-Dependent Video Representation for Moment Retrieval and Highlight Detection (CVPR 2023)",
-    aligner=Choice("text_to_video", {**TRANSFORMER, **WORD_POSITIONS, "activation": "prelu", "masks": "keys"}),
-    detector=Choice("dab", DAB),
-    stages=(TRAIN,),
+    aligner=Choice(
+        "text_to_video",
+        {
+            "width": 256,
+            "layers": 2,
+            "heads": 8,
+            "hidden": 1024,
+            "projections": 2,
+            "dropout": 0.1,
+            "input_dropout": 0.5,
+            "tef": True,
+            "query_positions": "none",
+            "places": 32,
+            "activation": "prelu",
+            "masks": "keys",
+        },
+    ),
+    detector=Choice(
+        "dab",
+        {
+            "moment_queries": 10,
+            "decoder_layers": 2,
+            "heads": 8,
+            "hidden": 1024,
+            "dropout": 0.1,
+            "cost_l1": 10.0,
+            "cost_giou": 1.0,
+            "cost_class": 4.0,
+            "background": 0.1,
+            "most_windows": 5,
+            "length": "clips",
+            "activation": "prelu",
+        },
+    ),
+    stages=(
+        Stage(
+            "train",
+            epochs=200,
+            batch_size=32,
+            weights={"l1": 10.0, "giou": 1.0, "class": 4.0},
+            optimiser=Optimiser("adamw", lr=1e-4, weight_decay=1e-4, clip=0.1),
+        ),
+    ),
     round_s=2.0,
 )
 
 PRESETS = {
-    "small": SMALL | {"activation": "relu"},
+    "small": {
+        "width": 64,
+        "hidden": 128,
+        "heads": 4,
+        "dropout": 0.0,
+        "input_dropout": 0.0,
+        "epochs": 16,
+        "lr": 2e-3,
+        "curve": "cosine",
+        "warmup": 0.1,
+        "activation": "relu",
+    },
     "official": {"masks": "released", "length": "duration"},  # the released network, for its checkpoints
-    "tvsum": {**HIGHLIGHTS, "weights": {"l1": 0.0, "giou": 0.0, "class": 0.0}},
+    # for a dataset with saliency scores and no windows, so that nothing trains the detector; a model for each domain
+    "tvsum": {
+        "epochs": 2000,
+        "batch_size": 4,
+        "lr": 1e-3,
+        "keep": "HL-top5-mAP",
+        "weights": {"l1": 0.0, "giou": 0.0, "class": 0.0},
+    },
 }
 
 

@@ -60,7 +60,7 @@ class Options(dict[str, Any]):
     def read(self, name: str, kind: type) -> Any:
         """The value of an option; ValueError if it is missing or of another type."""
         if name not in self:
-            raise ValueError(f"opt has no {name}")
+            raise ValueError(f"opt has no {name}; give a checkpoint that the official training script saved")
         value = self[name]
         fits = type(value) is kind or (kind is float and type(value) is int)
         require(fits, f"{name} of opt", value, f"of type {kind.__name__}")
@@ -96,7 +96,7 @@ def load_official(path: str | os.PathLike, paper: str, corrected: bool = False) 
 def _read(path: Path) -> tuple[Tensors, Options]:
     """The tensors and options of a checkpoint."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing, or no file")
+        raise FileNotFoundError(f"{path} is missing, or no file; give the path of an official checkpoint")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)

@@ -19,7 +19,7 @@ def _above_0(x: Any) -> bool:
     return _is_number(x) and x > 0
 
 
-def texts(x: Any) -> bool:
+def are_texts(x: Any) -> bool:
     """Whether x is a list or tuple of strings."""
     return isinstance(x, list | tuple) and all(isinstance(item, str) for item in x)
 
@@ -102,7 +102,7 @@ class Stage:
             require(type(value) is int and value >= 1, name, value, "a whole number from 1 on")
         for name in ("start", "teacher"):
             value = getattr(self, name)
-            fits = value is None or (texts(value) and len(value) == 2 and value[1] in ("last", "best"))
+            fits = value is None or (are_texts(value) and len(value) == 2 and value[1] in ("last", "best"))
             require(fits, name, value, 'None, or the name of a stage and "last" or "best"')
         require(self.mine is None or _is_number(self.mine), "mine", self.mine, "None or a score")
         for name in ("start", "prepare", "teacher") if self.mine is not None else ():
@@ -152,11 +152,11 @@ class Paper:
         require(self.query in ("text", "video"), "query", self.query, "text or video")
         require(type(self.max_windows) is int and self.max_windows >= 1, "max_windows", self.max_windows, "1 or more")
         require(self.round_s is None or _above_0(self.round_s), "round_s", self.round_s, "None or seconds above 0")
-        fits = self.streams is None or isinstance(self.streams, str) or texts(self.streams)
+        fits = self.streams is None or isinstance(self.streams, str) or are_texts(self.streams)
         require(fits, "streams", self.streams, "None, a name or a list of names")
 
     @property
-    def weighed(self) -> bool:
+    def weights_were_set(self) -> bool:
         """Whether every weight must name a loss term: `get` did not make the paper, or its caller set weights.
 
         Otherwise the weights may name terms of an aligner or detector that was replaced; such weights are ignored.

@@ -7,7 +7,7 @@ from typing import Any
 
 from mrlib.arguments import is_plain, keyword_defaults, require, require_like
 from mrlib.papers.registry import PAPERS, PRESETS
-from mrlib.papers.schema import Choice, Optimiser, Paper, Schedule, Stage, texts
+from mrlib.papers.schema import Choice, Optimiser, Paper, Schedule, Stage, are_texts
 from mrlib.papers.slots import ALIGNERS, AUGMENTERS, DETECTORS, SMALL
 
 
@@ -105,7 +105,7 @@ def _with_epochs(paper: Paper, key: str, value: Any) -> tuple[Stage, ...]:
 def _some_stages(paper: Paper, names: Any) -> tuple[Stage, ...]:
     """The stages of these names; a `start` or `teacher` that refers to a stage left out becomes None."""
     known = [s.name for s in paper.stages]
-    fits = texts(names) and len(names) > 0 and set(names) <= set(known)
+    fits = are_texts(names) and len(names) > 0 and set(names) <= set(known)
     require(fits, "stages", names, f"a list of some of {', '.join(known)}")
     kept = []
     for stage in paper.stages:

@@ -1,54 +1,71 @@
-"""UniVTG: a joint encoder and dense boundary regression (ICCV 2023). MATR extends its options and its release."""
+"""UniVTG: a joint encoder and dense boundary regression (ICCV 2023). MATR shares its reader of options."""
 
 from typing import Any
 
 from mrlib.arguments import require
-from mrlib.papers.moment_detr import ADAMW, JOINT_NAMES, SMALL, encoder_settings
+from mrlib.papers.moment_detr import JOINT_NAMES, encoder_settings
 from mrlib.papers.release import Options, Release, Tensors
-from mrlib.papers.schema import Choice, Paper, Stage
+from mrlib.papers.schema import Choice, Optimiser, Paper, Stage
 
-JOINT_ENCODER = {
-    "width": 1024,
-    "layers": 4,
-    "heads": 8,
-    "hidden": 1024,
-    "projections": 2,
-    "activation": "gelu",
-    "dropout": 0.0,
-    "input_dropout": 0.5,
-    "tef": True,
-    "query_positions": "none",
-    "places": 75,
-    "pre_norm": False,
-}
-BOUNDARY = {
-    "heads": 8,
-    "offsets": "bounded",
-    "timestamps": "centre",
-    "length": "clips",
-    "background": 0.1,
-    "padding": "hidden",
-    "nms": 0.7,
-    "answer": "heads",
-}
 PAPER = Paper(
     name="univtg",
     title="UniVTG: Towards Unified Video-Language Temporal Grounding (ICCV 2023)",
-    aligner=Choice("joint", {**JOINT_ENCODER, "temperature": 0.07}),
-    detector=Choice("boundary", {**BOUNDARY, "fusion": "none"}),
+    aligner=Choice(
+        "joint",
+        {
+            "width": 1024,
+            "layers": 4,
+            "heads": 8,
+            "hidden": 1024,
+            "projections": 2,
+            "activation": "gelu",
+            "dropout": 0.0,
+            "input_dropout": 0.5,
+            "tef": True,
+            "query_positions": "none",
+            "places": 75,
+            "pre_norm": False,
+            "temperature": 0.07,
+        },
+    ),
+    detector=Choice(
+        "boundary",
+        {
+            "heads": 8,
+            "offsets": "bounded",
+            "timestamps": "centre",
+            "length": "clips",
+            "background": 0.1,
+            "padding": "hidden",
+            "nms": 0.7,
+            "answer": "heads",
+            "fusion": "none",
+        },
+    ),
     stages=(
         Stage(
             "train",
             epochs=200,
             batch_size=32,
             weights={"fg": 10.0, "l1": 10.0, "iou": 1.0, "inter": 0.01, "intra": 0.05},
-            optimiser=ADAMW,
+            optimiser=Optimiser("adamw", lr=1e-4, weight_decay=1e-4, clip=0.1),
         ),
     ),
 )
 
 PRESETS = {
-    "small": SMALL | {"layers": 2, "lr": 3e-3},
+    "small": {
+        "width": 64,
+        "hidden": 128,
+        "heads": 4,
+        "dropout": 0.0,
+        "input_dropout": 0.0,
+        "epochs": 16,
+        "lr": 3e-3,
+        "curve": "cosine",
+        "warmup": 0.1,
+        "layers": 2,
+    },
     "official": {"timestamps": "edge", "padding": "seen", "length": "duration"},  # the released network
 }
 

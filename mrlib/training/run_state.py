@@ -30,7 +30,7 @@ from mrlib.retriever import MomentRetriever
 
 @dataclass
 class History:
-    """What happened in a training run, one row per epoch."""
+    """Scores and losses per epoch."""
 
     # stage, epoch, step, lr, loss, loss/term..., augment/count..., validation scores, probe/score... A stage that mines
     # has the rows of its two models, as stages STAGE_1 and STAGE_2 and without probes, then one row with mined/queries,
@@ -62,7 +62,7 @@ class RunState:
     # ---- start or resume
 
     def open(self, settings: Mapping[str, Any], resume: bool) -> None:
-        """Start the folder, or read the run that it holds; nothing is written before all ranks have read.
+        """Create the run folder, or read the run in it (needs `resume`); nothing is written before all ranks have read.
 
         settings  what run.json holds
         raises    ValueError if the folder is a file, holds other files or a run of other settings, or any run although
@@ -77,7 +77,7 @@ class RunState:
         elif self.folder.is_dir() and any(self.folder.iterdir()):
             raise ValueError(f"{self.folder} holds other files and no run.json; give a new or empty out_dir")
         parallel.barrier()
-        if parallel.ranks()[0] == 0:
+        if parallel.rank_and_world()[0] == 0:
             for leftover in self.folder.rglob(f".*{PARTIAL}"):
                 leftover.unlink()
             write_jsonl(file, [settings])
@@ -141,7 +141,7 @@ class RunState:
         weights = {k: v.detach().cpu().clone() for k, v in retriever.state_dict().items()}
         for which in kept:
             self._kept[stage, which] = weights
-        if self.folder is None or parallel.ranks()[0] > 0:
+        if self.folder is None or parallel.rank_and_world()[0] > 0:
             return
         for which in kept:
             checkpoint.save(retriever, self.folder / stage / which, self.history.rows[-1])
@@ -162,7 +162,7 @@ class RunState:
     def finish(self, result: dict[str, Any], predictions: Sequence[Mapping[str, Any]] | None) -> None:
         """Set the result of the run and write it; predictions: None if there is no validation data."""
         self.history.result = result
-        if result and self.folder is not None and parallel.ranks()[0] == 0:
+        if result and self.folder is not None and parallel.rank_and_world()[0] == 0:
             write_jsonl(self.folder / "history.jsonl", self.history.rows)
             if predictions is not None:
                 write_jsonl(self.folder / "predictions.jsonl", predictions)

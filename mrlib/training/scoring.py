@@ -14,7 +14,7 @@ from mrlib.retriever import MomentRetriever
 
 def predict_all(retriever: MomentRetriever, dataset: MomentDataset, batch_size: int = 128) -> list[dict[str, Any]]:
     """The predictions for a whole dataset, in its order; with several ranks, each predicts a share of the batches."""
-    rank, world = parallel.ranks()
+    rank, world = parallel.rank_and_world()
     batches = list(torch.arange(len(dataset)).split(batch_size))
     parts = [retriever.predict(dataset.batch(indices)) for indices in batches[rank::world]]
     return [line for part in parallel.gather(parts) for line in part]

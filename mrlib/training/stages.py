@@ -142,7 +142,7 @@ class MiningRunner:
         windows = [s.extra.get("wrong_spans") or [] for s in train.samples]
         row = {"stage": self.stage.name, "epoch": 1, "step": 0, "mined/windows": sum(map(len, windows))}
         state.end_epoch(row | {"mined/queries": sum(map(bool, windows)) / len(windows)}, 0.0, 0.0, last=True)
-        if state.folder is not None and parallel.ranks()[0] == 0:
+        if state.folder is not None and parallel.rank_and_world()[0] == 0:
             mining.write(self._file(state), train, asdict(self.stage))
         state.save(self.setup.retriever, self.stage.name)
         parallel.barrier()
@@ -184,5 +184,8 @@ def _score_to_keep_by(stage: Stage, row: Mapping[str, Any]) -> float:
     """The score of an epoch by which its stage keeps the best; "mIoU + MR-full-R1@0.5" is a sum."""
     names = [name.strip() for name in stage.keep.split("+")]
     if unknown := [name for name in names if name not in row]:
-        raise ValueError(f"stage {stage.name!r} keeps by {unknown[0]!r}, which is none of {', '.join(row)}")
+        raise ValueError(
+            f"keep of stage {stage.name!r} names {unknown[0]!r}, which is no score of its epochs; they have "
+            f"{', '.join(row)}"
+        )
     return sum(row[name] for name in names)

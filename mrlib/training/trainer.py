@@ -60,7 +60,7 @@ class Trainer:
 
         epoch  counted from 0
         """
-        setup, stage, rank = self.setup, self.stage, parallel.ranks()[0]
+        setup, stage, rank = self.setup, self.stage, parallel.rank_and_world()[0]
         draw = Draw(setup.seed, stage.name, epoch)
         positions = torch.arange(len(self.data), device=setup.device)
         order = positions[draw("order", positions).argsort()]
@@ -97,7 +97,7 @@ class Trainer:
 
         where  names stage, epoch and step in error messages
         """
-        rank, world = parallel.ranks()
+        rank, world = parallel.rank_and_world()
         if len(batch) >= world > 1:  # if there are fewer samples than ranks, every rank trains on all of them
             batch = batch[rank::world]
         terms = self._loss_terms(batch)
@@ -124,8 +124,11 @@ class Trainer:
                     teacher_outputs = self.teacher(batch)[1]
             terms = self.retriever.losses(aligned, outputs, batch, teacher_outputs)
         unknown = self.stage.weights.keys() - terms.keys()
-        if unknown and self.setup.paper.weighed:
-            raise ValueError(f"stage {self.stage.name!r} weighs {sorted(unknown)}; the losses are {', '.join(terms)}")
+        if unknown and self.setup.paper.weights_were_set:
+            raise ValueError(
+                f"weights of stage {self.stage.name!r} name {sorted(unknown)}, which are no loss terms; the terms are "
+                f"{', '.join(terms)}"
+            )
         return terms
 
 
@@ -145,4 +148,7 @@ def _check_finite(values: Mapping[str, float], where: str, batch: Batch) -> None
     broken = [name for name, value in values.items() if not math.isfinite(value)]
     if broken:
         queries = [s.qid for s in batch.samples]
-        raise FloatingPointError(f"{', '.join(broken)} is not finite in {where}; queries of the batch: {queries}")
+        raise FloatingPointError(
+            f"{', '.join(broken)} is not finite in {where}; queries of the batch: {queries}; lower lr, or use "
+            "precision fp32"
+        )

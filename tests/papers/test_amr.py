@@ -303,7 +303,9 @@ def test_every_arm_of_the_ablation_trains(arm, world):
 def test_a_weight_of_an_unknown_loss_term_is_refused(world):
     """Without a teacher there is no distillation loss."""
     paper = small(stages=["distill"], **{"distill.weights": {"distill": 1.0}})
-    with pytest.raises(ValueError, match=r"stage 'distill' weighs \['distill'\]; the losses are"):
+    with pytest.raises(
+        ValueError, match=r"weights of stage 'distill' name \['distill'\], which are no loss terms; the terms are"
+    ):
         trained(paper, (world[0], None))
 
 
@@ -605,8 +607,8 @@ def test_an_inconsistent_checkpoint_is_refused(tmp_path):
             load_official(save(network, path), "amr")
     network.opt = make_opt(stage="distill")
     network.transformer.decoder.class_embed = torch.nn.Linear(16, 2)
-    message = "transformer.decoder.class_embed.weight and class_embed.weight differ, but are one head"
-    with pytest.raises(ValueError, match=message):
+    message = "transformer.decoder.class_embed.weight and class_embed.weight of model differ, but are one head"
+    with pytest.raises(ValueError, match=message + "; copy the file again"):
         load_official(save(network, path), "amr")
 
 

@@ -149,7 +149,7 @@ def test_an_option_that_is_missing_or_does_not_agree_with_the_tensors_is_refused
     for name in (*sizes, "v_feat_dim", "t_feat_dim", *flags):
         network.opt = make_opt()
         delattr(network.opt, name)
-        with pytest.raises(ValueError, match=f"model.ckpt does not describe .*: opt has no {name}$"):
+        with pytest.raises(ValueError, match=f"model.ckpt does not describe .*: opt has no {name}; give a checkpoint"):
             load_official(save(network, path), paper)
 
 

@@ -219,5 +219,5 @@ def test_the_command_line_trains_on_one_domain(root, tmp_path, capsys):
 def test_keeping_an_epoch_by_a_score_of_moments_is_refused(root):
     train, val = (open_dataset("tvsum", root, split, domain="VU") for split in ("train", "val"))
     paper = papers.get("qd_detr", epochs=1, **TINY, batch_size=2)
-    with pytest.raises(ValueError, match=f"keeps by 'MR-full-mAP', which is none of .*{SCORE}"):
+    with pytest.raises(ValueError, match=f"names 'MR-full-mAP', which is no score of its epochs; they have .*{SCORE}"):
         fit(papers.build(paper, train), train, val, paper, device="cpu", progress=False)

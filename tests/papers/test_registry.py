@@ -69,20 +69,31 @@ def test_every_file_with_a_paper_is_registered_under_its_name(file):
 FILE = '''
 """UniVTG's encoder with fewer layers, and heads that its official code calls by other names."""
 
-from mrlib.papers import Choice, Paper, Stage
-from mrlib.papers.moment_detr import ADAMW, SMALL
+from mrlib.papers import Choice, Optimiser, Paper, Stage
 from mrlib.papers.release import Release
-from mrlib.papers.univtg import BOUNDARY, JOINT_ENCODER, RELEASE as UNIVTG, joint_settings
+from mrlib.papers.univtg import PAPER as BASE, RELEASE as UNIVTG, joint_settings
 
+ADAMW = Optimiser("adamw", lr=1e-4, weight_decay=1e-4, clip=0.1)
 PAPER = Paper(
     name="new_paper",
     title="A New Paper (2026)",
-    aligner=Choice("joint", {**JOINT_ENCODER, "layers": 1, "temperature": 0.07}),
-    detector=Choice("boundary", {**BOUNDARY, "fusion": "none"}),
+    aligner=Choice("joint", {**BASE.aligner.options, "layers": 1}),
+    detector=BASE.detector,
     stages=(Stage("train", epochs=100, batch_size=32, weights={"fg": 10.0, "l1": 10.0}, optimiser=ADAMW),),
 )
 PRESETS = {
-    "small": SMALL | {"width": 16, "hidden": 16, "heads": 2, "epochs": 4, "batch_size": 8},
+    "small": {
+        "width": 16,
+        "hidden": 16,
+        "heads": 2,
+        "dropout": 0.0,
+        "input_dropout": 0.0,
+        "epochs": 4,
+        "batch_size": 8,
+        "lr": 2e-3,
+        "curve": "cosine",
+        "warmup": 0.1,
+    },
     "official": {"timestamps": "edge", "padding": "seen", "length": "duration"},
 }
 RELEASE = Release(

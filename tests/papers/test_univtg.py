@@ -150,7 +150,7 @@ def test_an_option_that_is_missing_is_named(paper, tmp_path):
     options = vars(network.opt)
     for name in NEEDED:
         network.opt = argparse.Namespace(**{k: v for k, v in options.items() if k != name})
-        with pytest.raises(ValueError, match=f"model.ckpt does not describe .*: opt has no {name}$"):
+        with pytest.raises(ValueError, match=f"model.ckpt does not describe .*: opt has no {name}; give a checkpoint"):
             load_official(save(network, path), paper)
     network.opt = argparse.Namespace(**{k: options[k] for k in NEEDED})
     assert load_official(save(network, path), paper)
@@ -164,7 +164,7 @@ def test_options_of_optional_parts_are_needed_if_the_network_has_the_part(tmp_pa
     ):
         network, path = saved(tmp_path, paper, parts=parts, **options)
         delattr(network.opt, name)
-        with pytest.raises(ValueError, match=f"opt has no {name}$"):
+        with pytest.raises(ValueError, match=f"opt has no {name}; give a checkpoint"):
             load_official(save(network, path), paper)
 
 

@@ -32,7 +32,7 @@ def test_predictions_are_in_the_order_of_the_dataset(batch_size, retriever, val)
 
 @pytest.mark.parametrize(("rank", "positions"), [(0, [*range(6), *range(12, 18)]), (1, [*range(6, 12), 18, 19])])
 def test_each_of_two_ranks_predicts_every_other_batch(rank, positions, retriever, val, monkeypatch):
-    monkeypatch.setattr(parallel, "ranks", lambda: (rank, 2))
+    monkeypatch.setattr(parallel, "rank_and_world", lambda: (rank, 2))
     monkeypatch.setattr(parallel, "gather", list)
     lines = predict_all(retriever, val, batch_size=6)
     assert [line["qid"] for line in lines] == [val.samples[i].qid for i in positions]
