@@ -97,7 +97,7 @@ class BoundaryDetector(nn.Module):
         length: Callable[[Tensor, Tensor], Tensor] = of_clips,
         background: float = 1.0,
         padding: Callable[[Tensor], Tensor | None] = mask_padding,
-        nms: float = 0.7,
+        nms: float,
         answer: str | None = None,
     ):
         """Two convolutional heads for an aligner of this width.
