@@ -120,7 +120,7 @@ class SpanHead(nn.Module):
     η is the state and r the reference  [QD-DETR]; without references  [Moment-DETR] the logit is left out.
     """
 
-    def __init__(self, width: int, *, cost_l1: float = 10.0, cost_giou: float = 1.0):
+    def __init__(self, width: int, *, cost_l1: float, cost_giou: float):
         """cost_l1, cost_giou  weights of L1 distance and generalised IoU in the matching"""
         super().__init__()
         self.mlp, self.cost_l1, self.cost_giou = MLP(width, 2, 3), cost_l1, cost_giou
@@ -153,7 +153,7 @@ class SpanHead(nn.Module):
 class CrossEntropy:
     """Cross-entropy in which the background, the class of most moment queries, has a lower weight.  [Moment-DETR]"""
 
-    def __init__(self, background: float = 0.1):
+    def __init__(self, background: float):
         """background  weight of the moment queries without a window"""
         self.background = background
 
@@ -175,7 +175,7 @@ class CrossEntropy:
 class ClassHead(nn.Module):
     """Two logits of every moment query: foreground (matched to a window) and background.  [Moment-DETR]"""
 
-    def __init__(self, width: int, *, cost_class: float = 4.0, loss: Callable[[Tensor, Tensor, Tensor], Tensor]):
+    def __init__(self, width: int, *, cost_class: float, loss: Callable[[Tensor, Tensor, Tensor], Tensor]):
         """A head for moment queries of this width.
 
         cost_class  weight of the probability in the matching

@@ -33,7 +33,7 @@ def mask_head(cost_mask=5.0, padding=without_padding, layers=None):
 
 def class_losses(outputs, truth, matched):
     """The term of a class head with a focal loss, (L,)."""
-    return ClassHead(16, loss=FocalLoss()).losses(outputs, truth, matched)["class"]
+    return ClassHead(16, cost_class=4.0, loss=FocalLoss()).losses(outputs, truth, matched)["class"]
 
 
 @pytest.fixture
@@ -211,7 +211,8 @@ def test_the_heads_work_with_either_decoder_and_every_parameter_gets_a_gradient(
     torch.manual_seed(0)
     sizes = {"moment_queries": K, "decoder_layers": 2, "heads": 4, "hidden": 24, "dropout": 0.0}
     sizes |= {"content": sentence_content} if decoder is DabDecoder else {}
-    heads = [SpanHead(16), ClassHead(16, loss=FocalLoss()), mask_head(), IouHead(16)]
+    heads = [SpanHead(16, cost_l1=10.0, cost_giou=1.0), ClassHead(16, cost_class=4.0, loss=FocalLoss())]
+    heads += [mask_head(), IouHead(16)]
     detector = shaken(DetrDetector(decoder(16, **sizes), heads, most_windows=10, surplus=first_windows))
     aligned = aligned_of(batch)
     outputs = detector(aligned, batch)

@@ -27,6 +27,7 @@ from tests.support.detr import MOMENT_QUERIES as K
 from tests.support.detr import aligned_of, make, run_decoder
 
 DETECTORS = ("detr", "dab")
+COSTS = {"cost_l1": 10.0, "cost_giou": 1.0}
 
 
 @pytest.fixture
@@ -170,7 +171,7 @@ def test_the_class_loss_equals_its_definition():
     """[Moment-DETR] Background has a weight of 0.1 by default; the second of two samples does not count."""
     logits = torch.randn(3, 2, K, 2, generator=torch.Generator().manual_seed(0))
     positive = torch.rand(3, 2, K, generator=torch.Generator().manual_seed(1)) < 0.4
-    for loss, weight in ((CrossEntropy(), 0.1), (CrossEntropy(0.3), 0.3)):
+    for loss, weight in ((CrossEntropy(0.1), 0.1), (CrossEntropy(0.3), 0.3)):
         log_p = logits[:, 0].log_softmax(-1)
         expected = -torch.where(positive[:, 0], log_p[..., 0], weight * log_p[..., 1]).sum(1) / K
         torch.testing.assert_close(loss(logits, positive, torch.tensor([True, False])), expected)
@@ -269,7 +270,7 @@ def test_a_head_adds_its_outputs_cost_loss_and_score(batch):
     """As AMR's heads for masks and overlaps do."""
     torch.manual_seed(0)
     decoder = DetrDecoder(16, moment_queries=3, decoder_layers=2, heads=4, hidden=24, dropout=0.0)
-    plain = DetrDetector(decoder, [SpanHead(16), ClassHead(16, loss=CrossEntropy())])
+    plain = DetrDetector(decoder, [SpanHead(16, **COSTS), ClassHead(16, cost_class=4.0, loss=CrossEntropy(0.1))])
     detector = DetrDetector(decoder, [*plain.heads, Prior([0.1, 0.7, 0.4])])
     aligned = aligned_of(batch)
     outputs = detector(aligned, batch)
@@ -287,7 +288,7 @@ def test_a_head_adds_its_outputs_cost_loss_and_score(batch):
 
 def test_the_span_head_adds_the_clamped_logit_of_the_reference():
     """[QD-DETR] If its MLP gives 0, the span is the reference; [Moment-DETR] without a reference it is one half."""
-    head = SpanHead(16)
+    head = SpanHead(16, **COSTS)
     for p in head.mlp.layers[-1].parameters():
         nn.init.zeros_(p)
     references = torch.tensor([[[[0.3, 0.9], [1e-6, 1.0]]]])
