@@ -50,7 +50,7 @@ def mask_moments(
              "mean"   the mean of the video's remaining clips, or of all clips if none remains
              noise and mean are then normalised as the stream is
     margin   how many clips before the first and after the last clip of a window are replaced too; the clips of a window
-             are those of `MomentDataset.clips`. With clips of 2 s, the default replaces the authors' clips
+             are those of `MomentDataset.window_clips`. With clips of 2 s, the default replaces the authors' clips
              floor((s - 3) / 2) to floor((e + 3) / 2) - 1
     returns  a dataset of the same samples, queries, lengths and labels, with a video for each sample
     raises   ValueError for an unknown mode, a margin below 0, or samples without windows
@@ -100,7 +100,7 @@ def _windows(dataset: MomentDataset, before: int = 0, after: int = 0) -> Tensor:
             f"{dataset.name} {dataset.split}: {len(without)} of {len(dataset)} samples have no windows, {without[:5]}; "
             "a probe needs them to know which clips to replace"
         )
-    clips, real, mined = dataset.clips(torch.arange(len(dataset), device=dataset.video.device))
+    clips, real, mined = dataset.window_clips(torch.arange(len(dataset), device=dataset.video.device))
     first, count = clips.unbind(-1)
     n = dataset.target.lengths[dataset.video][:, None]
     t = torch.arange(int(n.max()), device=n.device)

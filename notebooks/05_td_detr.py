@@ -436,8 +436,8 @@ if save_figures:
 # %%
 def centred_in_gone(lines):
     hits, share = [], []
-    first, count = (x[..., i] for x in test.clips(torch.arange(len(test)))[:1] for i in (0, 1))
-    there, mined = test.clips(torch.arange(len(test)))[1:]
+    first, count = (x[..., i] for x in test.window_clips(torch.arange(len(test)))[:1] for i in (0, 1))
+    there, mined = test.window_clips(torch.arange(len(test)))[1:]
     for i, (line, sample) in enumerate(zip(lines, test.samples, strict=True)):
         n = round(sample.duration / clip_s)
         gone = np.zeros(n, bool)

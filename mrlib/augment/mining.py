@@ -97,5 +97,5 @@ def write(file: Path, dataset: MomentDataset, settings: Mapping[str, Any]) -> No
 
 
 def read(file: Path) -> list[list[list[float]]]:
-    """The mined windows of every sample, from a file that `write` wrote."""
+    """The mined windows of every sample, [[start, end], ...] in seconds, from a file that `write` wrote."""
     return [line["wrong_spans"] for line in read_jsonl(file)]

@@ -32,7 +32,7 @@ Numbers = Callable[[str, int], Tensor]  # (what they decide, how many) -> unifor
 def splice(indices: Tensor, dataset: MomentDataset, draw: Draw, *, placement: str = "uniform") -> Batch:
     """Paste moments of a donor into the video of every sample, and search it with the donor's query.  [AMR, splice]
 
-    `video`, its number, and the duration are the background's; query, saliency and windows are the donor's.
+    `video` (its number) and `duration_s` come from the background; query, saliency and windows come from the donor.
     `labels.negative` is the next row if its query concerns neither background nor donor, else -1.
 
     Each sample's `extra` records the splice: "donor", the donor's video; "pasted", for every paste its first clip and
@@ -129,7 +129,7 @@ def _by_video(video: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _windows(donors: Tensor, has_donor: Tensor, dataset: MomentDataset) -> _Windows:
-    clips, mask, mined = dataset.clips(donors)  # (B, W', 2), (B, W')
+    clips, mask, mined = dataset.window_clips(donors)  # (B, W', 2), (B, W')
     first, count = clips.unbind(-1)
     after_all = 2 * int(dataset.target.lengths.max())
     order = torch.where(mask, 2 * first + mined, after_all).argsort(dim=1, stable=True)

@@ -137,7 +137,7 @@ class _Shown:
 
 @dataclass(frozen=True)
 class _Mixed:
-    """The videos of the batch, of at most C clips."""
+    """The R videos after mixing; C is the number of clips of the longest."""
 
     clips: Tensor  # int64 (R,) number of clips
     origin: Tensor  # int64 (R, C) index of each clip in the video that it comes from

@@ -147,8 +147,8 @@ class MomentDataset:
             in_mined = (inside(mined, n, T) & mined_mask[..., None]).any(1) & ~relevant  # (B, V, T) -> (B, T)
         return Labels(spans, span_mask, relevant, scores, scored, wrong=in_mined)
 
-    def clips(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The clips of the annotated windows of samples, then of their mined windows.
+    def window_clips(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """First clip and number of clips of every annotated window of samples, then of every mined window.
 
         indices  int64 (B,)  positions in `samples`
         returns  first clip and number of clips, int64 (B, W, 2), in the order of the annotation; bool (B, W), False on

@@ -156,7 +156,7 @@ class MaskHead(nn.Module):
         return self.cost_mask * (1 - self.overlap(full_precision(outputs["masks"].detach()), truth))
 
     def losses(self, outputs: dict[str, Tensor], truth: Truth, matched: Tensor) -> dict[str, Tensor]:
-        """mask, the mean of 1 - IoU over the matched pairs."""
+        """mask, (L,): the mean of 1 - IoU over the matched pairs, for every layer with a mask loss."""
         valid = matched >= 0  # (L, B, W)
         overlap = self.overlap(full_precision(outputs["masks"]), truth)  # (L, B, K, W)
         overlap = overlap.gather(2, matched.clamp(min=0)[:, :, None])[:, :, 0]  # (L, B, W)

@@ -116,7 +116,7 @@ class DabLayer(nn.Module):
 
 
 class DabDecoder(nn.Module):
-    r"""Moment queries are spans: they attend to the clips near them, and every layer moves them.  [QD-DETR]
+    r"""DAB-DETR's decoder: moment queries are spans that attend to nearby clips, and every layer moves them.  [QD-DETR]
 
     A layer gets the places p and the sines u, from the reference r = (c, w), its sines PE(r) and the content o:
 

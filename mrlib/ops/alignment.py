@@ -303,7 +303,8 @@ def _by_topology(function: Callable[..., Tensor], cost: Tensor, T_b: Tensor, N_b
     if bool(short.all()):
         return function(cost, T_b, N_b, "subsequence")
     parts = [(~short).nonzero()[:, 0], short.nonzero()[:, 0]]  # indices into the batch
-    results = [function(cost[b], T_b[b], N_b[b], kind) for b, kind in zip(parts, ("otam", "subsequence"), strict=True)]
+    topologies = zip(parts, ("otam", "subsequence"), strict=True)
+    results = [function(cost[b], T_b[b], N_b[b], of_part) for b, of_part in topologies]
     return torch.cat(results)[torch.cat(parts).argsort()]
 
 
@@ -326,9 +327,9 @@ class _SoftDTW(torch.autograd.Function):
 
 def _kernels(cost: Tensor) -> ModuleType:
     """The fastest of `alignment_gpu`, `alignment_cpu` and `alignment_plain` that can compute on the cost's device."""
-    kind = {"cuda": "gpu", "cpu": "cpu"}.get(cost.device.type, "plain")
+    backend = {"cuda": "gpu", "cpu": "cpu"}.get(cost.device.type, "plain")
     try:
-        return import_module(f"mrlib.ops.alignment_{kind}")
+        return import_module(f"mrlib.ops.alignment_{backend}")
     except ModuleNotFoundError as error:
         if error.name not in ("triton", "numba"):
             raise

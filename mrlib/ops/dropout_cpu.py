@@ -96,7 +96,17 @@ def drop(x: np.ndarray, key: int, p: float, out: np.ndarray) -> None:
     in_threads(_threads(len(x)), len(x), _drop, x, *_mask_arguments(key, p, x.dtype), out)
 
 
-def norm(x, weight, bias, eps: float, key: int, p: float, mean, rstd, out) -> None:
+def norm(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    eps: float,
+    key: int,
+    p: float,
+    mean: np.ndarray,
+    rstd: np.ndarray,
+    out: np.ndarray,
+) -> None:
     """Layer norm of the rows of x (n, D), then `drop`, into out (n, D); fills mean (n,) and rstd (n,), which is 1 / sd.
 
     weight (D,), bias (D,)
@@ -105,7 +115,17 @@ def norm(x, weight, bias, eps: float, key: int, p: float, mean, rstd, out) -> No
     in_threads(_threads(x.size), len(x), _norm, x, weight, bias, x.dtype.type(eps), *arguments, mean, rstd, out)
 
 
-def norm_gradient(dy, begin: int, x, key: int, p: float, mean, rstd, dweight, dbias) -> None:
+def norm_gradient(
+    dy: np.ndarray,
+    begin: int,
+    x: np.ndarray,
+    key: int,
+    p: float,
+    mean: np.ndarray,
+    rstd: np.ndarray,
+    dweight: np.ndarray,
+    dbias: np.ndarray,
+) -> None:
     """Add to dweight (D,) and dbias (D,) the gradients of weight and bias of `norm`.
 
     dy          (k, D)  gradients of rows begin..begin + k of its output

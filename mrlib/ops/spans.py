@@ -62,15 +62,15 @@ def nms(spans: Tensor, mask: Tensor, threshold: float, most: int) -> tuple[Tenso
     returns    positions  int64 (B, M)  of the kept spans, best first; M is the smaller of `most` and K
                kept       bool (B, M)  False where fewer than M spans are kept
     """
-    remaining, rows = mask.clone(), torch.arange(len(spans), device=spans.device)  # (B, K), (B,)
+    remaining, samples = mask.clone(), torch.arange(len(spans), device=spans.device)  # (B, K), (B,)
     positions, kept = [], []
     for _ in range(min(most, spans.shape[1])):
         best = remaining.int().argmax(1)  # (B,)
         positions.append(best)
-        kept.append(remaining[rows, best])
-        overlapping = iou(spans, spans[rows, best][:, None]) > threshold  # (B, K)
+        kept.append(remaining[samples, best])
+        overlapping = iou(spans, spans[samples, best][:, None]) > threshold  # (B, K)
         remaining &= ~overlapping
-        remaining[rows, best] = False
+        remaining[samples, best] = False
     return torch.stack(positions, 1), torch.stack(kept, 1)
 
 
@@ -91,14 +91,14 @@ def soft_nms(
              kept       bool (B, M)  False where fewer than M spans are kept
     """
     remaining = scores.masked_fill(~mask, 0)  # (B, K)
-    rows = torch.arange(len(spans), device=spans.device)
+    samples = torch.arange(len(spans), device=spans.device)
     positions, lowered = [], []
     for _ in range(min(most, spans.shape[1])):
         best = remaining.argmax(1)  # (B,)
         positions.append(best)
-        lowered.append(remaining[rows, best])
-        remaining = remaining * torch.exp(-(iou(spans, spans[rows, best][:, None]) ** 2) / sigma)
-        remaining[rows, best] = 0
+        lowered.append(remaining[samples, best])
+        remaining = remaining * torch.exp(-(iou(spans, spans[samples, best][:, None]) ** 2) / sigma)
+        remaining[samples, best] = 0
     values = torch.stack(lowered, 1)  # (B, M)
     return torch.stack(positions, 1), values, values > least
 

@@ -75,7 +75,7 @@ PRESETS = {
 
 
 def encoder_settings(opt: Options) -> dict[str, Any]:
-    """The settings of the encoder, for Moment-DETR and all its descendants."""
+    """Our settings of the encoder from the options of an official checkpoint of Moment-DETR or a descendant."""
     context, learned = opt.read("ctx_mode", str), opt.read("use_txt_pos", bool)
     for name, known in (("span_loss_type", ("l1",)), ("position_embedding", ("sine", "v2"))):
         require(opt.read(name, str) in known, f"{name} of opt", opt[name], " or ".join(known))

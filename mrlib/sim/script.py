@@ -110,9 +110,9 @@ def _pieces(p: Parameters, dice: Dice, videos: int) -> tuple[np.ndarray, np.ndar
     count = 1 + np.searchsorted(np.cumsum(p.windows)[:-1], dice.uniform("windows", *shape), side="right")
     log_mean = np.array(LOG_MEAN)[np.minimum(count, len(LOG_MEAN)) - 1]
     several = count > 1
-    per_event = dice.normal("length/event", *shape) * np.where(several, LOG_SD_EVENT[1], LOG_SD_EVENT[0])
-    per_window = dice.normal("length/window", *shape, most) * np.where(several, LOG_SD_WINDOW, 0)[..., None]
-    window = np.exp((log_mean + per_event)[..., None] + per_window) * p.scale * p.length  # (B, EVENTS, M)
+    event_deviation = dice.normal("length/event", *shape) * np.where(several, LOG_SD_EVENT[1], LOG_SD_EVENT[0])
+    window_deviation = dice.normal("length/window", *shape, most) * np.where(several, LOG_SD_WINDOW, 0)[..., None]
+    window = np.exp((log_mean + event_deviation)[..., None] + window_deviation) * p.scale * p.length  # (B, EVENTS, M)
     gap = np.exp(LOG_GAP[0] + LOG_GAP[1] * dice.normal("gap", *shape, most)) * p.scale
     further = p.context - p.context_least  # mean number of idle clips above the fewest
     margin = p.context_least + np.floor(np.log(1 - dice.uniform("margin", *shape, 2)) / np.log(further / (1 + further)))

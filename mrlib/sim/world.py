@@ -187,7 +187,7 @@ class Dice:
         return self(name).random(shape)
 
     def pick(self, name: str, n: int, *shape: int) -> np.ndarray:
-        """Whole numbers below n, from uniform numbers that do not depend on n."""
+        """Integers in [0, n), int64 of the given shape; the same uniform numbers are drawn whatever n is."""
         return (self.uniform(name, *shape) * n).astype(np.int64)
 
 

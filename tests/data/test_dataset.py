@@ -50,7 +50,7 @@ def test_clips_of_mined_windows_are_wrong_unless_they_are_relevant(data):
 
 def test_the_clips_of_annotated_windows_come_before_those_of_mined_windows(data):
     """As (first clip, number of clips) in the order of the annotation."""
-    windows, mask, mined = data.clips(torch.tensor([3, 1, 2, 0, 0]))
+    windows, mask, mined = data.window_clips(torch.tensor([3, 1, 2, 0, 0]))
     expected = [
         ([[1, 2], [9, 1]], [[3, 1]]),
         ([[0, 1], [3, 1]], [[0, 2]]),
@@ -65,7 +65,7 @@ def test_the_clips_of_annotated_windows_come_before_those_of_mined_windows(data)
 
 def test_the_clips_of_windows_are_the_relevant_and_wrong_clips_of_the_labels(data):
     labels = data.batch(range(4)).labels
-    windows, mask, mined = data.clips(torch.arange(4))
+    windows, mask, mined = data.window_clips(torch.arange(4))
     t = torch.arange(labels.relevant.shape[1])
     inside = (t >= windows[..., :1]) & (t < windows.sum(-1, keepdim=True)) & mask[..., None]
     assert torch.equal((inside & ~mined[..., None]).any(1), labels.relevant)
