@@ -402,3 +402,16 @@ def test_a_sample_without_clips_gives_no_moment_and_no_loss(batch):
     sum(terms.values()).backward()
     assert all(t.isfinite() for t in terms.values())
     assert all(p.grad.isfinite().all() for p in detector.parameters())
+
+
+@torch.no_grad()
+def test_without_tokens_attention_adds_nothing_to_the_clips(batch):
+    """An aligner without context, and an attention whose bias alone would move every clip."""
+    torch.manual_seed(0)
+    detector, aligned = build_boundary(8, fusion="attend").eval(), aligned_of(batch, tokens=0)
+    detector.attend.out_proj.bias.fill_(3.0)
+    alone = build_boundary(8, fusion="none").eval()
+    alone.load_state_dict({k: v for k, v in detector.state_dict().items() if not k.startswith("attend")})
+    outputs, expected = detector(aligned, batch), alone(aligned, batch)
+    for name in ("logits", "spans"):
+        assert torch.equal(outputs[name], expected[name])
