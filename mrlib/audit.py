@@ -16,16 +16,16 @@ from mrlib.data import Batch
 from mrlib.retriever import MomentRetriever
 
 
-def reads_labels(retriever: MomentRetriever, batch: Batch, foreign: Batch) -> bool:
+def reads_labels(retriever: MomentRetriever, batch: Batch, other: Batch) -> bool:
     """Whether predictions for a batch change when its annotation is removed or replaced.
 
-    foreign  a batch of the same size, whose annotation replaces the one of `batch`
+    other  a batch of the same size, whose annotation replaces the one of `batch`
     """
     swapped = [
-        replace(s, relevant_windows=f.relevant_windows) for s, f in zip(batch.samples, foreign.samples, strict=True)
+        replace(s, relevant_windows=f.relevant_windows) for s, f in zip(batch.samples, other.samples, strict=True)
     ]
     expected = _predictions(retriever, batch)
-    variants = batch.unlabelled(), replace(batch, labels=foreign.labels, samples=swapped)
+    variants = batch.unlabelled(), replace(batch, labels=other.labels, samples=swapped)
     pairs = [pair for variant in variants for pair in zip(expected, _predictions(retriever, variant), strict=True)]
     return not all(torch.equal(a, b) for before, after in pairs for a, b in zip(before, after, strict=True))
 

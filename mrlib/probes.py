@@ -57,22 +57,22 @@ def mask_moments(
     """
     require(mode in FILLS, "mode", mode, f"one of {', '.join(FILLS)}")
     require(min(margin) >= 0, "margin", margin, "0 or more clips before and after a window")
-    masked, rows = _windows(dataset, *margin), dataset.target.index(dataset.video)
+    masked, row_numbers = _window_clip_mask(dataset, *margin), dataset.target.index(dataset.video)
     draw, parts = Draw(seed, "mask_moments"), _parts(dataset)
     replacements, end = [], len(dataset.target.rows)
     for s, key in enumerate(_keys(dataset.samples)):
-        real = rows[s] >= 0
-        video, replaced = dataset.target.gather(rows[s : s + 1, real])[0].cpu(), masked[s, real].cpu()
+        real = row_numbers[s] >= 0
+        video, replaced = dataset.target.gather(row_numbers[s : s + 1, real])[0].cpu(), masked[s, real].cpu()
         fill = {
             name: FILLS[mode](video[:, columns], replaced, partial(draw, name, key[None]))
             for name, columns in dataset.streams.items()
         }
         normalised = [normalized_rows(x.numpy(), parts[name]) if parts[name] else x.numpy() for name, x in fill.items()]
         replacements.append(torch.cat([torch.from_numpy(x) for x in normalised], 1))
-        rows[s, masked[s]] = end + torch.arange(len(replacements[-1]), device=rows.device)
+        row_numbers[s, masked[s]] = end + torch.arange(len(replacements[-1]), device=row_numbers.device)
         end += len(replacements[-1])
     record = {"probe": "mask_moments", "mode": mode, "margin": list(margin), "seed": seed}
-    return _with_videos(dataset, rows, torch.cat(replacements), record)
+    return _with_videos(dataset, row_numbers, torch.cat(replacements), record)
 
 
 # fills: the rows for the clips (n, D) of a stream where `replaced` (n,) is True, one per such clip or one for all
@@ -92,7 +92,7 @@ def _mean(clips: Tensor, replaced: Tensor, draw: Callable[..., Tensor]) -> Tenso
 FILLS = {"noise": _noise, "zero": _zero, "mean": _mean}
 
 
-def _windows(dataset: MomentDataset, before: int = 0, after: int = 0) -> Tensor:
+def _window_clip_mask(dataset: MomentDataset, before: int = 0, after: int = 0) -> Tensor:
     """The clips of each sample's windows, widened by `before` and `after` clips, bool (S, T)."""
     without = [s.qid for s in dataset.samples if not s.relevant_windows]
     if without:
@@ -170,7 +170,7 @@ def contexts(dataset: MomentDataset, share: float = 1.0, seed: int = 0) -> list[
     raises  ValueError for a share outside 0 to 1, samples without windows, or a dataset of a single video
     """
     require(0 <= share <= 1, "share", share, "from 0 to 1")
-    windows, items = _windows(dataset), _items(dataset)
+    windows, items = _window_clip_mask(dataset), _items(dataset)
     if len(items) < 2:
         raise ValueError(f"{dataset.name} {dataset.split} has one video only; no other video can be its context")
     videos = torch.tensor(list(items.values()), device=dataset.video.device)
@@ -194,7 +194,7 @@ def show(dataset: MomentDataset, chosen: Sequence[Context]) -> MomentDataset:
     raises  ValueError for a sample without a context, or a context that does not fit its videos
     """
     by_sample, items = {(c.qid, c.vid): c for c in chosen}, _items(dataset)
-    rows, lengths = dataset.target.index(dataset.video), dataset.target.lengths.tolist()
+    row_numbers, lengths = dataset.target.index(dataset.video), dataset.target.lengths.tolist()
     for s, sample in enumerate(dataset.samples):
         context, name = by_sample.get((sample.qid, sample.vid)), f"qid {sample.qid!r} on {sample.vid!r}"
         if context is None:
@@ -204,12 +204,12 @@ def show(dataset: MomentDataset, chosen: Sequence[Context]) -> MomentDataset:
         n, m = lengths[int(dataset.video[s])], lengths[items[context.partner]]
         if len(context.clips) != n or not all(-1 <= c < m for c in context.clips):
             raise ValueError(f"{name}: the context does not fit the videos, which have {n} and {m} clips")
-        clips = torch.tensor(context.clips, device=rows.device)
-        other = dataset.target.at(rows.new_tensor([items[context.partner]]), clips.clamp(min=0)[None])[0]
-        rows[s, :n] = torch.where(clips < 0, rows[s, :n], other)
+        clips = torch.tensor(context.clips, device=row_numbers.device)
+        other = dataset.target.at(row_numbers.new_tensor([items[context.partner]]), clips.clamp(min=0)[None])[0]
+        row_numbers[s, :n] = torch.where(clips < 0, row_numbers[s, :n], other)
     lines = [asdict(by_sample[s.qid, s.vid]) for s in dataset.samples]
     record = {"probe": "dynamic_context", "digest": blake2b(json.dumps(lines).encode(), digest_size=8).hexdigest()}
-    return _with_videos(dataset, rows, dataset.target.rows[:0], record)
+    return _with_videos(dataset, row_numbers, dataset.target.rows[:0], record)
 
 
 def write(file: Path, chosen: Sequence[Context]) -> None:
@@ -242,16 +242,18 @@ def _keys(samples: Sequence[Sample]) -> Tensor:
     return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests])
 
 
-def _with_videos(dataset: MomentDataset, rows: Tensor, new_rows: Tensor, record: dict[str, Any]) -> MomentDataset:
+def _with_videos(
+    dataset: MomentDataset, row_numbers: Tensor, new_rows: Tensor, record: dict[str, Any]
+) -> MomentDataset:
     """The dataset with a video for every sample; the new bank holds each row that is used once, and no other row.
 
-    rows      int64 (S, T)  numbers of rows of the bank or, counted on after them, of `new_rows`; -1 is padding, at the
-              end
-    new_rows  (M, D)
-    record    describes the probe in the settings
+    row_numbers  int64 (S, T)  rows of the bank; numbers from len(bank.rows) on are rows of `new_rows`; -1 is padding,
+                 at the end
+    new_rows     (M, D)
+    record       describes the probe in the settings
     """
-    bank, real = dataset.target, rows >= 0
-    used, places = rows[real].unique(return_inverse=True)
+    bank, real = dataset.target, row_numbers >= 0
+    used, places = row_numbers[real].unique(return_inverse=True)
     old, new = used[used < len(bank.rows)], used[used >= len(bank.rows)] - len(bank.rows)
     features = torch.cat([bank.rows[old], new_rows.to(bank.rows)[new]])
     ends = real.sum(1).cumsum(0)

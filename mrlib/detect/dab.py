@@ -51,16 +51,16 @@ def _add_linears(module: nn.Module, width: int, *names: str) -> None:
 class SelfAttention(nn.Module):
     """Moment queries attend to one another; content and place are mapped separately and added.  [QD-DETR]"""
 
-    def __init__(self, width: int, heads: int, dropout: float, joint: bool):
-        """joint  moment queries of different sets attend to one another, too"""
+    def __init__(self, width: int, heads: int, dropout: float, across_sets: bool):
+        """across_sets  moment queries of different sets attend to one another, too"""
         super().__init__()
-        self.heads, self.dropout, self.joint = heads, dropout, joint
+        self.heads, self.dropout, self.across_sets = heads, dropout, across_sets
         _add_linears(self, width, "q_content", "q_place", "k_content", "k_place", "value", "out_proj")
 
     def forward(self, x: Tensor, places: Tensor, sets: int) -> Tensor:
         """x, places (B, K, d) -> (B, K, d); the K moment queries are `sets` sets of equal size."""
         q, k, v = self.q_content(x) + self.q_place(places), self.k_content(x) + self.k_place(places), self.value(x)
-        groups = 1 if self.joint else sets
+        groups = 1 if self.across_sets else sets
         q, k, v = (y.unflatten(1, (groups, -1)).flatten(0, 1) for y in (q, k, v))  # (B groups, K / groups, d)
         dropout = self.dropout if self.training else 0.0
         return self.out_proj(attend(q, k, v, self.heads, None, dropout).view_as(x))
@@ -96,11 +96,11 @@ class DabLayer(nn.Module):
     """Self-attention, cross-attention and feed-forward, each with a residual and a norm after the sum.  [QD-DETR]"""
 
     def __init__(
-        self, width: int, heads: int, hidden: int, dropout: float, activation: str, *, first: bool, joint: bool
+        self, width: int, heads: int, hidden: int, dropout: float, activation: str, *, first: bool, across_sets: bool
     ):
         super().__init__()
         check_heads(width, heads)
-        self.self_attn = SelfAttention(width, heads, dropout, joint)
+        self.self_attn = SelfAttention(width, heads, dropout, across_sets)
         self.cross_attn = CrossAttention(width, heads, dropout, first)
         self.feed_forward = FeedForward(width, hidden, dropout, activation)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
@@ -153,7 +153,7 @@ class DabDecoder(nn.Module):
         self.moment_queries = nn.Embedding(moment_queries, 2)  # logits of centre and width
         self.content = content
         self.layers = nn.ModuleList(
-            DabLayer(width, heads, hidden, dropout, activation, first=i == 0, joint=joint_self_attention)
+            DabLayer(width, heads, hidden, dropout, activation, first=i == 0, across_sets=joint_self_attention)
             for i in range(decoder_layers)
         )
         self.norm = nn.LayerNorm(width)

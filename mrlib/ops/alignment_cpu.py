@@ -263,7 +263,7 @@ def soft(
     cost: Tensor, gamma: float, T_b: Tensor, N_b: Tensor, topology: str, keep: bool
 ) -> tuple[Tensor, Tensor | None]:
     """The value of soft-DTW (B,) and, with `keep`, the expected alignment (B, T, N)."""
-    lanes = _lanes(cost.shape[2])
+    lanes = _interleaved_samples(cost.shape[2])
     E = np.zeros(cost.shape if keep else (0, 0, 0), cost.detach().numpy().dtype)
     T_b = T_b.where(N_b > 0, 0)  # an empty table has no end
     values = np.where(T_b.numpy() > 0, -np.inf, 0)
@@ -289,7 +289,7 @@ def hard_path(cost: Tensor, T_b: Tensor, N_b: Tensor, topology: str) -> Tensor:
     return path
 
 
-def _lanes(N: int) -> int:
+def _interleaved_samples(N: int) -> int:
     """How many samples to interleave: enough to fill vectors, few enough that their anti-diagonals stay in cache."""
     return max(1, min(8, 256 // N))
 

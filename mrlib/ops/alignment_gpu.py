@@ -22,14 +22,14 @@ _LANES = 1024
 
 @triton.jit
 def _forward(
-    cost, U, ends, shares_d, shares_u, d, rows, columns, N, minus_inverse_gamma,
+    cost, U, ends, shares_d, shares_u, d, T_b, N_b, N, minus_inverse_gamma,
     FREE: tl.constexpr, LEFT: tl.constexpr, KEEP: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """U, possible ends and, with KEEP, the shares of anti-diagonal d."""
     lane = tl.arange(0, LANES)
     none = -float("inf")
     nan: tl.constexpr = tl.PropagateNan.ALL
-    lo, hi = tl.maximum(d - rows + 1, 0), tl.minimum(columns - 1, d)
+    lo, hi = tl.maximum(d - T_b + 1, 0), tl.minimum(N_b - 1, d)
     here, one_ago, two_ago = U + d % 3 * N, U + (d + 2) % 3 * N, U + (d + 1) % 3 * N
     for begin in range(lo, hi + 1, LANES):
         j = begin + lane
@@ -47,7 +47,7 @@ def _forward(
         p = p_diagonal + p_up + tl.exp((left - most).to(c.dtype))
         u = most + tl.log(p).to(tl.float64) + c.to(tl.float64) * minus_inverse_gamma
         tl.store(here + j, u, inside)
-        tl.store(ends + i, u, inside & (j == columns - 1))
+        tl.store(ends + i, u, inside & (j == N_b - 1))
         if KEEP:
             p = tl.where(p == 0.0, 1.0, p)
             tl.store(shares_d + j - lo, p_diagonal / p, inside)
@@ -55,8 +55,8 @@ def _forward(
 
 
 @triton.jit
-def _joined(ends, first_end, last_end, LANES: tl.constexpr):
-    """The largest U of the ends first_end..last_end, 0 if none is reached, and the sum of exponentials less it."""
+def _max_and_exp_sum(ends, first_end, last_end, LANES: tl.constexpr):
+    """The largest U of the ends first_end..last_end, 0 if none is reached, and the sum of exp(U - largest)."""
     lane = tl.arange(0, LANES)
     none = -float("inf")
     nan: tl.constexpr = tl.PropagateNan.ALL
@@ -74,7 +74,7 @@ def _joined(ends, first_end, last_end, LANES: tl.constexpr):
 
 @triton.jit
 def _backward(
-    cost, ends, shares_d, shares_u, passed, E, d, rows, columns, N, first_end, top, total,
+    cost, ends, shares_d, shares_u, passed, E, d, T_b, N_b, N, first_end, top, total,
     LEFT: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """The probabilities E of anti-diagonal d, and the parts that it passes on to its predecessors."""
@@ -82,14 +82,14 @@ def _backward(
     passed_up = passed  # (2, N); then left (2, N) and diagonal (3, N)
     passed_left = passed_up + 2 * N
     passed_diagonal = passed_left + 2 * N
-    lo, hi = tl.maximum(d - rows + 1, 0), tl.minimum(columns - 1, d)
+    lo, hi = tl.maximum(d - T_b + 1, 0), tl.minimum(N_b - 1, d)
     this, next, after = d % 2 * N, (d + 1) % 2 * N, (d + 2) % 3 * N
     for begin in range(lo, hi + 1, LANES):
         j = begin + lane
         i = d - j
         inside = j <= hi
-        below, aside = inside & (i + 1 < rows), inside & (j + 1 < columns)
-        end = inside & (j == columns - 1) & (i >= first_end)
+        below, aside = inside & (i + 1 < T_b), inside & (j + 1 < N_b)
+        end = inside & (j == N_b - 1) & (i >= first_end)
         mass = tl.exp(tl.load(ends + i, end, -float("inf")) - top) / total
         mass += tl.load(passed_up + next + j, below, 0.0)
         mass += tl.load(passed_left + next + j + 1, aside & LEFT, 0.0)
@@ -111,8 +111,8 @@ def _soft(
 ):  # fmt: skip
     """Value and, with KEEP, expected alignment of one sample; scale (1,) holds -1 / gamma, arguments as in `soft`."""
     b = tl.program_id(0).to(tl.int64)
-    rows, columns = tl.load(lengths + b), tl.load(lengths + B + b)
-    diagonals = tl.where((rows > 0) & (columns > 0), rows + columns - 1, 0)
+    T_b, N_b = tl.load(lengths + b), tl.load(lengths + B + b)
+    diagonals = tl.where((T_b > 0) & (N_b > 0), T_b + N_b - 1, 0)
     minus_inverse_gamma = tl.load(scale)  # from memory, because a number among the arguments would become float32
     cost += b * T * N
     U += b * 3 * N
@@ -121,16 +121,16 @@ def _soft(
     shares_u = shares_d + B * T * N
     for d in range(0, diagonals):
         _forward(
-            cost, U, ends, shares_d, shares_u, d, rows, columns, N, minus_inverse_gamma, FREE, LEFT, KEEP, LANES
+            cost, U, ends, shares_d, shares_u, d, T_b, N_b, N, minus_inverse_gamma, FREE, LEFT, KEEP, LANES
         )  # fmt: skip
         if KEEP:
-            size = tl.minimum(columns - 1, d) + 1 - tl.maximum(d - rows + 1, 0)
+            size = tl.minimum(N_b - 1, d) + 1 - tl.maximum(d - T_b + 1, 0)
             shares_d += size
             shares_u += size
         tl.debug_barrier()
 
-    first_end = rows * 0 if FREE else tl.maximum(rows - 1, 0)
-    top, total = _joined(ends, first_end, tl.where(diagonals > 0, rows, 0), LANES)
+    first_end = T_b * 0 if FREE else tl.maximum(T_b - 1, 0)
+    top, total = _max_and_exp_sum(ends, first_end, tl.where(diagonals > 0, T_b, 0), LANES)
     tl.store(values + b, tl.where(diagonals > 0, top + tl.log(total), 0.0))
 
     if KEEP:
@@ -139,11 +139,11 @@ def _soft(
         passed += b * 7 * N
         for back in range(0, diagonals):
             d = diagonals - 1 - back
-            size = tl.minimum(columns - 1, d) + 1 - tl.maximum(d - rows + 1, 0)
+            size = tl.minimum(N_b - 1, d) + 1 - tl.maximum(d - T_b + 1, 0)
             shares_d -= size
             shares_u -= size
             _backward(
-                cost, ends, shares_d, shares_u, passed, E, d, rows, columns, N, first_end, top, total, LEFT, LANES
+                cost, ends, shares_d, shares_u, passed, E, d, T_b, N_b, N, first_end, top, total, LEFT, LANES
             )  # fmt: skip
             tl.debug_barrier()
 

@@ -94,7 +94,7 @@ def tables(
         two_ago, one_ago, now = one_ago, now, two_ago
         one_ago[0] = _NEVER
         two_ago[0] = 0 if topology != "global" or d == 0 else _NEVER  # a path begins anywhere, or at the first clip
-        lanes = _lanes(d, T, N)
+        lanes = _cells_of_diagonal(d, T, N)
         predecessors, top = _predecessors(two_ago, one_ago, lanes, topology), buffer[: lanes.stop - lanes.start]
         np.maximum(predecessors[0], predecessors[1], out=top)  # (n, B)
         np.maximum(top, predecessors[-1], out=top)
@@ -138,7 +138,7 @@ def expected(weights: list[np.ndarray], ends: Tensor, N_b: Tensor, topology: str
     for d in range(T + N - 2, -1, -1):
         if ending[d]:
             now[last, sample] += ended[d]
-        lanes = _lanes(d, T, N)
+        lanes = _cells_of_diagonal(d, T, N)
         probability, each, total = now[1:][lanes], weights[d][:-1], weights[d][-1]  # (n, B), (2 or 3, n, B), (n, B)
         _antidiagonal(E, d, lanes)[:] = probability
         np.divide(probability, total, out=total)
@@ -150,7 +150,7 @@ def expected(weights: list[np.ndarray], ends: Tensor, N_b: Tensor, topology: str
     return torch.from_numpy(E[::-1].transpose(2, 0, 1).copy()).to(ends.device)
 
 
-def _lanes(d: int, T: int, N: int) -> slice:
+def _cells_of_diagonal(d: int, T: int, N: int) -> slice:
     """The query clips of anti-diagonal d."""
     return slice(max(0, d - T + 1), min(N, d + 1))
 
