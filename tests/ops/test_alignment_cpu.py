@@ -44,6 +44,18 @@ def test_long_queries_agree_with_the_plain_recursion_however_many_samples_are_in
         )
 
 
+def test_a_sample_of_nan_costs_has_no_path_and_leaves_the_next_samples_theirs():
+    from mrlib.ops import alignment_cpu
+
+    cost = random_costs(4, 5, 3)
+    cost[[0, 2]] = torch.nan
+    lengths = torch.full((4,), 5), torch.full((4,), 3)
+    for topology in TOPOLOGIES:
+        path = alignment_cpu.hard_path(cost, *lengths, topology)
+        assert not path[[0, 2]].any()
+        assert torch.equal(path[[1, 3]], alignment_plain.hard_path(cost, *lengths, topology)[[1, 3]])
+
+
 def test_results_do_not_depend_on_the_number_of_threads(monkeypatch):
     cost = random_costs(37, 60, 25).float()
     runs = []
