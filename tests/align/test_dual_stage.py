@@ -251,7 +251,11 @@ def test_query_that_runs_backwards_is_aligned_in_reverse_order(batch, align):
         reverse = with_reversed_queries(comparison, backwards, m)
         assert torch.equal(reverse.cost, cost) and torch.equal(reverse.query, query)
         assert torch.equal(reverse.target, comparison.target)
-    assert losses["align_post"] != model.losses(aligned, batch)["align_post"]
+    forwards = model.losses(aligned, batch)["align_post"]
+    if align == "tcc":  # a cycle returns to its start in either order: only the inputs above show the reversal
+        torch.testing.assert_close(losses["align_post"], forwards)
+    else:
+        assert (losses["align_post"] - forwards).abs() > 1e-4
 
 
 def test_released_alignment_before_fusion_includes_the_token_types(batch):
