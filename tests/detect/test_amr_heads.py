@@ -293,7 +293,7 @@ def test_the_builder_passes_its_options_on():
     assert make(content="zero").decoder.content is zero_content
     assert make(content="query").decoder.content is sentence_content
     assert make(length="duration").length is duration_in_clips and make(length="clips").length is of_clips
-    assert not make(joint_self_attention=False).decoder.layers[0].self_attn.joint
+    assert not make(joint_self_attention=False).decoder.layers[0].self_attn.across_sets
 
 
 @pytest.mark.parametrize(
