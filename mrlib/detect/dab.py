@@ -33,14 +33,17 @@ def span_positions(spans_cw: Tensor, width: int) -> Tensor:
     return waves(spans_cw * (2 * math.pi), width // 2).flatten(-2)  # (B, K, 2, width / 2) flattened
 
 
-def zero_content(query_global: Tensor) -> Tensor:
-    """The content of every moment query starts with zeros, (B, d).  [QD-DETR]"""
-    return torch.zeros_like(query_global)
+def zero_content(query_global: Tensor, dtype: torch.dtype) -> Tensor:
+    """The content of every moment query starts with zeros, (B, d), in the dtype of the clips.  [QD-DETR]"""
+    return torch.zeros_like(query_global, dtype=dtype)
 
 
-def sentence_content(query_global: Tensor) -> Tensor:
-    """The content of every moment query starts with the vector of the whole query, (B, d).  [AMR, decoder]"""
-    return query_global
+def sentence_content(query_global: Tensor, dtype: torch.dtype) -> Tensor:
+    """The content of every moment query starts with the vector of the whole query, (B, d).  [AMR, decoder]
+
+    In its own dtype or that of the clips, whichever is more precise.
+    """
+    return query_global.to(torch.promote_types(query_global.dtype, dtype))
 
 
 def _add_linears(module: nn.Module, width: int, *names: str) -> None:
@@ -137,14 +140,14 @@ class DabDecoder(nn.Module):
         hidden: int,
         dropout: float = 0.1,
         activation: str = "prelu",
-        content: Callable[[Tensor], Tensor] = zero_content,
+        content: Callable[[Tensor, torch.dtype], Tensor] = zero_content,
         joint_self_attention: bool = True,
     ):
         """A stack of `DabLayer` and one set of moment queries.
 
         moment_queries        their number
         heads, hidden         of a layer: attention heads, and the width inside its feed-forward
-        content               content(query_global) -> (B, d), what every moment query starts with
+        content               content(query_global, dtype of the clips) -> (B, d), what every moment query starts with
         joint_self_attention  if there are several sets of moment queries, they attend to one another
         """
         super().__init__()
@@ -185,7 +188,7 @@ def refine(decoder: nn.Module, sets: list[Tensor], target: Tensor, mask: Tensor,
     width = target.shape[-1]
     positions = sine_positions(mask, width).to(target.dtype)  # (B, T, d)
     reference = torch.cat(sets).sigmoid().expand(len(target), -1, -1)  # (B, K, 2), K of all sets
-    x = decoder.content(query_global)[:, None].repeat(1, reference.shape[1], 1)  # (B, K, d)
+    x = decoder.content(query_global, target.dtype)[:, None].repeat(1, reference.shape[1], 1)  # (B, K, d)
     states, references, moved = [], [], reference
     for i, layer in enumerate(decoder.layers):
         references.append(moved)

@@ -203,3 +203,14 @@ def test_padding_does_not_change_the_outputs():
 def test_impossible_sizes_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         decoder_of(**options)
+
+
+@pytest.mark.parametrize("query_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("clip_dtype", [torch.float32, torch.bfloat16])
+def test_content_of_moment_queries_starts_in_the_precision_of_the_clips(clip_dtype, query_dtype):
+    """Under autocast clips and query may differ: zeros follow the clips, the sentence is never rounded."""
+    query_global = torch.randn(2, 16, generator=torch.Generator().manual_seed(0)).to(query_dtype)
+    zeros, sentence = zero_content(query_global, clip_dtype), sentence_content(query_global, clip_dtype)
+    assert zeros.dtype == clip_dtype and not zeros.any()
+    assert sentence.dtype == (torch.zeros(1, dtype=clip_dtype) + query_global[0]).dtype
+    assert torch.equal(sentence, query_global.to(sentence.dtype))

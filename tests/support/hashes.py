@@ -5,6 +5,7 @@
 
     models      weights, checkpoint bytes, predictions, outputs, losses and gradients of every paper, preset and pair of
                 aligner and detector
+    mixed       outputs, losses and gradients of papers and pairs at size small under bf16 autocast
     augmenters  batches of every augmenter, training sets
     simulator   samples and features for every knob; baselines, metrics and probes on them
     grids       the fingerprint of every committed row of figures/*_grid.csv, and whether it is the row's
@@ -68,7 +69,8 @@ def digest(x: Any) -> str:
 def _feed(h: Any, x: Any) -> None:
     if isinstance(x, torch.Tensor):
         h.update(f"{tuple(x.shape)}{x.dtype}".encode())
-        h.update(x.detach().cpu().contiguous().numpy().tobytes())
+        x = x.detach().cpu().contiguous()
+        h.update((x.view(torch.int16) if x.dtype == torch.bfloat16 else x).numpy().tobytes())
     elif isinstance(x, np.ndarray):
         h.update(f"{x.shape}{x.dtype}".encode() + x.tobytes())
     elif isinstance(x, bytes):
@@ -158,6 +160,20 @@ def models() -> Lines:
                 continue
             batch = data["small", paper.query, paper.streams].batch(torch.arange(8))
             yield from of_model(f"{name} {options}", paper, batch)
+
+
+def mixed() -> Lines:
+    """One step in mixed precision, of every paper and every pair of aligner and detector, at size small."""
+    named = [(name, papers.get(name, "small")) for name in papers.PAPERS]
+    named += [
+        (f"{aligner} x {detector}", papers.get("qd_detr", "small", aligner=aligner, detector=detector))
+        for aligner in papers.ALIGNERS
+        for detector in papers.DETECTORS
+    ]
+    for name, paper in named:
+        data = open_dataset("sim", seed=3, n=24, query=paper.query)
+        with torch.autocast("cpu", torch.bfloat16):
+            yield from of_step(f"{name} mixed", papers.build(paper, data), data.batch(torch.arange(8)))
 
 
 def augmenters() -> Lines:
@@ -300,7 +316,14 @@ def main() -> None:
     parser.add_argument("--official", type=Path, metavar="FOLDER", help="folder of official checkpoints, PAPER*.ckpt")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    parts = {"models": models, "augmenters": augmenters, "simulator": simulator, "grids": grids, "runs": runs}
+    parts = {
+        "models": models,
+        "mixed": mixed,
+        "augmenters": augmenters,
+        "simulator": simulator,
+        "grids": grids,
+        "runs": runs,
+    }
     if args.official is not None:
         parts["released"] = lambda: released(args.official)
     for name, part in parts.items():
