@@ -21,6 +21,7 @@ _SUBMODULES = (
     "files",
     "grid",
     "layers",
+    "locks",
     "metrics",
     "ops",
     "papers",
