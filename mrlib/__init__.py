@@ -18,6 +18,7 @@ _SUBMODULES = (
     "data",
     "datasets",
     "detect",
+    "downloads",
     "files",
     "grid",
     "layers",
