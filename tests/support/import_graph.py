@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent / "mrlib"
 LAYERS = (  # bottom first; a name stands for its submodules too; names in one row do not import one another
     ("arguments", "downloads", "locks"),
     ("files", "parallel"),
-    ("ops",),
+    ("ops", "tensors"),
     ("layers",),
     ("data",),
     ("sim",),
@@ -36,7 +36,7 @@ LAYERS = (  # bottom first; a name stands for its submodules too; names in one r
     ("papers",),
     ("checkpoint", "probes", "audit"),
     ("training",),
-    ("train",),
+    ("train", "grid_file"),
     ("grid",),
     ("plots", "widgets"),
 )
