@@ -59,9 +59,10 @@ def soft_dtw_divergence(
 
 
 def _distances(x: Tensor, y: Tensor, gamma: float, distance: str) -> Tensor:
-    """All pairs of clips, (B, n, d) and (B, m, d) -> (B, n, m)."""
-    squares = x.square().sum(2)[:, :, None] + y.square().sum(2)[:, None]  # (B, n, m)
-    d = torch.baddbmm(squares, x, y.mT, alpha=-2).clamp(min=0)
+    """All pairs of clips, (B, n, d) and (B, m, d) -> (B, n, m); rounding may leave a zero a little below 0."""
+    left = torch.cat([x, x.square().sum(2, keepdim=True), x.new_ones(*x.shape[:2], 1)], 2)  # (B, n, d + 2)
+    right = torch.cat([-2 * y, y.new_ones(*y.shape[:2], 1), y.square().sum(2, keepdim=True)], 2)  # (B, m, d + 2)
+    d = left @ right.mT  # |x|^2 + |y|^2 - 2 x y in one product
     return d if distance == "sqeuclidean" else d + gamma * (2 - (-d / gamma).exp()).log()
 
 
