@@ -27,7 +27,7 @@ from mrlib.detect.span_length import in_video, of_clips, span_length
 from mrlib.layers import MLP, DecoderLayer, full_precision, sine_positions
 from mrlib.ops import spans
 from mrlib.ops.counts import shared_count
-from mrlib.ops.matching import match
+from mrlib.ops.matching import checked_cost, match
 
 SPAN_EPS = 1e-3  # smallest x and 1 - x in the logit of x
 
@@ -298,8 +298,12 @@ class DetrDetector(nn.Module):
         return Truth(windows, mask & rows[:, None], rows, batch.target_mask)
 
     def match(self, outputs: dict[str, Tensor], truth: Truth) -> Tensor:
-        """The moment query of every window after every layer, int64 (L, B, W); -1: none."""
-        return match(sum(head.cost(outputs, truth) for head in self.heads), truth.mask)
+        """The moment query of every window after every layer, int64 (L, B, W); -1: none.
+
+        raises  NotFiniteError, a ValueError and a FloatingPointError, that names the batch element whose cost is NaN
+        """
+        cost = sum(head.cost(outputs, truth) for head in self.heads)  # (L, B, K, W)
+        return match(checked_cost(cost, truth.mask), truth.mask)
 
 
 def windows_order(name: str) -> Callable[[Tensor], Tensor]:
