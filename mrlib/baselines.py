@@ -129,7 +129,7 @@ def similarity_or_nothing(dataset: MomentDataset) -> list[dict]:
 
     $$\Phi(z)^n, \quad z = \frac{\max_i c_i - m}{s}, \quad s^2 = \frac{2}{n} \sum_i \min(c_i - m, 0)^2$$
 
-    c are the cosines of the n clips of the video with its query and m is their median. The spread s is that of the clips
+    c are the cosines of the n clips of the video with its query, m is their median. The spread s is that of the clips
     below the median, since a moment raises those above it. For normally distributed cosines the score is the chance
     that n of them are all below the best one; so the threshold comes from the video's own scores and from its length,
     and nothing is trained. z = 0 if s = 0. On the simulator the mean cosine of the best run, which `query_similarity`
