@@ -127,6 +127,11 @@ def _check_arguments(
     for name, dataset in {"val": val, **{f"probe {name!r}": probe for name, probe in probes.items()}}.items():
         if dataset is not None and not dataset.labelled:
             raise ValueError(f"the {name} data, {dataset.name} {dataset.split}, has no annotated samples to score")
+    if val is not None and all(sample.relevant_windows == [] for sample in val.samples):
+        raise ValueError(
+            f"the val data, {val.name} {val.split}, has null queries only, whose relevant_windows is []; an epoch is "
+            "kept by how well it finds windows, so add queries that have some, or give no val"
+        )
     if retriever.recipe is not None:
         built = papers.get(**retriever.recipe["paper"])
         if (built.aligner, built.detector) != (paper.aligner, paper.detector):

@@ -138,7 +138,7 @@ class SpanHead(nn.Module):
         return self.cost_l1 * distance - self.cost_giou * spans.giou(to_ends(predicted), windows)
 
     def losses(self, outputs: dict[str, Tensor], truth: Truth, matched: Tensor) -> dict[str, Tensor]:
-        """l1, of centre and width, and giou; means over the matched pairs."""
+        """l1, of centre and width, and giou; means over the matched pairs, of which a null query has none."""
         valid, count = matched >= 0, shared_count((matched[0] >= 0).sum())  # (L, B, W)
         predicted = full_precision(outputs["spans_cw"])  # (L, B, K, 2)
         predicted = predicted.gather(2, matched.clamp(min=0)[..., None].expand(-1, -1, -1, 2))  # (L, B, W, 2)
@@ -194,7 +194,7 @@ class ClassHead(nn.Module):
         return -self.cost_class * foreground.expand(-1, -1, -1, truth.mask.shape[1])
 
     def losses(self, outputs: dict[str, Tensor], truth: Truth, matched: Tensor) -> dict[str, Tensor]:
-        """class, the loss that the head was built with."""
+        """class, the loss that the head was built with; all moment queries of a null query are background."""
         logits = full_precision(outputs["logits"])  # (L, B, K, 2)
         positive = (torch.arange(logits.shape[2], device=matched.device) == matched[..., None]).any(2)  # (L, B, K)
         return {"class": self.loss(logits, positive, truth.rows)}
