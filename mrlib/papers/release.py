@@ -55,6 +55,7 @@ class Release:
     unread: tuple[str, ...] = ()  # beginnings of official names that no prediction reads, unless `names` leads to them
     corrected: Mapping[str, Any] = field(default_factory=dict)  # settings under which padding has no effect
     plain: Callable[[Tensors], Tensors] = dict  # official tensors -> the same, each once and in our shape
+    paper: str | None = None  # whose settings are changed to describe the network; None: its own
     # those of `PREPARATIONS` that the network went through
     prepared: Callable[[Options, Tensors], tuple[str, ...]] = lambda opt, tensors: ()
 
@@ -130,7 +131,8 @@ def load_official(path: str | os.PathLike, paper: str, corrected: bool = False) 
     try:
         settings = release.settings(options, tensors) | (dict(release.corrected) if corrected else {})
         with torch.device("meta"), _Unset():  # no memory is used before the shapes are known to fit
-            retriever = build(get(paper, preset=release.preset, **settings), _widths(options, tensors), seed=0)
+            described = get(release.paper or paper, preset=release.preset, **settings)
+            retriever = build(described, _widths(options, tensors), seed=0)
             for name in release.prepared(options, tensors):
                 prepare(retriever, name)
         tensors = release.plain(tensors)

@@ -107,7 +107,7 @@ def test_contents_that_are_not_a_checkpoint_are_refused(tmp_path):
         torch.save(content, path)
         with pytest.raises(ValueError, match=message):
             load_official(path, "univtg")
-    known = "matr, univtg, moment_detr, qd_detr, td_detr, amr"
+    known = "matr, univtg, moment_detr, qd_detr, td_detr, amr, cg_detr"
     with pytest.raises(ValueError, match=f"unknown release 'bert'; known: {known}"):
         load_official(path, "bert")
 
