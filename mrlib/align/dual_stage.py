@@ -223,17 +223,19 @@ class DualStageAligner(nn.Module):
     def losses(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
         """L_align^pre and L_align^post: the mean over samples of the cost per query clip.
 
-        0 for a stage without an alignment. A query that runs backwards is put into its original order before.
+        0 for a stage without an alignment. A query that runs backwards is put into its original order before. A null
+        query, which is nowhere in its video, is not aligned: it adds nothing and is not counted.
         """
         lengths = batch.lengths, batch.query_mask.sum(1)  # (B,), (B,)
-        count = shared_count((lengths[1] > 0).sum())
+        answered = batch.labels.answered  # (B,)
+        count = shared_count(((lengths[1] > 0) & answered).sum())
         backwards = batch.labels.backwards
         values = {f"align_{name}": aligned.target.new_zeros(()) for name in ("pre", "post")}
         for name, comparison in aligned.cache.items():
             if backwards is not None:
                 comparison = with_reversed_queries(comparison, backwards, lengths[1])
             value = self.align.value(comparison, self.gamma, *lengths) / lengths[1].clamp(min=1)  # (B,)
-            values[f"align_{name}"] = value.sum() / count
+            values[f"align_{name}"] = value.masked_fill(~answered, 0).sum() / count
         return values
 
     def _decode_context(self, target: Tensor, positions: Tensor, mask: Tensor, path: Tensor | None) -> Tensor | None:

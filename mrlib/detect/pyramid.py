@@ -205,7 +205,7 @@ class PyramidDetector(nn.Module):
     def losses(
         self, outputs: dict[str, Tensor], aligned: Aligned, batch: Batch, teacher: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        r"""Sums over the points, divided by the number of positive points.  [SnAG]
+        r"""Sums over the points, divided by the number of positive points, at least 1; a null query has none.  [SnAG]
 
         focal  $-\alpha (1 - p_y)^2 (y \log p + (1 - y) \log(1 - p))$ with y = 0.9 or 0.1, $p_y = yp + (1 - y)(1 - p)$
         diou   1 - distance IoU of the moment that a positive point predicts
