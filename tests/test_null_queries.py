@@ -238,7 +238,7 @@ def test_detectors_with_a_class_head_learn_which_queries_have_nothing_to_find(na
     data = papers.open_split(paper, "sim", split="train", n=16, null=0.5)
     model, batch = papers.build(paper, data), data.batch(range(16))
     optimiser = torch.optim.Adam(model.parameters(), 3e-3)
-    for _ in range(40):
+    for _ in range(80):
         optimiser.zero_grad()
         sum(model.losses(*model(batch), batch).values()).backward()
         optimiser.step()
