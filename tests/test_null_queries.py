@@ -82,7 +82,8 @@ def weight_of(term, batch):
 @pytest.mark.parametrize(
     ("aligner", "detector", "options"),
     [(aligner, detector, {"levels": 3} if detector == "pyramid" else {}) for aligner, detector in PAIRS]
-    + [("trilinear", "dab_quality", {"against": "video"}), ("dual_stage", "boundary", {})],
+    + [("trilinear", "dab_quality", {"against": "video"}), ("dual_stage", "boundary", {})]
+    + [("joint_memory", "detr", {"contrast_width": 8})],
 )
 def test_null_queries_change_the_losses_of_other_queries_by_their_share_only(aligner, detector, options):
     """The mean over the batch is that of the other queries and that of the null queries, each weighted by its count."""
