@@ -221,7 +221,7 @@ class CgDetrAligner(GlobalTokenAligner):
         margin, contrast, negative                      of the saliency, as in `saliency.terms`
         words_margin, words_contrast, words_negative    of κ, with the same pairs; the last is $-\log(1 - \kappa)$
         words_match                                     binary cross-entropy of κ, with the annotators' scores, at most
-                                                        1, as labels
+                                                        1, as labels; all 0 for a null query
         """
         with_pairs = replace(batch.labels, pairs=saliency.ranking_pairs(batch))
         batch, kappa, negative_kappa = replace(batch, labels=with_pairs), aligned.cache["kappa"], []

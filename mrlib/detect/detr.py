@@ -27,7 +27,7 @@ from mrlib.detect.span_length import in_video, of_clips, span_length
 from mrlib.layers import MLP, DecoderLayer, full_precision, sine_positions
 from mrlib.ops import spans
 from mrlib.ops.counts import shared_count
-from mrlib.ops.matching import match
+from mrlib.ops.matching import checked_cost, match
 
 SPAN_EPS = 1e-3  # smallest x and 1 - x in the logit of x
 
@@ -143,7 +143,7 @@ class SpanHead(nn.Module):
         return self.cost_l1 * distance - self.cost_giou * spans.giou(to_ends(predicted), windows)
 
     def losses(self, outputs: dict[str, Tensor], truth: Truth, matched: Tensor) -> dict[str, Tensor]:
-        """l1, of centre and width, and giou; means over the matched pairs."""
+        """l1, of centre and width, and giou; means over the matched pairs, of which a null query has none."""
         valid, count = matched >= 0, shared_count((matched[0] >= 0).sum())  # (L, B, W)
         predicted = full_precision(outputs["spans_cw"])  # (L, B, K, 2)
         predicted = predicted.gather(2, matched.clamp(min=0)[..., None].expand(-1, -1, -1, 2))  # (L, B, W, 2)
@@ -199,7 +199,7 @@ class ClassHead(nn.Module):
         return -self.cost_class * foreground.expand(-1, -1, -1, truth.mask.shape[1])
 
     def losses(self, outputs: dict[str, Tensor], truth: Truth, matched: Tensor) -> dict[str, Tensor]:
-        """class, the loss that the head was built with."""
+        """class, the loss that the head was built with; all moment queries of a null query are background."""
         logits = full_precision(outputs["logits"])  # (L, B, K, 2)
         return {"class": self.loss(logits, have_window(matched, logits.shape[2]), truth.rows)}
 
@@ -306,8 +306,12 @@ class DetrDetector(nn.Module):
         return Truth(windows, mask & rows[:, None], rows, batch.target_mask)
 
     def match(self, outputs: dict[str, Tensor], truth: Truth) -> Tensor:
-        """The moment query of every window after every layer, int64 (L, B, W); -1: none."""
-        return match(sum(head.cost(outputs, truth) for head in self.heads), truth.mask)
+        """The moment query of every window after every layer, int64 (L, B, W); -1: none.
+
+        raises  NotFiniteError, a ValueError and a FloatingPointError, that names the batch element whose cost is NaN
+        """
+        cost = sum(head.cost(outputs, truth) for head in self.heads)  # (L, B, K, W)
+        return match(checked_cost(cost, truth.mask), truth.mask)
 
 
 def windows_order(name: str) -> Callable[[Tensor], Tensor]:
