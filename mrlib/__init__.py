@@ -19,6 +19,7 @@ _SUBMODULES = (
     "datasets",
     "detect",
     "files",
+    "generalized",
     "grid",
     "layers",
     "metrics",
