@@ -33,6 +33,7 @@ from mrlib.training import cli
 from mrlib.training.run_state import History, RunState
 from mrlib.training.scoring import headline as headline
 from mrlib.training.scoring import predict_all as predict_all
+from mrlib.training.scoring import require_annotations
 from mrlib.training.scoring import scores_of as scores_of
 from mrlib.training.stages import MiningRunner, TrainingRunner
 from mrlib.training.trainer import Setup
@@ -66,7 +67,7 @@ def fit(
     ValueError          wrong arguments, or the folder holds a run of other settings
     FloatingPointError  a loss is not finite; it names term, step and the queries of the batch
     """
-    _check_arguments(retriever, val, paper, out_dir, precision, probes or {})
+    _check_arguments(retriever, train, val, paper, out_dir, precision, probes or {})
     setup = Setup(retriever, train, val, dict(probes or {}), paper, seed, _device(device), precision, compile)
     setup = _on_device(setup)
     parallel.broadcast_weights(retriever)
@@ -116,6 +117,7 @@ def _fit_one_stage(
 
 def _check_arguments(
     retriever: MomentRetriever,
+    train: MomentDataset,
     val: MomentDataset | None,
     paper: Paper,
     out_dir: str | os.PathLike | None,
@@ -124,9 +126,10 @@ def _check_arguments(
 ) -> None:
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"unknown precision {precision!r}; known: fp32, bf16")
+    require_annotations("train", train, scored=False)
     for name, dataset in {"val": val, **{f"probe {name!r}": probe for name, probe in probes.items()}}.items():
-        if dataset is not None and not dataset.labelled:
-            raise ValueError(f"the {name} data, {dataset.name} {dataset.split}, has no annotated samples to score")
+        if dataset is not None:
+            require_annotations(name, dataset, scored=True)
     if retriever.recipe is not None:
         built = papers.get(**retriever.recipe["paper"])
         if (built.aligner, built.detector) != (paper.aligner, paper.detector):

@@ -1,6 +1,7 @@
 """List all problems of the files of a dataset at once: `python -m mrlib.data.check NAME [ROOT]`.
 
-It reads with the readers of `open_files`, so a dataset that passes here opens. It continues after a bad line or file.
+It reads with the readers of `open_files`, so a dataset that passes here opens with the same options, and one that opens
+passes. It continues after a bad line or file, and says what `bad="skip"` and `bad="clamp"` would change.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import get_args
 
 from tqdm import tqdm
 
 from mrlib.data import Sample
-from mrlib.data.annotations import shared_classes
+from mrlib.data.annotations import examined, shared_classes
 from mrlib.data.arrays import same_width
 from mrlib.data.features import Source, WordVectors, agreed_length
 from mrlib.data.layouts import (
@@ -28,7 +30,10 @@ from mrlib.data.layouts import (
     find_query,
     find_source,
     read_samples,
+    stream_names,
 )
+from mrlib.data.lenient import Mode, mode_of, refusals, summary
+from mrlib.data.lines import Line
 from mrlib.data.problems import DataError, Problem
 
 
@@ -64,6 +69,7 @@ class _Report:
 
     parts: list[Part] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    ways_out: list[str] = field(default_factory=list)  # what the other modes of `bad` make of each file with problems
 
     @contextmanager
     def collecting(self, need: str = "") -> Iterator[None]:
@@ -74,16 +80,39 @@ class _Report:
             self.problems.append(replace(error.problem, message=error.problem.message + need))
 
 
-def check(name: str, root: str | os.PathLike | None = None, layout: str | None = None) -> list[Problem]:
+@dataclass(frozen=True)
+class _Question:
+    """What is checked: a dataset, and the options that `open_files` is called with."""
+
+    name: str
+    root: Path
+    layout: str | None
+    streams: str | Iterable[str] | None
+    bad: Mode
+
+
+def check(
+    name: str,
+    root: str | os.PathLike | None = None,
+    layout: str | None = None,
+    *,
+    streams: str | Iterable[str] | None = None,
+    bad: Mode = "error",
+) -> list[Problem]:
     """Every problem of a dataset's annotations and features; those that are not fatal do not stop `open_files`.
 
-    name, root, layout  as in `mrlib.data.layouts.open_files`; ValueError for a name or folder that is not there
+    name, root, layout, streams, bad  as in `mrlib.data.layouts.open_files`
+    raises  ValueError for a name, folder, layout or stream that is not there, or an unknown mode
     """
-    return _check(name, dataset_root(name, root), layout).problems
+    return _check(_Question(name, dataset_root(name, root), layout, streams, mode_of(bad))).problems
 
 
-def _check(name: str, root: Path, layout: str | None) -> _Report:
-    report = _Report()
+def _check(question: _Question) -> _Report:
+    report, name, root, layout = _Report(), question.name, question.root, question.layout
+    if layout is not None:
+        if layout not in LAYOUTS:
+            raise ValueError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}")
+        stream_names(layout, question.streams)
     with report.collecting():
         layout = layout or find_layout(root, DATASETS[name])
     splits = find_annotations(name, root)
@@ -92,39 +121,49 @@ def _check(name: str, root: Path, layout: str | None) -> _Report:
         report.problems.append(Problem(str(root), None, "missing file", f"no annotations, {expected}"))
     class_field, classes = DATASETS[name].classes, {}
     for split, file in splits.items():
-        samples = _check_annotations(report, name, split, file)
+        samples = _check_annotations(report, question, split, file)
         values = (sample.extra.get(class_field) for _, sample in samples)
         classes[file] = {value for value in values if isinstance(value, int | str)}
         if layout is not None and samples:
-            _check_features(report, name, root, layout, split, file, samples)
-    report.problems += shared_classes(class_field, classes)
+            _check_features(report, replace(question, layout=layout), split, file, samples)
+    report.problems += [replace(problem, fatal=False) for problem in shared_classes(class_field, classes)]
     report.problems = list(dict.fromkeys(report.problems))  # a problem that several splits have is listed once
     return report
 
 
-def _check_annotations(report: _Report, name: str, split: str, file: Path) -> list[tuple[int, Sample]]:
+def _check_annotations(report: _Report, question: _Question, split: str, file: Path) -> list[tuple[int, Sample]]:
     """The lines of a file that have no fatal problem, each with its number."""
-    part, samples = Part(split, "annotations"), []
-    for number, sample, problems in read_samples(name, file):
-        part.wanted += number is not None
-        report.problems += problems
-        if sample is not None:
-            samples.append((number, sample))
-            part.shapes.append((1, 1))
+    lines, bad = _lines(question.name, file, question.bad), question.bad
+    report.problems += [replace(p, fatal=False) if bad == "skip" else p for _, _, problems in lines for p in problems]
+    report.problems += refusals(file, lines, bad) if bad == "skip" else []
+    if bad == "error" and any(problem.fatal for _, _, problems in lines for problem in problems):
+        report.ways_out += _ways_out(question.name, file, lines)
+    samples = [(number, sample) for number, sample, _ in lines if sample is not None]
+    numbers = {number for number, _, _ in lines if number is not None}
+    part = Part(split, "annotations", len(numbers), shapes=[(1, 1)] * len({number for number, _ in samples}))
     report.parts.append(part)
     return samples
 
 
+def _lines(name: str, file: Path, bad: Mode) -> list[Line]:
+    return examined(file, read_samples(name, file, clamp=bad == "clamp"))
+
+
+def _ways_out(name: str, file: Path, lines: list[Line]) -> list[str]:
+    """What the modes "skip" and "clamp" make of a file whose lines have fatal problems."""
+    texts = []
+    for bad, read in (("skip", lines), ("clamp", _lines(name, file, "clamp"))):
+        refused = refusals(file, read, bad)
+        text = summary(read, bad, DATASETS[name].clip_s) or f'bad="{bad}" changes nothing'
+        texts.append(f"{file}: {text}" + (f"; it still refuses {len(refused)} problems" if refused else ""))
+    return texts
+
+
 def _check_features(
-    report: _Report,
-    name: str,
-    root: Path,
-    layout: str,
-    split: str,
-    annotations: Path,
-    samples: list[tuple[int, Sample]],
+    report: _Report, question: _Question, split: str, annotations: Path, samples: list[tuple[int, Sample]]
 ) -> None:
     """Read every feature that the samples of a split need, and compare their widths."""
+    name, root, layout = question.name, question.root, question.layout
     unit = "item" if annotations.suffix == ".json" else "line"
     videos: dict[str, tuple[Sample, str]] = {}  # the first sample of each, and the end of its error messages
     queries: dict[int | str, tuple[Sample, str]] = {}
@@ -132,7 +171,7 @@ def _check_features(
         need = f"; needed by {unit} {number} of {annotations.name}"
         videos.setdefault(sample.vid, (sample, need))
         queries.setdefault(sample.qid, (sample, need))
-    streams = _check_videos(report, name, root, layout, split, videos.values())
+    streams = _check_videos(report, question, split, videos.values())
     query = None
     with report.collecting():
         query = find_query(root, layout, DATASETS[name], [sample for _, sample in samples])
@@ -150,13 +189,13 @@ def _check_features(
 
 
 def _check_videos(
-    report: _Report, name: str, root: Path, layout: str, split: str, videos: Collection[tuple[Sample, str]]
+    report: _Report, question: _Question, split: str, videos: Collection[tuple[Sample, str]]
 ) -> dict[str, Part]:
-    """Read all streams of some videos, and compare their lengths."""
-    dataset, sources = DATASETS[name], {}
-    for stream, files in LAYOUTS[layout].video.items():
+    """Read the streams of some videos, and compare their lengths."""
+    dataset, sources = DATASETS[question.name], {}
+    for stream in stream_names(question.layout, question.streams):
         with report.collecting():
-            sources[stream] = find_source(root, files, dataset)
+            sources[stream] = find_source(question.root, LAYOUTS[question.layout].video[stream], dataset)
     parts = {stream: Part(split, stream, len(videos)) for stream in sources}
     for sample, need in _progress(videos, split):
         lengths = {}
@@ -200,18 +239,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("name", help=", ".join(DATASETS))
     parser.add_argument("root", nargs="?", help="folder with annotations and features; default $MRLIB_DATA/NAME")
     parser.add_argument("--layout", help=f"{', '.join(LAYOUTS)}; default the one whose files are there")
+    parser.add_argument("--streams", nargs="+", metavar="STREAM", help="of the layout, or joint; default all")
+    parser.add_argument(
+        "--bad", choices=get_args(Mode), default="error", help="as the dataset is opened; default error"
+    )
     options = parser.parse_args(arguments)
+    streams = "joint" if options.streams == ["joint"] else options.streams
     try:
         root = dataset_root(options.name, options.root)
+        report = _check(_Question(options.name, root, options.layout, streams, options.bad))
     except ValueError as error:
         parser.error(str(error))
-    if options.layout not in (None, *LAYOUTS):
-        parser.error(f"unknown layout {options.layout!r}; known: {', '.join(LAYOUTS)}")
-    report = _check(options.name, root, options.layout)
     for part in report.parts:
         print(part)
     for problem in report.problems:
         print(problem if problem.fatal else f"{problem} (not fatal)")
+    for text in report.ways_out:
+        print(text)
     fatal = sum(problem.fatal for problem in report.problems)
     notes = len(report.problems) - fatal
     print(f"{fatal} problems" + (f", {notes} notes" if notes else ""))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 import warnings
 from collections import Counter
@@ -19,6 +18,7 @@ from tqdm import tqdm
 from mrlib.data import Sample
 from mrlib.data.annotations import is_plain_name
 from mrlib.data.arrays import as_rows, normalized_rows, read_array, read_glove, same_width
+from mrlib.data.clips import count_clips
 from mrlib.data.problems import DataError, MissingFile, Problem
 
 
@@ -104,15 +104,10 @@ def averaged(rows: np.ndarray, duration: float) -> np.ndarray:
     duration  of the video, in clips
     returns   (ceil(duration), D)
     """
-    clips = count_clips(duration)
+    clips = count_clips(duration, 1)
     first = np.minimum(np.arange(clips) * len(rows) / duration, len(rows) - 1).astype(int)
     counts = np.maximum(np.diff(first, append=len(rows)), 1)
     return np.add.reduceat(rows, first) / counts[:, None].astype(np.float32)
-
-
-def count_clips(duration: float) -> int:
-    """The number of clips of a video, including a shorter last one; duration in clips."""
-    return max(1, math.ceil(duration - 1e-6))
 
 
 def agreed_length(lengths: dict[Path, int], sample: Sample, clip_s: float) -> int:
@@ -123,7 +118,7 @@ def agreed_length(lengths: dict[Path, int], sample: Sample, clip_s: float) -> in
              by more than a twentieth of it; then something has another rate
     """
     counts = ", ".join(f"{n} in {file.parent.name}/{file.name}" for file, n in lengths.items())
-    expected = count_clips(sample.duration / clip_s)
+    expected = count_clips(sample.duration, clip_s)
     file = str(max(lengths, key=lambda f: abs(lengths[f] - expected)))
     if max(lengths.values()) - min(lengths.values()) > 2:
         message = f"streams of one video differ by more than two rows: {counts}; extract them at one rate"

@@ -28,7 +28,9 @@ from mrlib.data import Sample
 from mrlib.data.annotations import Line, checked_samples, read_annotations
 from mrlib.data.bank import Bank, load_bank, save_bank
 from mrlib.data.dataset import MomentDataset
+from mrlib.data.ego4d import read_nlq
 from mrlib.data.features import Features, Source, WordVectors
+from mrlib.data.lenient import Mode, mode_of
 from mrlib.data.pairs import SPLITS, read_pairs
 from mrlib.data.problems import DataError, MissingFile, Problem
 from mrlib.data.sportsmoments import read_csv
@@ -43,6 +45,7 @@ class Dataset:
     query: str = "qid{qid}"  # what {query} stands for in a layout
     words: bool = True  # queries are sentences
     classes: str | None = None  # a field of `extra` of which no two splits share a value
+    document: Callable[..., Iterator[Line]] | None = None  # the reader of its .json files: (file, clip_s, clamp=...)
 
 
 DATASETS: dict[str, Dataset] = {
@@ -58,8 +61,21 @@ DATASETS: dict[str, Dataset] = {
     "activitynet_captions": Dataset(("activitynet_{split}_release.jsonl",), 2.0),
     "tacos": Dataset(("tacos_{split}_release.jsonl",), 2.0, query="{qid}"),
     "tvsum": Dataset(("tvsum_{split}_release.jsonl",), 2.0),
+    "youtube_highlights": Dataset(
+        (
+            "youtube_highlight_{split}_release.jsonl",
+            "youtube_{split}.jsonl",
+        ),
+        5 / 3,  # a label is about 100 frames, one every 50 frames, at about 30 frames per second
+        query="{qid}",
+    ),
+    "ego4d_nlq": Dataset(("nlq_{split}.jsonl", "nlq_{split}.json"), 2.0, query="{qid}", document=read_nlq),
     "activitynet_vrl": Dataset(
-        ("activitynet_vrl_{split}.jsonl", "{split}.json", "data/{split}.json"), 2.0, words=False, classes="label"
+        ("activitynet_vrl_{split}.jsonl", "{split}.json", "data/{split}.json"),
+        2.0,
+        words=False,
+        classes="label",
+        document=lambda file, clip_s, clamp: read_pairs(file, clamp=clamp),
     ),
     "sportsmoments": Dataset(
         ("sportsmoments_{split}.jsonl", "sportsmoments_{split}.csv", "{split}.csv"),
@@ -68,10 +84,10 @@ DATASETS: dict[str, Dataset] = {
         classes="action_class",
     ),
 }
-READERS: dict[str, Callable[[Path, Dataset], Iterator[Line]]] = {  # by the ending of an annotation file
-    ".jsonl": lambda file, dataset: read_annotations(file, dataset.clip_s, words=dataset.words),
-    ".json": lambda file, dataset: read_pairs(file),
-    ".csv": lambda file, dataset: read_csv(file, dataset.clip_s),
+READERS: dict[str, Callable[[Path, Dataset, bool], Iterator[Line]]] = {  # by the ending of an annotation file
+    ".jsonl": lambda file, dataset, clamp: read_annotations(file, dataset.clip_s, words=dataset.words, clamp=clamp),
+    ".json": lambda file, dataset, clamp: dataset.document(file, dataset.clip_s, clamp=clamp),
+    ".csv": lambda file, dataset, clamp: read_csv(file, dataset.clip_s, clamp=clamp),
 }
 
 
@@ -180,9 +196,9 @@ def find_annotations(name: str, root: Path) -> dict[str, Path]:
     return splits
 
 
-def read_samples(name: str, file: Path) -> Iterator[Line]:
+def read_samples(name: str, file: Path, *, clamp: bool = False) -> Iterator[Line]:
     """The lines of an annotation file, in whichever format it was published; see `read_annotations`."""
-    return READERS[Path(file.name.removesuffix(".gz")).suffix](file, DATASETS[name])
+    return READERS[Path(file.name.removesuffix(".gz")).suffix](file, DATASETS[name], clamp)
 
 
 def find_source(root: Path, stream: Stream, dataset: Dataset) -> Source:
@@ -256,6 +272,7 @@ def open_files(
     cache: str | os.PathLike | None = None,
     limit: int | None = None,
     domain: str | None = None,
+    bad: Mode = "error",
 ) -> MomentDataset:
     """A dataset from annotation and feature files.
 
@@ -272,6 +289,7 @@ def open_files(
                `mrlib` under $XDG_CACHE_HOME
     limit      only the first samples
     domain     only the samples of this domain; on TVSum the official recipe trains one model per domain
+    bad        what to do with annotated lines that are not right, "error", "skip" or "clamp": see `mrlib.data.lenient`
     raises     ValueError, FileNotFoundError or KeyError, naming the file, the problem and what to do
 
     The streams of a video are cut to the shortest and to the video's duration; a query is cut to what the official
@@ -281,7 +299,8 @@ def open_files(
         raise ValueError(f"limit is {limit}; at least one sample, or None for all")
     root = dataset_root(name, root)
     file = _annotation_file(name, root, split)
-    samples = checked_samples(file, DATASETS[name].clip_s, read_samples(name, file))
+    lines = read_samples(name, file, clamp=mode_of(bad) == "clamp")
+    samples = checked_samples(file, DATASETS[name].clip_s, lines, bad)
     samples = _in_domain(samples, domain, f"{name} {split}")[:limit]
     layout = layout or find_layout(root, DATASETS[name])
     features = open_features(name, root, samples, layout, streams, normalize)
@@ -292,6 +311,7 @@ def open_files(
         "dtype": str(dtype).removeprefix("torch."),
         "limit": limit,
     } | ({} if domain is None else {"domain": domain})
+    settings |= {} if bad == "error" else {"bad": bad}
     digest = hashlib.sha256(json.dumps([str(root.resolve()), settings]).encode()).hexdigest()[:8]
     stem = _cache_folder(root, cache) / f"{name}-{split}-{digest}"
     return _read_dataset(name, split, samples, features, dtype, stem, settings)
@@ -383,7 +403,7 @@ def open_features(
     if layout not in LAYOUTS:
         raise ValueError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}")
     row, dataset = LAYOUTS[layout], DATASETS[name]
-    names = _stream_names(layout, streams)
+    names = stream_names(layout, streams)
     normalized = {*names, "query"} if normalize is True else set() if normalize is False else set(normalize)
     if unknown := normalized - {*names, "query"}:
         raise ValueError(f"normalize names {sorted(unknown)}; there are {[*names, 'query']}")
@@ -404,7 +424,8 @@ def open_features(
     return replace(features, widths=widths)
 
 
-def _stream_names(layout: str, streams: str | Iterable[str] | None) -> tuple[str, ...]:
+def stream_names(layout: str, streams: str | Iterable[str] | None) -> tuple[str, ...]:
+    """The streams of a layout that `streams` of `open_files` means; ValueError for one that it lacks."""
     video, joint = LAYOUTS[layout].video, LAYOUTS[layout].joint
     if streams == "joint":
         if joint is None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mrlib.data import Sample
-from mrlib.data.features import Features, Source, WordVectors, agreed_length, averaged, count_clips, words_of
+from mrlib.data.features import Features, Source, WordVectors, agreed_length, averaged, words_of
 from mrlib.data.problems import DataError, MissingFile
 from tests.support.files import random, save_npy, save_npz
 
@@ -83,11 +83,6 @@ def test_a_clip_is_the_mean_of_the_rows_that_begin_in_it_or_the_row_that_covers_
     first = [min(int(t * rows / duration), rows - 1) for t in range(clips)] + [rows]
     expected = [x[a : max(b, a + 1)].mean(0) for a, b in zip(first, first[1:], strict=False)]
     np.testing.assert_allclose(averaged(x.astype(np.float32), duration), expected, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize(("duration", "clips"), [(10.0, 10), (9.5, 10), (9.0000001, 9), (0.2, 1), (0.0, 1), (9.1, 10)])
-def test_a_shorter_last_clip_counts_as_a_clip(duration, clips):
-    assert count_clips(duration) == clips
 
 
 @pytest.mark.parametrize(
