@@ -22,6 +22,7 @@ _SUBMODULES = (
     "files",
     "grid",
     "layers",
+    "locks",
     "metrics",
     "ops",
     "papers",
