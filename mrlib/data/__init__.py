@@ -127,8 +127,8 @@ _MEMBERS = {
     "MomentDataset": "mrlib.data.dataset",
     "open_dataset": "mrlib.datasets",
 }
-_SUBMODULES = ("annotations", "arrays", "bank", "check", "dataset", "features", "layouts", "pairs")
-_SUBMODULES += ("problems", "sportsmoments", "stand_in")
+_SUBMODULES = ("annotations", "arrays", "bank", "cache", "check", "dataset", "digests", "features", "glove", "hdf5")
+_SUBMODULES += ("layouts", "pairs", "problems", "sources", "sportsmoments", "stand_in", "stored")
 
 
 def __getattr__(name: str):

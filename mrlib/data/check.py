@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -22,14 +23,15 @@ from mrlib.data.features import Source, WordVectors, agreed_length
 from mrlib.data.layouts import (
     DATASETS,
     LAYOUTS,
+    Dataset,
+    dataset_of,
     dataset_root,
     find_annotations,
-    find_layout,
-    find_query,
-    find_source,
     read_samples,
+    stream_names,
 )
 from mrlib.data.problems import DataError, Problem
+from mrlib.data.sources import Layout, choose_layout, find_query, find_source
 
 
 @dataclass
@@ -74,38 +76,46 @@ class _Report:
             self.problems.append(replace(error.problem, message=error.problem.message + need))
 
 
-def check(name: str, root: str | os.PathLike | None = None, layout: str | None = None) -> list[Problem]:
+def check(name: str, root: str | os.PathLike | None = None, layout: str | None = None, **options) -> list[Problem]:
     """Every problem of a dataset's annotations and features; those that are not fatal do not stop `open_files`.
 
     name, root, layout  as in `mrlib.data.layouts.open_files`; ValueError for a name or folder that is not there
+    options             of `open_files`: streams, clip_s, rows_per_s, files, query_files; ValueError for a wrong one
     """
-    return _check(name, dataset_root(name, root), layout).problems
+    return _check(name, dataset_root(name, root), {"layout": layout} | options).problems
 
 
-def _check(name: str, root: Path, layout: str | None) -> _Report:
-    report = _Report()
-    with report.collecting():
-        layout = layout or find_layout(root, DATASETS[name])
+def _check(name: str, root: Path, options: dict[str, Any]) -> _Report:
+    report, found = _Report(), _Report()
+    dataset, streams = dataset_of(name, options.pop("clip_s", None)), options.pop("streams", None)
     splits = find_annotations(name, root)
     if not splits:
         expected = " or ".join(DATASETS[name].annotations)
         report.problems.append(Problem(str(root), None, "missing file", f"no annotations, {expected}"))
-    class_field, classes = DATASETS[name].classes, {}
+    classes = {}
     for split, file in splits.items():
-        samples = _check_annotations(report, name, split, file)
-        values = (sample.extra.get(class_field) for _, sample in samples)
+        samples = _check_annotations(report, name, dataset, split, file)
+        values = (sample.extra.get(dataset.classes) for _, sample in samples)
         classes[file] = {value for value in values if isinstance(value, int | str)}
-        if layout is not None and samples:
-            _check_features(report, name, root, layout, split, file, samples)
-    report.problems += shared_classes(class_field, classes)
-    report.problems = list(dict.fromkeys(report.problems))  # a problem that several splits have is listed once
+        if not samples:
+            continue
+        with found.collecting():
+            layout, row = choose_layout(root, dataset, [sample for _, sample in samples], **options)
+            row = replace(row, video={stream: row.video[stream] for stream in stream_names(layout, row, streams)})
+            _check_features(report, root, dataset, row, split, file, samples)
+    report.problems += shared_classes(dataset.classes, classes)
+    report.problems = list(
+        dict.fromkeys(found.problems + report.problems)
+    )  # a problem that several splits have is listed once
     return report
 
 
-def _check_annotations(report: _Report, name: str, split: str, file: Path) -> list[tuple[int, Sample]]:
+def _check_annotations(
+    report: _Report, name: str, dataset: Dataset, split: str, file: Path
+) -> list[tuple[int, Sample]]:
     """The lines of a file that have no fatal problem, each with its number."""
     part, samples = Part(split, "annotations"), []
-    for number, sample, problems in read_samples(name, file):
+    for number, sample, problems in read_samples(name, file, dataset.clip_s):
         part.wanted += number is not None
         report.problems += problems
         if sample is not None:
@@ -117,9 +127,9 @@ def _check_annotations(report: _Report, name: str, split: str, file: Path) -> li
 
 def _check_features(
     report: _Report,
-    name: str,
     root: Path,
-    layout: str,
+    dataset: Dataset,
+    row: Layout,
     split: str,
     annotations: Path,
     samples: list[tuple[int, Sample]],
@@ -132,12 +142,12 @@ def _check_features(
         need = f"; needed by {unit} {number} of {annotations.name}"
         videos.setdefault(sample.vid, (sample, need))
         queries.setdefault(sample.qid, (sample, need))
-    streams = _check_videos(report, name, root, layout, split, videos.values())
+    streams = _check_videos(report, root, dataset, row, split, videos.values())
     query = None
     with report.collecting():
-        query = find_query(root, layout, DATASETS[name], [sample for _, sample in samples])
-    joint = streams.get(LAYOUTS[layout].joint)
-    sentence = LAYOUTS[layout].sentence if joint is not None else None
+        query = find_query(root, row.query, dataset, [sample for _, sample in samples])
+    joint = streams.get(row.joint)
+    sentence = row.sentence if joint is not None else None
     rows, vectors = _check_queries(report, query, sentence, split, queries.values())
     report.parts += [*streams.values(), rows]
     widths = [(part, part.width) for part in (*streams.values(), rows)]
@@ -150,13 +160,13 @@ def _check_features(
 
 
 def _check_videos(
-    report: _Report, name: str, root: Path, layout: str, split: str, videos: Collection[tuple[Sample, str]]
+    report: _Report, root: Path, dataset: Dataset, row: Layout, split: str, videos: Collection[tuple[Sample, str]]
 ) -> dict[str, Part]:
     """Read all streams of some videos, and compare their lengths."""
-    dataset, sources = DATASETS[name], {}
-    for stream, files in LAYOUTS[layout].video.items():
+    sources, samples = {}, [sample for sample, _ in videos]
+    for stream, files in row.video.items():
         with report.collecting():
-            sources[stream] = find_source(root, files, dataset)
+            sources[stream] = find_source(root, files, dataset, samples, video=True)
     parts = {stream: Part(split, stream, len(videos)) for stream in sources}
     for sample, need in _progress(videos, split):
         lengths = {}
@@ -207,7 +217,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(str(error))
     if options.layout not in (None, *LAYOUTS):
         parser.error(f"unknown layout {options.layout!r}; known: {', '.join(LAYOUTS)}")
-    report = _check(options.name, root, options.layout)
+    report = _check(options.name, root, {"layout": options.layout})
     for part in report.parts:
         print(part)
     for problem in report.problems:
