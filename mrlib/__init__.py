@@ -20,6 +20,7 @@ _SUBMODULES = (
     "detect",
     "downloads",
     "files",
+    "generalized",
     "grid",
     "layers",
     "locks",

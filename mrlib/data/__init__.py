@@ -27,7 +27,7 @@ class Sample:
     query: str
     duration: float  # seconds
     vid: str
-    relevant_windows: list[list[float]] | None = None  # [[start, end], ...] in seconds
+    relevant_windows: list[list[float]] | None = None  # [[start, end], ...] in seconds; []: nothing answers the query
     relevant_clip_ids: list[int] | None = None  # clips that the annotators scored
     saliency_scores: list[list[int]] | None = None  # for each scored clip, one score 0..4 of each annotator
     extra: dict[str, Any] = field(default_factory=dict)  # all other fields of the line
@@ -79,6 +79,11 @@ class Labels(_Tensors):
     negative: Tensor | None = None  # int64 (B,) row of the batch whose query does not concern this video; -1: none
     wrong: Tensor | None = None  # bool (B, T) clips of mined windows
     backwards: Tensor | None = None  # bool (B,) the query is a video that runs backwards
+
+    @property
+    def answered(self) -> Tensor:
+        """bool (B,) False for a null query, which has nothing to find: no window and no labelled clip."""
+        return self.span_mask.any(1) | self.relevant.any(1) | self.saliency.any(1)
 
     def __getitem__(self, rows: slice) -> Labels:
         """The same for some samples of the batch; `negative` is -1 if its row is not among them."""

@@ -4,6 +4,7 @@
     slots     the parts that papers choose from  models    `build`: from a paper to its model
     registry  the papers that are known          splits    `open_split`: the data of a paper
     release   `load_official`: checkpoints of official releases
+    saved     what is read of their files            networks  which network they hold
 
 A new paper is a file and a line in the list below; a paper elsewhere calls `papers.register(its_module)`.
 """
@@ -43,3 +44,4 @@ for _name in (
     "amr",
 ):
     register(import_module(f"mrlib.papers.{_name}"))
+RELEASES["cg_detr"] = import_module("mrlib.papers.cg_detr").RELEASE  # a release of parts that no paper here uses

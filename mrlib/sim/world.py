@@ -8,8 +8,10 @@ A world is a function of its seed: every split of one seed shows the same concep
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Real
 
 import numpy as np
 
@@ -46,7 +48,7 @@ TAILS = (
     "very slowly",
 )
 
-KNOBS = ("blur", "family", "n_train", "spurious", "speed", "irrelevant", "noise")
+KNOBS = ("blur", "family", "n_train", "spurious", "speed", "irrelevant", "noise", "null")
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ class Parameters:
     place_inside: float = 1.0  # share of p inside a window; 0: the place is not seen during the event
     length: float = 1.0  # factor of the lengths of windows
     siblings: float = 0.5  # share of resembling events that differ by an action of the same family
+    null: float = 0.0  # knob: chance that a query is about an event that does not happen
 
 
 SIZES = {
@@ -150,18 +153,22 @@ def parameters(size: str, query: str, preset: str | None, knobs: dict) -> Parame
     raises  ValueError for an unknown name, or a knob out of its range
     """
     for name, value, known in (("size", size, SIZES), ("query", query, QUERIES), ("preset", preset, [None, *PRESETS])):
-        if value not in known:
+        if value not in list(known):  # a list: what has no hash is unknown too
             raise ValueError(f"unknown {name} {value!r}; known: {', '.join(map(str, known))}")
     if unknown := set(knobs) - set(KNOBS):
         raise ValueError(f"unknown knob {sorted(unknown)}; known: {', '.join(KNOBS)}")
+    for name, value in knobs.items():
+        fits = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+        require(fits, name, value, "a number")
     p = replace(SIZES[size], **QUERIES[query] | PRESETS[preset or "noise"] | knobs)
     shares = {name: getattr(p, name) for name in ("family", "spurious", "irrelevant")}
     for name, value, fits, range_ in (
         *((name, value, 0 <= value <= 1, "from 0 to 1") for name, value in shares.items()),
+        ("null", p.null, 0 <= p.null < 1, "at least 0 and below 1"),
         ("blur", p.blur, p.blur >= 0, "at least 0"),
         ("noise", p.noise, p.noise >= 0, "at least 0"),
         ("speed", p.speed, p.speed >= 1, "at least 1"),
-        ("n_train", p.n_train, p.n_train >= 1 and p.n_train == int(p.n_train), "a whole number of at least 1"),
+        ("n_train", p.n_train, p.n_train >= 1 and p.n_train % 1 == 0, "a whole number of at least 1"),
     ):
         require(fits, name, value, range_)
     return p
