@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from tqdm import tqdm
 
@@ -24,17 +24,17 @@ from mrlib.data.features import Source, WordVectors, agreed_length
 from mrlib.data.layouts import (
     DATASETS,
     LAYOUTS,
+    Dataset,
+    dataset_of,
     dataset_root,
     find_annotations,
-    find_layout,
-    find_query,
-    find_source,
     read_samples,
     stream_names,
 )
 from mrlib.data.lenient import Mode, mode_of, refusals, summary
 from mrlib.data.lines import Line
 from mrlib.data.problems import DataError, Problem
+from mrlib.data.sources import Layout, choose_layout, find_query, find_source
 
 
 @dataclass
@@ -80,64 +80,55 @@ class _Report:
             self.problems.append(replace(error.problem, message=error.problem.message + need))
 
 
-@dataclass(frozen=True)
-class _Question:
-    """What is checked: a dataset, and the options that `open_files` is called with."""
-
-    name: str
-    root: Path
-    layout: str | None
-    streams: str | Iterable[str] | None
-    bad: Mode
-
-
-def check(
-    name: str,
-    root: str | os.PathLike | None = None,
-    layout: str | None = None,
-    *,
-    streams: str | Iterable[str] | None = None,
-    bad: Mode = "error",
-) -> list[Problem]:
+def check(name: str, root: str | os.PathLike | None = None, layout: str | None = None, **options) -> list[Problem]:
     """Every problem of a dataset's annotations and features; those that are not fatal do not stop `open_files`.
 
-    name, root, layout, streams, bad  as in `mrlib.data.layouts.open_files`
-    raises  ValueError for a name, folder, layout or stream that is not there, or an unknown mode
+    name, root, layout  as in `mrlib.data.layouts.open_files`; ValueError for a name or folder that is not there
+    options             of `open_files`: streams, clip_s, rows_per_s, files, query_files, bad
+    raises              ValueError for a wrong option
     """
-    return _check(_Question(name, dataset_root(name, root), layout, streams, mode_of(bad))).problems
+    return _check(name, dataset_root(name, root), {"layout": layout} | options).problems
 
 
-def _check(question: _Question) -> _Report:
-    report, name, root, layout = _Report(), question.name, question.root, question.layout
-    if layout is not None:
-        if layout not in LAYOUTS:
-            raise ValueError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}")
-        stream_names(layout, question.streams)
-    with report.collecting():
-        layout = layout or find_layout(root, DATASETS[name])
+def _check(name: str, root: Path, options: dict[str, Any]) -> _Report:
+    report, found = _Report(), _Report()
+    dataset, streams = dataset_of(name, options.pop("clip_s", None)), options.pop("streams", None)
+    bad = mode_of(options.pop("bad", "error"))
     splits = find_annotations(name, root)
     if not splits:
         expected = " or ".join(DATASETS[name].annotations)
         report.problems.append(Problem(str(root), None, "missing file", f"no annotations, {expected}"))
-    class_field, classes = DATASETS[name].classes, {}
+    classes = {}
     for split, file in splits.items():
-        samples = _check_annotations(report, question, split, file)
-        values = (sample.extra.get(class_field) for _, sample in samples)
+        samples = _check_annotations(report, name, dataset, bad, split, file)
+        values = (sample.extra.get(dataset.classes) for _, sample in samples)
         classes[file] = {value for value in values if isinstance(value, int | str)}
-        if layout is not None and samples:
-            _check_features(report, replace(question, layout=layout), split, file, samples)
-    report.problems += [replace(problem, fatal=False) for problem in shared_classes(class_field, classes)]
-    report.problems = list(dict.fromkeys(report.problems))  # a problem that several splits have is listed once
+        if not samples:
+            continue
+        with found.collecting():
+            layout, row = choose_layout(root, dataset, [sample for _, sample in samples], **options)
+            row = replace(row, video={stream: row.video[stream] for stream in stream_names(layout, row, streams)})
+            _check_features(report, root, dataset, row, split, file, samples)
+    report.problems += [replace(problem, fatal=False) for problem in shared_classes(dataset.classes, classes)]
+    # a problem that several splits have is listed once
+    report.problems = list(dict.fromkeys(found.problems + report.problems))
     return report
 
 
-def _check_annotations(report: _Report, question: _Question, split: str, file: Path) -> list[tuple[int, Sample]]:
+def _check_annotations(
+    report: _Report, name: str, dataset: Dataset, bad: Mode, split: str, file: Path
+) -> list[tuple[int, Sample]]:
     """The lines of a file that have no fatal problem, each with its number."""
-    lines, bad = _lines(question.name, file, question.bad), question.bad
+
+    def lines_in(mode: Mode) -> list[Line]:
+        return examined(file, read_samples(name, file, dataset.clip_s, clamp=mode == "clamp"))
+
+    lines = lines_in(bad)
     report.problems += [replace(p, fatal=False) if bad == "skip" else p for _, _, problems in lines for p in problems]
     report.problems += refusals(file, lines, bad) if bad == "skip" else []
     if bad == "error" and any(problem.fatal for _, _, problems in lines for problem in problems):
-        report.ways_out += _ways_out(question.name, file, lines)
+        report.ways_out.append(_way_out(file, lines, "skip", dataset.clip_s))
+        report.ways_out.append(_way_out(file, lines_in("clamp"), "clamp", dataset.clip_s))
     samples = [(number, sample) for number, sample, _ in lines if sample is not None]
     numbers = {number for number, _, _ in lines if number is not None}
     part = Part(split, "annotations", len(numbers), shapes=[(1, 1)] * len({number for number, _ in samples}))
@@ -145,25 +136,23 @@ def _check_annotations(report: _Report, question: _Question, split: str, file: P
     return samples
 
 
-def _lines(name: str, file: Path, bad: Mode) -> list[Line]:
-    return examined(file, read_samples(name, file, clamp=bad == "clamp"))
-
-
-def _ways_out(name: str, file: Path, lines: list[Line]) -> list[str]:
-    """What the modes "skip" and "clamp" make of a file whose lines have fatal problems."""
-    texts = []
-    for bad, read in (("skip", lines), ("clamp", _lines(name, file, "clamp"))):
-        refused = refusals(file, read, bad)
-        text = summary(read, bad, DATASETS[name].clip_s) or f'bad="{bad}" changes nothing'
-        texts.append(f"{file}: {text}" + (f"; it still refuses {len(refused)} problems" if refused else ""))
-    return texts
+def _way_out(file: Path, lines: list[Line], bad: Mode, clip_s: float) -> str:
+    """What a mode makes of a file whose lines have fatal problems."""
+    refused = len(refusals(file, lines, bad))
+    text = summary(lines, bad, clip_s) or f'bad="{bad}" changes nothing'
+    return f"{file}: {text}" + (f"; it still refuses {refused} problems" if refused else "")
 
 
 def _check_features(
-    report: _Report, question: _Question, split: str, annotations: Path, samples: list[tuple[int, Sample]]
+    report: _Report,
+    root: Path,
+    dataset: Dataset,
+    row: Layout,
+    split: str,
+    annotations: Path,
+    samples: list[tuple[int, Sample]],
 ) -> None:
     """Read every feature that the samples of a split need, and compare their widths."""
-    name, root, layout = question.name, question.root, question.layout
     unit = "item" if annotations.suffix == ".json" else "line"
     videos: dict[str, tuple[Sample, str]] = {}  # the first sample of each, and the end of its error messages
     queries: dict[int | str, tuple[Sample, str]] = {}
@@ -171,12 +160,12 @@ def _check_features(
         need = f"; needed by {unit} {number} of {annotations.name}"
         videos.setdefault(sample.vid, (sample, need))
         queries.setdefault(sample.qid, (sample, need))
-    streams = _check_videos(report, question, split, videos.values())
+    streams = _check_videos(report, root, dataset, row, split, videos.values())
     query = None
     with report.collecting():
-        query = find_query(root, layout, DATASETS[name], [sample for _, sample in samples])
-    joint = streams.get(LAYOUTS[layout].joint)
-    sentence = LAYOUTS[layout].sentence if joint is not None else None
+        query = find_query(root, row.query, dataset, [sample for _, sample in samples])
+    joint = streams.get(row.joint)
+    sentence = row.sentence if joint is not None else None
     rows, vectors = _check_queries(report, query, sentence, split, queries.values())
     report.parts += [*streams.values(), rows]
     widths = [(part, part.width) for part in (*streams.values(), rows)]
@@ -189,13 +178,13 @@ def _check_features(
 
 
 def _check_videos(
-    report: _Report, question: _Question, split: str, videos: Collection[tuple[Sample, str]]
+    report: _Report, root: Path, dataset: Dataset, row: Layout, split: str, videos: Collection[tuple[Sample, str]]
 ) -> dict[str, Part]:
-    """Read the streams of some videos, and compare their lengths."""
-    dataset, sources = DATASETS[question.name], {}
-    for stream in stream_names(question.layout, question.streams):
+    """Read all streams of some videos, and compare their lengths."""
+    sources, samples = {}, [sample for sample, _ in videos]
+    for stream, files in row.video.items():
         with report.collecting():
-            sources[stream] = find_source(question.root, LAYOUTS[question.layout].video[stream], dataset)
+            sources[stream] = find_source(root, files, dataset, samples, video=True)
     parts = {stream: Part(split, stream, len(videos)) for stream in sources}
     for sample, need in _progress(videos, split):
         lengths = {}
@@ -240,14 +229,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("root", nargs="?", help="folder with annotations and features; default $MRLIB_DATA/NAME")
     parser.add_argument("--layout", help=f"{', '.join(LAYOUTS)}; default the one whose files are there")
     parser.add_argument("--streams", nargs="+", metavar="STREAM", help="of the layout, or joint; default all")
-    parser.add_argument(
-        "--bad", choices=get_args(Mode), default="error", help="as the dataset is opened; default error"
-    )
-    options = parser.parse_args(arguments)
-    streams = "joint" if options.streams == ["joint"] else options.streams
+    parser.add_argument("--clip-s", type=float, help="seconds per clip; default that of the dataset")
+    parser.add_argument("--bad", choices=get_args(Mode), default="error", help="as for opening; default error")
+    given = parser.parse_args(arguments)
+    streams = "joint" if given.streams == ["joint"] else given.streams
+    options = {"layout": given.layout, "streams": streams, "clip_s": given.clip_s, "bad": given.bad}
     try:
-        root = dataset_root(options.name, options.root)
-        report = _check(_Question(options.name, root, options.layout, streams, options.bad))
+        root = dataset_root(given.name, given.root)
+        if given.layout not in (None, *LAYOUTS):
+            raise ValueError(f"unknown layout {given.layout!r}; known: {', '.join(LAYOUTS)}")
+        report = _check(given.name, root, options)
     except ValueError as error:
         parser.error(str(error))
     for part in report.parts:
