@@ -146,8 +146,8 @@ _SUBMODULES = (
     "digests",
     "documents",
 )
-_SUBMODULES += ("ego4d", "features", "glove", "hdf5", "layouts", "lenient", "lines", "pairs", "problems", "sources")
-_SUBMODULES += ("sportsmoments", "stand_in", "stored")
+_SUBMODULES += ("ego4d", "features", "glove", "hdf5", "layouts", "lenient", "lines", "pairs", "problems")
+_SUBMODULES += ("sources", "sportsmoments", "stand_in", "stored")
 
 
 def __getattr__(name: str):
