@@ -24,7 +24,7 @@ def open_dataset(name: str, root: str | os.PathLike | None = None, split: str = 
         return open_sim(split, **options)
     if name not in DATASETS:
         raise ValueError(f"unknown dataset {name!r}; known: sim, {', '.join(DATASETS)}")
-    known = keyword_defaults(open_files)
-    if unknown := [option for option in options if option not in known]:
-        raise ValueError(f"unknown option {unknown[0]!r} of {name}; known: {', '.join(known)}")
+    if unknown := options.keys() - keyword_defaults(open_files):
+        known = ", ".join(keyword_defaults(open_files))
+        raise ValueError(f"{name} has no option {', '.join(sorted(unknown))}; there are {known}")
     return open_files(name, root, split, **options)

@@ -104,7 +104,10 @@ class Trainer:
         rank, world = parallel.rank_and_world()
         if len(batch) >= world > 1:  # if there are fewer samples than ranks, every rank trains on all of them
             batch = batch[rank::world]
-        terms = self._loss_terms(batch)
+        try:
+            terms = self._loss_terms(batch)
+        except FloatingPointError as error:  # a cost that an alignment or the matching refuses
+            raise _not_finite(str(error), where, batch) from error
         loss = sum(self.stage.weights.get(name, 1.0) * term for name, term in terms.items())
         terms = {"loss": loss} | {f"loss/{name}": term for name, term in terms.items()}
         values = dict(zip(terms, torch.stack([t.detach().float() for t in terms.values()]).tolist(), strict=True))
@@ -151,8 +154,9 @@ def _optimiser(stage: Stage, retriever: nn.Module) -> torch.optim.Optimizer:
 def _check_finite(values: Mapping[str, float], where: str, batch: Batch) -> None:
     broken = [name for name, value in values.items() if not math.isfinite(value)]
     if broken:
-        queries = [s.qid for s in batch.samples]
-        raise FloatingPointError(
-            f"{', '.join(broken)} is not finite in {where}; queries of the batch: {queries}; lower lr, or use "
-            "precision fp32"
-        )
+        raise _not_finite(f"{', '.join(broken)} is not finite", where, batch)
+
+
+def _not_finite(problem: str, where: str, batch: Batch) -> FloatingPointError:
+    queries = [s.qid for s in batch.samples]
+    return FloatingPointError(f"{problem} in {where}; queries of the batch: {queries}; lower lr, or use precision fp32")

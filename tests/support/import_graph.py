@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent / "mrlib"
 LAYERS = (  # bottom first; a name stands for its submodules too; names in one row do not import one another
     ("arguments", "downloads", "locks"),
     ("files", "parallel"),
-    ("ops", "tensors"),
+    ("tensors",),
+    ("ops",),
     ("layers",),
     ("data",),
     ("sim",),

@@ -88,7 +88,7 @@ def test_a_malformed_option_is_refused_with_its_value(words, message, capsys):
         (["--out", "x" * 300], "File name too long"),
         (["--out", "a\0b"], "null"),
         (["--dataset", "none"], "unknown dataset 'none'"),
-        (["--dataset", "tacos", "--root", "/nowhere", "--data", "colour=1"], "unknown option 'colour'"),
+        (["--dataset", "tacos", "--root", "/nowhere", "--data", "colour=1"], "tacos has no option colour"),
         (["--score", "none"], "unknown split 'none'"),
         (["--probe", "none"], "probe 'none' is neither"),
         (["--preset", "none"], "unknown preset 'none'"),
