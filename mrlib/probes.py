@@ -125,8 +125,9 @@ def _window_clip_mask(dataset: MomentDataset, before: int = 0, after: int = 0) -
 def _parts(dataset: MomentDataset) -> dict[str, int]:
     """For every stream, into how many separately normalised vectors a row is split; 0: it is not normalised."""
     normalized = dataset.settings.get("normalize", dataset.streams)  # simulated streams are always normalised
-    layout = dataset.settings.get("layout")
-    parts = {name: LAYOUTS[layout].video[name].parts if layout else 1 for name in dataset.streams}
+    layout = LAYOUTS.get(dataset.settings.get("layout"))
+    streams = {} if layout is None else layout.video
+    parts = {name: streams[name].parts if name in streams else 1 for name in dataset.streams}
     return {name: n if name in normalized else 0 for name, n in parts.items()}
 
 
