@@ -323,10 +323,11 @@ def test_sizes_splits_and_streams_are_as_documented():
         ({"null": float("nan")}, "null must be a number, not nan"),
         ({"null": "some"}, "null must be a number, not 'some'"),
         ({"noise": None}, "noise must be a number"),
-        ({"n_train": float("inf")}, "n_train must be a whole number of at least 1"),
-        ({"n": 0}, "n must be a whole number of at least 1"),
-        ({"n": 2.5}, "n must be a whole number of at least 1"),
-        ({"n": "abc"}, "n must be a whole number of at least 1"),
+        ({"n_train": float("inf")}, "n_train must be a number, not inf"),
+        ({"n_train": 2.5}, "n_train must be a whole number of at least 1"),
+        ({"n": 0}, "n must be a whole number from 1 to"),
+        ({"n": 2.5}, "n must be a whole number from 1 to"),
+        ({"n": "abc"}, "n must be a whole number from 1 to"),
     ],
 )
 def test_unknown_names_and_values_out_of_range_are_refused(options, message):
