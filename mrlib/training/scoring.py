@@ -25,8 +25,8 @@ def scores_of(lines: Sequence[Mapping[str, Any]], dataset: MomentDataset) -> dic
     """Scores of predictions for a dataset: those of `mrlib.metrics.evaluate`, and as "moments" more of them.
 
     lines    predictions as `predict_all` gives them
-    returns  "moments" is the row of all queries of `mrlib.metrics.moment_scores`; it is missing if the dataset is
-             labelled for highlights only
+    returns  "moments" is the row of all queries of `mrlib.metrics.moment_scores`; it is missing if no query of
+             the dataset has windows
     """
     truth = [s.as_line() for s in dataset.samples]
     scores = metrics.evaluate(lines, truth, dataset.clip_s)
