@@ -149,6 +149,8 @@ class _Unset(TorchFunctionMode):
         kwargs = kwargs or {}
         if getattr(function, "__module__", None) == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
+        if function is Tensor.mul:  # a draw times a number
+            return args[0]
         return (torch.empty if function is torch.randn else function)(*args, **kwargs)
 
 
