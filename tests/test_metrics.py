@@ -10,11 +10,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mrlib import metrics
 from mrlib.data.lines import EMPTY, LATE, line_defects
 from mrlib.metrics import evaluate, moment_scores, read_jsonl, spurious
 from tests.reference import reference_metrics as reference
+from tests.support.hostile import CLIPS, NUMBERS, SCORES, UNHURRIED, WINDOWS, changed
 
 
 @pytest.fixture(scope="module")
@@ -702,6 +705,25 @@ def test_the_vid_of_a_query_that_comes_once_does_not_matter():
 def test_truth_may_be_samples():
     samples = [SimpleNamespace(as_line=lambda: TRUTH)]
     assert evaluate([GOOD], samples) == evaluate([GOOD], [TRUTH])
+
+
+FOUND = changed(GOOD, pred_relevant_windows=WINDOWS, pred_saliency_scores=st.lists(NUMBERS, max_size=6))
+TRUE = changed(
+    TRUTH, duration=NUMBERS, relevant_windows=WINDOWS, relevant_clip_ids=CLIPS, saliency_scores=SCORES, label=SCORES
+)
+
+
+@UNHURRIED
+@given(st.lists(FOUND, min_size=1, max_size=2), st.lists(TRUE, min_size=1, max_size=2), st.booleans())
+def test_whatever_lines_hold_they_are_scored_or_refused(predictions, truth, unscored):
+    for score in (evaluate, moment_scores, spurious, metrics.report):
+        try:
+            scores = score(predictions, truth, unscored=unscored)
+        except ValueError as error:
+            assert str(error)
+        else:
+            values = scores.get("brief", {}).values() if isinstance(scores, dict) else []
+            assert all(isinstance(value, str) or 0 <= value <= 100 for value in values)
 
 
 # ---- command line ----
