@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mrlib.arguments import require
 from mrlib.data.bank import RENEWED, Bank, load_bank, renew_record, save_bank
 from mrlib.data.problems import DataError, Problem
 from mrlib.files import remove_dead
@@ -80,6 +81,7 @@ def cache_folder(root: Path, cache: str | os.PathLike | None) -> Path:
     raises  ValueError if `cache`, or none of them, can be written
     """
     if cache is not None:
+        require(isinstance(cache, str | os.PathLike), "cache", cache, "a folder")
         if not _is_writable(Path(cache)):
             raise DataError(Problem(str(cache), None, "cache", "cannot be written; give another folder by cache="))
         return Path(cache)

@@ -302,7 +302,9 @@ def open_features(
 ) -> Features:
     """The features that `open_files` reads; only those of the first sample are read here, for their widths."""
     names = stream_names(layout, row, streams)
-    normalized = {*names, "query"} if normalize is True else set() if normalize is False else set(normalize)
+    normalized = {*names, "query"} if normalize is True else set()
+    if not isinstance(normalize, bool):
+        normalized = set(_names("normalize", normalize))
     if unknown := normalized - {*names, "query"}:
         raise ValueError(f"normalize names {sorted(unknown)}; there are {[*names, 'query']}")
     video = {stream: find_source(root, row.video[stream], dataset, samples, video=True) for stream in names}
@@ -328,7 +330,16 @@ def stream_names(layout: str, row: Layout, streams: str | Iterable[str] | None) 
         if row.joint is None:
             raise ValueError(f"layout {layout} has no stream in a joint space; its streams are {list(row.video)}")
         return (row.joint,)
-    names = tuple(row.video) if streams is None else (streams,) if isinstance(streams, str) else tuple(streams)
+    names = tuple(row.video) if streams is None else _names("streams", streams)
     if not names or len(set(names)) < len(names) or set(names) - set(row.video):
         raise ValueError(f"streams {list(names)} of layout {layout}; choose among {list(row.video)}, each once")
     return names
+
+
+def _names(option: str, names: str | Iterable[str]) -> tuple[str, ...]:
+    """One name or several; ValueError naming the option for anything else."""
+    if isinstance(names, str):
+        return (names,)
+    listed = tuple(names) if isinstance(names, Iterable) and not isinstance(names, Mapping) else (None,)
+    require(all(isinstance(name, str) for name in listed), option, names, "the name of a stream, or a list of names")
+    return listed

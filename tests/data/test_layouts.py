@@ -356,6 +356,18 @@ def test_limit_takes_the_first_samples(tmp_path):
             open_files("qvhighlights", root, "val", limit=limit)
 
 
+@pytest.mark.parametrize("option", ["streams", "normalize", "cache", "dtype"])
+@pytest.mark.parametrize("value", [3, [["a"]], {"a": 1}, [None]])
+def test_an_option_of_another_type_is_refused_by_name(option, value, tmp_path):
+    with pytest.raises(ValueError, match=f"{option} must be "):
+        open_files("qvhighlights", moment_detr(tmp_path), "val", **{option: value})
+
+
+def test_the_type_in_the_cache_may_be_a_name(tmp_path):
+    dataset = open_files("qvhighlights", moment_detr(tmp_path), "val", dtype="float16")
+    assert dataset.target.rows.dtype == torch.float16 and dataset.settings["dtype"] == "float16"
+
+
 def test_the_file_with_ground_truth_is_read_before_the_one_without(tmp_path):
     root = moment_detr(tmp_path, [{"qid": 1, "query": "A dog", "duration": 20, "vid": "video_a"}], "test")
     assert not open_files("qvhighlights", root, "test").labelled
