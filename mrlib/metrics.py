@@ -36,8 +36,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mrlib import generalized
-from mrlib.arguments import require
-from mrlib.data.clips import scored_clips
+from mrlib.data.clips import require_clip_s, scored_clips
 from mrlib.data.lines import (
     EMPTY,
     Defect,
@@ -532,7 +531,7 @@ def _checked_truth(lines: list[Mapping], truth: list[Mapping], clip_s: float) ->
 
     A truth line may lack all that is not scored. Empty windows, and those that end after their video, are let through.
     """
-    require(isinstance(clip_s, Real) and 0 < clip_s < np.inf, "clip_s", clip_s, "a positive number of seconds")
+    require_clip_s(clip_s)
     for line in truth:
         _refuse(line, window_defects("relevant_windows", line.get("relevant_windows"), np.inf, clip_s))
         if line.get("saliency_scores") is not None:
