@@ -36,6 +36,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mrlib import generalized
+from mrlib.arguments import escape_output
 from mrlib.data.clips import require_clip_s, scored_clips
 from mrlib.data.lines import (
     EMPTY,
@@ -736,6 +737,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--clip-s", type=float, default=2.0, help="seconds per clip; default 2, Charades-STA has 1")
     parser.add_argument("--unscored", action="store_true", help="windows are [start, end], best first")
     given = parser.parse_args(arguments)
+    escape_output()
     try:
         files = read_jsonl(given.predictions), read_jsonl(given.ground_truth)
         print(report(*files, given.clip_s, unscored=given.unscored))

@@ -775,6 +775,12 @@ def test_the_command_takes_the_length_of_a_clip_and_moments_without_scores(tmp_p
     assert "HL-min-Good-mAP        100.00" in done.stdout and "MR-full-mAP            100.00" in done.stdout
 
 
+def test_a_domain_that_no_encoding_has_is_printed_escaped(tmp_path):
+    lines, truth = youtube(([0, 1], [0, 1], "dog"), ([0, 1], [0, 1], "\ud800"))
+    done = run(write(tmp_path / "p.jsonl", lines), write(tmp_path / "t.jsonl", truth))
+    assert (done.returncode, done.stderr) == (0, "") and "HL-mAP-\\ud800" in done.stdout
+
+
 def test_a_line_that_is_no_json_object_is_named(tmp_path):
     path = tmp_path / "lines.jsonl"
     path.write_text('{"qid": 1}\n\n{"qid": 2\n')
