@@ -17,6 +17,7 @@ from typing import Any, get_args
 
 from tqdm import tqdm
 
+from mrlib.arguments import escape_output
 from mrlib.data import Sample
 from mrlib.data.annotations import examined, shared_classes
 from mrlib.data.arrays import same_width
@@ -232,6 +233,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--clip-s", type=float, help="seconds per clip; default that of the dataset")
     parser.add_argument("--bad", choices=get_args(Mode), default="error", help="as for opening; default error")
     given = parser.parse_args(arguments)
+    escape_output()
     streams = "joint" if given.streams == ["joint"] else given.streams
     options = {"layout": given.layout, "streams": streams, "clip_s": given.clip_s, "bad": given.bad}
     try:
