@@ -32,6 +32,7 @@ _SUBMODULES = (
     "probes",
     "retriever",
     "sim",
+    "tensors",
     "train",
     "training",
     "widgets",

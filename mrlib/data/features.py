@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 import warnings
 from collections import Counter
@@ -20,6 +19,7 @@ from tqdm import tqdm
 from mrlib.data import Sample
 from mrlib.data.annotations import is_plain_name
 from mrlib.data.arrays import Limit, normalized_rows, read_rows, read_vector, same_width
+from mrlib.data.clips import count_clips
 from mrlib.data.digests import content_digest, stamp
 from mrlib.data.glove import read_glove
 from mrlib.data.problems import DataError, Problem
@@ -52,7 +52,7 @@ class Source:
         """The rows of a sample, not normalised, float32 (L, D); of a video, a row per clip."""
         files, limit, counts = self.files(sample), None, {}
         if self.clip_s is not None:
-            clips = count_clips(sample.duration / self.clip_s)
+            clips = count_clips(sample.duration, self.clip_s)
             limit = Limit.of_video(clips, max(clips, sample.duration * _most_rows_per_s(self.rate)))
         arrays = []
         for file, key in files:
@@ -72,7 +72,7 @@ class Source:
         """`clip_starts` of a file; ValueError if its rows at the given rate last another time than the video."""
         if self.clip_s is None:
             return None
-        clips = count_clips(sample.duration / self.clip_s)
+        clips = count_clips(sample.duration, self.clip_s)
         if isinstance(self.rate, float) and abs(rows / self.rate / self.clip_s - clips) > tolerance(clips):
             message = (
                 f"{rows} rows at {self.rate:g} a second last {rows / self.rate:g} s, the video {sample.duration:g} s; "
@@ -135,26 +135,21 @@ def clip_starts(rows: int, duration: float, rate: Rate, clip_s: float) -> np.nda
               number   rows per second, from the beginning of the video; clips after the last row are left out
     returns   int64 (L + 1,). A clip is the mean of the rows that begin in it, or the one row that covers it
     """
-    clips = count_clips(duration)
+    clips = count_clips(duration, 1)
     if rate == "clips" or (rate == "auto" and abs(rows - clips) <= tolerance(clips)):
         return None
     if not isinstance(rate, float):
         first = np.minimum(np.arange(clips) * rows / duration, rows - 1).astype(int)
         return np.append(first, rows)
     per_clip = rate * clip_s
-    clips = min(clips, count_clips(rows / per_clip))
+    clips = min(clips, count_clips(rows, per_clip))
     first = np.minimum(np.arange(clips) * per_clip + 1e-6, rows - 1).astype(int)
-    return np.append(first, min(rows, max(first[-1] + 1, count_clips(clips * per_clip))))
+    return np.append(first, min(rows, max(first[-1] + 1, count_clips(clips * per_clip, 1))))
 
 
 def tolerance(clips: int) -> int:
     """How many rows more or less than clips a video may have: two, or a twentieth."""
     return max(2, clips // 20)
-
-
-def count_clips(duration: float) -> int:
-    """The number of clips of a video, including a shorter last one; duration in clips."""
-    return max(1, math.ceil(duration - 1e-6))
 
 
 def agreed_length(lengths: dict[Path, int], sample: Sample, clip_s: float) -> int:
@@ -165,7 +160,7 @@ def agreed_length(lengths: dict[Path, int], sample: Sample, clip_s: float) -> in
              by more than a twentieth of it; then something has another rate
     """
     counts = ", ".join(f"{n} in {file.parent.name}/{file.name}" for file, n in lengths.items())
-    expected = count_clips(sample.duration / clip_s)
+    expected = count_clips(sample.duration, clip_s)
     file = str(max(lengths, key=lambda f: abs(lengths[f] - expected)))
     if max(lengths.values()) - min(lengths.values()) > 2:
         message = (

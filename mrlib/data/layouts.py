@@ -21,7 +21,9 @@ from mrlib.data.annotations import Line, checked_samples, read_annotations
 from mrlib.data.bank import Bank
 from mrlib.data.cache import cache_folder, cached_bank
 from mrlib.data.dataset import MomentDataset
+from mrlib.data.ego4d import read_nlq
 from mrlib.data.features import Features, Rate, Source, WordVectors
+from mrlib.data.lenient import Mode, mode_of
 from mrlib.data.pairs import SPLITS, read_pairs
 from mrlib.data.sources import LAYOUTS as LAYOUTS
 from mrlib.data.sources import Layout, choose_layout, find_query, find_source, missing, own_settings
@@ -39,6 +41,7 @@ class Dataset:
     query: str = "qid{qid}"  # what {query} stands for in a layout
     words: bool = True  # queries are sentences
     classes: str | None = None  # a field of `extra` of which no two splits share a value
+    document: Callable[..., Iterator[Line]] | None = None  # the reader of its .json files: (file, clip_s, clamp=...)
 
 
 DATASETS: dict[str, Dataset] = {
@@ -54,8 +57,21 @@ DATASETS: dict[str, Dataset] = {
     "activitynet_captions": Dataset(("activitynet_{split}_release.jsonl",), 2.0),
     "tacos": Dataset(("tacos_{split}_release.jsonl",), 2.0, query="{qid}"),
     "tvsum": Dataset(("tvsum_{split}_release.jsonl",), 2.0),
+    "youtube_highlights": Dataset(
+        (
+            "youtube_highlight_{split}_release.jsonl",
+            "youtube_{split}.jsonl",
+        ),
+        5 / 3,  # a label is about 100 frames, one every 50 frames, at about 30 frames per second
+        query="{qid}",
+    ),
+    "ego4d_nlq": Dataset(("nlq_{split}.jsonl", "nlq_{split}.json"), 2.0, query="{qid}", document=read_nlq),
     "activitynet_vrl": Dataset(
-        ("activitynet_vrl_{split}.jsonl", "{split}.json", "data/{split}.json"), 2.0, words=False, classes="label"
+        ("activitynet_vrl_{split}.jsonl", "{split}.json", "data/{split}.json"),
+        2.0,
+        words=False,
+        classes="label",
+        document=lambda file, clip_s, clamp: read_pairs(file, clamp=clamp),
     ),
     "sportsmoments": Dataset(
         ("sportsmoments_{split}.jsonl", "sportsmoments_{split}.csv", "{split}.csv"),
@@ -64,10 +80,10 @@ DATASETS: dict[str, Dataset] = {
         classes="action_class",
     ),
 }
-READERS: dict[str, Callable[[Path, Dataset], Iterator[Line]]] = {  # by the ending of an annotation file
-    ".jsonl": lambda file, dataset: read_annotations(file, dataset.clip_s, words=dataset.words),
-    ".json": lambda file, dataset: read_pairs(file),
-    ".csv": lambda file, dataset: read_csv(file, dataset.clip_s),
+READERS: dict[str, Callable[[Path, Dataset, bool], Iterator[Line]]] = {  # by the ending of an annotation file
+    ".jsonl": lambda file, dataset, clamp: read_annotations(file, dataset.clip_s, words=dataset.words, clamp=clamp),
+    ".json": lambda file, dataset, clamp: dataset.document(file, dataset.clip_s, clamp=clamp),
+    ".csv": lambda file, dataset, clamp: read_csv(file, dataset.clip_s, clamp=clamp),
 }
 
 
@@ -100,12 +116,12 @@ def find_annotations(name: str, root: Path) -> dict[str, Path]:
     return splits
 
 
-def read_samples(name: str, file: Path, clip_s: float | None = None) -> Iterator[Line]:
+def read_samples(name: str, file: Path, clip_s: float | None = None, *, clamp: bool = False) -> Iterator[Line]:
     """The lines of an annotation file, in whichever format it was published; see `read_annotations`.
 
     clip_s  seconds per clip; None: that of the dataset
     """
-    return READERS[Path(file.name.removesuffix(".gz")).suffix](file, dataset_of(name, clip_s))
+    return READERS[Path(file.name.removesuffix(".gz")).suffix](file, dataset_of(name, clip_s), clamp)
 
 
 def open_files(
@@ -120,6 +136,7 @@ def open_files(
     cache: str | os.PathLike | None = None,
     limit: int | None = None,
     domain: str | None = None,
+    bad: Mode = "error",
     clip_s: float | None = None,
     rows_per_s: Rate | Mapping[str, Rate] | None = None,
     files: Mapping[str, str] | None = None,
@@ -140,6 +157,8 @@ def open_files(
                  written, `mrlib` under $XDG_CACHE_HOME or ~/.cache, or a folder for temporary files
     limit        only the first samples
     domain       only the samples of this domain; on TVSum the official recipe trains one model per domain
+    bad          what to do with annotated lines that are not right, "error", "skip" or "clamp": see
+                 `mrlib.data.lenient`
     clip_s       seconds per clip; None: that of the dataset
     rows_per_s   of streams whose rows are no clips, and are averaged over clips: a number of rows per second; "even" if
                  the rows cover each video evenly; "auto" for "even" only where there are not about as many rows as
@@ -157,7 +176,8 @@ def open_files(
     root = dataset_root(name, root)
     dataset = dataset_of(name, clip_s)
     file = _annotation_file(name, root, split)
-    samples = checked_samples(file, dataset.clip_s, read_samples(name, file, dataset.clip_s))
+    lines = read_samples(name, file, dataset.clip_s, clamp=mode_of(bad) == "clamp")
+    samples = checked_samples(file, dataset.clip_s, lines, bad)
     samples = _in_domain(samples, domain, f"{name} {split}")[:limit]
     layout, row = choose_layout(
         root, dataset, samples, layout=layout, files=files, query_files=query_files, rows_per_s=rows_per_s
@@ -171,6 +191,7 @@ def open_files(
         "limit": limit,
     }
     settings |= {} if domain is None else {"domain": domain}
+    settings |= {} if bad == "error" else {"bad": bad}
     settings |= {} if clip_s is None else {"clip_s": dataset.clip_s}
     settings |= own_settings(layout, row, features.video)
     digest = hashlib.sha256(json.dumps([str(root.resolve()), settings]).encode()).hexdigest()[:8]
@@ -197,7 +218,7 @@ def checked_limit(limit: int | None) -> int | None:
 def checked_dtype(dtype: torch.dtype | str) -> torch.dtype:
     """torch.float32 or torch.float16, also by name; ValueError for another."""
     kinds = {str(kind).removeprefix("torch."): kind for kind in (torch.float32, torch.float16)}
-    known = dtype in kinds.values() or dtype in kinds
+    known = isinstance(dtype, str | torch.dtype) and (dtype in kinds.values() or dtype in kinds)
     require(known, "dtype", dtype, "torch.float32 or torch.float16")
     return kinds.get(dtype, dtype)
 
@@ -306,7 +327,7 @@ def open_features(
 
 
 def stream_names(layout: str, row: Layout, streams: str | Iterable[str] | None) -> tuple[str, ...]:
-    """The streams of a layout that the option `streams` of `open_files` names; ValueError for other names."""
+    """The streams of a layout that the option `streams` of `open_files` means; ValueError for one that it lacks."""
     if streams == "joint":
         if row.joint is None:
             raise ValueError(f"layout {layout} has no stream in a joint space; its streams are {list(row.video)}")

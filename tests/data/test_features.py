@@ -10,7 +10,7 @@ import pytest
 
 from mrlib.data import Sample
 from mrlib.data.arrays import read_rows
-from mrlib.data.features import Features, Source, WordVectors, agreed_length, clip_starts, count_clips, words_of
+from mrlib.data.features import Features, Source, WordVectors, agreed_length, clip_starts, words_of
 from mrlib.data.problems import DataError, MissingFile
 from tests.support.files import random, save_npy, save_npz
 
@@ -116,11 +116,6 @@ def test_rows_that_last_another_time_than_the_video_are_refused(root):
     ):
         x.rows(SAMPLE)
     assert len(source(root, "motion/{vid}.npy", clip_s=2.0, rate=0.45).rows(SAMPLE)) == 10
-
-
-@pytest.mark.parametrize(("duration", "clips"), [(10.0, 10), (9.5, 10), (9.0000001, 9), (0.2, 1), (0.0, 1), (9.1, 10)])
-def test_a_shorter_last_clip_counts_as_a_clip(duration, clips):
-    assert count_clips(duration) == clips
 
 
 @pytest.mark.parametrize(

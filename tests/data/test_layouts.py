@@ -227,13 +227,28 @@ def test_a_file_that_mixes_windows_labels_and_neither_is_refused(tmp_path):
     unlabelled = {k: v for k, v in labelled("c").items() if k != "label"}
     tvsum(tmp_path, [labelled("a"), labelled("b"), labelled("c")])
     write_lines(tmp_path / "tvsum_val_release.jsonl", [labelled("a"), windows_only("b")])
-    with pytest.raises(
-        ValueError, match=r"1 of 2 samples have no windows, \['a'\]; those with labels of clips go into"
-    ):
+    with pytest.raises(ValueError, match=r"line 1: label: .* labels of clips 1 to 5, but 1 of 2 lines have windows"):
         open_files("tvsum", tmp_path, "val")
     write_lines(tmp_path / "tvsum_val_release.jsonl", [labelled("a"), unlabelled])
-    with pytest.raises(ValueError, match=r"1 of 2 samples have no labels, \['c'\]"):
+    with pytest.raises(ValueError, match="line 2: label: is missing, but 1 of 2 lines have labels of clips"):
         open_files("tvsum", tmp_path, "val")
+
+
+def test_youtube_highlights_opens_as_released(tmp_path):
+    """A label of 0 or 1 for every row of features, a little less than 2 s each."""
+    rows = [
+        labelled(f"v{i}", vid=f"v{i}", clips=6, label=label, duration=10.4, domain="dog", clip=[[0, 100]], match=[1])
+        for i, label in enumerate([[[0], [0], [1], [1], [0], [0]], [[1]] * 6])
+    ]
+    write_lines(tmp_path / "youtube_highlight_train_release.jsonl", rows)
+    for i in range(2):
+        save_npz(tmp_path / f"vid_clip/v{i}.npz", features=random(i, 6, 4))
+        save_npz(tmp_path / f"txt_clip/v{i}.npz", last_hidden_state=random(i, 5, 4))
+    opened = open_files("youtube_highlights", tmp_path, "train", streams="clip", domain="dog")
+    assert opened.clip_s == 5 / 3 and opened.target.lengths.tolist() == [6, 6] and opened.labelled
+    labels = opened.batch([0, 1]).labels
+    assert labels.saliency.tolist() == [[0, 0, 12, 12, 0, 0], [12] * 6] and labels.saliency_mask.all()
+    assert labels.relevant.tolist() == (labels.saliency > 0).tolist() and not labels.span_mask.any()
 
 
 def test_only_the_samples_of_a_domain_are_opened(tmp_path):
