@@ -109,7 +109,7 @@ def _window_clip_mask(dataset: MomentDataset, before: int = 0, after: int = 0) -
     end = first + count
     nearest = torch.zeros(*first.shape, 2)  # (S, W, 2) the borders of clips that are nearest to the ends of a window
     for row, sample in zip(nearest, dataset.samples, strict=True):
-        windows_s = torch.tensor(sample.relevant_windows, dtype=torch.float64)
+        windows_s = torch.tensor(sample.relevant_windows, dtype=torch.float64).view(-1, 2)
         row[: len(windows_s)] = (windows_s / dataset.clip_s + 0.5).floor()
     start_border, end_border = nearest.to(first).unbind(-1)
     if before:

@@ -134,9 +134,20 @@ _MEMBERS = {
     "MomentDataset": "mrlib.data.dataset",
     "open_dataset": "mrlib.datasets",
 }
-_SUBMODULES = ("agreement", "annotations", "arrays", "bank", "cache", "check", "clips", "dataset", "digests")
-_SUBMODULES += ("features", "glove", "hdf5", "layouts", "lenient", "lines", "pairs", "problems", "sources")
-_SUBMODULES += ("sportsmoments", "stand_in", "stored")
+_SUBMODULES = (
+    "agreement",
+    "annotations",
+    "arrays",
+    "bank",
+    "cache",
+    "check",
+    "clips",
+    "dataset",
+    "digests",
+    "documents",
+)
+_SUBMODULES += ("ego4d", "features", "glove", "hdf5", "layouts", "lenient", "lines", "pairs", "problems")
+_SUBMODULES += ("sources", "sportsmoments", "stand_in", "stored")
 
 
 def __getattr__(name: str):

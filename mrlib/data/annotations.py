@@ -20,6 +20,8 @@ from mrlib.data.lines import is_plain_name as is_plain_name
 from mrlib.data.problems import MissingFile, Problem
 from mrlib.files import LongLine, numbered_lines
 
+MOST_FATAL = 50_000  # lines with fatal problems, before a file is given up
+
 
 def load_annotations(
     path: str | os.PathLike, clip_s: float = 2.0, *, words: bool = True, bad: Mode = "clamp"
@@ -51,7 +53,16 @@ def checked_samples(
     bad    see `mrlib.data.lenient`; one warning counts what was changed or left out, others are the file's own
     alike  all lines must have windows, or all must have none, as a dataset needs
     """
+    lines = _to_first_fatal(lines) if bad == "error" else lines
     return settle(path, clip_s, examined(path, lines, alike=alike), mode_of(bad))
+
+
+def _to_first_fatal(lines: Iterable[Line]) -> Iterator[Line]:
+    """The lines up to the first with a fatal problem; the rest of a file is not read for nothing."""
+    for line in lines:
+        yield line
+        if any(problem.fatal for problem in line[2]):
+            return
 
 
 def examined(path: str | os.PathLike, lines: Iterable[Line], *, alike: bool = True) -> list[Line]:
@@ -59,13 +70,25 @@ def examined(path: str | os.PathLike, lines: Iterable[Line], *, alike: bool = Tr
 
     alike  as in `checked_samples`
     """
-    lines, file = list(lines), str(path)
-    unit = "item" if file.endswith(".json") else "line"
+    file = str(path)
+    lines, unit = list(_to_many_fatal(file, lines)), "item" if file.endswith(".json") else "line"
     defects = disagreements([line[1] for line in lines], [line[0] for line in lines], alike=alike)
     for i, found in defects.items():
         number, _, problems = lines[i]
         lines[i] = number, None, [*problems, *(defect.at(file, number, unit) for defect in found)]
     return lines
+
+
+def _to_many_fatal(file: str, lines: Iterable[Line]) -> Iterator[Line]:
+    """The lines up to MOST_FATAL with fatal problems, then a problem of the whole file."""
+    fatal = 0
+    for line in lines:
+        yield line
+        fatal += any(problem.fatal for problem in line[2])
+        if fatal > MOST_FATAL:
+            message = f"more than {MOST_FATAL} lines cannot be used; the rest is not read"
+            yield None, None, [Problem(file, line[0], "unreadable", message)]
+            return
 
 
 def read_annotations(

@@ -7,7 +7,6 @@ passes. It continues after a bad line or file, and says what `bad="skip"` and `b
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
@@ -35,7 +34,7 @@ from mrlib.data.layouts import (
 from mrlib.data.lenient import Mode, mode_of, refusals, summary
 from mrlib.data.lines import Line
 from mrlib.data.problems import DataError, Problem
-from mrlib.data.sources import Layout, choose_layout, find_query, find_source, require_layout
+from mrlib.data.sources import Layout, choose_layout, find_query, find_source
 
 
 @dataclass
@@ -81,81 +80,55 @@ class _Report:
             self.problems.append(replace(error.problem, message=error.problem.message + need))
 
 
-@dataclass(frozen=True)
-class _Question:
-    """What is checked: a dataset, and the options that `open_files` is called with."""
-
-    name: str
-    root: Path
-    dataset: Dataset
-    streams: str | Iterable[str] | None
-    bad: Mode
-    sources: dict[str, Any]  # options of `choose_layout`
-
-
-def check(
-    name: str,
-    root: str | os.PathLike | None = None,
-    layout: str | None = None,
-    *,
-    streams: str | Iterable[str] | None = None,
-    bad: Mode = "error",
-    clip_s: float | None = None,
-    **sources,
-) -> list[Problem]:
+def check(name: str, root: str | os.PathLike | None = None, layout: str | None = None, **options) -> list[Problem]:
     """Every problem of a dataset's annotations and features; those that are not fatal do not stop `open_files`.
 
-    name, root, layout, streams, bad, clip_s  as in `mrlib.data.layouts.open_files`
-    sources  rows_per_s, files and query_files, as there
-    raises   ValueError for a name, folder, layout or stream that is not there, or a wrong option
+    name, root, layout  as in `mrlib.data.layouts.open_files`; ValueError for a name or folder that is not there
+    options             of `open_files`: streams, clip_s, rows_per_s, files, query_files, bad
+    raises              ValueError for a wrong option
     """
-    return _check(_question(name, root, streams, bad, clip_s, {"layout": layout} | sources)).problems
+    return _check(name, dataset_root(name, root), {"layout": layout} | options).problems
 
 
-def _question(
-    name: str,
-    root: str | os.PathLike | None,
-    streams: str | Iterable[str] | None,
-    bad: str,
-    clip_s: float | None,
-    sources: dict[str, Any],
-) -> _Question:
-    root = dataset_root(name, root)
-    require_layout(sources["layout"])
-    return _Question(name, root, dataset_of(name, clip_s), streams, mode_of(bad), sources)
-
-
-def _check(question: _Question) -> _Report:
-    report, name, root, dataset = _Report(), question.name, question.root, question.dataset
+def _check(name: str, root: Path, options: dict[str, Any]) -> _Report:
+    report, found = _Report(), _Report()
+    dataset, streams = dataset_of(name, options.pop("clip_s", None)), options.pop("streams", None)
+    bad = mode_of(options.pop("bad", "error"))
     splits = find_annotations(name, root)
     if not splits:
-        expected = " or ".join(dataset.annotations)
+        expected = " or ".join(DATASETS[name].annotations)
         report.problems.append(Problem(str(root), None, "missing file", f"no annotations, {expected}"))
-    classes, missing = {}, _Report()
+    classes = {}
     for split, file in splits.items():
-        samples = _check_annotations(report, question, split, file)
+        samples = _check_annotations(report, name, dataset, bad, split, file)
         values = (sample.extra.get(dataset.classes) for _, sample in samples)
         classes[file] = {value for value in values if isinstance(value, int | str)}
-        with missing.collecting():
-            layout, row = choose_layout(root, dataset, [sample for _, sample in samples], **question.sources)
-            row = replace(
-                row, video={stream: row.video[stream] for stream in stream_names(layout, row, question.streams)}
-            )
-            if samples:
-                _check_features(report, question, row, split, file, samples)
+        if not samples:
+            continue
+        with found.collecting():
+            layout, row = choose_layout(root, dataset, [sample for _, sample in samples], **options)
+            row = replace(row, video={stream: row.video[stream] for stream in stream_names(layout, row, streams)})
+            _check_features(report, root, dataset, row, split, file, samples)
     report.problems += [replace(problem, fatal=False) for problem in shared_classes(dataset.classes, classes)]
-    problems = missing.problems + report.problems
-    report.problems = list(dict.fromkeys(problems))  # a problem that several splits have is listed once
+    # a problem that several splits have is listed once
+    report.problems = list(dict.fromkeys(found.problems + report.problems))
     return report
 
 
-def _check_annotations(report: _Report, question: _Question, split: str, file: Path) -> list[tuple[int, Sample]]:
+def _check_annotations(
+    report: _Report, name: str, dataset: Dataset, bad: Mode, split: str, file: Path
+) -> list[tuple[int, Sample]]:
     """The lines of a file that have no fatal problem, each with its number."""
-    lines, bad = _lines(question, file, question.bad), question.bad
+
+    def lines_in(mode: Mode) -> list[Line]:
+        return examined(file, read_samples(name, file, dataset.clip_s, clamp=mode == "clamp"))
+
+    lines = lines_in(bad)
     report.problems += [replace(p, fatal=False) if bad == "skip" else p for _, _, problems in lines for p in problems]
     report.problems += refusals(file, lines, bad) if bad == "skip" else []
     if bad == "error" and any(problem.fatal for _, _, problems in lines for problem in problems):
-        report.ways_out += _ways_out(question, file, lines)
+        report.ways_out.append(_way_out(file, lines, "skip", dataset.clip_s))
+        report.ways_out.append(_way_out(file, lines_in("clamp"), "clamp", dataset.clip_s))
     samples = [(number, sample) for number, sample, _ in lines if sample is not None]
     numbers = {number for number, _, _ in lines if number is not None}
     part = Part(split, "annotations", len(numbers), shapes=[(1, 1)] * len({number for number, _ in samples}))
@@ -163,23 +136,17 @@ def _check_annotations(report: _Report, question: _Question, split: str, file: P
     return samples
 
 
-def _lines(question: _Question, file: Path, bad: Mode) -> list[Line]:
-    return examined(file, read_samples(question.name, file, question.dataset.clip_s, clamp=bad == "clamp"))
-
-
-def _ways_out(question: _Question, file: Path, lines: list[Line]) -> list[str]:
-    """What the modes "skip" and "clamp" make of a file whose lines have fatal problems."""
-    texts = []
-    for bad, read in (("skip", lines), ("clamp", _lines(question, file, "clamp"))):
-        refused = refusals(file, read, bad)
-        text = summary(read, bad, question.dataset.clip_s) or f'bad="{bad}" changes nothing'
-        texts.append(f"{file}: {text}" + (f"; it still refuses {len(refused)} problems" if refused else ""))
-    return texts
+def _way_out(file: Path, lines: list[Line], bad: Mode, clip_s: float) -> str:
+    """What a mode makes of a file whose lines have fatal problems."""
+    refused = len(refusals(file, lines, bad))
+    text = summary(lines, bad, clip_s) or f'bad="{bad}" changes nothing'
+    return f"{file}: {text}" + (f"; it still refuses {refused} problems" if refused else "")
 
 
 def _check_features(
     report: _Report,
-    question: _Question,
+    root: Path,
+    dataset: Dataset,
     row: Layout,
     split: str,
     annotations: Path,
@@ -193,10 +160,10 @@ def _check_features(
         need = f"; needed by {unit} {number} of {annotations.name}"
         videos.setdefault(sample.vid, (sample, need))
         queries.setdefault(sample.qid, (sample, need))
-    streams = _check_videos(report, question, row, split, videos.values())
+    streams = _check_videos(report, root, dataset, row, split, videos.values())
     query = None
     with report.collecting():
-        query = find_query(question.root, row.query, question.dataset, [sample for _, sample in samples])
+        query = find_query(root, row.query, dataset, [sample for _, sample in samples])
     joint = streams.get(row.joint)
     sentence = row.sentence if joint is not None else None
     rows, vectors = _check_queries(report, query, sentence, split, queries.values())
@@ -211,13 +178,13 @@ def _check_features(
 
 
 def _check_videos(
-    report: _Report, question: _Question, row: Layout, split: str, videos: Collection[tuple[Sample, str]]
+    report: _Report, root: Path, dataset: Dataset, row: Layout, split: str, videos: Collection[tuple[Sample, str]]
 ) -> dict[str, Part]:
-    """Read the streams of some videos, and compare their lengths."""
+    """Read all streams of some videos, and compare their lengths."""
     sources, samples = {}, [sample for sample, _ in videos]
     for stream, files in row.video.items():
         with report.collecting():
-            sources[stream] = find_source(question.root, files, question.dataset, samples, video=True)
+            sources[stream] = find_source(root, files, dataset, samples, video=True)
     parts = {stream: Part(split, stream, len(videos)) for stream in sources}
     for sample, need in _progress(videos, split):
         lengths = {}
@@ -228,7 +195,7 @@ def _check_videos(
                 parts[stream].add(rows.shape, file)
         with report.collecting(need):
             if lengths:
-                agreed_length(lengths, sample, question.dataset.clip_s)
+                agreed_length(lengths, sample, dataset.clip_s)
     return parts
 
 
@@ -255,14 +222,6 @@ def _progress(items: Iterable[tuple[Sample, str]], split: str) -> Iterable[tuple
     return tqdm(items, desc=split, leave=False, disable=None)
 
 
-def _json(text: str) -> Any:
-    """A value in JSON, or the text itself."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Print the report; returns 0 without problems and 1 with any, and exits with 2 if there is nothing to check."""
     parser = argparse.ArgumentParser(prog="python -m mrlib.data.check", description=__doc__.split(":")[0])
@@ -270,18 +229,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("root", nargs="?", help="folder with annotations and features; default $MRLIB_DATA/NAME")
     parser.add_argument("--layout", help=f"{', '.join(LAYOUTS)}; default the one whose files are there")
     parser.add_argument("--streams", nargs="+", metavar="STREAM", help="of the layout, or joint; default all")
-    parser.add_argument(
-        "--bad", choices=get_args(Mode), default="error", help="as the dataset is opened; default error"
-    )
     parser.add_argument("--clip-s", type=float, help="seconds per clip; default that of the dataset")
-    parser.add_argument("--rows-per-s", type=_json, help='number, "even", or JSON by the name of a stream')
-    parser.add_argument("--files", type=_json, help="""JSON of templates, as '{"clip": "my/{vid}.npy"}'""")
-    parser.add_argument("--query-files", help="template, as text/{qid}.npy or glove.6B.300d.txt")
-    options = parser.parse_args(arguments)
-    streams = "joint" if options.streams == ["joint"] else options.streams
-    sources = {name: getattr(options, name) for name in ("layout", "rows_per_s", "files", "query_files")}
+    parser.add_argument("--bad", choices=get_args(Mode), default="error", help="as for opening; default error")
+    given = parser.parse_args(arguments)
+    streams = "joint" if given.streams == ["joint"] else given.streams
+    options = {"layout": given.layout, "streams": streams, "clip_s": given.clip_s, "bad": given.bad}
     try:
-        report = _check(_question(options.name, options.root, streams, options.bad, options.clip_s, sources))
+        root = dataset_root(given.name, given.root)
+        if given.layout not in (None, *LAYOUTS):
+            raise ValueError(f"unknown layout {given.layout!r}; known: {', '.join(LAYOUTS)}")
+        report = _check(given.name, root, options)
     except ValueError as error:
         parser.error(str(error))
     for part in report.parts:

@@ -6,12 +6,14 @@ import math
 from collections.abc import Iterable
 
 
-def count_clips(duration_s: float, clip_s: float) -> int:
+def count_clips(duration: float, clip_s: float = 1) -> int:
     """The number of clips of a video, including a shorter last one; at least 1.
+
+    duration  seconds; or clips, without a `clip_s`
 
     A rest of less than a millionth of a clip is a rounding error, and no clip.
     """
-    return max(1, math.ceil(duration_s / clip_s - 1e-6))
+    return max(1, math.ceil(duration / clip_s - 1e-6))
 
 
 def scored_clips(duration_s: float, clip_s: float, annotated: Iterable[int] = ()) -> int:

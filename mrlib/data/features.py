@@ -135,16 +135,16 @@ def clip_starts(rows: int, duration: float, rate: Rate, clip_s: float) -> np.nda
               number   rows per second, from the beginning of the video; clips after the last row are left out
     returns   int64 (L + 1,). A clip is the mean of the rows that begin in it, or the one row that covers it
     """
-    clips = count_clips(duration, 1)
+    clips = count_clips(duration)
     if rate == "clips" or (rate == "auto" and abs(rows - clips) <= tolerance(clips)):
         return None
     if not isinstance(rate, float):
         first = np.minimum(np.arange(clips) * rows / duration, rows - 1).astype(int)
         return np.append(first, rows)
     per_clip = rate * clip_s
-    clips = min(clips, count_clips(rows, per_clip))
+    clips = min(clips, count_clips(rows / per_clip))
     first = np.minimum(np.arange(clips) * per_clip + 1e-6, rows - 1).astype(int)
-    return np.append(first, min(rows, max(first[-1] + 1, count_clips(clips * per_clip, 1))))
+    return np.append(first, min(rows, max(first[-1] + 1, count_clips(clips * per_clip))))
 
 
 def tolerance(clips: int) -> int:

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from mrlib.arguments import require
 from mrlib.data import Sample
-from mrlib.data.annotations import Line, checked_samples, read_annotations
+from mrlib.data.annotations import checked_samples, read_annotations
 from mrlib.data.bank import Bank
 from mrlib.data.cache import cache_folder, cached_bank
 from mrlib.data.dataset import MomentDataset
 from mrlib.data.ego4d import read_nlq
 from mrlib.data.features import Features, Rate, Source, WordVectors
 from mrlib.data.lenient import Mode, mode_of
+from mrlib.data.lines import Line
 from mrlib.data.pairs import SPLITS, read_pairs
 from mrlib.data.sources import LAYOUTS as LAYOUTS
 from mrlib.data.sources import Layout, choose_layout, find_query, find_source, missing, own_settings
@@ -58,10 +59,7 @@ DATASETS: dict[str, Dataset] = {
     "tacos": Dataset(("tacos_{split}_release.jsonl",), 2.0, query="{qid}"),
     "tvsum": Dataset(("tvsum_{split}_release.jsonl",), 2.0),
     "youtube_highlights": Dataset(
-        (
-            "youtube_highlight_{split}_release.jsonl",
-            "youtube_{split}.jsonl",
-        ),
+        ("youtube_highlight_{split}_release.jsonl", "youtube_{split}.jsonl"),
         5 / 3,  # a label is about 100 frames, one every 50 frames, at about 30 frames per second
         query="{qid}",
     ),
@@ -120,6 +118,7 @@ def read_samples(name: str, file: Path, clip_s: float | None = None, *, clamp: b
     """The lines of an annotation file, in whichever format it was published; see `read_annotations`.
 
     clip_s  seconds per clip; None: that of the dataset
+    clamp   windows are brought into their videos, see `mrlib.data.lines.clamped`
     """
     return READERS[Path(file.name.removesuffix(".gz")).suffix](file, dataset_of(name, clip_s), clamp)
 
@@ -136,11 +135,11 @@ def open_files(
     cache: str | os.PathLike | None = None,
     limit: int | None = None,
     domain: str | None = None,
-    bad: Mode = "error",
     clip_s: float | None = None,
     rows_per_s: Rate | Mapping[str, Rate] | None = None,
     files: Mapping[str, str] | None = None,
     query_files: str | None = None,
+    bad: Mode = "error",
 ) -> MomentDataset:
     """A dataset from annotation and feature files.
 
@@ -157,8 +156,6 @@ def open_files(
                  written, `mrlib` under $XDG_CACHE_HOME or ~/.cache, or a folder for temporary files
     limit        only the first samples
     domain       only the samples of this domain; on TVSum the official recipe trains one model per domain
-    bad          what to do with annotated lines that are not right, "error", "skip" or "clamp": see
-                 `mrlib.data.lenient`
     clip_s       seconds per clip; None: that of the dataset
     rows_per_s   of streams whose rows are no clips, and are averaged over clips: a number of rows per second; "even" if
                  the rows cover each video evenly; "auto" for "even" only where there are not about as many rows as
@@ -166,6 +163,7 @@ def open_files(
     files        templates of video files under root by the name of a stream, as {"clip": "my/{vid}.npz:features"}, see
                  `mrlib.data.sources`; beside a layout they replace or add streams. Their rows are taken as "auto"
     query_files  template of query files, as "text/{qid}.npy", or a GloVe file, as "glove.6B.300d.txt"
+    bad          what to do with annotated lines that are not right, "error", "skip", "clamp": see `mrlib.data.lenient`
     raises       ValueError, FileNotFoundError or KeyError, naming the file or option, the problem and what to do
 
     The streams of a video are cut to the shortest and to the video's duration; a query is cut to what the official
@@ -191,8 +189,8 @@ def open_files(
         "limit": limit,
     }
     settings |= {} if domain is None else {"domain": domain}
-    settings |= {} if bad == "error" else {"bad": bad}
     settings |= {} if clip_s is None else {"clip_s": dataset.clip_s}
+    settings |= {} if bad == "error" else {"bad": bad}
     settings |= own_settings(layout, row, features.video)
     digest = hashlib.sha256(json.dumps([str(root.resolve()), settings]).encode()).hexdigest()[:8]
     stem = cache_folder(root, cache) / f"{name}-{split}-{digest}"
@@ -218,7 +216,7 @@ def checked_limit(limit: int | None) -> int | None:
 def checked_dtype(dtype: torch.dtype | str) -> torch.dtype:
     """torch.float32 or torch.float16, also by name; ValueError for another."""
     kinds = {str(kind).removeprefix("torch."): kind for kind in (torch.float32, torch.float16)}
-    known = isinstance(dtype, str | torch.dtype) and (dtype in kinds.values() or dtype in kinds)
+    known = dtype in kinds.values() or dtype in kinds
     require(known, "dtype", dtype, "torch.float32 or torch.float16")
     return kinds.get(dtype, dtype)
 
@@ -327,7 +325,7 @@ def open_features(
 
 
 def stream_names(layout: str, row: Layout, streams: str | Iterable[str] | None) -> tuple[str, ...]:
-    """The streams of a layout that the option `streams` of `open_files` means; ValueError for one that it lacks."""
+    """The streams of a layout that the option `streams` of `open_files` names; ValueError for other names."""
     if streams == "joint":
         if row.joint is None:
             raise ValueError(f"layout {layout} has no stream in a joint space; its streams are {list(row.video)}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mrlib.data import load_annotations
+from mrlib.data import annotations, load_annotations
 from mrlib.data.annotations import shared_classes
 from tests.support.files import labelled, line, windows_only, write_lines
 
@@ -200,6 +200,18 @@ def test_a_compressed_line_is_refused_before_it_is_in_memory(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 50e6
+
+
+def test_a_file_of_bad_lines_is_given_up(tmp_path, monkeypatch):
+    """A small .gz file may hold millions of them; the default mode reads the first, others a limited number."""
+    path = tmp_path / "a.jsonl.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        for _ in range(100):
+            file.write(b"{}\n" * 100_000)
+    for bad, message in (("error", "line 1: qid: is missing"), ("skip", "line 101: unreadable: more than 100 lines")):
+        monkeypatch.setattr(annotations, "MOST_FATAL", 100)
+        with pytest.raises(ValueError, match=message):
+            load_annotations(path, bad=bad)
 
 
 def test_two_lines_that_disagree_about_a_video_are_refused_in_either_order(tmp_path):
