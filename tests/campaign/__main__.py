@@ -7,10 +7,14 @@ import os
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import tests.campaign
-from tests.campaign.files import Case, cases
+from tests.campaign.environments import environments
+from tests.campaign.files import Case, damaged
+from tests.campaign.hostile import hostile
+from tests.campaign.kills import kills
 from tests.support.answers import HELD
 
 ORDER = ("same", "other", "clear", "bare", "silent", "slow", "memory")
@@ -27,6 +31,16 @@ def table(results: list[Case]) -> str:
     return "\n".join([*rows, f"{'all':32}" + "".join(f"{totals[name] or '.':>8}" for name in ORDER)])
 
 
+def chosen(options: argparse.Namespace, folder: Path) -> Iterator[Case]:
+    """The cases that the options ask for."""
+    yield from damaged(folder, options.seed, options.files, options.only)
+    yield from kills(folder, options.seed, options.kills)
+    if options.environments:
+        yield from environments(folder)
+    if options.hostile:
+        yield from hostile(folder, options.seed, options.only)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tests.campaign",
@@ -35,18 +49,21 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--files", type=int, default=0, help="damaged files")
+    parser.add_argument("--kills", type=int, default=0, help="killed runs, grids and caches")
+    parser.add_argument("--environments", action="store_true", help="odd environments and names of folders")
+    parser.add_argument("--hostile", action="store_true", help="odd ids, and no files in the place of files")
     parser.add_argument("--only", default="", help="only kinds of files whose names begin with this")
     options = parser.parse_args()
     results: list[Case] = []
     with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)  # other users may look in
         start = time.monotonic()
         try:
-            if options.files:
-                for case in cases(Path(folder), options.seed, options.files, options.only):
-                    results.append(case)
-                    if case.answer.kind not in HELD:
-                        cost = f"{case.answer.seconds:.1f} s, {case.answer.megabytes:.0f} MB"
-                        print(f"{case.kind}: {case.what}: {case.answer.kind}, {cost}: {case.answer.text}", flush=True)
+            for case in chosen(options, Path(folder)):
+                results.append(case)
+                if case.answer.kind not in HELD:
+                    cost = f"{case.answer.seconds:.1f} s, {case.answer.megabytes:.0f} MB"
+                    print(f"{case.kind}: {case.what}: {case.answer.kind}, {cost}: {case.answer.text}", flush=True)
         finally:
             os.chdir(Path(__file__).parent)
     print(table(results))

@@ -20,9 +20,9 @@ class Case(NamedTuple):
     answer: Answer
 
 
-def cases(folder: Path, seed: int, count: int, only: str = "") -> Iterator[Case]:
+def damaged(folder: Path, seed: int, count: int, only: str = "") -> Iterator[Case]:
     """Damage `count` files in all, equally many of each kind whose name begins with `only`."""
-    kinds = [kind for kind in KINDS if kind.name.startswith(only)]
+    kinds = [kind for kind in KINDS if kind.name.startswith(only)] if count else []
     for number, kind in enumerate(kinds):
         share = count // len(kinds) + (number < count % len(kinds))
         whole, here = folder / str(number) / "whole", folder / str(number) / "here"
@@ -31,8 +31,8 @@ def cases(folder: Path, seed: int, count: int, only: str = "") -> Iterator[Case]
         copied(here, whole)
         expected = forked(lambda kind=kind, here=here: kind.read(here))
         copied(whole, here)
-        needed = forked(lambda kind=kind, here=here: answer(lambda: kind.read(here), [], expected))
-        assert needed.kind == "same", f"{kind.name}: two readings of a whole file differ: {needed}"
+        needed = forked(lambda kind=kind, here=here, expected=expected: answer(lambda: kind.read(here), [], expected))
+        assert needed.kind in ("same", "slow", "memory"), f"{kind.name}: two readings of a whole file differ: {needed}"
         for i in range(share):
             yield case(kind, whole, here, f"{seed} {kind.name} {i}", expected, needed)
 
@@ -48,16 +48,16 @@ def case(kind: Kind, whole: Path, here: Path, seed: str, expected: object, neede
     os.chdir(here)  # what unpickling would make appears here
     what = f"{damage.__name__} ({seed!r})"
 
-    def damaged() -> None:
+    def strike() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             damage(file, random)
 
     try:
-        forked(damaged)
+        forked(strike)
         names = [file.name, str(here), *kind.names]
         options = {"protected": kind.protected, "one_line": kind.one_line, "needed": needed}
-        got = forked(lambda: answer(lambda: kind.read(here), names, expected, **options))
+        got = forked(lambda: answer(lambda: kind.read(here), names, expected, **options), 20)
     except (TimeoutError, ChildProcessError) as error:
         got = Answer("slow" if isinstance(error, TimeoutError) else "bare", f"{error}", 0, 0)
     if (here / "planted").exists():

@@ -91,6 +91,10 @@ def _judged(
         text = str(error) if type(error).__module__.startswith("mrlib") or _plain(error) else ""
         if not text:
             return "bare", f"{type(error).__name__}: {error}"
+    except OSError as error:
+        if error.errno is None:
+            return "bare", f"{type(error).__name__}: {error}"
+        text = str(error)
     except BaseException as error:
         return "bare", f"{type(error).__name__}: {str(error)[:300]}"
     else:

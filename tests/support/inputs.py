@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import json
 import shutil
 from collections.abc import Callable
@@ -10,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pytest
 import torch
 
 from mrlib import checkpoint, grid, metrics, open_dataset, papers
 from mrlib.augment import mining
 from mrlib.data import MomentDataset, Widths
 from mrlib.data.check import check
+from mrlib.data.pairs import read_pairs
 from mrlib.probes import Context
 from mrlib.probes import read as read_contexts
 from mrlib.probes import write as write_contexts
@@ -90,8 +95,6 @@ def with_cache(folder: Path) -> None:
 
 
 def packed(folder: Path) -> None:
-    import gzip
-
     moment_detr(folder)
     file = folder / "highlight_val_release.jsonl"
     Path(f"{file}.gz").write_bytes(gzip.compress(file.read_bytes()))
@@ -122,8 +125,6 @@ def pairs(folder: Path) -> None:
     text = json.dumps({"database": database, "taxonomy": [top, *names]})
     (folder / "activity_net.v1-3.min.json").write_text(text)
     save_npy(folder / "perm.npy", np.arange(200))
-    from mrlib.data.pairs import read_pairs
-
     for _, sample, _ in read_pairs(folder / "val.json"):
         if sample is not None:
             save_npz(folder / f"target_vid_clip/{sample.vid}.npz", features=random(1, 10, 4))
@@ -228,8 +229,6 @@ def keeping(folder: Path) -> str:
 
 def half(folder: Path) -> None:
     """A run that was stopped after the first of its two epochs."""
-    import pytest
-
     with pytest.MonkeyPatch.context() as patch:
         done = []
         save = checkpoint.save_tensors
@@ -241,10 +240,8 @@ def half(folder: Path) -> None:
                 raise KeyboardInterrupt
 
         patch.setattr(checkpoint, "save_tensors", stop)
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             runs.run(world(), paper(), folder)
-        except KeyboardInterrupt:
-            pass
     assert done
 
 
@@ -263,8 +260,6 @@ ARMS = {"raw": grid.Arm("f2sgd", {"kernel": 5}, {"n": 8}), "full": grid.Arm("f2s
 
 def table(folder: Path) -> None:
     """A finished grid, with made-up scores."""
-    import pandas as pd
-
     rows = [
         {"arm": name, "seed": seed, "MR-full-mAP": 1.5 + seed, "MR-full-R1@0.5": 2.5, "mIoU": 3.0}
         | {"steps": 8, "train_s": 1.5, "parameters": 100, "torch": "2.13.0", "date": "2026-01-01"}
