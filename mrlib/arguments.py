@@ -37,3 +37,12 @@ def keyword_defaults(function: Callable[..., Any]) -> dict[str, Any]:
     """The keyword-only parameters of a function that have a default, with their defaults."""
     parameters = inspect.signature(function).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
+
+
+def shown(value: Any, most: int = 80) -> str:
+    """A value as one line of about `most` characters: a plain value as Python writes it, others by their type."""
+    if type(value) is str:
+        return repr(value if len(value) <= most else value[: most - 3] + "...")
+    if type(value) is int and value.bit_length() > 128:
+        return f"a number of {value.bit_length()} bits"
+    return repr(value) if type(value) in (int, float, bool, NoneType) else f"a {type(value).__name__}"

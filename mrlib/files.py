@@ -1,19 +1,28 @@
-"""Read files of JSON lines; write files so that they appear complete or not at all."""
+"""Read JSON and files of JSON lines; write files so that they appear complete or not at all."""
 
 from __future__ import annotations
 
+import glob
 import gzip
+import io
 import json
 import os
 import reprlib
-import tempfile
+import secrets
+import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+try:
+    import fcntl
+except ImportError:  # Windows, which does not let a process remove a file that another one has open
+    fcntl = None
+
 PARTIAL = ".partial"  # suffix of temporary files; a process that is killed while it writes leaves one behind
+LONGEST_LINE = 4_000_000  # characters; a line of JSON takes up to 20 times as much memory once it is decoded
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
@@ -24,12 +33,12 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     path, lines = Path(path), []
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-            for number, text in enumerate(file, 1):
+            texts = iter(lambda: file.readline(LONGEST_LINE + 1), "")
+            for number, text in enumerate(texts, 1):
+                if len(text) > LONGEST_LINE:
+                    raise ValueError(f"{path}, line {number}: longer than {LONGEST_LINE} characters")
                 if text.strip():
-                    try:
-                        lines.append(json.loads(text.rstrip()))
-                    except json.JSONDecodeError as error:
-                        raise ValueError(f"{path}, line {number}: {error.msg} at column {error.colno}") from None
+                    lines.append(parse_json(text.rstrip(), f"{path}, line {number}"))
                     if not isinstance(lines[-1], dict):
                         raise ValueError(f"{path}, line {number}: {reprlib.repr(lines[-1])} is not a JSON object")
     except (EOFError, UnicodeDecodeError, gzip.BadGzipFile, zlib.error) as error:
@@ -37,32 +46,101 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     return lines
 
 
+def parse_json(text: str, where: str) -> Any:
+    """What a JSON text says; ValueError, beginning with `where`, if it says nothing."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise ValueError(f"{where}: lists or objects are nested too deeply") from None
+    except ValueError:  # of the conversion of a number
+        raise ValueError(f"{where}: a number has more than {sys.get_int_max_str_digits()} digits") from None
+
+
 @contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """Open a file for writing; it gets its name, complete, when the block ends, and is dropped if the block fails.
 
-    An existing file of that name is replaced only then.
+    An existing file of that name is replaced only then. Temporary files that dead processes left of it are removed.
 
-    raises  OSError that names the file and says what to do
+    raises  OSError that names the file and says what to do, if it cannot be written; other errors of the block as
+            they are
     """
     path = Path(path)
-    temporary = None
-    try:
+    with _naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL)
-        with os.fdopen(handle, "wb") as file:
+        remove_dead(path.parent, path.name)
+        temporary, raw = _new_temporary(path)
+    try:
+        with io.BufferedWriter(raw) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            hint = "free some space or choose another folder; an older file of that name is unchanged"
-            raise OSError(error.errno, f"cannot write {path}: {os.strerror(error.errno or 0)}; {hint}") from error
+            with _naming(path):
+                file.flush()
+                os.fsync(file.fileno())
+                if fcntl is None:
+                    file.close()
+                os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
         raise
+
+
+class _NamedFile(io.FileIO):
+    """A file whose errors of writing name the path that it will have."""
+
+    def __init__(self, handle: int, path: Path):
+        super().__init__(handle, "w")
+        self.path = path
+
+    def write(self, data) -> int:
+        with _naming(self.path):
+            return super().write(data)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors of the system in this block say that `path` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        hint = "free some space or choose another folder; an older file of that name is unchanged"
+        raise OSError(error.errno, f"cannot write {path}: {os.strerror(error.errno or 0)}; {hint}") from error
+
+
+def _new_temporary(path: Path) -> tuple[Path, _NamedFile]:
+    """A new temporary file for `path`, locked while it is open; its mode follows the umask."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+        handle = os.open(temporary, flags, 0o666)
+        if fcntl is not None:
+            with suppress(OSError):  # a file system without locks: nobody takes the file for dead there
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return temporary, _NamedFile(handle, path)
+        os.close(handle)  # `remove_dead` of another process came before the lock
+
+
+def remove_dead(folder: Path, name: str = "*") -> None:
+    """Remove the temporary files of processes that were killed while they wrote to this folder.
+
+    A file that is still being written is locked by its process, and stays.
+
+    name  of the file that was to be written; "*": of any
+    """
+    pattern = f".{name if name == '*' else glob.escape(name)}.*{PARTIAL}"
+    for temporary in folder.glob(pattern):
+        with suppress(OSError):  # it is locked, gone already, or may not be removed
+            if fcntl is None:
+                temporary.unlink()
+                continue
+            handle = os.open(temporary, os.O_RDWR)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                temporary.unlink()
+            finally:
+                os.close(handle)
 
 
 def write_whole(path: str | os.PathLike, data: bytes | str) -> None:

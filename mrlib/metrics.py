@@ -8,7 +8,8 @@ Here     `evaluate` gives what that evaluator prints, to the last digit, for all
          `moment_scores` gives what other papers report beside it, with the multi-moment scores of [QV-M2], the
          benchmark of `Zhuo-Cao/QV-M2`; `spurious` scores predictions for videos whose moments were removed
          [TD-DETR, spurious]; if clips are labelled and queries have no windows, `evaluate` gives the top-5 mAP of
-         [TVSum] as `wjun0830/QD-DETR`, inference.py, computes it
+         [TVSum] as `wjun0830/QD-DETR`, inference.py, computes it; if a query has nothing to find, `evaluate` adds the
+         scores of [GMR], see `mrlib.generalized`
 Departs  the evaluator raises an error for a query with no or few predictions, an empty length range and a truth without
          saliency; here they are scored or left out. The evaluator mixes two lines of one id; here they are an error,
          unless each is for another video (a query video searches several): pairs of query and video are scored then
@@ -24,15 +25,16 @@ import reprlib
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
+from itertools import chain, compress
 from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from mrlib import generalized
 from mrlib.files import read_jsonl as read_jsonl
 
-IOUS = np.arange(50, 100, 5) / 100  # 0.5, 0.55, ... 0.95
+IOUS = generalized.IOUS  # 0.5, 0.55, ... 0.95
 RANGES_S = {"short": (0, 10), "middle": (10, 30), "long": (30, 150), "full": (-np.inf, np.inf)}  # a < length <= b
 LEVELS = {"Fair": 2, "Good": 3, "VeryGood": 4}  # lowest saliency score of a positive clip
 CLIP_S = 2
@@ -50,7 +52,12 @@ def evaluate(predictions: Sequence[Mapping], ground_truth: Sequence[Mapping]) ->
                   no windows, and "label" holds for each clip a list of the annotators' scores
     returns       percentages with two decimals: "brief", then for every length range ("full", "long", "middle",
                   "short") "MR-mAP" and "MR-R1" by IoU, and for every "HL-min-..." "HL-mAP" and "HL-Hit1"; for lines
-                  of TVSum only "brief", and in it only "HL-top5-mAP"
+                  of TVSum only "brief", and in it only "HL-top5-mAP". If the truth has null queries, whose
+                  relevant_windows is [], "brief" also holds the scores of `mrlib.generalized`: "AUROC", "Rej-F1", "Acc"
+                  and "G-mIoU" of all queries, "mAP", "mR", "mR+", "mIoU" and "mIoU+" of those with windows [GMR]
+
+    Null queries count in the scores of [GMR] and nowhere else. A prediction line may hold "pred_exist_score", how sure
+    the model is that the query has a window; without it, its largest window score is taken, or 0.
 
     The first ten predictions of a query count; a query without any has AP 0 and R1 0. Two empty windows have the
     IoU 0/0: a hit for AP, a miss for R1. A length range without annotated windows is left out, and so are highlights
@@ -67,19 +74,22 @@ def evaluate(predictions: Sequence[Mapping], ground_truth: Sequence[Mapping]) ->
                 f"qid {lines[0]['qid']!r}: the truth has no windows; what it can score is pred_saliency_scores"
             )
         return {"brief": {"HL-top5-mAP": _percent(_top_scores(lines, truth).mean())}}
-    if "pred_relevant_windows" in lines[0]:
+    first, queries, (lines, truth) = lines[0], len(truth), _with_windows(lines, truth)
+    if "pred_relevant_windows" in first and truth:
         scores = _retrieval_scores(_read_retrieval(lines, truth))
         for name, range_scores in scores.items():
             brief[f"MR-{name}-mAP"] = range_scores["MR-mAP"]["average"]
         brief |= {f"MR-full-mAP@{iou}": scores["full"]["MR-mAP"][iou] for iou in ("0.5", "0.75")}
         brief |= {f"MR-full-R1@{iou}": scores["full"]["MR-R1"][iou] for iou in ("0.5", "0.7")}
         brief = dict(sorted(brief.items()))
-    if "pred_saliency_scores" in lines[0] and any("saliency_scores" in line for line in truth):
+    if "pred_saliency_scores" in first and any("saliency_scores" in line for line in truth):
         for name, level in _highlight_scores(lines, truth).items():
             scores[name] = level
             brief |= {f"{name}-{key.removeprefix('HL-')}": value for key, value in level.items()}
-    if not scores:
-        raise ValueError(f"qid {lines[0]['qid']!r}: the first prediction holds nothing that the truth can score")
+    if "pred_relevant_windows" in first and len(truth) < queries:
+        brief |= _generalized_scores(*reversed(_matched(ground_truth, predictions)))  # in the order of the truth
+    if not brief:
+        raise ValueError(f"qid {first['qid']!r}: the first prediction holds nothing that the truth can score")
     return {"brief": brief} | dict(sorted(scores.items()))
 
 
@@ -88,7 +98,7 @@ def moment_scores(predictions: Sequence[Mapping], ground_truth: Sequence[Mapping
 
     predictions, ground_truth, errors   as in `evaluate`
     returns  {"all": row, "1": row, "2": row, "3+": row}, without groups that have no query; a row holds percentages
-      "queries"          number of queries (not a percentage)
+      "queries"          number of queries with windows (not a percentage); null queries do not count
       "mAP"              mean over the ten IoUs of `evaluate`
       "mIoU"             of the first moment with the window it overlaps most
       "R1@t", "R5@t"     the first moment, one of the first five, has IoU >= t; t = 0.3, 0.5, 0.7, 0.9
@@ -98,10 +108,11 @@ def moment_scores(predictions: Sequence[Mapping], ground_truth: Sequence[Mapping
 
     Moments count in the order of the file. A missing moment is a miss; the script of [QV-M2] skips its query instead,
     and there a moment below the IoU takes no window. `R1@t` is the evaluator's; IoU 0/0 is a miss. Lines of TVSum have
-    no windows, so the result is empty.
+    no windows, so the result is empty, as it is if every query is a null query.
     """
     lines, truth = _matched(predictions, ground_truth)
-    if _highlights_only(truth):
+    lines, truth = ([], []) if _highlights_only(truth) else _with_windows(lines, truth)
+    if not truth:
         return {}
     retrieval = _read_retrieval(lines, truth)
     windows = retrieval.real.sum(1)
@@ -139,13 +150,16 @@ def spurious(
       "spurious-R1@0.5", "spurious-R1@0.7", "spurious-mAP"   of all queries
       "spurious-part-..."   the same three, of queries whose windows leave at least one clip of the video; left out
                             if there are none
-      "queries", "whole"    number of queries, and of queries whose windows leave less than a clip
+      "queries", "whole"    number of queries, and of queries whose windows leave less than a clip; null queries, of
+                            which nothing can be masked, do not count
       "mAP", "ratio"        if `standard` is given: its mAP, and that mAP divided by the spurious mAP, both as rounded
                             here; None if the spurious mAP is 0
 
     If the windows cover the whole video, there is no context to rely on, but the length of the video gives the answer.
     """
-    lines, truth = _matched(predictions, ground_truth)
+    lines, truth = _with_windows(*_matched(predictions, ground_truth))
+    if not truth:
+        raise ValueError("no query has a window, so nothing can be masked")
     retrieval = _read_retrieval(lines, truth)
     durations_s = _checked(truth, "duration", [[line.get("duration")] for line in truth], 1)[:, 0]
     part = durations_s - _covered_s(retrieval) >= CLIP_S
@@ -157,9 +171,8 @@ def spurious(
             scores[f"{name}-mAP"] = full["MR-mAP"]["average"]
     scores |= {"queries": len(part), "whole": int((~part).sum())}
     if standard is not None:
-        scores["mAP"] = _retrieval_scores(_read_retrieval(*_matched(standard, ground_truth)))["full"]["MR-mAP"][
-            "average"
-        ]
+        full = _retrieval_scores(_read_retrieval(*_with_windows(*_matched(standard, ground_truth))))["full"]
+        scores["mAP"] = full["MR-mAP"]["average"]
         spurious_map = scores["spurious-mAP"]
         scores["ratio"] = round(scores["mAP"] / spurious_map, 2) if spurious_map else None
     return scores
@@ -179,8 +192,6 @@ class _Retrieval(NamedTuple):
 def _read_retrieval(lines: list[Mapping], truth: list[Mapping]) -> _Retrieval:
     moments, counts = _read(lines, "pred_relevant_windows", 3, most=MAX_MOMENTS)
     windows_s, windows = _read(truth, "relevant_windows", 2)
-    if not windows.all():
-        raise ValueError(f"qid {truth[windows.argmin()]['qid']!r}: relevant_windows is empty; every query needs one")
     scores = np.where(np.arange(moments.shape[1]) < counts[:, None], moments[..., 2], -np.inf)
     ranks = np.argsort(-scores, axis=1, kind="stable")
     return _Retrieval(moments[..., :2], counts, ranks, windows_s, np.arange(windows.max()) < windows[:, None])
@@ -303,6 +314,53 @@ def _hits(iou: np.ndarray, inside: np.ndarray) -> np.ndarray:
         hits[q, m] |= take
         free[q, w] &= ~take
     return hits.swapaxes(1, 2)
+
+
+# ---- queries with nothing to find ----
+
+
+def _with_windows(lines: list[Mapping], truth: list[Mapping]) -> tuple[list[Mapping], list[Mapping]]:
+    """The lines of both without those of null queries, whose relevant_windows is an empty list."""
+    windows = [line.get("relevant_windows") for line in truth]
+    kept = [not isinstance(each, list | tuple) or len(each) > 0 for each in windows]
+    return list(compress(lines, kept)), list(compress(truth, kept))
+
+
+def _generalized_scores(lines: list[Mapping], truth: list[Mapping]) -> dict[str, float]:
+    """The scores of `mrlib.generalized` as percentages, and the mAP of the queries with windows.  [GMR]"""
+    _read(truth, "relevant_windows", 2)  # only to name a malformed line
+    timed = [line for line in truth if line.get("duration") is not None]
+    _checked(timed, "duration", [[line["duration"]] for line in timed], 1)
+    windows_s = [generalized.tidy_windows(line["relevant_windows"], line.get("duration")) for line in truth]
+    truth = [{"qid": line["qid"], "relevant_windows": w} for line, w in zip(truth, windows_s, strict=True)]
+    iou, _ = _pair_iou(lines, truth)
+    moments = [line["pred_relevant_windows"] for line in lines]
+    _checked(lines, "pred_relevant_windows", moments, 3)
+    rated = [line for line in lines if "pred_exist_score" in line]
+    _checked(rated, "pred_exist_score", [[line["pred_exist_score"]] for line in rated], 1)
+    answers = [
+        {"qid": line["qid"], "pred_relevant_windows": [m for m in rows if m[0] < m[1]]}
+        for line, rows in zip(lines, moments, strict=True)
+    ]
+    exists, windows = np.array([generalized.existence(line) for line in lines]), np.array([len(w) for w in windows_s])
+    shares = generalized.scores(iou, *_pair_iou(answers, truth), windows, exists)
+    if windows.any():
+        retrieval = _read_retrieval(*_with_windows(lines, truth))
+        shares["mAP"] = _average_precision(_ranked_iou(retrieval), retrieval.real).mean(0).mean()
+    return {name: _percent(shares[name]) for name in generalized.NAMES if name in shares}
+
+
+def _pair_iou(lines: list[Mapping], truth: list[Mapping]) -> tuple[np.ndarray, np.ndarray]:
+    """IoU (Q, K, W) of the first moments, in the order of the file, with the windows, and how many moments, int (Q,).
+
+    -1 where there is no moment or no window
+    """
+    moments, counts = _read(lines, "pred_relevant_windows", 3, most=max(generalized.FIRST))
+    windows_s, windows = _read(truth, "relevant_windows", 2)
+    iou = _length_iou(moments[:, :, None, :2], windows_s[:, None])
+    no_moment = np.arange(iou.shape[1]) >= counts[:, None]  # (Q, K)
+    no_window = np.arange(iou.shape[2]) >= windows[:, None]  # (Q, W)
+    return np.where(no_moment[:, :, None] | no_window[:, None], -1, iou), counts
 
 
 # ---- highlights ----
@@ -553,6 +611,9 @@ def report(predictions: Sequence[Mapping], ground_truth: Sequence[Mapping]) -> s
     """All scores as a text of tables, "brief" first; arguments as in `evaluate`."""
     scores = evaluate(predictions, ground_truth)
     tables = [_table("brief", {name: {"": value} for name, value in scores["brief"].items()})]
+    if "AUROC" in scores["brief"]:
+        lines, truth = _matched(predictions, ground_truth)
+        tables.append(generalized.note(lines, len(truth) - len(_with_windows(lines, truth)[1])))
     ranges = [name for name in RANGES_S if name in scores]
     for metric in ("MR-mAP", "MR-R1") if ranges else ():
         tables.append(_table(f"{metric} by IoU", {name: scores[name][metric] for name in ranges}))

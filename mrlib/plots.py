@@ -6,6 +6,7 @@ Target time runs left to right, in seconds; truth and prediction have the same c
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,7 +22,14 @@ TRUTH, PREDICTED, QUERY, OTHER = (sns.color_palette("colorblind")[i] for i in (2
 
 
 def setup() -> None:
-    """Set the style that all notebooks share."""
+    """Set the style that all notebooks share, and show figures below their cells.
+
+    A kernel takes its backend from MPLBACKEND where that is set; with "agg", say, no figure would be shown. A script
+    keeps the backend that it has.
+    """
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if hasattr(shell, "kernel"):
+        shell.enable_matplotlib("inline")
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind", rc={"figure.dpi": 90, "font.size": 10})
 
 

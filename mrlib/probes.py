@@ -61,6 +61,8 @@ def mask_moments(
     draw, parts = Draw(seed, "mask_moments"), _parts(dataset)
     replacements, end = [], len(dataset.target.rows)
     for s, key in enumerate(_keys(dataset.samples)):
+        if not masked[s].any():
+            continue  # a null query
         real = row_numbers[s] >= 0
         video, replaced = dataset.target.gather(row_numbers[s : s + 1, real])[0].cpu(), masked[s, real].cpu()
         fill = {
@@ -72,7 +74,8 @@ def mask_moments(
         row_numbers[s, masked[s]] = end + torch.arange(len(replacements[-1]), device=row_numbers.device)
         end += len(replacements[-1])
     record = {"probe": "mask_moments", "mode": mode, "margin": list(margin), "seed": seed}
-    return _with_videos(dataset, row_numbers, torch.cat(replacements), record)
+    new_rows = torch.cat([dataset.target.rows[:0].float().cpu(), *replacements])
+    return _with_videos(dataset, row_numbers, new_rows, record)
 
 
 # fills: the rows for the clips (n, D) of a stream where `replaced` (n,) is True, one per such clip or one for all
@@ -93,8 +96,8 @@ FILLS = {"noise": _noise, "zero": _zero, "mean": _mean}
 
 
 def _window_clip_mask(dataset: MomentDataset, before: int = 0, after: int = 0) -> Tensor:
-    """The clips of each sample's windows, widened by `before` and `after` clips, bool (S, T)."""
-    without = [s.qid for s in dataset.samples if not s.relevant_windows]
+    """The clips of each sample's windows, widened by `before` and `after` clips, bool (S, T); none for a null query."""
+    without = [s.qid for s in dataset.samples if s.relevant_windows is None]
     if without:
         raise ValueError(
             f"{dataset.name} {dataset.split}: {len(without)} of {len(dataset)} samples have no windows, {without[:5]}; "

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -48,10 +49,36 @@ def test_the_old_file_is_replaced_only_when_the_new_one_is_complete(tmp_path):
     assert path.read_text() == "new" and names(tmp_path) == ["a.txt"]
 
 
-def test_a_written_file_can_be_read_by_everybody(tmp_path):
-    """A temporary file can be read by its owner only."""
-    files.write_whole(tmp_path / "a.txt", "text")
-    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o644
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_the_mode_of_a_written_file_follows_the_umask(umask, mode, tmp_path):
+    before = os.umask(umask)
+    try:
+        files.write_whole(tmp_path / "a.txt", "text")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == mode
+
+
+def test_an_error_while_reading_is_not_reported_as_one_of_writing(tmp_path):
+    with pytest.raises(FileNotFoundError) as error, files.whole_file(tmp_path / "a.txt"):
+        (tmp_path / "features.npy").read_bytes()
+    assert "features.npy" in str(error.value) and "cannot write" not in str(error.value)
+    assert names(tmp_path) == []
+
+
+def test_an_error_while_writing_in_the_block_names_the_file(tmp_path, monkeypatch):
+    """A device that is always full."""
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    with (
+        pytest.raises(OSError, match=r"cannot write .*a.txt: No space left on device; free some space"),
+        files.whole_file(tmp_path / "a.txt") as file,
+    ):
+        full = os.open("/dev/full", os.O_WRONLY)
+        os.dup2(full, file.fileno())
+        os.close(full)
+        file.write(bytes(10_000_000))
+    assert names(tmp_path) == []
 
 
 def test_a_system_error_names_the_file_and_says_what_to_do(tmp_path, monkeypatch):
@@ -88,6 +115,25 @@ with whole_file({str(tmp_path / "a.txt")!r}) as file:
     assert (tmp_path / "a.txt").read_text() == "old"
     (partial,) = set(names(tmp_path)) - {"a.txt"}
     assert partial.endswith(files.PARTIAL)
+    files.write_whole(tmp_path / "b.txt", "")
+    assert partial in names(tmp_path)
+    files.write_whole(tmp_path / "a.txt", "new")
+    assert names(tmp_path) == ["a.txt", "b.txt"]
+
+
+def test_temporary_files_of_dead_processes_are_removed_and_those_of_the_living_stay(tmp_path):
+    dead = [f".a.txt.x{files.PARTIAL}", f".a[1].txt.0123abcd{files.PARTIAL}", f".b.x{files.PARTIAL}"]
+    others = ["a.txt", f"c{files.PARTIAL}", ".hidden"]
+    for name in [*dead, *others]:
+        (tmp_path / name).touch()
+    with files.whole_file(tmp_path / "a.txt") as file:
+        (living,) = set(names(tmp_path)) - {*dead, *others}
+        files.remove_dead(tmp_path, "a[1].txt")
+        assert not (tmp_path / dead[1]).exists() and (tmp_path / dead[2]).exists()
+        files.remove_dead(tmp_path)
+        assert names(tmp_path) == sorted([living, *others])
+        file.write(b"new")
+    assert (tmp_path / "a.txt").read_bytes() == b"new"
 
 
 def test_lines_are_read_as_they_were_written(tmp_path):
@@ -110,12 +156,28 @@ def test_blank_lines_are_skipped_and_gzipped_files_are_read(tmp_path):
         (b'{"a": 1}\n\n[1, 2]\n', r"a.jsonl, line 3: \[1, 2\] is not a JSON object"),
         (b'"' + 99 * b"x" + b'"', r"a.jsonl, line 1: 'x+\.\.\.x+' is not a JSON object"),
         (b"\xff", "a.jsonl: cannot be read"),
+        (b"{}\n" + 100_000 * b"[", "a.jsonl, line 2: lists or objects are nested too deeply"),
+        (b'{"a": ' + 5000 * b"1" + b"}", "a.jsonl, line 1: a number has more than 4300 digits"),
     ],
 )
 def test_a_malformed_line_is_named(content, message, tmp_path):
     (tmp_path / "a.jsonl").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_jsonl(tmp_path / "a.jsonl")
+
+
+def test_a_line_without_end_is_refused_before_it_is_in_memory(tmp_path):
+    """A small .gz file that decompresses to 256 MB."""
+    with gzip.open(tmp_path / "a.jsonl.gz", "wb", compresslevel=1) as file:
+        file.write(b'{"a": 1}\n{"b": "')
+        for _ in range(256):
+            file.write(bytes(1 << 20))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"a.jsonl.gz, line 2: longer than 4000000 characters"):
+        read_jsonl(tmp_path / "a.jsonl.gz")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50e6
 
 
 def test_a_truncated_gzip_file_is_named(tmp_path):

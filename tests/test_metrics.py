@@ -448,7 +448,6 @@ TRUTH = {
         ({"pred_saliency_scores": [True]}, {}, "qid 1: pred_saliency_scores has True where a finite number"),
         ({"qid": None}, {}, "predictions, line 1: qid is missing"),
         ({}, {"qid": [1]}, "ground truth, line 1: qid is missing, or neither a whole number nor text"),
-        ({}, {"relevant_windows": []}, "qid 1: relevant_windows is empty"),
         ({}, {"relevant_windows": [[0, 10, 1]]}, "qid 1: relevant_windows has [0, 10, 1] where 2 finite numbers"),
         ({}, {"duration": None}, "qid 1: duration has None where a finite number"),
         ({}, {"relevant_clip_ids": [5]}, "qid 1: relevant_clip_ids has a clip that is none of its 5"),

@@ -1,10 +1,16 @@
-"""What the shared pictures show, read from the axes."""
+"""What the shared pictures show, read from the axes, and where."""
+
+import os
+import subprocess
+import sys
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
+from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell, new_notebook
 
 from mrlib import plots
 
@@ -87,3 +93,22 @@ def test_an_arm_is_a_bar_of_its_mean_with_a_dot_for_every_seed(ax):
     plots.arms(ax, rows, "mAP")
     assert [bar.get_width() for bar in ax.patches] == [15, 32]
     assert sorted(x for dots in ax.collections for x, _ in dots.get_offsets().tolist()) == [10, 20, 30, 34]
+
+
+@pytest.mark.parametrize("backend", ["agg", "TkAgg", "module://matplotlib.backends.backend_svg"])
+def test_a_notebook_shows_its_figures_whatever_the_environment_has_for_a_backend(backend, tmp_path):
+    cells = ["import matplotlib.pyplot as plt\nfrom mrlib import plots\nplots.setup()", "plots.figure(2, 1);"]
+    notebook = new_notebook(cells=[new_code_cell(cell) for cell in cells])
+    environment = os.environ | {"MPLBACKEND": backend}
+    NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute(
+        env=environment
+    )
+    kinds = [kind for output in notebook.cells[1].outputs for kind in output.get("data", {})]
+    assert "image/png" in kinds
+
+
+def test_a_script_keeps_its_backend():
+    code = "import matplotlib.pyplot as plt; from mrlib import plots; plots.setup(); print(plt.get_backend())"
+    environment = os.environ | {"MPLBACKEND": "svg"}
+    process = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert (process.stdout.strip(), process.stderr) == ("svg", "")

@@ -61,6 +61,18 @@ def same_clips(one, other):
 
 
 @pytest.mark.parametrize("mode", ["noise", "zero", "mean"])
+def test_nothing_is_masked_for_a_null_query(mode, root):
+    """Its video stays as it is; a context replaces any of its clips."""
+    opened = open_files("qvhighlights", root, "val", normalize=True)
+    samples = [replace(s, relevant_windows=[]) if s.qid == 2 else s for s in opened.samples]
+    nulls = replace(opened, samples=samples, _annotations=None)
+    masked, plain = clips(mask_moments(nulls, mode)), clips(opened)
+    assert torch.equal(masked[1], plain[1])
+    assert all(torch.equal(a, b) for a, b in zip(masked[2:], clips(mask_moments(opened, mode))[2:], strict=True))
+    assert min(contexts(nulls)[1].clips) >= 0
+
+
+@pytest.mark.parametrize("mode", ["noise", "zero", "mean"])
 def test_only_the_clips_of_windows_and_margins_are_replaced(dataset, mode):
     """[TD-DETR, spurious] All others are equal to the last bit."""
     for original, masked, gone in zip(clips(dataset), clips(mask_moments(dataset, mode)), MASKED, strict=True):

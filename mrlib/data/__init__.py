@@ -27,7 +27,7 @@ class Sample:
     query: str
     duration: float  # seconds
     vid: str
-    relevant_windows: list[list[float]] | None = None  # [[start, end], ...] in seconds
+    relevant_windows: list[list[float]] | None = None  # [[start, end], ...] in seconds; []: nothing answers the query
     relevant_clip_ids: list[int] | None = None  # clips that the annotators scored
     saliency_scores: list[list[int]] | None = None  # for each scored clip, one score 0..4 of each annotator
     extra: dict[str, Any] = field(default_factory=dict)  # all other fields of the line

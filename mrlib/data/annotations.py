@@ -2,6 +2,7 @@
 
 A reader of another format, such as `mrlib.data.pairs`, yields samples and problems as `read_annotations` does.
 A line of TVSum has no windows; its `label`, which goes to `extra`, holds the annotators' labels of every clip, 1 to 5.
+An empty list of windows is a null query: it was annotated, and nothing in the video answers it.
 """
 
 from __future__ import annotations
@@ -119,8 +120,7 @@ def sample_of(fields: dict[str, Any], clip_s: float, words: bool) -> tuple[Sampl
     if not defects:
         defects = _window_defects("relevant_windows", fields, clip_s) + _saliency_defects(fields, clip_s)
         defects += _label_defects(_labels(fields, words))
-        if fields.get("wrong_spans") != []:  # a sample may have no mined window
-            defects += [each for each in _window_defects("wrong_spans", fields, clip_s) if each[2]]
+        defects += [each for each in _window_defects("wrong_spans", fields, clip_s) if each[2]]
     if any(fatal for *_, fatal in defects):
         return None, defects
     duration = float(fields["duration"])
@@ -187,7 +187,7 @@ def _window_defects(name: str, fields: dict[str, Any], clip_s: float) -> list[De
     windows, duration = fields.get(name), fields["duration"]
     if windows is None:
         return []
-    if not isinstance(windows, list) or not windows:
+    if not isinstance(windows, list):
         return [(name, f"is {_short(windows)}, not [[start, end], ...]; leave it out where nothing is annotated", True)]
     defects = []
     for window in windows:

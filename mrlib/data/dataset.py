@@ -127,6 +127,9 @@ class MomentDataset:
 
         indices  int64 (B,)  positions in `samples`
 
+        A null query, whose list of windows is empty, has no span and no relevant clip, and all its clips have the
+        saliency 0. Its `saliency_mask` is set, as for every sample, only if the line has saliency scores.
+
         Where the annotators labelled clips and set no window, as on TVSum, the saliency is scaled to 0..12 whatever
         their number, and the relevant clips (our choice) are those whose summed label is above the lower median of the
         video.

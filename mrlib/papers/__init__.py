@@ -4,6 +4,7 @@
     slots     the parts that papers choose from  models    `build`: from a paper to its model
     registry  the papers that are known          splits    `open_split`: the data of a paper
     release   `load_official`: checkpoints of official releases
+    saved     what is read of their files            networks  which network they hold
 
 A new paper is a file and a line in the list below; a paper elsewhere calls `papers.register(its_module)`.
 """

@@ -139,9 +139,9 @@ def _settings(opt: Options, tensors: Tensors) -> dict[str, Any]:
         require(not opt.read(name, bool), f"{name} of opt", True, "False")
     settings = moment_query_settings(opt)
     del settings["query_positions"]
-    require(settings["decoder_layers"] >= 2, "dec_layers of opt", settings["decoder_layers"], "2 or more")
+    settings["decoder_layers"] = opt.layers("dec_layers", least=2)
     layers = {"layers": 2, "encoder_layers": settings["layers"]}
-    return settings | layers | {"most_windows": opt.read("max_windows", int)}
+    return settings | layers | {"most_windows": opt.size("max_windows")}
 
 
 def _prepared(opt: Options, tensors: Tensors) -> tuple[str, ...]:

@@ -127,8 +127,8 @@ def _settings(opt: Options, tensors: Tensors) -> dict[str, Any]:
         return settings
     require(not settings["pre_norm"], "pre_norm of opt", True, "False where heads read the decoder")
     # the released builder ignores `num_queries` and makes one moment query
-    count = 1 if embedding is not None and len(embedding) == 1 else opt.read("num_queries", int)
-    return settings | {"fusion": "channel", "moment_queries": count, "decoder_layers": opt.read("dec_layers", int)}
+    count = 1 if embedding is not None and embedding.ndim and len(embedding) == 1 else opt.size("num_queries")
+    return settings | {"fusion": "channel", "moment_queries": count, "decoder_layers": opt.layers("dec_layers")}
 
 
 RELEASE = Release(

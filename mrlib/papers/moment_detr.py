@@ -80,26 +80,26 @@ def encoder_settings(opt: Options) -> dict[str, Any]:
     for name, known in (("span_loss_type", ("l1",)), ("position_embedding", ("sine", "v2"))):
         require(opt.read(name, str) in known, f"{name} of opt", opt[name], " or ".join(known))
     require("video" in context, "ctx_mode of opt", context, "with video, the only features of the target")
-    require(opt.read("n_input_proj", int) >= 1, "n_input_proj of opt", opt["n_input_proj"], "1 or more")
     return {
-        "width": opt.read("hidden_dim", int),
-        "layers": opt.read("enc_layers", int),
-        "heads": opt.read("nheads", int),
-        "hidden": opt.read("dim_feedforward", int),
-        "projections": opt["n_input_proj"],
-        "dropout": opt.read("dropout", float),
-        "input_dropout": opt.read("input_dropout", float),
+        "width": opt.size("hidden_dim"),
+        "layers": opt.layers("enc_layers", least=0),
+        "heads": opt.size("nheads"),
+        "hidden": opt.size("dim_feedforward"),
+        "projections": opt.layers("n_input_proj"),
+        "dropout": opt.share("dropout"),
+        "input_dropout": opt.share("input_dropout"),
         "tef": "tef" in context,
         "query_positions": "learned" if learned else "none",
-    } | ({"places": opt.read("max_q_l", int)} if learned else {})
+    } | ({"places": opt.size("max_q_l")} if learned else {})
 
 
 def moment_query_settings(opt: Options) -> dict[str, Any]:
     """The settings of the encoder and of the moment queries, for Moment-DETR, QD-DETR, TD-DETR and AMR."""
-    require(not opt.get("a_feat_dim"), "a_feat_dim of opt", opt.get("a_feat_dim"), "None: sound is not read")
-    for name in ("num_queries", "dec_layers"):
-        require(opt.read(name, int) >= 1, f"{name} of opt", opt[name], "1 or more")
-    return encoder_settings(opt) | {"moment_queries": opt["num_queries"], "decoder_layers": opt["dec_layers"]}
+    opt.refuse("a_feat_dim", "sound is not read")
+    return encoder_settings(opt) | {
+        "moment_queries": opt.size("num_queries"),
+        "decoder_layers": opt.layers("dec_layers"),
+    }
 
 
 def _settings(opt: Options, tensors: Tensors) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Load checkpoints of the official releases as our models.
 
-Here     `load_official` reads the files that Moment-DETR and its descendants write: a dict of model, optimizer,
-         lr_scheduler, epoch and opt. Only tensors, plain values and the `argparse.Namespace` of options are unpickled.
-         The network is built from `opt` and checked against every tensor; each paper's file has its `Release`
+Here     `load_official` reads the files that Moment-DETR and its descendants write, a dict of model, optimizer,
+         lr_scheduler, epoch and opt, and those of Lighthouse and Lightning; `read_saved` says what is unpickled. The
+         network is built from the options and checked against every tensor; each paper's file has its `Release`
 Departs  options of what the official scripts do around the network are ignored: weights of losses, rounding,
          suppression. The released UniVTG has no forward pass for `pre_norm`; it is read as MATR's
 """
@@ -10,6 +10,7 @@ Departs  options of what the official scripts do around the network are ignored:
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -20,15 +21,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mrlib.arguments import require
+from mrlib.arguments import require, shown
 from mrlib.data import Widths
 from mrlib.papers.models import build, prepare
+from mrlib.papers.networks import refusal
 from mrlib.papers.registry import RELEASES
+from mrlib.papers.saved import read_saved
 from mrlib.papers.settings import get
 from mrlib.retriever import MomentRetriever
 
 Tensors = dict[str, Tensor]
 SHOWN = 10  # most keys that an error lists
+_MODELS = ("model", "state_dict", "model_state_dict")  # under which checkpoints have their tensors
+_OPTIONS = ("opt", "args", "config", "cfg", "hyper_parameters")  # under which they have the options of the training
+_WRAPPERS = {"module", "_orig_mod", "model"}  # parts of names that DataParallel, torch.compile and Lightning add
+_MOST_LAYERS = 64  # more than any release has; a network of so many is built in less than a second
+_LIGHTHOUSE = {"use_txt_pos": False, "pre_norm": False}  # with which Lighthouse builds all its networks
+_LARGEST_JSON = 2**20  # bytes of an opt.json
+_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -57,29 +67,65 @@ class Release:
 class Options(dict[str, Any]):
     """The `opt` of a checkpoint."""
 
+    def __init__(self, values: Mapping[str, Any], widest: int):
+        """widest  the largest dimension of the checkpoint's tensors, which no size can exceed"""
+        super().__init__(values)
+        self.widest = widest
+
     def read(self, name: str, kind: type) -> Any:
-        """The value of an option; ValueError if it is missing or of another type."""
+        """The value of an option; ValueError if it is missing or of another type, or infinite, or a long text."""
         if name not in self:
             raise ValueError(f"opt has no {name}; give a checkpoint that the official training script saved")
         value = self[name]
         fits = type(value) is kind or (kind is float and type(value) is int)
-        require(fits, f"{name} of opt", value, f"of type {kind.__name__}")
+        if kind is float and fits:
+            fits = abs(value) < 1e30  # not NaN either
+        self._require(fits and not (kind is str and len(value) > 80), name, f"of type {kind.__name__}")
         return value
+
+    def size(self, name: str) -> int:
+        """A width, or a number of vectors; ValueError unless it is 1 or more, and not above all the file's tensors."""
+        most = f"at most {self.widest}, the largest size of the file's tensors"
+        self._require(1 <= self.read(name, int) <= self.widest, name, f"1 or more, and {most}")
+        return self[name]
+
+    def layers(self, name: str, least: int = 1) -> int:
+        """A number of layers; ValueError unless it is `least` or more, and not far above that of every release."""
+        fits = least <= self.read(name, int) <= _MOST_LAYERS
+        self._require(fits, name, f"{least} or more, and at most {_MOST_LAYERS}")
+        return self[name]
+
+    def share(self, name: str) -> float:
+        """A probability of dropout; ValueError unless it is from 0 to 1."""
+        self._require(0 <= self.read(name, float) <= 1, name, "from 0 to 1")
+        return self[name]
+
+    def refuse(self, name: str, reason: str) -> None:
+        """ValueError if an option is there that the network cannot have: it must be missing, None or 0."""
+        value = self.get(name)
+        self._require(value is None or (type(value) is int and value == 0), name, f"None: {reason}")
+
+    def _require(self, fits: bool, name: str, wanted: str) -> None:
+        if not fits:
+            raise ValueError(f"{name} of opt must be {wanted}, not {shown(self.get(name))}")
 
 
 def load_official(path: str | os.PathLike, paper: str, corrected: bool = False) -> MomentRetriever:
     """The model of a checkpoint that an official release wrote, on the CPU, in evaluation mode.
 
-    path       the file
+    path       the file; options that it lacks are read from an opt.json beside it
     paper      a name of `RELEASES`
     corrected  False: the outputs are those of the official network for a padded batch. True: those of the official
                network for each sample alone, whatever the padding
-    raises     ValueError that names the file and the keys and shapes that do not fit; FileNotFoundError
+    raises     ValueError that names the file and the keys, shapes or options that do not fit; FileNotFoundError
     """
     if paper not in RELEASES:
         raise ValueError(f"unknown release {paper!r}; known: {', '.join(RELEASES)}")
-    release = RELEASES[paper]
-    tensors, options = _read(Path(path))
+    path, release = Path(path), RELEASES[paper]
+    tensors, options = _read(path)
+    if (reason := refusal(paper, tensors, options)) is not None:
+        raise ValueError(f"{path} {reason}")
+    _require_floats(path, {name: x for name, x in tensors.items() if not name.startswith(release.unread)})
     try:
         settings = release.settings(options, tensors) | (dict(release.corrected) if corrected else {})
         with torch.device("meta"):  # no memory is used before the shapes are known to fit
@@ -94,36 +140,78 @@ def load_official(path: str | os.PathLike, paper: str, corrected: bool = False) 
 
 
 def _read(path: Path) -> tuple[Tensors, Options]:
-    """The tensors and options of a checkpoint."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing, or no file; give the path of an official checkpoint")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of many types, since the file may hold anything
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        if refused:
-            raise ValueError(
-                f"{path} holds {refused[1]}; only tensors, plain values and an argparse.Namespace are unpickled"
-            ) from None
-        raise ValueError(
-            f"{path} is not a whole checkpoint of PyTorch ({type(error).__name__}); copy it again"
-        ) from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a dict of model and opt")
-    missing = [name for name in ("model", "opt") if name not in content]
-    if missing:
-        raise ValueError(f"{path} has no {' and no '.join(missing)}; it has {_listed(map(str, content))}")
-    model, opt = content["model"], content["opt"]
-    if not isinstance(opt, argparse.Namespace):
-        raise ValueError(f"opt of {path} is a {type(opt).__name__}, not an argparse.Namespace")
-    if not isinstance(model, dict) or not all(isinstance(k, str) and isinstance(t, Tensor) for k, t in model.items()):
+    """The tensors and options of a checkpoint, under their own names, whatever has wrapped the network."""
+    content = read_saved(path)
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds {shown(content)}, not a dict of model and opt")
+    model = _model(content)
+    if not isinstance(model, Mapping):
+        raise ValueError(f"{path} has no model; it has {_listed(content)}")
+    if not model or not all(isinstance(k, str) and isinstance(x, Tensor) for k, x in model.items()):
         raise ValueError(f"model of {path} is not a dict of tensors")
-    return {name.removeprefix("module."): tensor for name, tensor in model.items()}, Options(vars(opt))
+    options, tensors = _options(path, content), {}
+    for name, tensor in model.items():
+        name = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+        if name in tensors:
+            raise ValueError(f"model of {path} has two tensors named {_listed([name])}; save one network alone")
+        tensors[name] = tensor
+    if "model_name" in options:
+        options = _LIGHTHOUSE | options
+    return tensors, Options(
+        options, max((max(x.shape) for x in tensors.values() if _is_whole(x) and x.ndim), default=0)
+    )
 
 
-def _matched(path: str | os.PathLike, release: Release, ours: Tensors, tensors: Tensors) -> Tensors:
-    """The official tensors under our names; ValueError unless they are exactly ours, in our shapes."""
+def _model(content: Mapping[str, Any]) -> Any:
+    """The tensors of a checkpoint: its entry of `_MODELS`, or one within that, or the checkpoint itself; None: none."""
+    entry = content
+    for _ in range(2):
+        name = next((name for name in _MODELS if isinstance(entry, Mapping) and name in entry), None)
+        entry = entry if name is None else entry[name]
+    return entry if entry is not content or any(isinstance(x, Tensor) for x in content.values()) else None
+
+
+def _options(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a checkpoint: an entry of `_OPTIONS`, one within that, or those of the opt.json beside it."""
+    found = _first_of(_OPTIONS, content)
+    if found is None:
+        beside = path.with_name("opt.json")
+        if not beside.is_file():
+            hint = "put the opt.json of its training into its folder"
+            raise ValueError(f"{path} has no opt; it has {_listed(content)}; {hint}")
+        return _of_json(beside)
+    inner = _first_of(_OPTIONS, vars(found) if isinstance(found, argparse.Namespace) else found)
+    found = found if inner is None else inner
+    return dict(vars(found) if isinstance(found, argparse.Namespace) else found)
+
+
+def _first_of(names: Iterable[str], content: Mapping[str, Any]) -> Any:
+    """The first entry of these names that holds options."""
+    return next((content[k] for k in names if isinstance(content.get(k), argparse.Namespace | Mapping)), None)
+
+
+def _of_json(file: Path) -> dict[str, Any]:
+    """The options in a JSON file."""
+    try:
+        if file.stat().st_size > _LARGEST_JSON:
+            raise ValueError(f"it has more than {_LARGEST_JSON} bytes")
+        options = json.loads(file.read_bytes())
+        if not isinstance(options, dict):
+            raise ValueError(f"it holds {shown(options)}")
+    except (ValueError, RecursionError, OSError) as error:
+        raise ValueError(f"{file} is not the JSON object of a training's options: {error}; copy it again") from None
+    return options
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    """Whether a tensor is an ordinary one whose numbers are all in the file."""
+    if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+        return False
+    return 0 < tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
+def _matched(path: Path, release: Release, ours: Tensors, tensors: Tensors) -> Tensors:
+    """The official tensors under our names; ValueError unless they are exactly ours, in our shapes, and finite."""
     official = {name: release.official_name(name) for name in ours}
     shapes = {official[name]: tuple(tensor.shape) for name, tensor in ours.items()}
     shapes |= {name: shapes[name][::-1] for name in release.transposed}
@@ -140,23 +228,46 @@ def _matched(path: str | os.PathLike, release: Release, ours: Tensors, tensors: 
     if any(wrong.values()):
         problems = (f"{len(names)} {what}: {_listed(names)}" for what, names in wrong.items() if names)
         raise ValueError(f"{path} does not fit the network that its opt describes; {'; '.join(problems)}")
+    _require_numbers(path, {name: tensors[name] for name in shapes})
     return {
-        name: (tensors[key].mT if key in release.transposed else tensors[key]).float().contiguous()
+        name: (tensors[key].mT if key in release.transposed else tensors[key]).detach().float().contiguous()
         for name, key in official.items()
     }
 
 
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
+def _require_floats(path: Path, tensors: Tensors) -> None:
+    """ValueError unless all tensors are ordinary ones of floating-point numbers."""
+    strange = [name for name, x in tensors.items() if x.dtype not in _FLOATS or not _is_whole(x)]
+    if strange:
+        kinds = (f"{name} of {tensors[name].dtype}".replace("torch.", "") for name in strange)
+        raise ValueError(f"{path} has {_listed(kinds)} where floating-point weights are expected; copy it again")
+
+
+def _require_numbers(path: Path, tensors: Tensors) -> None:
+    """ValueError unless all tensors are floating-point, finite in float32, and together no more than the file holds."""
+    _require_floats(path, tensors)
+    storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors.values()}
+    if sum(x.numel() * x.element_size() for x in tensors.values()) > sum(storages.values()):
+        raise ValueError(f"{path} has tensors that share their numbers, as no release writes; copy it again")
+    infinite = [name for name, x in tensors.items() if not x.float().isfinite().all()]
+    if infinite:
+        raise ValueError(f"{path} has NaN or Inf in {_listed(infinite)}; copy it again, or take an earlier epoch")
+
+
+def _listed(names: Iterable[Any]) -> str:
+    """The first names, in one line."""
+    names = [
+        name if isinstance(name, str) and len(name) < 120 and name.isprintable() else shown(name) for name in names
+    ]
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def _widths(opt: Options, tensors: Tensors) -> Widths:
     """D and D'. The official scripts add 2 for TEF before they store `v_feat_dim`; files without the 2 work too."""
-    target = opt.read("v_feat_dim", int)
+    target = opt.size("v_feat_dim")
     norm = tensors.get("input_vid_proj.0.LayerNorm.weight")  # as wide as what the network reads
     ends = 2 if "tef" in opt.read("ctx_mode", str) else 0
-    if norm is None or len(norm) != target + ends:
+    if norm is None or norm.shape != (target + ends,):
         target -= ends
     require(target >= 1, "v_feat_dim of opt", opt["v_feat_dim"], "the width of the video's features")
-    return Widths(target=target, query=opt.read("t_feat_dim", int), joint=None)
+    return Widths(target=target, query=opt.size("t_feat_dim"), joint=None)

@@ -7,7 +7,7 @@ find the borders of events.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -64,20 +64,60 @@ def draw_script(world: World, dice: Dice, actions: np.ndarray, shifted: bool, vi
     present[np.nonzero(inside)[0], event[inside]] = True
     queried = np.where(present, dice.uniform("asked", videos, EVENTS), -1).argmax(1)  # (B,)
 
-    shape = videos, EVENTS
-    actor = dice.pick("actor", p.actors, *shape)
-    action = dice.pick("action", len(actions), *shape)
-    thing = dice.pick("object", p.objects, *shape)
+    actor, action, thing = _concepts(p, dice, len(actions), videos, EVENTS)
     _make_near_misses(p, dice, queried, actor, action, thing)
-    at_home = dice.uniform("home", *shape) < p.spurious
     action = actions[action]
-    place = np.where(at_home, world.homes(shifted=shifted)[action], dice.pick("place", p.places, *shape))
+    place = _places(world, dice, action, shifted)
 
     facts = {"actor": actor, "action": action, "object": thing, "place": place}
     clipwise = {k: np.take_along_axis(x, event, 1) for k, x in facts.items()}  # (B, EVENTS) -> (B, T)
     timeline = Timeline(**clipwise, inside=inside, event=event, piece=piece, progress=progress, length=length)
     relevant = inside & (event == queried[:, None])
     return Script(timeline, relevant, {k: x[rows, queried] for k, x in facts.items()})
+
+
+def _concepts(p: Parameters, dice: Dice, actions: int, *shape: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw the numbers of the actors, actions and objects of events, each of this shape."""
+    return (
+        dice.pick("actor", p.actors, *shape),
+        dice.pick("action", actions, *shape),
+        dice.pick("object", p.objects, *shape),
+    )
+
+
+def _places(world: World, dice: Dice, action: np.ndarray, shifted: bool) -> np.ndarray:
+    """Draw the places of events with these actions, (...)."""
+    at_home = dice.uniform("home", *action.shape) < world.p.spurious
+    place = dice.pick("place", world.p.places, *action.shape)
+    return np.where(at_home, world.homes(shifted=shifted)[action], place)
+
+
+def ask_for_nothing(
+    world: World, dice: Dice, script: Script, actions: np.ndarray, shifted: bool
+) -> tuple[Script, np.ndarray]:
+    """Let a share `null` of the queries be about events that do not happen; the videos stay the same.
+
+    Such an event is drawn as all events are, so that neither a video nor a query shows which queries have nothing to
+    find. If it happens to be in the video, whole or only with its place, the next object that makes it another event
+    takes the place of its own.
+
+    actions, shifted  as in `draw_script`
+    returns           the script with these events as the queried ones, the other fields unchanged; bool (B,), True for
+                      a query about an event that does not happen
+    """
+    p, timeline, videos = world.p, script.timeline, len(script.timeline)
+    dice = Dice((*dice.key, "null"))
+    null = dice.uniform("share", videos) < p.null
+    actor, action, thing = _concepts(p, dice, len(actions), videos)
+    action = actions[action]
+    rows, clips = np.nonzero((timeline.actor == actor[:, None]) & (timeline.action == action[:, None]))
+    taken = np.zeros((videos, p.objects), bool)
+    taken[rows, timeline.object[rows, clips]] = True
+    options = (thing[:, None] + np.arange(p.objects)) % p.objects  # (B, objects), the one that was drawn first
+    thing = options[np.arange(videos), np.take_along_axis(taken, options, 1).argmin(1)]
+    place = _places(world, dice, action, shifted)
+    drawn = {"actor": actor, "action": action, "object": thing, "place": place}
+    return replace(script, queried={k: np.where(null, drawn[k], x) for k, x in script.queried.items()}), null
 
 
 def _layout(p: Parameters, dice: Dice, videos: int) -> tuple[np.ndarray, ...]:

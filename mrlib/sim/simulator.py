@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from mrlib.data.bank import Bank
 from mrlib.data.dataset import MomentDataset
 from mrlib.ops.runs import runs_of_true
 from mrlib.sim.features import render, sentence_queries, video_queries
-from mrlib.sim.script import Script, Timeline, draw_script, saliency
+from mrlib.sim.script import Script, Timeline, ask_for_nothing, draw_script, saliency
 from mrlib.sim.world import Dice, Parameters, World, parameters
 
 CLIP_S = 2.0
@@ -58,14 +59,16 @@ def open_sim(
              speed       a query video runs up to this many times faster or slower than the target
              irrelevant  chance that another event of the video resembles the queried one
              noise       norm of the noise on a clip; the other terms together have a norm of 1.2 to 1.4
+             null        share of queries about an event that does not happen in the video, 0 to below 1: the windows of
+                         such a sample are [], and it has no saliency. It changes no video and no other query
     raises   ValueError for an unknown name or a value out of range
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
     p, names = parameters(size, query, preset, knobs), _stream_names(streams)
     if n is None:
-        n = {"train": p.n_train, "val": p.n_val, "test": p.n_test}[_base(split)]
-    require(n >= 1, "n", n, "at least 1")
+        n = {"train": int(p.n_train), "val": p.n_val, "test": p.n_test}[_base(split)]
+    require(isinstance(n, Integral) and n >= 1, "n", n, "a whole number of at least 1")
     world = World(p, seed)
     blocks = (_draw_block(world, split, first, names, query, absent) for first in range(0, n, BLOCK))
     settings = {"size": size, "seed": seed, "query": query, "preset": preset}
@@ -103,7 +106,8 @@ def _draw_block(world: World, split: str, first: int, streams: tuple[str, ...], 
     dice = Dice((world.seed, base, first // BLOCK))
     script = draw_script(world, dice, actions, split != base, BLOCK)
     target, visible = render(world, dice, script.timeline, streams, p.visible, script.relevant & absent)
-    samples = list(_samples(world, dice, script, saliency(dice, visible), split, first))
+    script, null = ask_for_nothing(world, dice, script, actions, split != base)
+    samples = list(_samples(world, dice, script, null, saliency(dice, visible), split, first))
     if query == "text":
         vectors, query_joint = sentence_queries(world, dice, script, [sample.query for sample in samples])
     else:
@@ -146,15 +150,18 @@ def _dataset(
     )
 
 
-def _samples(world: World, dice: Dice, script: Script, scores: np.ndarray, split: str, first: int) -> Iterator[Sample]:
+def _samples(
+    world: World, dice: Dice, script: Script, null: np.ndarray, scores: np.ndarray, split: str, first: int
+) -> Iterator[Sample]:
     """The annotations of a block of videos.
 
+    null    bool (B,)  the queried event does not happen: no windows, no saliency
     scores  (B, T, 3)  saliency scores of three annotators
     first   number of the first sample in its split
     """
     chances = dice.uniform("sentence", BLOCK, 9)
     first_qid = SPLITS.index(split) * 1_000_000 + first
-    for i, relevant in enumerate(script.relevant):
+    for i, relevant in enumerate(script.relevant & ~null[:, None]):
         event = {kind: int(numbers[i]) for kind, numbers in script.queried.items()}
         clips = np.flatnonzero(relevant)
         words = {kind: world.names[kind][number] for kind, number in event.items()}
@@ -164,8 +171,8 @@ def _samples(world: World, dice: Dice, script: Script, scores: np.ndarray, split
             duration=len(relevant) * CLIP_S,
             vid=f"sim_{split}_{first + i:05d}",
             relevant_windows=[[start * CLIP_S, end * CLIP_S] for start, end in runs_of_true(relevant)],
-            relevant_clip_ids=clips.tolist(),
-            saliency_scores=scores[i, clips].tolist(),
+            relevant_clip_ids=None if null[i] else clips.tolist(),
+            saliency_scores=None if null[i] else scores[i, clips].tolist(),
             extra=words | {"script": _events(world, script.timeline, i)},
         )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Real
 
 import numpy as np
 
@@ -46,7 +47,7 @@ TAILS = (
     "very slowly",
 )
 
-KNOBS = ("blur", "family", "n_train", "spurious", "speed", "irrelevant", "noise")
+KNOBS = ("blur", "family", "n_train", "spurious", "speed", "irrelevant", "noise", "null")
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ class Parameters:
     place_inside: float = 1.0  # share of p inside a window; 0: the place is not seen during the event
     length: float = 1.0  # factor of the lengths of windows
     siblings: float = 0.5  # share of resembling events that differ by an action of the same family
+    null: float = 0.0  # knob: chance that a query is about an event that does not happen
 
 
 SIZES = {
@@ -154,14 +156,17 @@ def parameters(size: str, query: str, preset: str | None, knobs: dict) -> Parame
             raise ValueError(f"unknown {name} {value!r}; known: {', '.join(map(str, known))}")
     if unknown := set(knobs) - set(KNOBS):
         raise ValueError(f"unknown knob {sorted(unknown)}; known: {', '.join(KNOBS)}")
+    for name, value in knobs.items():
+        require(isinstance(value, Real) and not isinstance(value, bool), name, value, "a number")
     p = replace(SIZES[size], **QUERIES[query] | PRESETS[preset or "noise"] | knobs)
     shares = {name: getattr(p, name) for name in ("family", "spurious", "irrelevant")}
     for name, value, fits, range_ in (
         *((name, value, 0 <= value <= 1, "from 0 to 1") for name, value in shares.items()),
+        ("null", p.null, 0 <= p.null < 1, "at least 0 and below 1"),
         ("blur", p.blur, p.blur >= 0, "at least 0"),
         ("noise", p.noise, p.noise >= 0, "at least 0"),
         ("speed", p.speed, p.speed >= 1, "at least 1"),
-        ("n_train", p.n_train, p.n_train >= 1 and p.n_train == int(p.n_train), "a whole number of at least 1"),
+        ("n_train", p.n_train, p.n_train >= 1 and p.n_train % 1 == 0, "a whole number of at least 1"),
     ):
         require(fits, name, value, range_)
     return p

@@ -30,6 +30,16 @@ def test_every_sample_is_in_one_half_and_no_video_is_in_both():
     assert first.tolist() == sorted(first.tolist()) and second.tolist() == sorted(second.tolist())
 
 
+def test_a_null_query_is_mined_like_any_other():
+    """No window of its own is in the way of a confident prediction."""
+    data = world([9, 9], [(v, [(0, 2)], [], None) for v in range(2)])
+    nulls = replace(data, samples=[replace(s, relevant_windows=[]) for s in data.samples], _annotations=None)
+    assert sum(map(len, mining.halves(nulls, DRAW))) == 2
+    lines = [{"pred_relevant_windows": [[0, 4, 0.9], [8, 10, 0.2]]}] * 2
+    assert mining.confusing(lines, nulls, 0.5) == [[[0, 4]], [[0, 4]]]
+    assert mining.with_wrong_spans(nulls, [[[0, 4]], []]).mined
+
+
 def test_the_halves_depend_on_the_seed_alone():
     data = world([9] * 12, [(v, [(0, 2)], [], None) for v in range(12)])
     first, again = mining.halves(data, DRAW), mining.halves(data, DRAW)

@@ -81,6 +81,14 @@ def test_a_line_without_annotation_gives_a_sample_without_annotation(tmp_path):
     assert sample.as_line() == bare
 
 
+def test_an_empty_list_of_windows_is_a_null_query(tmp_path):
+    """It is not the same as no list: the query was annotated, and nothing in the video answers it."""
+    lines = [windows_only(1, relevant_windows=[]), line(2), windows_only(3, relevant_windows=None)]
+    samples = load_annotations(write_lines(tmp_path / "a.jsonl", lines))
+    assert [s.relevant_windows for s in samples] == [[], [[4, 8]], None]
+    assert samples[0].as_line() == lines[0]
+
+
 BAD = {
     "json cut off": ('{"qid": 1, "query"', "json"),
     "not utf-8": ('{"qid": "\udcff"}', "json"),
@@ -107,7 +115,6 @@ BAD = {
     "vid with nul": (line(vid="a\0b"), "vid"),
     "vid with a lone surrogate": (line(vid="a\ud800"), "vid"),
     "vid a number": (line(vid=3), "vid"),
-    "windows empty": (line(relevant_windows=[]), "relevant_windows"),
     "windows not pairs": (line(relevant_windows=[[1, 2, 3]]), "relevant_windows"),
     "windows not numbers": (line(relevant_windows=[["1", 2]]), "relevant_windows"),
     "window nan": (line(relevant_windows=[[0, float("nan")]]), "relevant_windows"),

@@ -81,6 +81,26 @@ def test_without_mined_windows_no_clip_is_wrong(data):
     assert subset.mined and not subset.batch([0, 1]).labels.wrong.any()
 
 
+def test_a_null_query_is_kept_with_labels_of_background(data):
+    """Sample 1 is a null query without saliency, sample 2 one with it; the labels of the others do not change."""
+    samples = list(data.samples)
+    samples[1] = replace(samples[1], relevant_windows=[], extra={})
+    samples[2] = replace(samples[2], relevant_windows=[], relevant_clip_ids=[], saliency_scores=[])
+    nulls = replace(data, samples=samples, _annotations=None)
+    assert nulls.labelled and len(nulls) == 4 and nulls.digest() != data.digest()
+    labels, before = nulls.batch(range(4)).labels, data.batch(range(4)).labels
+    assert labels.span_mask.any(1).tolist() == [True, False, False, True]
+    assert not labels.relevant[1:3].any() and not labels.saliency.any() and not labels.wrong[1:3].any()
+    assert labels.saliency_mask.tolist() == [False, False, True, False]
+    for name in ("spans", "span_mask", "relevant", "saliency", "wrong"):
+        assert torch.equal(getattr(labels, name)[[0, 3]], getattr(before, name)[[0, 3]])
+    windows, mask, mined = nulls.window_clips(torch.arange(4))
+    assert (mask & ~mined).any(1).tolist() == [True, False, False, True]
+    alone = nulls.subset([1, 2])
+    assert alone.labelled and not alone.batch([0, 1]).labels.span_mask.any()
+    assert not alone.window_clips(torch.arange(2))[1].any()
+
+
 def test_the_digest_changes_with_annotations_and_features(data):
     longer = [replace(s, duration=21.0) for s in data.samples]
     moved = torch.tensor([0, 1, 0, 1])

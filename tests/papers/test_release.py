@@ -1,7 +1,9 @@
 """Files of official checkpoints: what `load_official` reads and what it refuses."""
 
 import argparse
+import json
 import os
+import time
 from collections import OrderedDict
 
 import pytest
@@ -68,9 +70,6 @@ def test_other_objects_are_not_unpickled(new, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"evil.ckpt holds posix.mkdir; only tensors, plain values"):
         load_official("evil.ckpt", "univtg")
     assert not (tmp_path / "evil").exists()
-    torch.save({"model": {}, "opt": argparse.Namespace(at=tmp_path)}, "path.ckpt", _use_new_zipfile_serialization=new)
-    with pytest.raises(ValueError, match=r"path.ckpt holds pathlib"):
-        load_official("path.ckpt", "univtg")
 
 
 def test_files_that_are_not_checkpoints_are_named(tmp_path):
@@ -78,20 +77,29 @@ def test_files_that_are_not_checkpoints_are_named(tmp_path):
         load_official(tmp_path / "model.ckpt", "univtg")
     _, path = saved(tmp_path)
     whole = path.read_bytes()
-    for broken in (whole[: len(whole) // 2], b"", b"not a checkpoint" * 99):
+    for broken, message in (
+        (whole[: len(whole) // 2], "is not a whole checkpoint of PyTorch"),
+        (b"", "is an empty file, as an unfinished download leaves it; download it again"),
+        (b"not a checkpoint" * 99, "is a text that begins with .*; download it again"),
+    ):
         path.write_bytes(broken)
-        with pytest.raises(ValueError, match="model.ckpt is not a whole checkpoint of PyTorch"):
+        with pytest.raises(ValueError, match=f"model.ckpt {message}"):
             load_official(path, "univtg")
 
 
 def test_contents_that_are_not_a_checkpoint_are_refused(tmp_path):
     path, tensors = tmp_path / "model.ckpt", {"a": torch.ones(1)}
+    beside = "put the opt.json of its training into its folder"
     for content, message in (
         (torch.ones(2), "model.ckpt holds a Tensor, not a dict of model and opt"),
-        (tensors, "model.ckpt has no model and no opt; it has a"),
-        ({"model": tensors, "epoch": 3}, "model.ckpt has no opt; it has model, epoch"),
-        ({"model": tensors, "opt": {"hidden_dim": 4}}, "opt of .*model.ckpt is a dict, not an argparse.Namespace"),
+        ({"epoch": 3}, "model.ckpt has no model; it has epoch"),
+        ({"model": 3}, "model.ckpt has no model; it has model"),
+        (tensors, f"model.ckpt has no opt; it has a; {beside}"),
+        ({"model": tensors, "epoch": 3}, f"model.ckpt has no opt; it has model, epoch; {beside}"),
+        ({"model": tensors, "opt": "--lr 1"}, f"model.ckpt has no opt; it has model, opt; {beside}"),
         ({"model": {"a": 3}, "opt": make_opt()}, "model of .*model.ckpt is not a dict of tensors"),
+        ({"model": {}, "opt": make_opt()}, "model of .*model.ckpt is not a dict of tensors"),
+        ({"model": {1: torch.ones(1)}, "opt": make_opt()}, "model of .*model.ckpt is not a dict of tensors"),
     ):
         torch.save(content, path)
         with pytest.raises(ValueError, match=message):
@@ -99,3 +107,165 @@ def test_contents_that_are_not_a_checkpoint_are_refused(tmp_path):
     known = "matr, univtg, moment_detr, qd_detr, td_detr, amr"
     with pytest.raises(ValueError, match=f"unknown release 'bert'; known: {known}"):
         load_official(path, "bert")
+
+
+def same_outputs(path, expected):
+    batch, _, _ = batch_and_rows()
+    found = outputs_of(load_official(path, "univtg"), batch)
+    return all(torch.equal(found[name], x) for name, x in expected.items())
+
+
+@pytest.fixture
+def expected(tmp_path):
+    """A checkpoint's network, its file, and its outputs."""
+    network, path = saved(tmp_path)
+    batch, _, _ = batch_and_rows()
+    with torch.no_grad():
+        return network, path, outputs_of(load_official(path, "univtg"), batch)
+
+
+WRAPPED = (
+    "module.",
+    "_orig_mod.",
+    "model.",
+    "module.module.",
+    "_orig_mod.module.",
+    "module._orig_mod.",
+    "model._orig_mod.",
+)
+
+
+@torch.no_grad()
+def test_names_of_networks_within_wrappers_are_read(expected):
+    """DataParallel, torch.compile, Lightning; of the whole network, or of a part that was compiled alone."""
+    network, path, outputs = expected
+    for prefix in WRAPPED:
+        assert same_outputs(save(network, path, prefix=prefix), outputs), prefix
+    tensors = network.state_dict()
+    inner = {name.replace("transformer.encoder", "transformer._orig_mod.encoder"): x for name, x in tensors.items()}
+    mixed = {("" if i % 2 else "module.") + name: x for i, (name, x) in enumerate(tensors.items())}
+    for model in (inner, mixed):
+        assert model.keys() != tensors.keys() and same_outputs(save(network, path, model=model), outputs)
+    twice = tensors | {f"module.{name}": x for name, x in tensors.items()}
+    with pytest.raises(ValueError, match="model of .*model.ckpt has two tensors named .*; save one network alone"):
+        load_official(save(network, path, model=twice), "univtg")
+
+
+@torch.no_grad()
+def test_layouts_in_which_checkpoints_are_published_are_read(expected):
+    network, path, outputs = expected
+    tensors, opt = network.state_dict(), network.opt
+    lightning = {"pytorch-lightning_version": "2.4", "global_step": 9, "callbacks": {}, "hparams_name": "opt"}
+    lightning |= {"state_dict": {f"model.{k}": x for k, x in tensors.items()}, "hyper_parameters": {"opt": vars(opt)}}
+    for content in (
+        {"model": tensors, "opt": vars(opt)},
+        {"state_dict": tensors, "args": opt, "epoch": 3, "best_metric": 0.4},
+        {"model_state_dict": tensors, "config": OrderedDict(vars(opt)), "optimizer_state_dict": {}},
+        {"model": {"state_dict": tensors}, "opt": opt},
+        lightning,
+        lightning | {"hyper_parameters": vars(opt)},
+    ):
+        torch.save(content, path)
+        assert same_outputs(path, outputs), list(content)
+
+
+@torch.no_grad()
+def test_options_that_a_file_lacks_are_read_from_the_json_beside_it(expected):
+    network, path, outputs = expected
+    beside = path.with_name("opt.json")
+    for content in (network.state_dict(), {"model": network.state_dict(), "epoch": 3}):
+        torch.save(content, path)
+        beside.write_text(json.dumps(vars(network.opt)))
+        assert same_outputs(path, outputs)
+        for broken in ("", "[1, 2]", "{'a': 1}", "[" * 10**5, "\xff", "1" * 5000):
+            beside.write_text(broken, encoding="latin-1")
+            with pytest.raises(
+                ValueError, match=r"opt\.json is not the JSON object of a training's options: .*copy it"
+            ):
+                load_official(path, "univtg")
+
+
+SIZES = ("hidden_dim", "dim_feedforward", "enc_layers", "nheads", "n_input_proj", "v_feat_dim", "t_feat_dim")
+STRANGE = [
+    10**6,
+    10**30,
+    -8,
+    1e30,
+    float("nan"),
+    True,
+    None,
+    "2",
+    [2],
+    torch.ones(2),
+    argparse.Namespace(),
+    "x" * 10**6,
+]
+
+
+@pytest.mark.parametrize("name", [*SIZES, "input_dropout", "dropout", "clip_length", "pre_norm", "ctx_mode"])
+def test_sizes_are_refused_before_a_network_is_built(name, tmp_path):
+    network, path = saved(tmp_path)
+    for value in [*STRANGE, *([0] if name in SIZES and name != "enc_layers" else [])]:
+        if name == "pre_norm" and value is True:
+            continue
+        setattr(network.opt, name, value)
+        save(network, path)
+        started = time.perf_counter()
+        with pytest.raises(
+            ValueError, match=f"model.ckpt does not describe a network that can be built: {name} of opt"
+        ) as e:
+            load_official(path, "univtg")
+        assert time.perf_counter() - started < 1 and len(str(e.value)) < 500 and "\n" not in str(e.value)
+
+
+def test_the_largest_numbers_of_layers_take_a_second_at_most(tmp_path):
+    network, path = saved(tmp_path)
+    network.opt.enc_layers = network.opt.n_input_proj = 64
+    save(network, path)
+    started = time.perf_counter()
+    with pytest.raises(ValueError, match="does not fit the network that its opt describes; .* missing"):
+        load_official(path, "univtg")
+    assert time.perf_counter() - started < 2
+
+
+TENSORS = {
+    "int8": (lambda x: x.to(torch.int8), "has weightedpool.weight of int8 where floating-point weights are expected"),
+    "complex": (lambda x: x.to(torch.complex64), "of complex64 where"),
+    "bool": (lambda x: x > 0, "of bool where"),
+    "sparse": (lambda x: x.to_sparse(), "(holds torch._utils._rebuild_sparse_tensor|where floating-point)"),
+    "meta": (lambda x: x.to("meta"), "(holds torch|where floating-point)"),
+    "one number": (lambda x: torch.ones(1, 1).expand(16, 1), "where floating-point weights are expected"),
+    "NaN": (lambda x: x * torch.nan, "has NaN or Inf in weightedpool.weight; copy it again"),
+    "beyond float32": (lambda x: x.double() * 1e300, "has NaN or Inf in weightedpool.weight"),
+    "scalar": (lambda x: x.sum(), r"1 of another shape: weightedpool.weight expected \(16, 1\) found \(\)"),
+    "empty": (lambda x: x[:0], "where floating-point weights are expected"),
+}
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_weights_that_are_no_numbers_are_refused(name, tmp_path):
+    change, message = TENSORS[name]
+    network, path = saved(tmp_path)
+    model = network.state_dict()
+    model["weightedpool.weight"] = change(model["weightedpool.weight"])
+    with pytest.raises(ValueError, match=f"model.ckpt .*{message}"):
+        load_official(save(network, path, model=model), "univtg")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_weights_of_every_precision_become_float32(dtype, tmp_path):
+    network, path = saved(tmp_path)
+    retriever = load_official(
+        save(network, path, model={k: x.to(dtype) for k, x in network.state_dict().items()}), "univtg"
+    )
+    assert all(p.dtype == torch.float32 and p.requires_grad and p.is_leaf for p in retriever.parameters())
+    assert torch.equal(retriever.aligner.pool.weight[0], network.weightedpool.weight[:, 0].to(dtype).float())
+
+
+def test_a_parameter_that_the_file_shares_is_read_and_trains(tmp_path):
+    """Whole modules are saved with parameters instead of tensors."""
+    network, path = saved(tmp_path)
+    model = dict(network.named_parameters())
+    retriever = load_official(save(network, path, model=model), "univtg")
+    assert all(p.requires_grad and p.is_leaf for p in retriever.parameters())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -160,6 +161,52 @@ def test_n_train_changes_only_the_size_of_the_training_set():
     assert len(open_sim("val", n_train=40)) == SIZES["small"].n_val
 
 
+@pytest.mark.parametrize("query", ["text", "video"])
+def test_null_changes_the_queries_that_have_nothing_to_find_and_no_others(query):
+    """No video changes, and a null query of a smaller share is one of a larger share too."""
+    none, some, more = (open_sim("val", n=200, query=query, null=null) for null in (0.0, 0.3, 0.6))
+    assert same(none, open_sim("val", n=200, query=query), 200)
+    for dataset in (some, more):
+        assert torch.equal(none.target.rows, dataset.target.rows)
+    kept = [i for i, s in enumerate(some.samples) if s.relevant_windows]
+    assert 120 <= len(kept) <= 160  # of 200, at a share of 0.3
+    assert same(none.subset(kept), some.subset(kept), len(kept))
+    assert {i for i, s in enumerate(more.samples) if s.relevant_windows} < set(kept)
+    null = some.samples[next(i for i, s in enumerate(some.samples) if not s.relevant_windows)]
+    assert (null.relevant_windows, null.relevant_clip_ids, null.saliency_scores) == ([], None, None)
+    assert some.labelled and not some.batch(range(200)).labels.span_mask.any(1).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"irrelevant": 0.8}, {"query": "video"}])
+def test_a_null_query_is_about_an_event_that_does_not_happen(options):
+    dataset = open_sim("val", n=500, null=0.5, **options)
+    for sample in dataset.samples:
+        concepts = [{e[k] for k in ("actor", "action", "object")} for e in sample.extra["script"]]
+        asked = {sample.extra[k] for k in ("actor", "action", "object")}
+        assert (asked in concepts) == (sample.relevant_windows != [])
+
+
+def test_null_queries_have_the_words_of_all_queries():
+    """Neither the query nor the video shows which queries have nothing to find."""
+    dataset = open_sim("val", n=2000, null=0.5, streams="joint")
+    groups = [[s for s in dataset.samples if bool(s.relevant_windows) == real] for real in (True, False)]
+    for kind in ("actor", "action", "object", "place"):
+        counts = [Counter(s.extra[kind] for s in group) for group in groups]
+        shares = [{word: n / c.total() for word, n in c.items()} for c in counts]
+        assert max(abs(shares[0][word] - shares[1].get(word, 0)) for word in shares[0]) < 0.05
+    words = [np.mean([len(s.query.split()) for s in group]) for group in groups]
+    assert abs(words[0] - words[1]) < 0.15
+
+
+def test_null_query_videos_are_as_long_as_the_others_and_show_actions_of_the_split():
+    dataset = open_sim("val", n=1000, query="video", null=0.5, streams="joint")
+    real = torch.tensor([bool(s.relevant_windows) for s in dataset.samples])
+    lengths = dataset.query.lengths.float()
+    assert abs(lengths[real].mean() - lengths[~real].mean()) < 1  # of about 9.4 clips, sd 4.4
+    train = {s.extra["action"] for s in open_sim("train", n=200, query="video", null=0.5, streams="joint").samples}
+    assert not train & {s.extra["action"] for s in dataset.samples}
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_with_video_queries_no_two_splits_share_an_action(size):
     actions = []
@@ -271,7 +318,15 @@ def test_sizes_splits_and_streams_are_as_documented():
         ({"streams": ("clip",)}, "appearance"),
         ({"spurious": 1.5}, "spurious must be from 0 to 1"),
         ({"speed": 0.5}, "speed must be at least 1"),
-        ({"n": 0}, "n must be at least 1"),
+        ({"null": 1}, "null must be at least 0 and below 1, not 1"),
+        ({"null": -0.1}, "null must be at least 0 and below 1"),
+        ({"null": float("nan")}, "null must be at least 0 and below 1"),
+        ({"null": "some"}, "null must be a number, not 'some'"),
+        ({"noise": None}, "noise must be a number"),
+        ({"n_train": float("inf")}, "n_train must be a whole number of at least 1"),
+        ({"n": 0}, "n must be a whole number of at least 1"),
+        ({"n": 2.5}, "n must be a whole number of at least 1"),
+        ({"n": "abc"}, "n must be a whole number of at least 1"),
     ],
 )
 def test_unknown_names_and_values_out_of_range_are_refused(options, message):

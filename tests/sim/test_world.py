@@ -155,7 +155,7 @@ def test_every_word_of_a_sentence_has_a_vector():
 def test_a_knob_changes_one_parameter_and_a_preset_those_that_it_lists(size):
     plain = parameters(size, "text", None, {})
     assert plain == SIZES[size]
-    for knob, value in zip(KNOBS, (2.0, 0.1, 7, 0.3, 4.0, 0.9, 0.0), strict=True):
+    for knob, value in zip(KNOBS, (2.0, 0.1, 7, 0.3, 4.0, 0.9, 0.0, 0.5), strict=True):
         changed = parameters(size, "text", None, {knob: value})
         assert {k for k, v in vars(changed).items() if v != getattr(plain, k)} == {knob}
         assert getattr(changed, knob) == value

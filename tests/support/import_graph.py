@@ -20,7 +20,8 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 ROOT = Path(__file__).resolve().parent.parent.parent / "mrlib"
 LAYERS = (  # bottom first; a name stands for its submodules too; names in one row do not import one another
-    ("arguments", "files", "parallel"),
+    ("arguments", "downloads", "locks"),
+    ("files", "parallel"),
     ("ops",),
     ("layers",),
     ("data",),
@@ -28,6 +29,7 @@ LAYERS = (  # bottom first; a name stands for its submodules too; names in one r
     ("datasets",),
     ("augment", "align"),
     ("detect",),  # above align: a detector reads the `Aligned` that an aligner hands over, with its words and dynamics
+    ("generalized",),
     ("metrics",),
     ("baselines",),
     ("retriever",),
