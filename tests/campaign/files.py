@@ -57,7 +57,7 @@ def case(kind: Kind, whole: Path, here: Path, seed: str, expected: object, neede
         forked(strike)
         names = [file.name, str(here), *kind.names]
         options = {"protected": kind.protected, "one_line": kind.one_line, "needed": needed}
-        got = forked(lambda: answer(lambda: kind.read(here), names, expected, **options), 20)
+        got = forked(lambda: answer(lambda: kind.read(here), names, expected, **options), 40)
     except (TimeoutError, ChildProcessError) as error:
         got = Answer("slow" if isinstance(error, TimeoutError) else "bare", f"{error}", 0, 0)
     if (here / "planted").exists():

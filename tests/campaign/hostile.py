@@ -12,15 +12,16 @@ from random import Random
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from mrlib import open_dataset
+from mrlib import grid, open_dataset
 from mrlib.sim import export
 from tests.campaign.files import Case, case
 from tests.campaign.forks import forked
 from tests.support.answers import Answer, answer
 from tests.support.damage import Damage
 from tests.support.files import line, moment_detr, write_lines
-from tests.support.inputs import KINDS, copied, damaged_file, opening
+from tests.support.inputs import KINDS, copied, damaged_file, opening, table
 
 IDS: list[Any] = ["../outside", "../../outside", "/outside", "a/b", "..", ".", "", " ", "~", "~root", "$HOME", "a\0b"]
 IDS += ["a\nb", "x" * 255, "x" * 256, "é" * 200, "x" * 5000, "\ud800", "con", "nul.npz", "{vid}", "{0}", "%s", "*"]
@@ -96,6 +97,7 @@ def hostile(folder: Path, seed: int, only: str = "") -> Iterator[Case]:
             yield case(one, whole, here, f"{seed}", expected, needed)
     if not only:
         yield from odd_ids(folder)
+        yield from commands(folder)
 
 
 def odd_ids(folder: Path) -> Iterator[Case]:
@@ -132,9 +134,49 @@ def guarded(kind: str, name: Any, root: Path, make: Callable[[Path], None], read
     forked(lambda: make(cage))
     before = sorted(root.rglob("*"))
     try:
-        got = forked(lambda: answer(lambda: read(cage), [str(cage), "highlight_val", repr(name)]), 20)
+        got = forked(lambda: answer(lambda: read(cage), [str(cage), "highlight_val", "grid.csv", repr(name)]), 20)
     except (TimeoutError, ChildProcessError) as error:
         got = Answer("bare", str(error), 0, 0)
     if outside := [p for p in sorted(root.rglob("*")) if p not in before and cage not in p.parents]:
         got = Answer("silent", f"writes outside its folder: {outside[:3]}", 0, 0)
     return Case(kind, repr(name)[:40], got)
+
+
+COMMANDS = [
+    "python -c \"open('planted', 'w')\" --out x",
+    "python -m mrlib.train f2sgd --out x; touch planted",
+    "python -m mrlib.train $(touch planted) --out x",
+    "touch planted --out x",
+    "python planted.py --out x",
+    "python -m tests.campaign --out x",
+    "python -m mrlib.train f2sgd --root ../.. --out x",
+    "python -m mrlib.train f2sgd --size small --out",
+    "python -m mrlib.train f2sgd --size small --out x --out ../../y",
+    "python -m mrlib.train nothing --out x",
+    "python -m mrlib.train f2sgd --data n=abc --out x",
+    "python -m mrlib.train f2sgd --size small --set 'x",
+    "",
+]
+
+
+def commands(folder: Path) -> Iterator[Case]:
+    """Grids whose rows have commands that train nothing."""
+    for number, command in enumerate(COMMANDS):
+        yield guarded("grid commands", command, folder / f"grid{number}", partial(with_command, command), retrained)
+
+
+def with_command(command: str, root: Path) -> None:
+    table(root)
+    frame = pd.read_csv(root / "grid.csv")
+    frame["command"] = command
+    frame.to_csv(root / "grid.csv", index=False)
+    (root / "planted.py").write_text("open('planted', 'w')")
+
+
+def retrained(root: Path) -> str:
+    os.chdir(root)
+    try:
+        grid.main(["grid.csv", "--arm", "raw", "--seed", "0"])
+    finally:
+        assert not list(root.rglob("planted")), "the command was run"
+    return "trained"

@@ -1,6 +1,7 @@
 """Damage a valid file in one place: each function changes the file at `path`, by what `random` decides.
 
-`BYTES` fits every file, `JSON` files of JSON or JSON lines, `TABLE` CSV files, `WORDS` files of word vectors. The file
+`BYTES` fits every file, `JSON` files of JSON or JSON lines, `TABLE` CSV files, `WORDS` files of word vectors,
+`GZIP` compressed files. The file
 stays nearly valid, because a reader refuses noise at its first byte.
 """
 
@@ -8,7 +9,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -20,6 +23,7 @@ BYTES: list[Damage] = []
 JSON: list[Damage] = []
 TABLE: list[Damage] = []
 WORDS: list[Damage] = []
+GZIP: list[Damage] = []
 
 HTML = b"<!DOCTYPE html>\n<html><head><title>404 Not Found</title></head><body>Sign in to download.</body></html>\n"
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d7a" * 16 + b"\nsize 12345\n"
@@ -47,7 +51,7 @@ def of_bytes(*tables: list[Damage]) -> Callable[[Text], Damage]:
 
     def decorate(change: Text) -> Damage:
         def damage(path: Path, random: Random) -> None:
-            packed = path.suffix == ".gz" and BYTES not in tables
+            packed = path.suffix == ".gz" and BYTES not in tables and GZIP not in tables
             content = gzip.decompress(path.read_bytes()) if packed else path.read_bytes()
             content = change(content, random)
             path.write_bytes(gzip.compress(content) if packed else content)
@@ -236,6 +240,35 @@ def moved_lines(content: bytes, random: Random) -> bytes:
         case 4:
             lines.insert(i, random.choice([b"[1, 2]\n", b"3\n", b'"text"\n', b"null\n", b"{}\n", b" \t\n"]))
     return b"".join(lines)
+
+
+# ---- compressed files
+
+
+@of_bytes(GZIP)
+def an_odd_archive(content: bytes, random: Random) -> bytes:
+    """A line of 300 MB, two archives in one file, another checksum, another length, a compressed archive."""
+    match random.randrange(7):
+        case 0:
+            return gzip_bomb(random.choice([b" ", b"[", b"0", b"\0", b"\n"]))
+        case 1:
+            return content + content
+        case 2:
+            return content[:-8] + random.randbytes(8)
+        case 3:
+            return gzip.compress(content)
+        case 4:
+            return content[:10]
+        case 5:
+            return content + bytes(random.choice([1, 8, 100]))
+        case _:
+            return gzip.compress(gzip.decompress(content).decode().encode("utf-16"))
+
+
+@cache
+def gzip_bomb(letter: bytes) -> bytes:
+    packer = zlib.compressobj(1, wbits=31)
+    return b"".join([packer.compress(letter * 1_000_000) for _ in range(300)] + [packer.flush()])
 
 
 # ---- tables

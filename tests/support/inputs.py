@@ -286,13 +286,14 @@ def releasing(folder: Path) -> str:
 
 
 B, J = tuple(damage.BYTES), tuple(damage.JSON)
+G = tuple(damage.GZIP)
 NPZ, NPY = tuple(damage_arrays.NPZ), tuple(damage_arrays.NPY)
 HDF5, TENSORS, PICKLE = tuple(damage_arrays.HDF5), tuple(damage_arrays.SAFETENSORS), tuple(damage_arrays.PICKLE)
 QV, RUN = opening("qvhighlights"), {"protected": True, "one_line": True}
 
 KINDS = [
     Kind("annotations .jsonl", "highlight_val_release.jsonl", moment_detr, QV, B + J * 3),
-    Kind("annotations .jsonl.gz", "highlight_val_release.jsonl.gz", packed, QV, B + J),
+    Kind("annotations .jsonl.gz", "highlight_val_release.jsonl.gz", packed, QV, B + J + G * 3),
     Kind("labels of TVSum", "tvsum_val_release.jsonl", labels, opening("tvsum"), B + J),
     Kind("annotations .csv", "val.csv", sports, opening("sportsmoments"), B + tuple(damage.TABLE) * 3),
     Kind("items .json", "val.json", pairs, opening("activitynet_vrl"), B + J),
