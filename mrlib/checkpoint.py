@@ -1,26 +1,37 @@
 """Checkpoints: weights as safetensors, and a JSON file that says how to build the model. Nothing is unpickled.
 
+The header of the weights holds the same JSON and a checksum, so that they are whole by themselves: the file beside them
+is there to be read by people and programs. A process that is killed between the two leaves the JSON of the checkpoint
+before, which names the checksum of other weights and no longer counts.
+
 `load_official` reads the checkpoints of the official releases.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
-from torch import Tensor
+from torch import nn
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
+from torch.overrides import TorchFunctionMode
 
 import mrlib.papers
 from mrlib.data import Widths
-from mrlib.files import write_whole
+from mrlib.files import LONGEST_LINE, parse_json, write_whole
 from mrlib.papers.release import load_official as load_official
 from mrlib.retriever import MomentRetriever
+from mrlib.tensors import Header, check_fit, load_tensors, read_header, save_tensors
+
+WIDEST = 1_000_000  # the largest width of features that is believed
+RECIPE = ("paper", "widths", "seed", "prepared")  # the fields from which a model is built
 
 
 def save(retriever: MomentRetriever, path: str | os.PathLike, notes: dict[str, Any] | None = None) -> None:
@@ -32,65 +43,127 @@ def save(retriever: MomentRetriever, path: str | os.PathLike, notes: dict[str, A
     if retriever.recipe is None:
         raise ValueError("only a retriever made by mrlib.build can be saved, because loading needs its recipe")
     weights, settings = _paths(path)
-    save_tensors(weights, retriever.state_dict())
     recipe = {**retriever.recipe, "torch": torch.__version__.split("+")[0], "notes": notes or {}}
-    write_whole(settings, json.dumps(recipe, indent=1) + "\n")
+    checksum = save_tensors(weights, retriever.state_dict(), json.dumps(recipe))
+    write_whole(settings, json.dumps({**recipe, "checksum": checksum}, indent=1) + "\n")
 
 
 def load(path: str | os.PathLike) -> MomentRetriever:
     """Load a retriever, on the CPU and in evaluation mode.
 
-    path  as given to `save`, with or without one of the two suffixes
+    path    as given to `save`, with or without one of the two suffixes
+    raises  FileNotFoundError if a file is missing; ValueError, naming the file and its field, if one is damaged or
+            the two do not belong together
     """
     weights, settings = _paths(path)
-    for file in (settings, weights):
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing; a checkpoint is {weights.name} and {settings.name}")
-    try:
-        recipe = json.loads(settings.read_text())
-        paper, widths, seed = mrlib.papers.get(**recipe["paper"]), Widths(**recipe["widths"]), recipe["seed"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{settings} is not the JSON of a checkpoint: {error!r}") from error
-    retriever = mrlib.papers.build(paper, widths, seed)
-    for name in recipe.get("prepared", ()):
-        mrlib.papers.prepare(retriever, name)
-    tensors, expected = load_tensors(weights), retriever.state_dict()
-    problems = [f"lacks {k}" for k in expected.keys() - tensors.keys()]
-    problems += [f"has an unknown {k}" for k in tensors.keys() - expected.keys()]
-    problems += [
-        f"has {k} of shape {tuple(tensors[k].shape)} for {tuple(expected[k].shape)}"
-        for k in expected.keys() & tensors.keys()
-        if expected[k].shape != tensors[k].shape
-    ]
-    if problems:
-        raise ValueError(
-            f"{weights} does not fit the model of {settings.name}: it {'; it '.join(sorted(problems)[:5])}"
-        )
-    retriever.load_state_dict(tensors)
+    if not weights.is_file() or not (settings.is_file() or read_header(weights).note):
+        missing = settings if weights.is_file() else weights
+        raise FileNotFoundError(f"{missing} is missing; a checkpoint is {weights.name} and {settings.name}")
+    header = read_header(weights)
+    recipe, source = _recipe(weights, settings, header)
+    retriever = _build(recipe, source, weights, header)
+    check_fit(weights, header.shapes, retriever.state_dict(), f"the model of {source.name}")
+    if source == settings:
+        _check_pair(recipe, settings, weights, header)
+    retriever.load_state_dict(load_tensors(weights, header))
     return retriever.eval()
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor], note: str = "") -> None:
-    """Write a safetensors file with a note in its header, see `mrlib.files.whole_file`."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_whole(path, safetensors.torch.save(plain, {"note": note}))
-
-
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU."""
+def _recipe(weights: Path, settings: Path, header: Header) -> tuple[dict[str, Any], Path]:
+    """The recipe of a checkpoint and the file it is from: the JSON, unless that is missing or of other weights."""
+    inside = _checked(header.note, weights) if header.note else None
+    if not settings.is_file():
+        return inside, weights
+    if settings.stat().st_size > LONGEST_LINE:
+        raise ValueError(f"{settings} is not the JSON of a checkpoint: it is larger than {LONGEST_LINE} bytes")
     try:
-        return safetensors.torch.load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+        beside = _checked(settings.read_text(encoding="utf-8"), settings)
+    except ValueError as error:
+        cure = f"delete it, as {weights.name} holds the same" if inside else "take another copy of the checkpoint"
+        named = error if str(error).startswith(str(settings)) else f"{settings}: {error}"
+        raise ValueError(f"{named}; {cure}") from None
+    stale = inside is not None and beside.get("checksum") != header.checksum
+    return (inside, weights) if stale else (beside, settings)
 
 
-def read_note(path: Path) -> str:
-    """The note of a file that `save_tensors` wrote."""
+def _checked(text: str, source: Path) -> dict[str, Any]:
+    """A recipe as JSON, whose fields have the right types; ValueError, naming the field, if they have not."""
+    recipe = parse_json(text, f"{source} is not the JSON of a checkpoint")
+    fields = recipe if isinstance(recipe, dict) else {}
+
+    def require(name: str, fits: bool, wanted: str) -> None:
+        if not fits:
+            raise ValueError(f"{source} is not the JSON of a checkpoint: {name!r} must be {wanted}")
+
+    paper, widths, seed, prepared = (fields.get(name) for name in RECIPE)
+    require("paper", isinstance(paper, dict) and isinstance(paper.get("name"), str), "an object with the name of one")
+    names, least = ("target", "query", "joint"), 1
+    known = isinstance(widths, dict) and widths.keys() == set(names)
+    numbers = [w for w in widths.values() if w is not None] if known else []
+    require("widths", known and None not in (widths["target"], widths["query"]), f"an object of {', '.join(names)}")
+    fits = all(type(w) is int and least <= w <= WIDEST for w in numbers)
+    require("widths", fits, f"whole numbers from {least} to {WIDEST}")
+    require("seed", type(seed) is int and -(2**63) <= seed < 2**64, "a whole number of 64 bits")
+    steps = [] if prepared is None else prepared
+    fits = isinstance(steps, list) and all(isinstance(x, str) and x in mrlib.papers.PREPARATIONS for x in steps)
+    require("prepared", fits, f"a list of some of {', '.join(mrlib.papers.PREPARATIONS)}")
+    return recipe
+
+
+def _build(recipe: dict[str, Any], source: Path, weights: Path, header: Header) -> MomentRetriever:
+    """The model of a recipe, built no further than the weights go: a damaged recipe may ask for a million layers."""
+    registered = 0
+
+    def count(module: nn.Module, name: str, part: Any) -> None:
+        nonlocal registered
+        registered += 1
+        if registered > 4 * len(header.shapes) + 100:
+            raise ValueError(f"it has more parts than {weights.name} has tensors for")
+
+    numbers = sum(math.prod(shape) for _, shape in header.shapes.values())
+    hooks = [register_module_parameter_registration_hook(count), register_module_module_registration_hook(count)]
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return file.metadata()["note"]
-    except (SafetensorError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a whole file of mrlib: {error!r}") from error
+        paper, widths = mrlib.papers.get(**recipe["paper"]), Widths(**recipe["widths"])
+        with _Most(4 * numbers + 1_000_000):
+            retriever = mrlib.papers.build(paper, widths, recipe["seed"])
+            for name in recipe.get("prepared", ()):
+                mrlib.papers.prepare(retriever, name)
+    except Exception as error:  # whatever the parts of a paper raise for settings that nobody would choose
+        raise ValueError(f"{source} is not the JSON of a checkpoint: 'paper' cannot be built, {error}") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return retriever
+
+
+class _Most(TorchFunctionMode):
+    """Tensors are made until they have so many numbers together."""
+
+    def __init__(self, numbers: int):
+        super().__init__()
+        self.left = numbers
+
+    def __torch_function__(self, function, types, arguments=(), options=None):
+        options = options or {}
+        if function in (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn):
+            size = options.get("size", arguments)
+            self.left -= math.prod(size[0] if size and isinstance(size[0], list | tuple) else size)
+            if self.left < 0:
+                raise ValueError("it has more numbers than the weights")
+        return function(*arguments, **options)
+
+
+def _check_pair(recipe: dict[str, Any], settings: Path, weights: Path, header: Header) -> None:
+    """ValueError unless the JSON is that of the weights beside it."""
+    if "checksum" in recipe and header.checksum != recipe["checksum"]:
+        raise ValueError(f"{settings} belongs to other weights than {weights.name}; take another copy of both")
+    inside = json.loads(header.note) if header.note else recipe
+    for name in RECIPE:
+        if recipe.get(name) != inside.get(name):
+            raise ValueError(
+                f"{settings}: {name!r} is {recipe.get(name)!r}, and {weights.name} was saved with "
+                f"{inside.get(name)!r}; delete {settings.name}, as {weights.name} holds the right one"
+            )
 
 
 def _paths(path: str | os.PathLike) -> tuple[Path, Path]:

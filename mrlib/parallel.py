@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,24 +19,73 @@ def rank_and_world() -> tuple[int, int]:
     return 0, 1
 
 
+@contextmanager
+def _together() -> Iterator[None]:
+    """All ranks exchange something in this block; if one has ended, a ConnectionError says so."""
+    try:
+        yield
+    except RuntimeError as error:
+        message = "another process of this run has ended; start the run again to go on from its last saved state"
+        raise ConnectionError(message) from error
+
+
 def barrier() -> None:
     """Wait until every rank has arrived."""
     if rank_and_world()[1] > 1:
-        dist.barrier()
+        with _together():
+            dist.barrier()
+
+
+def on_first(action: Callable[[], Any]) -> None:
+    """Let rank 0 act while the others wait; if it raises a ValueError or OSError, every rank raises it."""
+    rank, world = rank_and_world()
+    errors: list[Exception | None] = [None]
+    if rank == 0:
+        try:
+            action()
+        except (ValueError, OSError) as error:
+            errors[0] = error
+    if world > 1:
+        with _together():
+            dist.broadcast_object_list(errors)
+    if errors[0] is not None:
+        raise errors[0]
 
 
 def start(device: str, local_rank: int) -> None:
-    """Join the processes that torchrun started, each on a GPU of its own unless `device` is "cpu"."""
+    """Join the processes that torchrun started, each on a GPU of its own unless `device` is "cpu".
+
+    raises  ConnectionError if the processes do not meet
+    """
     if device != "cpu" and torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    with _together():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+
+
+def start_if_several(device: str) -> None:
+    """`start`, if the variables of torchrun say that there are several processes; ValueError if they are wrong."""
+    world, local_rank = (os.environ.get(name, "") for name in ("WORLD_SIZE", "LOCAL_RANK"))
+    if world in ("", "1"):
+        return
+    if not (world.isdecimal() and local_rank.isdecimal()):
+        named = f"WORLD_SIZE is {world!r} and LOCAL_RANK {local_rank!r}"
+        raise ValueError(f"{named}; start several processes with torchrun, or unset both")
+    start(device, int(local_rank))
+
+
+def end() -> None:
+    """Leave the processes that `start` has joined."""
+    if rank_and_world()[1] > 1:
+        dist.destroy_process_group()
 
 
 def broadcast_weights(module: nn.Module) -> None:
     """Give every rank the weights of rank 0."""
     if rank_and_world()[1] > 1:
-        for tensor in module.state_dict().values():
-            dist.broadcast(tensor, 0)
+        with _together():
+            for tensor in module.state_dict().values():
+                dist.broadcast(tensor, 0)
 
 
 def average_gradients(module: nn.Module) -> None:
@@ -43,7 +94,8 @@ def average_gradients(module: nn.Module) -> None:
     used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32, device=parameters[0].device)
     local = [(torch.zeros_like(p) if p.grad is None else p.grad).float().flatten() for p in parameters]
     flat = torch.cat([*local, used])
-    dist.all_reduce(flat)
+    with _together():
+        dist.all_reduce(flat)
     flat /= dist.get_world_size()
     *gradients, used = flat.split([p.numel() for p in parameters] + [len(parameters)])
     for parameter, gradient, use in zip(parameters, gradients, used.tolist(), strict=True):
@@ -56,8 +108,19 @@ def average(values: dict[str, float], device: torch.device) -> dict[str, float]:
     if rank_and_world()[1] == 1:
         return values
     totals = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
-    dist.all_reduce(totals)
+    with _together():
+        dist.all_reduce(totals)
     return dict(zip(values, (totals / dist.get_world_size()).tolist(), strict=True))
+
+
+def largest(value: int, device: torch.device) -> int:
+    """The largest of a whole number of every rank."""
+    if rank_and_world()[1] == 1:
+        return value
+    number = torch.tensor(value, device=device)
+    with _together():
+        dist.all_reduce(number, dist.ReduceOp.MAX)
+    return int(number)
 
 
 def gather(parts: Sequence[Any]) -> list[Any]:
@@ -66,5 +129,6 @@ def gather(parts: Sequence[Any]) -> list[Any]:
     if world == 1:
         return list(parts)
     shares: list[list[Any]] = [[] for _ in range(world)]
-    dist.all_gather_object(shares, list(parts))
+    with _together():
+        dist.all_gather_object(shares, list(parts))
     return [shares[k % world][k // world] for k in range(sum(map(len, shares)))]

@@ -155,10 +155,12 @@ def learning_curves(axes: Sequence[Axes], history: pd.DataFrame, scores: Sequenc
 
 
 def inside_outside(ax: Axes, inside: np.ndarray, outside: np.ndarray, label: str) -> None:
-    """Histograms of a value over the clips inside and outside the moments."""
-    edges = np.linspace(min(inside.min(), outside.min()), max(inside.max(), outside.max()), 50)
+    """Histograms of a value over the clips inside and outside the moments; either may be empty, but not both."""
+    both = np.concatenate([inside, outside])
+    edges = np.linspace(both.min(), both.max(), 50)
     for name, values, colour in (("inside", inside, TRUTH), ("outside", outside, OTHER)):
-        ax.hist(values, edges, density=True, alpha=0.6, color=colour, label=name)
+        if len(values):
+            ax.hist(values, edges, density=True, alpha=0.6, color=colour, label=name)
     ax.set(xlabel=label, ylabel="density")
     ax.legend(fontsize=8)
 

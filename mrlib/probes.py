@@ -49,9 +49,10 @@ def mask_moments(
              "zero"   zeros
              "mean"   the mean of the video's remaining clips, or of all clips if none remains
              noise and mean are then normalised as the stream is
-    margin   how many clips before the first and after the last clip of a window are replaced too; the clips of a window
-             are those of `MomentDataset.window_clips`. With clips of 2 s, the default replaces the authors' clips
-             floor((s - 3) / 2) to floor((e + 3) / 2) - 1
+    margin   how many clips before the start and after the end of a window are replaced too, counted from the nearest
+             border of clips, the later of two; those of the window itself, which `MomentDataset.window_clips` gives,
+             always are. With clips of 2 s, the default replaces the authors' clips floor((s - 3) / 2) to
+             floor((e + 3) / 2) - 1
     returns  a dataset of the same samples, queries, lengths and labels, with a video for each sample
     raises   ValueError for an unknown mode, a margin below 0, or samples without windows
     """
@@ -104,10 +105,20 @@ def _window_clip_mask(dataset: MomentDataset, before: int = 0, after: int = 0) -
             "a probe needs them to know which clips to replace"
         )
     clips, real, mined = dataset.window_clips(torch.arange(len(dataset), device=dataset.video.device))
-    first, count = clips.unbind(-1)
+    first, count = clips.unbind(-1)  # (S, W)
+    end = first + count
+    nearest = torch.zeros(*first.shape, 2)  # (S, W, 2) the borders of clips that are nearest to the ends of a window
+    for row, sample in zip(nearest, dataset.samples, strict=True):
+        windows_s = torch.tensor(sample.relevant_windows, dtype=torch.float64)
+        row[: len(windows_s)] = (windows_s / dataset.clip_s + 0.5).floor()
+    start_border, end_border = nearest.to(first).unbind(-1)
+    if before:
+        first = torch.minimum(first, start_border - before)
+    if after:
+        end = torch.maximum(end, end_border + after)
     n = dataset.target.lengths[dataset.video][:, None]
     t = torch.arange(int(n.max()), device=n.device)
-    near = (t >= (first - before)[..., None]) & (t < (first + count + after)[..., None])
+    near = (t >= first[..., None]) & (t < end[..., None])  # (S, W, T)
     return (near & (real & ~mined)[..., None]).any(1) & (t < n)
 
 

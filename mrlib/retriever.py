@@ -52,8 +52,10 @@ class MomentRetriever(nn.Module):
     def predict(self, batch: Batch) -> list[dict[str, Any]]:
         """Predict the lines of a QVHighlights submission, one per sample; windows in seconds, best first.
 
-        Lines have `pred_saliency_scores`, one per clip, if the aligner gives saliency. The batch is moved to the
-        model's device.
+        Lines have `pred_saliency_scores`, one per clip, if the aligner gives saliency. They have no `pred_exist_score`:
+        no model here scores the query as a whole, so `mrlib.metrics` takes the largest window score for it.
+
+        The batch is moved to the model's device.
         """
         batch = batch.unlabelled().to(next(self.parameters(), batch.target).device)
         training = self.training

@@ -4,7 +4,8 @@
     torchrun --nproc-per-node=2 -m mrlib.train f2sgd --out runs/parallel
 
 A run depends only on its arguments: every random number derives from (seed, stage, epoch or step, sample). A run that
-was killed therefore continues after its last whole epoch and ends with the weights of a run that was never stopped.
+was stopped by Ctrl-C or SIGTERM therefore continues after its last step, one that was killed after its last whole
+epoch, and both end with the weights of a run that was never stopped.
 
 `mrlib.training` has the parts: stages, an epoch, what is saved and resumed, scoring, the options of the command line.
 """
@@ -21,15 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from tqdm.auto import tqdm
 
 from mrlib import baselines, papers, parallel
+from mrlib.arguments import require
 from mrlib.data import MomentDataset
 from mrlib.papers import Paper, Stage
 from mrlib.probes import PROBES
 from mrlib.retriever import MomentRetriever
-from mrlib.training import cli
+from mrlib.training import cli, stopping
 from mrlib.training.run_state import History, RunState
 from mrlib.training.scoring import headline as headline
 from mrlib.training.scoring import predict_all as predict_all
@@ -65,28 +66,35 @@ def fit(
 
     ValueError          wrong arguments, or the folder holds a run of other settings
     FloatingPointError  a loss is not finite; it names term, step and the queries of the batch
+    KeyboardInterrupt   after Ctrl-C, SystemExit after SIGTERM: at the next step, with its state saved in out_dir
     """
-    _check_arguments(retriever, val, paper, out_dir, precision, probes or {})
+    _check_arguments(retriever, val, paper, out_dir, seed, precision, probes or {})
     setup = Setup(retriever, train, val, dict(probes or {}), paper, seed, _device(device), precision, compile)
     setup = _on_device(setup)
     parallel.broadcast_weights(retriever)
     runners = [_runner(setup, stage, progress) for stage in paper.stages]
     for runner in runners:
         runner.check()
-    state, training_set = RunState(out_dir and Path(out_dir)), setup.train
-    if out_dir is not None:
-        state.open(_describe_run(setup), resume)
-    finished_stages = state.stage
-    begun_stages = finished_stages + 1 if state.epoch > 0 else finished_stages
-    for runner in runners[:begun_stages]:
+    state = RunState(None if out_dir is None else Path(out_dir))
+    with state.locked():
+        if out_dir is not None:
+            state.open(_describe_run(setup), resume)
+        with stopping.at_next_step(state.folder):
+            _train(setup, runners, state, progress)
+        _finish(setup, state)
+    return state.history
+
+
+def _train(setup: Setup, runners: Sequence[TrainingRunner | MiningRunner], state: RunState, progress: bool) -> None:
+    """Train through the stages from where the run is, see `RunState`."""
+    training_set, finished = setup.train, state.stage
+    for runner in runners[: finished + 1 if state.begun else finished]:
         training_set = runner.replay(training_set, state)
-    state.restore_weights(retriever)
+    state.restore_weights(setup.retriever)
     steps, no_bar = sum(runner.steps for runner in runners), not progress or parallel.rank_and_world()[0] > 0
     with tqdm(total=steps, initial=state.steps, unit="step", disable=no_bar) as bar:
-        for runner in runners[finished_stages:]:
+        for runner in runners[finished:]:
             training_set = runner.run(training_set, state, bar)
-    _finish(setup, state)
-    return state.history
 
 
 def _runner(setup: Setup, stage: Stage, progress: bool) -> TrainingRunner | MiningRunner:
@@ -119,14 +127,23 @@ def _check_arguments(
     val: MomentDataset | None,
     paper: Paper,
     out_dir: str | os.PathLike | None,
+    seed: int,
     precision: str,
     probes: Mapping[str, MomentDataset],
 ) -> None:
+    require(out_dir is None or os.fspath(out_dir) != "", "out_dir", out_dir, "a folder or None")
+    fits = type(seed) is int and -(2**63) <= seed < 2**63
+    require(fits, "seed", seed, "a whole number of 64 bits")
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"unknown precision {precision!r}; known: fp32, bf16")
     for name, dataset in {"val": val, **{f"probe {name!r}": probe for name, probe in probes.items()}}.items():
         if dataset is not None and not dataset.labelled:
             raise ValueError(f"the {name} data, {dataset.name} {dataset.split}, has no annotated samples to score")
+    if val is not None and all(sample.relevant_windows == [] for sample in val.samples):
+        raise ValueError(
+            f"the val data, {val.name} {val.split}, has null queries only, whose relevant_windows is []; an epoch is "
+            "kept by how well it finds windows, so add queries that have some, or give no val"
+        )
     if retriever.recipe is not None:
         built = papers.get(**retriever.recipe["paper"])
         if (built.aligner, built.detector) != (paper.aligner, paper.detector):
@@ -147,8 +164,12 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"unknown device {name!r}; known: auto, cpu, cuda") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {name!r} is not supported; known: auto, cpu, cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("this PyTorch finds no CUDA device; take device auto or cpu")
+    if device.index is not None and device.index >= (torch.cuda.device_count() if device.type == "cuda" else 1):
+        raise ValueError(f"there is no device {name!r}; take device auto or cpu")
     return device
 
 
@@ -174,7 +195,7 @@ def _describe_run(setup: Setup) -> dict[str, Any]:
     }
     if setup.probes:
         settings["probes"] = {name: _dataset_identity(probe) for name, probe in setup.probes.items()}
-    return settings
+    return settings | {"threads": [torch.get_num_threads()], "processes": [parallel.rank_and_world()[1]]}
 
 
 def _dataset_identity(dataset: MomentDataset) -> dict[str, Any]:
@@ -184,7 +205,7 @@ def _dataset_identity(dataset: MomentDataset) -> dict[str, Any]:
 
 def _finish(setup: Setup, state: RunState) -> None:
     """Give the retriever the weights that the last stage keeps, and score them."""
-    setup.retriever.load_state_dict(state.weights_of(setup.paper.stages[-1].name, "best"))
+    state.load_kept(setup.retriever, setup.paper.stages[-1].name, "best")
     setup.retriever.eval()
     predictions = None if setup.val is None else setup.predict(setup.val)
     result = {} if predictions is None else scores_of(predictions, setup.val)
@@ -219,6 +240,8 @@ def experiment(
               probe, "beside" them those of a fixed list of windows chosen on the training set
     raises    ValueError, before anything is trained, for an unknown probe
     """
+    _refuse("settings", settings, ("name", "size", "preset"))
+    _refuse("data", data, ("name", "root", "split"))
     overrides = {name: value for name, value in (("size", size), ("preset", preset)) if value is not None}
     chosen_paper = papers.get(paper, **papers.usual(paper, dataset) | overrides, **(settings or {}))
     data_options = ({"seed": seed} if dataset == "sim" else {}) | dict(data or {})
@@ -245,6 +268,12 @@ def experiment(
     return scores, history, retriever
 
 
+def _refuse(kind: str, options: Mapping[str, Any] | None, names: Sequence[str]) -> None:
+    """ValueError if options are among the others that are arguments of their own."""
+    if taken := [name for name in names if name in (options or {})]:
+        raise ValueError(f"{kind} must not have {taken[0]!r}, which is an argument of its own")
+
+
 def _headlines(guesses: Mapping[str, Callable[..., list[dict]]], dataset: MomentDataset) -> dict[str, dict[str, float]]:
     """The headline scores of some baselines on a dataset."""
     return {name: headline(scores_of(guess(dataset), dataset)) for name, guess in guesses.items()}
@@ -265,34 +294,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = cli.parse(arguments)
     size = args.size or papers.usual(args.paper, args.dataset)["size"]
     torch.set_num_threads(args.threads or (1 if size == "small" else torch.get_num_threads()))
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        parallel.start(args.device, int(os.environ["LOCAL_RANK"]))
+    options = {name: getattr(args, name) for name in ("preset", "dataset", "root", "score", "seed", "precision")}
     try:
-        scores, _, _ = experiment(
-            args.paper,
-            size=size,
-            preset=args.preset,
-            settings=dict(args.set) | ({} if args.epochs is None else {"epochs": args.epochs}),
-            dataset=args.dataset,
-            root=args.root,
-            data=dict(args.data),
-            score=args.score,
-            probes=args.probe,
-            seed=args.seed,
-            progress=sys.stderr.isatty(),
-            out_dir=args.out,
-            resume=not args.no_resume,
-            device=args.device,
-            precision=args.precision,
-            compile=args.compile,
-        )
-        if parallel.rank_and_world()[0] == 0:
-            print(json.dumps(_printed_scores(scores), indent=1))
+        with stopping.with_status():
+            parallel.start_if_several(args.device)
+            scores, _, _ = experiment(
+                args.paper,
+                size=size,
+                settings=dict(args.set) | ({} if args.epochs is None else {"epochs": args.epochs}),
+                data=dict(args.data),
+                probes=args.probe,
+                progress=sys.stderr.isatty(),
+                out_dir=args.out,
+                resume=not args.no_resume,
+                device=args.device,
+                compile=args.compile,
+                **options,
+            )
+            if parallel.rank_and_world()[0] == 0:
+                print(json.dumps(_printed_scores(scores), indent=1))
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
     finally:
-        if parallel.rank_and_world()[1] > 1:
-            dist.destroy_process_group()
+        parallel.end()
 
 
 def _printed_scores(scores: Mapping[str, Any]) -> dict[str, Any]:

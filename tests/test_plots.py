@@ -112,3 +112,13 @@ def test_a_script_keeps_its_backend():
     environment = os.environ | {"MPLBACKEND": "svg"}
     process = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert (process.stdout.strip(), process.stderr) == ("svg", "")
+
+
+def test_videos_of_null_queries_are_drawn_without_windows(ax):
+    plots.timeline(ax, {"truth": [], "predicted": [[0, 4, 0.9]]}, 20.0)
+    plots.along(ax, {"score": np.array([0.1, 0.9, 0.2])}, 2.0, [])
+    plots.time_map(ax, np.random.default_rng(0).random((3, 3)), 2.0)
+    plots.alignment(ax, np.zeros((4, 3)), clip_s=2.0, windows_s=[])
+    plots.inside_outside(ax, np.array([]), np.array([0.1, 0.3]), "cosine")
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert "outside" in labels and "inside" not in labels

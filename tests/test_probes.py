@@ -30,7 +30,7 @@ WINDOWS = {  # qid: windows and, with a margin of two clips before and one after
     2: ([[12.6, 15.5]], range(4, 9)),  # the middles of clips 6 and 7 are inside
     3: ([[0, 2], [17.2, 20]], [0, 1, 7, 8, 9]),  # the middle of clip 9 is inside, that of clip 8 is not
     4: ([[0, 20]], range(10)),
-    5: ([[9.2, 9.6]], range(2, 6)),  # no middle is inside; it lies in clip 4
+    5: ([[9.2, 9.6]], range(3, 6)),  # no middle is inside; it lies in clip 4, and 4.6 and 4.8 are nearest to border 5
 }
 MASKED = torch.tensor([[t in clips for t in range(10)] for _, clips in WINDOWS.values()])
 
@@ -79,11 +79,15 @@ def test_only_the_clips_of_windows_and_margins_are_replaced(dataset, mode):
         assert torch.equal((original != masked).any(1), gone)
 
 
-def test_the_default_margin_masks_the_clips_of_the_authors():
-    """For random windows, none of which ends exactly in the middle of a clip."""
-    start, length = np.random.default_rng(0).uniform((0, 2.1), (40, 24), (60, 2)).T
-    sim = open_dataset("sim", split="val", n=60)
-    windows = np.stack([start, start + length], 1).tolist()
+@pytest.mark.parametrize("step_s", [None, 1.0, 0.5])
+def test_the_default_margin_masks_the_clips_of_the_authors(step_s):
+    """For random windows in seconds of any number, in whole seconds, odd ones too, and in halves."""
+    start, length = np.random.default_rng(0).uniform((0, 0.1), (60, 24), (300, 2)).T
+    windows = np.stack([start, start + length], 1)
+    if step_s is not None:
+        windows = np.stack([np.floor(start / step_s), np.ceil((start + length) / step_s)], 1) * step_s
+    windows = windows.clip(max=64).tolist()
+    sim = open_dataset("sim", split="val", n=300)
     samples = [replace(s, relevant_windows=[w]) for s, w in zip(sim.samples, windows, strict=True)]
     zeros = torch.stack(clips(mask_moments(replace(sim, samples=samples, _annotations=None), "zero"))).eq(0).all(2)
     for (s, e), gone in zip(windows, zeros, strict=True):
@@ -94,7 +98,7 @@ def test_a_margin_counts_clips_before_and_after_the_window():
     sim = open_dataset("sim", split="val", n=20)
     no_margin, margin = (torch.stack(clips(mask_moments(sim, "zero", margin=m))).eq(0).all(2) for m in ((0, 0), (1, 3)))
     relevant = sim.batch(range(20)).labels.relevant
-    assert torch.equal(no_margin, relevant)
+    assert torch.equal(no_margin, relevant), "a margin of 0 leaves the clips of the windows alone"
     wider = [(relevant[:, max(0, t - 3) : t + 2]).any(1) for t in range(32)]
     assert torch.equal(margin, torch.stack(wider, 1))
 
@@ -204,7 +208,7 @@ def test_margins_are_in_clips_of_the_dataset_and_end_with_its_features(tmp_path)
     dataset = open_files("charades_sta", tmp_path, "test", dtype=torch.float16)
     probe = mask_moments(dataset, "mean")
     gone = [(a != b).any(1).nonzero().flatten().tolist() for a, b in zip(clips(dataset), clips(probe), strict=True)]
-    assert gone == [[1, 2, 3, 4, 5, 6], [6, 7, 8]] and probe.target.rows.dtype == torch.float16
+    assert gone == [[1, 2, 3, 4, 5, 6], [7, 8]] and probe.target.rows.dtype == torch.float16
 
 
 def test_the_anchor_is_rarely_inside_a_masked_moment():

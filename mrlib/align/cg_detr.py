@@ -6,6 +6,7 @@ Here     `AdaptiveAttention` and `AdaptiveLayer` are its cross-attention, `CgDet
          the query, the saliency token and the losses  [CG-DETR]
 Ours     padding is hidden everywhere. The share of a clip's attention that falls on words has the same losses as the
          saliency, as in the released code; it is kept 1e-6 away from 0 and 1 in their logarithms
+Kept     as released, for its checkpoints: `released_masks`, and attention without maps of its own, `projected=False`
 Departs  wjun0830/CGDETR also aligns moments with sentences, distils that into the attention, and keeps dummies, and
          prompts, orthogonal: these losses are left out here. There, a query of another cut of the same video cannot be
          the negative query; here only a query of the same cut cannot
@@ -14,6 +15,7 @@ Departs  wjun0830/CGDETR also aligns moments with sentences, distils that into t
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 
 from mrlib.align import Aligned, saliency
 from mrlib.align.fused import Fused, GlobalTokenAligner, from_sizes
-from mrlib.align.words import Words
+from mrlib.align.words import Words, every_word, released_masks
 from mrlib.arguments import require
 from mrlib.data import Batch, Widths
 from mrlib.layers import (
@@ -62,19 +64,28 @@ class AdaptiveAttention(AttentionWeights):
     the heads.
     """
 
-    def __init__(self, width: int, heads: int, dropout: float, dummies: int):
-        """The first `dummies` keys are dummies."""
+    def __init__(self, width: int, heads: int, dropout: float, dummies: int, projected: bool = True):
+        """The first `dummies` keys are dummies.
+
+        projected  False: queries, keys and values enter as they are, as in the released code
+        """
         super().__init__(width, heads, dropout)
         self.dummies = dummies
+        if not projected:
+            self.in_proj_weight = self.in_proj_bias = None
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """q (B, T, d); k, v (B, P + N, d); key_mask bool (B, P + N); returns (B, T, d) and κ (B, T)."""
-        q, k, v = self.project_qkv(q, k, v)
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor, visible: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """q (B, T, d); k, v (B, P + N, d); key_mask, visible as in `attend`; returns (B, T, d) and κ (B, T)."""
+        if self.in_proj_weight is not None:
+            q, k, v = self.project_qkv(q, k, v)
         v = v.unflatten(-1, (self.heads, -1))  # (B, P + N, heads, d / heads)
         v = torch.cat([v, v.new_ones(*v.shape[:-1], 1)], -1)  # (B, P + N, heads, d / heads + 1), ones sum the weights
         is_word = torch.arange(v.shape[1], device=v.device) >= self.dummies  # (P + N,)
         v = (v * is_word[:, None, None]).flatten(-2)  # (B, P + N, d + heads)
-        output = attend(q, k, v, self.heads, key_mask, self.dropout if self.training else 0.0)  # (B, T, d + heads)
+        dropout = self.dropout if self.training else 0.0
+        output = attend(q, k, v, self.heads, key_mask, dropout, visible)  # (B, T, d + heads)
         output = output.unflatten(-1, (self.heads, -1))  # (B, T, heads, d / heads + 1)
         return self.out_proj(output[..., :-1].flatten(-2)), output[..., -1].mean(-1)  # (B, T, d), (B, T)
 
@@ -82,18 +93,27 @@ class AdaptiveAttention(AttentionWeights):
 class AdaptiveLayer(nn.Module):
     """QD-DETR's layer, `T2VLayer`, with adaptive attention, and drop path instead of dropout.  [CG-DETR]"""
 
-    def __init__(self, width: int, heads: int, hidden: int, dropout: float, activation: str, dummies: int):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        dropout: float,
+        activation: str,
+        dummies: int,
+        projected: bool = True,
+    ):
         super().__init__()
         self.cross_attn = AdaptiveAttention(width, heads, dropout, dummies)
         self.feed_forward = FeedForward(width, hidden, dropout, activation)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.dropout = DropPath(dropout)
         # initialised again after the feed-forward, so that a seed gives the weights that it has always given
-        self.cross_attn = AdaptiveAttention(width, heads, dropout, dummies)
+        self.cross_attn = AdaptiveAttention(width, heads, dropout, dummies, projected)
 
     def forward(self, x: Tensor, positions: Tensor, words: Words) -> tuple[Tensor, Tensor]:
         """x, positions (B, T, d); words begin with the dummies; returns (B, T, d) and κ (B, T)."""
-        attended, kappa = self.cross_attn(x + positions, words.keys, words.values, words.mask)
+        attended, kappa = self.cross_attn(x + positions, words.keys, words.values, words.mask, words.visible)
         return self._add(x, attended), kappa
 
     def without_words(self, x: Tensor) -> Tensor:
@@ -113,7 +133,10 @@ class CgDetrSizes(Sizes):
     encoder_layers: int = 3
     dummies: int = 45  # P
     dummy_layers: int = 2  # of the encoder in which dummies attend to the words
-    prompts: int = 10  # candidates, one of which is added to the saliency token
+    prompts: int = 10  # candidates, the best of which are added to the saliency token
+    best_prompts: int = 1  # how many of them; as many as Lighthouse takes: 2
+    masks: str = "keys"  # what clips may attend to: all dummies and words of their query, or "released"
+    projected: bool = True  # the cross-attention maps queries, keys and values; False: not, as released
 
 
 class CgDetrAligner(GlobalTokenAligner):
@@ -124,12 +147,16 @@ class CgDetrAligner(GlobalTokenAligner):
         width, dummies, prompts = sizes.width, sizes.dummies, sizes.prompts
         require(dummies >= 1, "dummies", dummies, "1 or more")
         require(prompts >= 1, "prompts", prompts, "1 or more")
+        require(1 <= sizes.best_prompts <= prompts, "best_prompts", sizes.best_prompts, "from 1 to prompts")
+        require(sizes.masks in ("keys", "released"), "masks", sizes.masks, "keys or released")
         counts = sizes.dummy_layers, sizes.encoder_layers
         dummy_encoder, encoder = (
             [EncoderLayer(*sizes.layer, residual_dropout=DropPath) for _ in range(n)] for n in counts
         )
-        into_clips = [AdaptiveLayer(*sizes.layer, dummies) for _ in range(sizes.layers)]
+        into_clips = [AdaptiveLayer(*sizes.layer, dummies, sizes.projected) for _ in range(sizes.layers)]
         super().__init__(widths, sizes, into_clips, encoder)
+        self.best_prompts = sizes.best_prompts
+        self.masks = every_word if sizes.masks == "keys" else partial(released_masks, heads=sizes.heads)
         self.dummy_encoder = nn.ModuleList(dummy_encoder)
         self.dummies, self.dummy_positions = (nn.Parameter(torch.randn(dummies, width)) for _ in range(2))
         self.global_token = nn.Parameter(torch.randn(prompts, width))  # the prompts
@@ -142,6 +169,7 @@ class CgDetrAligner(GlobalTokenAligner):
         """
         target, query = target + self.clip_kind, query + self.word_kind
         positions, words = sine_positions(mask, self.width), self.words(query, query_mask)
+        words = words._replace(visible=self.masks(mask, words.mask))
         x, kappas = target, []
         for layer in self.layers:
             x, kappa = layer(x, positions, words)  # (B, T, d), (B, T)
@@ -174,7 +202,7 @@ class CgDetrAligner(GlobalTokenAligner):
         $$\bar x + p_{j^*} w_{j^*}, \quad w_j = \frac{\sum_t \kappa_t\, \mathrm{softmax}_j(\cos(x_t - \bar x, p_j))}
         {\sum_t \kappa_t}, \quad j^* = \arg\max_j w_j$$
 
-        No gradient flows into $\bar x$ or κ.
+        With several best prompts, they are summed. No gradient flows into $\bar x$ or κ.
 
         target x (B, T, d), mask bool (B, T), kappa (B, T); returns (B, 1, d)
         """
@@ -183,8 +211,9 @@ class CgDetrAligner(GlobalTokenAligner):
         difference = (target - mean) * (mask.sum(1) > 1)[:, None, None]  # (B, T, d)
         match = (unit_vectors(difference) @ unit_vectors(self.global_token).mT).softmax(2)  # (B, T, prompts)
         weights = (normalised_shares(kappa.detach()[:, None].to(match.dtype), mask) @ match)[:, 0]  # (B, prompts)
-        best, which = weights.max(1)  # (B,)
-        return mean + (best[:, None] * self.global_token[which])[:, None]
+        # (B, best_prompts); of equal ones, as for a single clip, the first, where the released code takes any
+        best, which = (x[:, : self.best_prompts] for x in weights.sort(dim=1, descending=True, stable=True))
+        return mean + (best[..., None] * self.global_token[which]).sum(1, keepdim=True)
 
     def losses(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
         r"""The saliency losses of QD-DETR, and the same of κ.  [CG-DETR]
@@ -192,7 +221,7 @@ class CgDetrAligner(GlobalTokenAligner):
         margin, contrast, negative                      of the saliency, as in `saliency.terms`
         words_margin, words_contrast, words_negative    of κ, with the same pairs; the last is $-\log(1 - \kappa)$
         words_match                                     binary cross-entropy of κ, with the annotators' scores, at most
-                                                        1, as labels
+                                                        1, as labels; all 0 for a null query
         """
         with_pairs = replace(batch.labels, pairs=saliency.ranking_pairs(batch))
         batch, kappa, negative_kappa = replace(batch, labels=with_pairs), aligned.cache["kappa"], []

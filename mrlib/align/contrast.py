@@ -18,7 +18,8 @@ def batch_contrast(query: Tensor, video: Tensor, rows: Tensor, temperature: floa
     take part, 0 if there are none. With several processes each contrasts its own part of the batch.
 
     query, video  (B, d)  query b matches video b
-    rows          bool (B,)  samples that take part; the others are no alternatives either
+    rows          bool (B,)  samples that take part; the others are no alternatives either. A null query, which is about
+                  no moment of its video, does not
     returns       scalar
     """
     similarity = F.normalize(query, dim=-1) @ F.normalize(video, dim=-1).mT / temperature  # (B, B)

@@ -25,7 +25,7 @@ from mrlib.align.joint import Joint, JointEncoder, build_joint_encoder
 from mrlib.arguments import require
 from mrlib.data import Batch, Widths
 from mrlib.layers import DecoderLayer, full_precision, masked_mean
-from mrlib.ops import alignment
+from mrlib.ops import alignment, alignment_variants, cycle_consistency
 from mrlib.ops.counts import shared_count
 
 DROP_QUANTILE = 0.3  # quantile of a pair's costs that dropping a clip costs; the percentile of the released plots
@@ -106,16 +106,16 @@ METHODS: Mapping[str, Method] = {
     "global": _soft_dtw("global"),
     "otam": _soft_dtw("otam"),
     "mean": Method(
-        lambda c, gamma, n, m: alignment.mean_dtw(c.cost, gamma, n, m),
+        lambda c, gamma, n, m: alignment_variants.mean_dtw(c.cost, gamma, n, m),
         lambda c, n, m: alignment.hard_alignment(c.cost, n, m, topology="global"),
     ),
     "drop": Method(
-        lambda c, gamma, n, m: alignment.drop_dtw(c.cost, drop_cost(c.cost, n, m), gamma, n, m),
-        lambda c, n, m: alignment.drop_alignment(c.cost, drop_cost(c.cost, n, m), n, m),
+        lambda c, gamma, n, m: alignment_variants.drop_dtw(c.cost, drop_cost(c.cost, n, m), gamma, n, m),
+        lambda c, n, m: alignment_variants.drop_alignment(c.cost, drop_cost(c.cost, n, m), n, m),
     ),
     "tcc": Method(
-        lambda c, gamma, n, m: alignment.tcc(c.target, c.query, n, m) * m,  # `tcc` is a mean over the query
-        lambda c, n, m: alignment.tcc_alignment(c.target, c.query, n, m),
+        lambda c, gamma, n, m: cycle_consistency.tcc(c.target, c.query, n, m) * m,  # `tcc` is a mean over the query
+        lambda c, n, m: cycle_consistency.tcc_alignment(c.target, c.query, n, m),
     ),
 }
 
@@ -223,17 +223,19 @@ class DualStageAligner(nn.Module):
     def losses(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
         """L_align^pre and L_align^post: the mean over samples of the cost per query clip.
 
-        0 for a stage without an alignment. A query that runs backwards is put into its original order before.
+        0 for a stage without an alignment. A query that runs backwards is put into its original order before. A null
+        query, which is nowhere in its video, is not aligned: it adds nothing and is not counted.
         """
         lengths = batch.lengths, batch.query_mask.sum(1)  # (B,), (B,)
-        count = shared_count((lengths[1] > 0).sum())
+        answered = batch.labels.answered  # (B,)
+        count = shared_count(((lengths[1] > 0) & answered).sum())
         backwards = batch.labels.backwards
         values = {f"align_{name}": aligned.target.new_zeros(()) for name in ("pre", "post")}
         for name, comparison in aligned.cache.items():
             if backwards is not None:
                 comparison = with_reversed_queries(comparison, backwards, lengths[1])
             value = self.align.value(comparison, self.gamma, *lengths) / lengths[1].clamp(min=1)  # (B,)
-            values[f"align_{name}"] = value.sum() / count
+            values[f"align_{name}"] = value.masked_fill(~answered, 0).sum() / count
         return values
 
     def _decode_context(self, target: Tensor, positions: Tensor, mask: Tensor, path: Tensor | None) -> Tensor | None:

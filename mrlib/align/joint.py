@@ -142,7 +142,7 @@ class JointAligner(nn.Module):
     def losses(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
         """Two contrasts of one relevant clip per sample, drawn at random.  [UniVTG]
 
-        Each is a sum of two cross-entropies, averaged over the samples with a relevant clip.
+        Each is a sum of two cross-entropies, averaged over the samples with a relevant clip, so without null queries.
 
         inter  the drawn clip against the queries of the batch, and its query against the drawn clips of the batch; with
                several processes each uses its own part of the batch

@@ -76,7 +76,7 @@ class JointMemoryAligner(Projected):
         )
 
     def losses(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
-        """margin: that of two pairs of clips per sample.  [Moment-DETR]"""
+        """margin: that of two pairs of clips per sample; a null query has none.  [Moment-DETR]"""
         return {"margin": saliency.margin(aligned.saliency, saliency.ranking_pairs(batch))}
 
 

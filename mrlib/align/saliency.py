@@ -38,8 +38,8 @@ def ranking_pairs(batch: Batch) -> Tensor:
 
     With saliency scores: the best and the worst relevant clip; and a relevant and an irrelevant clip, both drawn at
     random. With windows only: two random pairs of a clip inside and a clip outside. Without an irrelevant clip: the
-    first kind twice. With scores and no window: twice the best and the worst of all clips  [TVSum]. If the batch brings
-    pairs, those are returned.
+    first kind twice. With scores and no window: twice the best and the worst of all clips  [TVSum]. With neither, which
+    is a null query: no pair. If the batch brings pairs, those are returned.
 
     returns  int64 (B, P, 2), -1 where there is no such pair
     """
@@ -65,7 +65,9 @@ def margin(saliency: Tensor, pairs: Tensor) -> Tensor:
 
     $$\frac{2}{|P|} \sum_{(i, j) \in P} \max(0,\ 0.2 + s_j - s_i)$$
 
-    P are the pairs of the whole batch. saliency (B, T); pairs int64 (B, P, 2), -1: no pair; returns a scalar
+    P are the pairs of the whole batch; a null query has none.
+
+    saliency (B, T); pairs int64 (B, P, 2), -1: no pair; returns a scalar
     """
     valid = (pairs >= 0).all(-1)  # (B, P)
     scores = saliency.float().gather(1, pairs.clamp(min=0).flatten(1)).unflatten(1, (-1, 2))  # (B, P, 2)
@@ -79,7 +81,8 @@ def rank_contrast(saliency: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
     $$\frac{1}{12 B} \sum_{r=1}^{11} \sum_b \frac{-1}{|P_r|} \sum_{t \in P_r} \log \mathrm{softmax}(s_b / 0.5)_t, \quad
     P_r = \{t : y_t \geq r\}$$
 
-    A sample without a clip of rank r adds nothing to that rank; B counts the samples that have clips.
+    A sample without a clip of rank r adds nothing to that rank, a null query to none; B counts the samples that have
+    clips, null queries included.
 
     saliency  s (B, T)  clips scored for a negative query may be appended, with y = 0
     scores    y (B, T)  from 0 to 12
@@ -127,6 +130,8 @@ def terms(
     margin    `margin` of two pairs of clips per sample
     contrast  `rank_contrast` over the clips of the sample and the same clips scored for a negative query
     negative  `negative` of the clips scored for a negative query
+
+    Of a null query only the clips scored for its negative query count, in "negative"; it adds nothing to the others.
     """
     mask, scores, rows = aligned.mask, saliency_labels(batch), negative_rows(batch)  # (B, T), (B, T), (B,)
     negative_mask, rows = (rows >= 0)[:, None] & mask, rows.clamp(min=0)  # (B, T), (B,)

@@ -109,7 +109,7 @@ class TaskWeaveAligner(FusedAligner):
         return max_pool_time(x, mask)
 
     def losses(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
-        """Twice the terms of `saliency.terms`: margin, contrast, negative.  [TaskWeave]"""
+        """Twice the terms of `saliency.terms`: margin, contrast, negative; null queries as there.  [TaskWeave]"""
         clips = aligned.cache["target"], aligned.mask
         terms = saliency.terms(aligned, batch, lambda query, mask: self.highlight_scores(*clips, query, mask))
         return {name: HIGHLIGHT_WEIGHT * term for name, term in terms.items()}

@@ -57,7 +57,7 @@ class TextToVideoAligner(GlobalTokenAligner):
         return Fused(clips, self.relevance(token, clips))
 
     def losses(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
-        """The terms of `saliency.terms`: margin, contrast, negative.  [QD-DETR]"""
+        """The terms of `saliency.terms`: margin, contrast, negative; null queries as there.  [QD-DETR]"""
         return self.saliency_losses(aligned, batch)
 
 

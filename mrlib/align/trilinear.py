@@ -191,13 +191,16 @@ class TrilinearAligner(Projected):
                       the batch
         ctc           clips are near the mean word if and only if they are relevant
         discriminate  relevant clips are nearer to the reference than mined clips; 0 if no sample counts
+
+        A null query counts in ctc, where none of its clips is relevant, and takes no part in vtc and discriminate; it
+        has no pair for margin and adds nothing to contrast.
         """
         mask, clips = aligned.mask, aligned.cache["target"].float()
         video, sentence = self.padding.mean(clips, mask), aligned.query_global.float()  # (B, d)
         return {
             "margin": saliency.margin(aligned.saliency, saliency.ranking_pairs(batch)),
             "contrast": saliency.rank_contrast(aligned.saliency, saliency.saliency_labels(batch), mask),
-            "vtc": batch_contrast(sentence, video, mask.any(1), TEMPERATURE),
+            "vtc": batch_contrast(sentence, video, mask.any(1) & batch.labels.answered, TEMPERATURE),
             "ctc": self._clip_contrast(clips, aligned.query.float(), batch),
             "discriminate": self._discrimination(clips, sentence, video, batch),
         }
@@ -225,6 +228,7 @@ class TrilinearAligner(Projected):
         relevant = batch.labels.relevant & mask
         mined = torch.zeros_like(relevant) if batch.labels.wrong is None else batch.labels.wrong & mask  # (B, T)
         reference, rows = self.against(sentence, video, mask, mined.any(1) & relevant.any(1))  # (B, d), (B,)
+        rows = rows & batch.labels.answered
         cosine = F.cosine_similarity(clips, reference[:, None], dim=-1)  # (B, T)
         p, n = (masked_mean(cosine[..., None], which)[:, 0] for which in (relevant, mined))  # (B,), (B,)
         return (F.softplus((n - p) / TEMPERATURE) * rows).sum() / shared_count(rows.sum())

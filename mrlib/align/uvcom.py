@@ -150,13 +150,13 @@ class UvcomAligner(GlobalTokenAligner):
         Between videos: the symmetric InfoNCE of encoded global token and mean word over the batch; with several
         processes each uses its own part of the batch. Within a video: for every clip t of the first window,
         $-\log \mathrm{softmax}_t$ of its cosine to the mean word over the clips of its video, summed and divided by the
-        number of clips of the batch.
+        number of clips of the batch. A null query takes no part in the first term and has no window in the second.
         """
         mask, cache = aligned.mask, aligned.cache
         mean_word = masked_mean(self.project_words(cache["words"]), aligned.query_mask)  # (B, d)
         text = unit_vectors(self.text_sense(mean_word))  # (B, d)
         token = unit_vectors(self.clip_sense(cache["token"]))  # (B, d)
-        between = batch_contrast(text, token, mask.any(1), TEMPERATURE)
+        between = batch_contrast(text, token, mask.any(1) & batch.labels.answered, TEMPERATURE)
         cosine = (unit_vectors(self.clip_sense(cache["clips"])) @ text[..., None])[..., 0] / TEMPERATURE  # (B, T)
         log_share = cosine.masked_fill(~mask, torch.finfo(cosine.dtype).min).log_softmax(1)  # (B, T)
         spans, annotated = batch.labels.spans[:, :1], batch.labels.span_mask[:, :1, None]  # (B, 1, 2), (B, 1, 1)

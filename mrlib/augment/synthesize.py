@@ -30,6 +30,7 @@ from mrlib.ops.matching import match
 from mrlib.ops.runs import runs_of_true
 
 FEWEST = 3  # clips of context; fewer are left out  [TD-DETR, released code]
+TOO_SIMILAR = 0.9  # a partner with a similarity over this is barred  [TD-DETR, released code]
 ROWS = 512  # rows of a batch among which negatives are matched; a larger batch is split at random
 
 
@@ -91,9 +92,12 @@ def synthesize_official(
     """`synthesize` as released.  [TD-DETR, synthesis, official]
 
     The similarity is that of the 50 best pairs of clips, the next row's query is the negative, and a moment loses its
-    last clip if a window ends in it at an odd second.
+    last clip if a window ends in it at an odd second. A window that is left without a clip is no part of the moment; it
+    stays a label. Except for QVHighlights, and for the simulated videos that resemble it, a similarity over
+    `TOO_SIMILAR` counts as 0, which keeps away videos that show the same.
     """
-    most_similar = partial(_most_similar, similarity=top_similarity)
+    same_source = dataset.name not in ("qvhighlights", "sim")
+    most_similar = partial(_most_similar, similarity=_barred if same_source else top_similarity)
     method = _Method(most_similar, _clips_of_whole_seconds, _next_rows)
     return _synthesized(indices, dataset, draw, method, alpha, jitter or 0.0, originals)
 
@@ -104,8 +108,8 @@ class _Method:
 
     # (indices, dataset, draw) -> the partner of every sample, int64 (B,), any number without one; bool (B,), it has one
     partners: Callable[[Tensor, MomentDataset, Draw], tuple[Tensor, Tensor]]
-    # (start and end of a window, seconds per clip) -> its first clip and the clip after its last, maybe out of range
-    window_clips: Callable[[float, float, float], tuple[int, int]]
+    # (windows in seconds, seconds per clip, clips of the video) -> first clip of the moment and the clip after its last
+    moment: Callable[[list[list[float]], float, int], tuple[int, int]]
     # (rows, dataset, draw) -> `labels.negative`, int64 (R,)
     negatives: Callable[[_Rows, MomentDataset, Draw], Tensor]
 
@@ -160,7 +164,7 @@ def _synthesized(
         raise ValueError(f"{dataset.name} {dataset.split} has no annotated windows to keep; use the identity")
     partner, has_partner = method.partners(indices, dataset, draw)  # (B,)
     rows = _rows(indices, partner, has_partner, originals)  # (R,)
-    moments = _moments(rows, dataset, method.window_clips)  # (R, 2)
+    moments = _moments(rows, dataset, method.moment)  # (R, 2)
     shown = _shown(rows, moments, dataset, draw, alpha, jitter)  # (R, T)
     mixed = _mixed(rows, moments[:, 0], shown)  # (R, C)
     labels = replace(_labels(rows, mixed, dataset), negative=method.negatives(rows, dataset, draw))
@@ -187,6 +191,12 @@ def _most_similar(
     is_best = scores >= scores.max(1, keepdim=True).values - TIE
     first = indices.expand(len(indices), -1).masked_fill(~is_best, len(dataset)).min(1).values  # (B,)
     return first, allowed.any(1)
+
+
+def _barred(features: Tensor, mask: Tensor) -> Tensor:
+    """`top_similarity`, with 0 for every similarity over `TOO_SIMILAR`.  [TD-DETR, released code]"""
+    similarity = top_similarity(features, mask)  # (N, N)
+    return similarity.masked_fill(similarity > TOO_SIMILAR, 0)
 
 
 def _random(indices: Tensor, dataset: MomentDataset, draw: Draw) -> tuple[Tensor, Tensor]:
@@ -277,32 +287,33 @@ def _rows(indices: Tensor, partner: Tensor, has_partner: Tensor, originals: bool
 
 
 def _moments(
-    rows: _Rows, dataset: MomentDataset, window_clips: Callable[[float, float, float], tuple[int, int]]
+    rows: _Rows, dataset: MomentDataset, moment: Callable[[list[list[float]], float, int], tuple[int, int]]
 ) -> Tensor:
-    """First clip of each subject's moment and the clip after its last, int64 (R, 2); of an original, the whole video.
-
-    A window takes at least one clip, after the end of the features the last one.
-    """
+    """First clip of each subject's moment and the clip after its last, int64 (R, 2); an original is all moment."""
     moments = []
     lengths = dataset.target.lengths[dataset.video[rows.subject]].tolist()
     for i, synthetic, n in zip(rows.subject.tolist(), rows.synthetic.tolist(), lengths, strict=True):
-        windows = [(0, n)]
-        if synthetic:
-            windows = [window_clips(start, end, dataset.clip_s) for start, end in dataset.samples[i].relevant_windows]
-        first = [min(max(a, 0), n - 1) for a, _ in windows]
-        end = [max(min(b, n), a + 1) for a, (_, b) in zip(first, windows, strict=True)]
-        moments.append((min(first), max(end)))
+        windows = dataset.samples[i].relevant_windows
+        moments.append(moment(windows, dataset.clip_s, n) if synthetic else (0, n))
     return torch.tensor(moments, device=rows.subject.device)
 
 
-def _touched_clips(start: float, end: float, clip_s: float) -> tuple[int, int]:
-    """All clips that the window touches."""
-    return math.floor(start / clip_s), math.ceil(end / clip_s)
+def _touched_clips(windows: list[list[float]], clip_s: float, n: int) -> tuple[int, int]:
+    """From the first to the last clip that a window touches; at least one, after the end of the features the last."""
+    first = [min(max(math.floor(start / clip_s), 0), n - 1) for start, _ in windows]
+    end = [max(min(math.ceil(stop / clip_s), n), a + 1) for a, (_, stop) in zip(first, windows, strict=True)]
+    return min(first), max(end)
 
 
-def _clips_of_whole_seconds(start: float, end: float, clip_s: float) -> tuple[int, int]:
-    """Round out to whole seconds, then down to clips, so that the last clip may be lost.  [TD-DETR, released code]"""
-    return int(math.floor(start) // clip_s), int(math.ceil(end) // clip_s)
+def _clips_of_whole_seconds(windows: list[list[float]], clip_s: float, n: int) -> tuple[int, int]:
+    """Round out to whole seconds, then down to clips: a window may lose its last clip.  [TD-DETR, released code]
+
+    Windows without a clip are left out; if all are, the moment is the clip in which the last one starts.
+    """
+    first = [min(max(int(math.floor(start) // clip_s), 0), n - 1) for start, _ in windows]
+    end = [min(int(math.ceil(stop) // clip_s), n) for _, stop in windows]
+    kept = [(a, b) for a, b in zip(first, end, strict=True) if a < b] or [(first[-1], first[-1] + 1)]
+    return min(a for a, _ in kept), max(b for _, b in kept)
 
 
 def _shown(rows: _Rows, moments: Tensor, dataset: MomentDataset, draw: Draw, alpha: float, jitter: float) -> _Shown:
@@ -435,9 +446,11 @@ def _moved_spans(rows: _Rows, mixed: _Mixed, dataset: MomentDataset, W: int) -> 
             windows_s[row, : len(windows)] = torch.tensor(windows, dtype=torch.float64)
     clips = mixed.clips[:, None, None].double()  # (R, 1, 1)
     windows_s = windows_s.to(clips.device) + mixed.shift[:, None, None].double() * dataset.clip_s
-    spans = (windows_s / (clips * dataset.clip_s)).clamp(0, 1)
-    start = torch.where(spans[..., 0] < 1, spans[..., 0], 1 - 1 / clips[..., 0])  # after the end: the last clip
-    return torch.stack([start, spans[..., 1]], -1).float()
+    spans = windows_s / (clips * dataset.clip_s)
+    before = (spans[..., 1] <= 0) & (spans[..., 0] < 0)  # (R, W) before the video: the first clip
+    start, end = spans.clamp(0, 1).unbind(-1)
+    start = torch.where(start < 1, start, 1 - 1 / clips[..., 0])  # after the end: the last clip
+    return torch.stack([start, torch.where(before, 1 / clips[..., 0], end)], -1).float()
 
 
 def _samples(rows: _Rows, mixed: _Mixed, labels: Labels, dataset: MomentDataset) -> list[Sample]:

@@ -80,6 +80,11 @@ class Labels(_Tensors):
     wrong: Tensor | None = None  # bool (B, T) clips of mined windows
     backwards: Tensor | None = None  # bool (B,) the query is a video that runs backwards
 
+    @property
+    def answered(self) -> Tensor:
+        """bool (B,) False for a null query, which has nothing to find: no window and no labelled clip."""
+        return self.span_mask.any(1) | self.relevant.any(1) | self.saliency.any(1)
+
     def __getitem__(self, rows: slice) -> Labels:
         """The same for some samples of the batch; `negative` is -1 if its row is not among them."""
         labels = super().__getitem__(rows)

@@ -63,7 +63,10 @@ class IouHead(nn.Module):
         return 0.0
 
     def losses(self, outputs: dict[str, Tensor], truth: Truth, matched: Tensor) -> dict[str, Tensor]:
-        """quality, the squared error of the expected IoU; the target is the span's largest IoU.  [AMR, losses]"""
+        """quality, the squared error of the expected IoU; the target is the span's largest IoU, or 0.  [AMR, losses]
+
+        All targets of a null query are 0.
+        """
         predicted = to_ends(full_precision(outputs["spans_cw"].detach()))[:, :, :, None]  # (L, B, K, 1, 2)
         overlap = spans.iou(predicted, truth.spans[None, :, None]) * truth.mask[:, None]  # (L, B, K, W)
         largest = overlap.amax(-1) if truth.mask.shape[1] else overlap.new_zeros(overlap.shape[:3])  # (L, B, K)
@@ -156,7 +159,10 @@ class MaskHead(nn.Module):
         return self.cost_mask * (1 - self.overlap(full_precision(outputs["masks"].detach()), truth))
 
     def losses(self, outputs: dict[str, Tensor], truth: Truth, matched: Tensor) -> dict[str, Tensor]:
-        """mask, (L,): the mean of 1 - IoU over the matched pairs, for every layer with a mask loss."""
+        """mask, (L,): the mean of 1 - IoU over the matched pairs, for every layer with a mask loss.
+
+        A null query has no matched pair.
+        """
         valid = matched >= 0  # (L, B, W)
         overlap = self.overlap(full_precision(outputs["masks"]), truth)  # (L, B, K, W)
         overlap = overlap.gather(2, matched.clamp(min=0)[:, :, None])[:, :, 0]  # (L, B, W)

@@ -176,6 +176,8 @@ class BoundaryDetector(nn.Module):
         fg    cross-entropy of being inside, mean over the real clips
         l1    smooth L1 of both offsets, mean over the foreground
         iou   1 - generalised IoU of the span that a clip predicts, mean over the foreground
+
+        No clip of a null query is foreground.
         """
         mask, t = aligned.mask, self._times(aligned.mask)
         inside, truth = window_of_clip(batch.labels.spans, batch.labels.span_mask, mask, t)  # (B, T), (B, T, 2)

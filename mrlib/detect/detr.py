@@ -27,7 +27,7 @@ from mrlib.detect.span_length import in_video, of_clips, span_length
 from mrlib.layers import MLP, DecoderLayer, full_precision, sine_positions
 from mrlib.ops import spans
 from mrlib.ops.counts import shared_count
-from mrlib.ops.matching import match
+from mrlib.ops.matching import checked_cost, match
 
 SPAN_EPS = 1e-3  # smallest x and 1 - x in the logit of x
 
@@ -54,6 +54,11 @@ class Truth(NamedTuple):
     mask: Tensor  # bool (B, W)
     rows: Tensor  # bool (B,) samples that have clips; the others have no loss
     clip_mask: Tensor  # bool (B, T) real clips
+
+
+def have_window(matched: Tensor, moment_queries: int) -> Tensor:
+    """Which moment queries were matched with a window; matched int64 (L, B, W), -1: none -> bool (L, B, K)."""
+    return (torch.arange(moment_queries, device=matched.device) == matched[..., None]).any(2)
 
 
 def inverse_sigmoid(x: Tensor) -> Tensor:
@@ -138,7 +143,7 @@ class SpanHead(nn.Module):
         return self.cost_l1 * distance - self.cost_giou * spans.giou(to_ends(predicted), windows)
 
     def losses(self, outputs: dict[str, Tensor], truth: Truth, matched: Tensor) -> dict[str, Tensor]:
-        """l1, of centre and width, and giou; means over the matched pairs."""
+        """l1, of centre and width, and giou; means over the matched pairs, of which a null query has none."""
         valid, count = matched >= 0, shared_count((matched[0] >= 0).sum())  # (L, B, W)
         predicted = full_precision(outputs["spans_cw"])  # (L, B, K, 2)
         predicted = predicted.gather(2, matched.clamp(min=0)[..., None].expand(-1, -1, -1, 2))  # (L, B, W, 2)
@@ -194,10 +199,9 @@ class ClassHead(nn.Module):
         return -self.cost_class * foreground.expand(-1, -1, -1, truth.mask.shape[1])
 
     def losses(self, outputs: dict[str, Tensor], truth: Truth, matched: Tensor) -> dict[str, Tensor]:
-        """class, the loss that the head was built with."""
+        """class, the loss that the head was built with; all moment queries of a null query are background."""
         logits = full_precision(outputs["logits"])  # (L, B, K, 2)
-        positive = (torch.arange(logits.shape[2], device=matched.device) == matched[..., None]).any(2)  # (L, B, K)
-        return {"class": self.loss(logits, positive, truth.rows)}
+        return {"class": self.loss(logits, have_window(matched, logits.shape[2]), truth.rows)}
 
     def score(self, outputs: dict[str, Tensor]) -> Tensor:
         """The probability of the foreground after the last layer, (B, K)."""
@@ -245,6 +249,7 @@ class DetrDetector(nn.Module):
         require(type(most_windows) is int and most_windows >= 1, "most_windows", most_windows, "1 or more")
         self.decoder, self.heads = decoder, nn.ModuleList(heads)
         self.most_windows, self.surplus, self.length = most_windows, surplus, length
+        self.contrast: nn.Module | None = None  # see `mrlib.detect.word_contrast`
 
     def forward(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
         """The outputs of the heads after every decoder layer, and the states (L, B, K, d) that they read."""
@@ -252,6 +257,8 @@ class DetrDetector(nn.Module):
         outputs: dict[str, Tensor] = {}
         for head in self.heads:
             outputs |= head(decoded, aligned.target, aligned.mask)
+        if self.contrast is not None:
+            outputs |= self.contrast(decoded.states, aligned.query, aligned.query_mask)
         return outputs | {"states": decoded.states}
 
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> Moments:
@@ -285,7 +292,8 @@ class DetrDetector(nn.Module):
         """The terms of the heads, (L,); every layer has its own matching."""
         truth = self.truth(batch)
         matched = self.match(outputs, truth)
-        return {name: x for head in self.heads for name, x in head.losses(outputs, truth, matched).items()}
+        parts = self.heads if self.contrast is None else [*self.heads, self.contrast]
+        return {name: x for part in parts for name, x in part.losses(outputs, truth, matched).items()}
 
     def truth(self, batch: Batch) -> Truth:
         """The windows of a batch, at most `most_windows` of a sample."""
@@ -298,8 +306,12 @@ class DetrDetector(nn.Module):
         return Truth(windows, mask & rows[:, None], rows, batch.target_mask)
 
     def match(self, outputs: dict[str, Tensor], truth: Truth) -> Tensor:
-        """The moment query of every window after every layer, int64 (L, B, W); -1: none."""
-        return match(sum(head.cost(outputs, truth) for head in self.heads), truth.mask)
+        """The moment query of every window after every layer, int64 (L, B, W); -1: none.
+
+        raises  NotFiniteError, a ValueError and a FloatingPointError, that names the batch element whose cost is NaN
+        """
+        cost = sum(head.cost(outputs, truth) for head in self.heads)  # (L, B, K, W)
+        return match(checked_cost(cost, truth.mask), truth.mask)
 
 
 def windows_order(name: str) -> Callable[[Tensor], Tensor]:
@@ -325,8 +337,3 @@ def build_with_decoder(
     class_head = ClassHead(width, cost_class=cost_class, loss=CrossEntropy(background))
     heads = [span_head, class_head]
     return DetrDetector(decoder(width, **options), heads, most_windows=most_windows, length=span_length(length))
-
-
-def build_detr(width: int, **options: Any) -> DetrDetector:
-    """The detector "detr"; options of `build_with_decoder` and `DetrDecoder`."""
-    return build_with_decoder(DetrDecoder, width, **options)

@@ -10,7 +10,8 @@ Levels   are concatenated to (B, P, d), so that all go through the shared layers
 Lengths  can be any: the level above n places has n / 2, rounded up. Padding is hidden from convolution, pooling and
          local attention
 Ours     of several windows around a point the shortest counts; moments are clamped to the video before they suppress
-         one another, not after. Branches have dropout instead of the released code's stochastic depth
+         one another, not after; where none is left, the best point answers. Branches have dropout instead of the
+         released code's stochastic depth
 Departs  fmu2/snag_release divides the losses by a running mean of the number of positive points; here it is the number
          in the batch: no state to keep, the same on every rank and after a resume. It evaluates a running mean of the
          weights, which is left out
@@ -204,7 +205,7 @@ class PyramidDetector(nn.Module):
     def losses(
         self, outputs: dict[str, Tensor], aligned: Aligned, batch: Batch, teacher: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        r"""Sums over the points, divided by the number of positive points.  [SnAG]
+        r"""Sums over the points, divided by the number of positive points, at least 1; a null query has none.  [SnAG]
 
         focal  $-\alpha (1 - p_y)^2 (y \log p + (1 - y) \log(1 - p))$ with y = 0.9 or 0.1, $p_y = yp + (1 - y)(1 - p)$
         diou   1 - distance IoU of the moment that a positive point predicts
@@ -223,19 +224,31 @@ class PyramidDetector(nn.Module):
         return {"focal": focal.sum() / count, "diou": (1 - overlap).sum() / count}
 
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> Moments:
-        """Sort the points by score, clamp their spans to the video, apply soft NMS and voting; (B, KEPT, 2).  [SnAG]"""
+        """Sort the points by score, clamp their spans to the video, apply soft NMS and voting; (B, KEPT, 2).  [SnAG]
+
+        Where no moment is long enough or scores enough, the point that scores most gives its moment, or its clip.
+        """
         n = _clip_counts(batch.target_mask)  # (B,)
         predicted = in_video(full_precision(outputs["spans"]), batch.duration_s, n * batch.clip_s)  # (B, P, 2)
         long = (predicted[..., 1] - predicted[..., 0]) * n[:, None] > SHORTEST  # (B, P)
         scores = full_precision(outputs["logits"]).sigmoid()  # (B, P)
-        scores = scores.masked_fill(~(outputs["mask"] & long & (scores > LEAST_SCORE)), 0)
+        usable = outputs["mask"] & long & (scores > LEAST_SCORE)  # (B, P)
+        best_score, best = scores.masked_fill(~outputs["mask"], 0).max(1)  # (B,)
+        fallback = predicted.gather(1, best[:, None, None].expand(-1, 1, 2))  # (B, 1, 2)
+        clip = in_video(_clip_around(fallback, n), batch.duration_s, n * batch.clip_s)  # (B, 1, 2)
+        fallback = torch.where(long.gather(1, best[:, None])[..., None], fallback, clip)
+        scores = scores.masked_fill(~usable, 0)
         scores, order = scores.sort(dim=-1, descending=True, stable=True)  # (B, P) each
         scores, order = scores[:, :CANDIDATES], order[:, :CANDIDATES]  # (B, C)
         predicted = predicted.gather(1, order[..., None].expand(-1, -1, 2))  # (B, C, 2)
         # (B, KEPT) each
         kept, lowered, mask = spans.soft_nms(predicted, scores, scores > 0, sigma=SIGMA, least=LEAST_SCORE, most=KEPT)
         chosen = predicted.gather(1, kept[..., None].expand(-1, -1, 2))  # (B, KEPT, 2)
-        return Moments(spans.vote(chosen, predicted, scores, VOTES), lowered, mask)
+        moments = spans.vote(chosen, predicted, scores, VOTES)  # (B, KEPT, 2)
+        none = (outputs["mask"].any(1) & ~usable.any(1) & (best_score >= 0))[:, None]  # (B, 1), False for NaN
+        only = none & (torch.arange(mask.shape[1], device=mask.device) == 0)  # (B, KEPT)
+        moments = torch.where(only[..., None], fallback, moments)
+        return Moments(moments, torch.where(only, best_score[:, None], lowered), mask | only)
 
 
 def points(T: int, levels: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
@@ -278,6 +291,13 @@ def window_of_point(
     fits = inside & (far >= low) & (far < high) & window_mask[:, None]  # (B, P, W)
     shortest = (end - start).expand_as(fits).masked_fill(~fits, torch.inf).argmin(-1)  # (B, P)
     return fits.any(-1), windows.gather(1, shortest[..., None].expand(-1, -1, 2))
+
+
+def _clip_around(moments: Tensor, lengths: Tensor) -> Tensor:
+    """The clip that contains the middle of each moment; (B, M, 2) in fractions of the lengths (B,)."""
+    n = lengths[:, None]  # (B, 1)
+    clip = (moments.mean(-1) * n).floor().minimum(n - 1)  # (B, M)
+    return torch.stack([clip, clip + 1], -1) / n[..., None]
 
 
 def focal_loss(logits: Tensor, positive: Tensor) -> Tensor:

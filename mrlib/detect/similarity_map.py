@@ -199,7 +199,7 @@ class SimilarityMapDetector(nn.Module):
     def losses(
         self, outputs: dict[str, Tensor], aligned: Aligned, batch: Batch, teacher: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        r"""map: $\lVert P - G \rVert_2^2$ per sample, mean over the samples.  [F2SGD Eq. 14]"""
+        r"""map: $\lVert P - G \rVert_2^2$ per sample, mean over the samples; G = 0 for a null query.  [F2SGD Eq. 14]"""
         errors = (outputs["map"] - target_map(batch)).square()  # (B, T, T)
         loss = self.reduction(errors, self.loss_cells(batch.target_mask))  # (B,)
         return {"map": loss.sum() / shared_count(len(batch))}

@@ -133,7 +133,10 @@ class TanDetector(nn.Module):
     def losses(
         self, outputs: dict[str, Tensor], aligned: Aligned, batch: Batch, teacher: dict[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """overlap: cross-entropy with the scaled IoU, mean over the moments of the batch.  [2D-TAN]"""
+        """overlap: cross-entropy with the scaled IoU, mean over the moments of the batch.  [2D-TAN]
+
+        All targets of a null query are 0.
+        """
         moments = cells(batch.target_mask)  # (B, T, T)
         # selected and not weighted by 0, since padding may hold anything
         logits = full_precision(outputs["logits"])[moments]  # (number of moments,)

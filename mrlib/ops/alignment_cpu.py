@@ -92,13 +92,19 @@ def _diagonal(size, md, ed, mu, eu, ml, el, left, cost, scale, m, e, share_d, sh
 
 
 @_compiled
-def _blocked(lo, hi, lanes):
-    """The length of an anti-diagonal with the cells lo..hi, rounded up to whole blocks."""
-    return ((hi + 1 - lo) * lanes + _BLOCK - 1) // _BLOCK * _BLOCK
+def _cells_of_diagonal(d, T, N, band):
+    """The first and last query clip of anti-diagonal d: those in the band, and a forbidden one on either side."""
+    return max(0, d - T + 1, (d - band + 1) // 2 - 1), min(N - 1, d, (d + band) // 2 + 1)
 
 
 @_compiled
-def _paths(cost, T_b, N_b, T, N, first, count, lanes, scale, free, left, keep, shares, ends, values):
+def _blocked(lo, hi, lanes):
+    """The length of an anti-diagonal with the cells lo..hi, rounded up to whole blocks."""
+    return (max(0, hi + 1 - lo) * lanes + _BLOCK - 1) // _BLOCK * _BLOCK
+
+
+@_compiled
+def _paths(cost, T_b, N_b, T, N, first, count, lanes, scale, free, left, band, keep, shares, ends, values):
     """The forward pass of `count` samples from `first` on.
 
     values  (B,)  filled with log2 of the total weight of all paths
@@ -110,11 +116,11 @@ def _paths(cost, T_b, N_b, T, N, first, count, lanes, scale, free, left, keep, s
     exponents = np.full((count, T), _LOW)
     at = 0
     for d in range(T + N - 1):
-        lo, hi = max(0, d - T + 1), min(N - 1, d)
+        lo, hi = _cells_of_diagonal(d, T, N, band)
         here, one_ago, two_ago = d % 3, (d + 2) % 3, (d + 1) % 3
         for k in range(count):
             b = first + k
-            begin, end = max(lo, d - T_b[b] + 1), min(hi, N_b[b] - 1) + 1
+            begin, end = max(lo, d - T_b[b] + 1, (d - band + 1) // 2), min(hi, N_b[b] - 1, (d + band) // 2) + 1
             for j in range(lo, min(begin, hi + 1)):
                 row[j * lanes + k] = np.inf
             for j in range(begin, end):
@@ -134,7 +140,7 @@ def _paths(cost, T_b, N_b, T, N, first, count, lanes, scale, free, left, keep, s
         for k in range(count):
             b = first + k
             i = d - N_b[b] + 1
-            if 0 <= i < T_b[b] and (free or i == T_b[b] - 1):
+            if 0 <= i < T_b[b] and (free or i == T_b[b] - 1) and abs(i - N_b[b] + 1) <= band:
                 ends[k, i], exponents[k, i] = m[here, N_b[b] * lanes + k], e[here, N_b[b] * lanes + k]
     for k in range(count):
         top, total = exponents[k].max(), 0.0
@@ -165,7 +171,7 @@ def _distribute(size, from_up, from_left, from_diagonal, share_d, share_u, left,
 
 
 @_compiled
-def _expected(T_b, N_b, T, N, first, count, lanes, left, at, shares, ends, E):
+def _expected(T_b, N_b, T, N, first, count, lanes, left, band, at, shares, ends, E):
     """The backward pass of `count` samples from `first` on.
 
     at  the end of the shares that the forward pass stored
@@ -175,7 +181,7 @@ def _expected(T_b, N_b, T, N, first, count, lanes, left, at, shares, ends, E):
     up, aside, diagonal = np.zeros((2, width)), np.zeros((2, width)), np.zeros((3, width))  # passed on, by direction
     row = np.empty(width)
     for d in range(T + N - 2, -1, -1):
-        lo, hi = max(0, d - T + 1), min(N - 1, d)
+        lo, hi = _cells_of_diagonal(d, T, N, band)
         this, next, after = d % 2, (d + 1) % 2, (d + 2) % 3
         for k in range(count):
             i = d - N_b[first + k] + 1
@@ -196,17 +202,19 @@ def _expected(T_b, N_b, T, N, first, count, lanes, left, at, shares, ends, E):
 
 
 @_compiled
-def _soft(begin, stop, cost, T_b, N_b, scale, free, left, lanes, keep, values, E):
+def _soft(begin, stop, cost, T_b, N_b, scale, free, left, band, lanes, keep, values, E):
     """Value and expected alignment of groups begin..stop, each of `lanes` samples.
 
     free  a path may start and end at any target clip
     left  a target clip may be matched with several query clips
+    band  cells with |i - j| > band are skipped
     keep  store the shares of all anti-diagonals and fill E (B, T, N)
     """
     T, N = cost.shape[1:]
     size = 0 if keep else _blocked(0, N - 1, lanes)  # without `keep`, each anti-diagonal overwrites the last
     for d in range(T + N - 1 if keep else 0):
-        size += _blocked(max(0, d - T + 1), min(N - 1, d), lanes)
+        lo, hi = _cells_of_diagonal(d, T, N, band)
+        size += _blocked(lo, hi, lanes)
     shares = np.empty((2, size), cost.dtype)
     for g in range(begin, stop):
         first = g * lanes
@@ -215,16 +223,17 @@ def _soft(begin, stop, cost, T_b, N_b, scale, free, left, lanes, keep, values, E
         if T * N == 0:
             continue
         ends = np.zeros((count, T))
-        _paths(cost, T_b, N_b, T, N, first, count, lanes, scale, free, left, keep, shares, ends, values)
+        _paths(cost, T_b, N_b, T, N, first, count, lanes, scale, free, left, band, keep, shares, ends, values)
         if keep:
             at = 0
             for d in range(T + N - 1):
-                at += _blocked(max(0, d - T + 1), min(N - 1, d), lanes)
-            _expected(T_b, N_b, T, N, first, count, lanes, left, at, shares, ends, E)
+                lo, hi = _cells_of_diagonal(d, T, N, band)
+                at += _blocked(lo, hi, lanes)
+            _expected(T_b, N_b, T, N, first, count, lanes, left, band, at, shares, ends, E)
 
 
 @_compiled
-def _hard(begin, stop, cost, T_b, N_b, free, left, path):
+def _hard(begin, stop, cost, T_b, N_b, free, left, band, path):
     """Set path (B, T, N), zero before, on the cheapest path of samples begin..stop."""
     for b in range(begin, stop):
         T, N = T_b[b], N_b[b]
@@ -235,9 +244,10 @@ def _hard(begin, stop, cost, T_b, N_b, free, left, path):
         least, end = np.inf, -1
         for i in range(T):
             above, here = R[(i + 1) % 2], R[i % 2]
-            diagonal = 0.0 if free or i == 0 else np.inf
+            lo, hi = max(0, i - band), min(N - 1, i + band)
+            diagonal = above[lo - 1] if lo > 0 else (0.0 if free or i == 0 else np.inf)
             aside = np.inf
-            for j in range(N):
+            for j in range(lo, hi + 1):
                 best, choice = diagonal, 0
                 if above[j] < best or above[j] != above[j]:  # NaN propagates
                     best, choice = above[j], 1
@@ -247,7 +257,7 @@ def _hard(begin, stop, cost, T_b, N_b, free, left, path):
                 aside = cost[b, i, j] + best
                 here[j] = aside
                 step[i, j] = choice
-            if (free or i == T - 1) and (here[N - 1] < least or here[N - 1] != here[N - 1]):
+            if hi == N - 1 >= lo and (free or i == T - 1) and (here[N - 1] < least or here[N - 1] != here[N - 1]):
                 least, end = here[N - 1], i
         if least != least:  # NaN at some end, which no later end replaces: the sample has no path
             continue
@@ -260,7 +270,7 @@ def _hard(begin, stop, cost, T_b, N_b, free, left, path):
 
 
 def soft(
-    cost: Tensor, gamma: float, T_b: Tensor, N_b: Tensor, topology: str, keep: bool
+    cost: Tensor, gamma: float, T_b: Tensor, N_b: Tensor, topology: str, band: int | None, keep: bool
 ) -> tuple[Tensor, Tensor | None]:
     """The value of soft-DTW (B,) and, with `keep`, the expected alignment (B, T, N)."""
     lanes = _interleaved_samples(cost.shape[2])
@@ -271,22 +281,29 @@ def soft(
     groups = -(-len(cost) // lanes)
     in_threads(
         _threads(groups, cost.numel()), groups, _soft,
-        cost.detach().contiguous().numpy(), T_b.numpy(), N_b.numpy(), scale, free, left, lanes, keep, values, E,
+        cost.detach().contiguous().numpy(), T_b.numpy(), N_b.numpy(), scale, free, left, _width(cost, band), lanes,
+        keep, values, E,
     )  # fmt: skip
     value = torch.from_numpy(values).mul_(-gamma * math.log(2)).to(cost.dtype)
     return value, torch.from_numpy(E) if keep else None
 
 
-def hard_path(cost: Tensor, T_b: Tensor, N_b: Tensor, topology: str) -> Tensor:
+def hard_path(cost: Tensor, T_b: Tensor, N_b: Tensor, topology: str, band: int | None) -> Tensor:
     """The cheapest alignment of each sample, bool (B, T, N)."""
     path = torch.zeros(cost.shape, dtype=torch.bool)
     lengths = T_b.numpy(), N_b.numpy()
     free, left = topology != "global", topology != "otam"
     in_threads(
         _threads(len(cost), cost.numel()), len(cost), _hard,
-        cost.detach().contiguous().numpy(), *lengths, free, left, path.numpy(),
+        cost.detach().contiguous().numpy(), *lengths, free, left, _width(cost, band), path.numpy(),
     )  # fmt: skip
     return path
+
+
+def _width(cost: Tensor, band: int | None) -> int:
+    """The band, at most as wide as the table, which is no band."""
+    whole = sum(cost.shape[1:])
+    return whole if band is None else min(band, whole)
 
 
 def _interleaved_samples(N: int) -> int:

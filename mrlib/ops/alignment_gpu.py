@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mrlib.ops.alignment_plain import hard_path as hard_path
+from mrlib.ops.alignment_plain import in_band
 
 _LANES = 1024
 
@@ -149,9 +150,10 @@ def _soft(
 
 
 def soft(
-    cost: Tensor, gamma: float, T_b: Tensor, N_b: Tensor, topology: str, keep: bool
+    cost: Tensor, gamma: float, T_b: Tensor, N_b: Tensor, topology: str, band: int | None, keep: bool
 ) -> tuple[Tensor, Tensor | None]:
     """The value of soft-DTW (B,) and, with `keep`, the expected alignment (B, T, N)."""
+    cost = in_band(cost.detach(), band)
     B, T, N = cost.shape
     double = {"dtype": torch.float64, "device": cost.device}
     shares = cost.new_empty(2 if keep else 0, B, T, N)

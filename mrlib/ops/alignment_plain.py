@@ -46,6 +46,15 @@ def valid(cost: Tensor, T_b: Tensor, N_b: Tensor) -> Tensor:
     return (row < T_b[:, None])[:, :, None] & (column < N_b[:, None])[:, None]
 
 
+def in_band(cost: Tensor, band: int | None) -> Tensor:
+    """The cost (B, T, N) with +inf, without gradient, in cells with |i - j| > band; None: no band."""
+    T, N = cost.shape[1:]
+    if band is None or band >= max(T, N) - 1:
+        return cost
+    i, j = torch.arange(T, device=cost.device), torch.arange(N, device=cost.device)
+    return cost.masked_fill((i[:, None] - j).abs() > band, torch.inf)
+
+
 def _ends_allowed(T: int, T_b: Tensor, N_b: Tensor, topology: str) -> Tensor:
     """bool (B, T): the rows of the last column in which a path may end; none in an empty sample."""
     row, last = torch.arange(T, device=T_b.device), T_b[:, None] - 1
@@ -61,10 +70,10 @@ def _end_diagonals(T: int, N_b: Tensor) -> Tensor:
 
 
 def soft(
-    cost: Tensor, gamma: float, T_b: Tensor, N_b: Tensor, topology: str, keep: bool
+    cost: Tensor, gamma: float, T_b: Tensor, N_b: Tensor, topology: str, band: int | None, keep: bool
 ) -> tuple[Tensor, Tensor | None]:
     """The value of soft-DTW (B,) and, with `keep`, the expected alignment (B, T, N)."""
-    value, weights, ends = tables(cost, gamma, T_b, N_b, topology)
+    value, weights, ends = tables(in_band(cost.detach(), band), gamma, T_b, N_b, topology)
     return value, expected(weights, ends, N_b, topology) if keep else None
 
 
@@ -81,7 +90,9 @@ def tables(
     """
     B, T, N = cost.shape
     costs, rows, last = cost.detach().permute(1, 2, 0).cpu().numpy(), T_b.cpu().numpy(), N_b.cpu().numpy()
-    gain = np.divide(costs[::-1], -gamma, out=np.empty((T, N, B)))  # -C / gamma, rows reversed for `_antidiagonal`
+    gain = np.divide(
+        costs[::-1], -gamma, dtype=np.float64, out=np.empty((T, N, B))
+    )  # -C / gamma, rows reversed for `_antidiagonal`
     np.maximum(gain, _NEVER, out=gain)
     gain[(np.arange(T)[::-1, None] >= rows)[:, None] | (np.arange(N)[:, None] >= last)] = 0
     allowed, diagonals, sample = _ends_allowed(T, T_b, N_b, topology).cpu(), _end_diagonals(T, N_b).cpu(), np.arange(B)
@@ -113,9 +124,12 @@ def tables(
             ended[d] = now[last, sample]
     column = torch.from_numpy(ended).mT.gather(1, diagonals)  # U of the possible ends, (B, T)
     column = column.masked_fill(~allowed | (column < _NEVER / 2), -torch.inf).to(cost.device)
-    total = column.logsumexp(1, keepdim=True)
-    ends = (column - total.masked_fill(total == -torch.inf, 0)).exp()
-    value = (-gamma * total[:, 0]).masked_fill((T_b == 0) | (N_b == 0), 0)
+    total = column.logsumexp(1)
+    top = column.amax(1, keepdim=True)
+    # shares of their sum, and not exp(column - total): where |U| > 1e12, total is rounded by as much as its logarithm
+    ends = (column - top.masked_fill(top == -torch.inf, 0)).exp()
+    ends = ends / ends.sum(1, keepdim=True).clamp(min=1)  # 0, or 1 and more
+    value = (-gamma * total).masked_fill((T_b == 0) | (N_b == 0), 0)
     return value.to(cost.dtype), weights, ends
 
 
@@ -174,8 +188,9 @@ def _antidiagonal(x: np.ndarray, d: int, lanes: slice) -> np.ndarray:
 # --- hard ---------------------------------------------------------------------------------------------------------
 
 
-def hard_path(cost: Tensor, T_b: Tensor, N_b: Tensor, topology: str) -> Tensor:
+def hard_path(cost: Tensor, T_b: Tensor, N_b: Tensor, topology: str, band: int | None) -> Tensor:
     """The cheapest alignment of each sample, bool (B, T, N)."""
+    cost = in_band(cost, band)
     path = torch.zeros_like(cost, dtype=torch.bool)
     U = _recursion(skew(cost.double().masked_fill(~valid(cost, T_b, N_b), 0), torch.inf), topology)
     T, b = cost.shape[1], torch.arange(len(cost), device=cost.device)

@@ -10,6 +10,8 @@ from mrlib.arguments import require
 from mrlib.papers.release import Options, Release, Tensors
 from mrlib.papers.schema import Choice, Optimiser, Paper, Stage
 
+_WEIGHTS = {"l1": 10.0, "giou": 1.0, "class": 4.0}
+
 PAPER = Paper(
     name="moment_detr",
     title="QVHighlights: Detecting Moments and Highlights in Videos via Natural Language Queries (NeurIPS 2021)",
@@ -51,7 +53,7 @@ PAPER = Paper(
             "train",
             epochs=200,
             batch_size=32,
-            weights={"l1": 10.0, "giou": 1.0, "class": 4.0},
+            weights=_WEIGHTS,
             optimiser=Optimiser("adamw", lr=1e-4, weight_decay=1e-4, clip=0.1),
         ),
     ),
@@ -71,6 +73,8 @@ PRESETS = {
         "warmup": 0.1,
     },
     "official": {"length": "duration"},  # the released network, for its checkpoints
+    # the loss that the release has, with its numbers, and leaves off
+    "contrastive": {"contrast_width": 64, "weights": {**_WEIGHTS, "contrastive_align": 0.02}},
 }
 
 
@@ -103,7 +107,16 @@ def moment_query_settings(opt: Options) -> dict[str, Any]:
 
 
 def _settings(opt: Options, tensors: Tensors) -> dict[str, Any]:
-    return moment_query_settings(opt) | {"pre_norm": opt.read("pre_norm", bool)}
+    """With those of the contrast of moment queries and words, if the network was trained with it."""
+    settings = moment_query_settings(opt) | {"pre_norm": opt.read("pre_norm", bool)}
+    if "contrastive_align_loss" not in opt or not opt.read("contrastive_align_loss", bool):
+        return settings
+    return settings | {
+        "contrast_width": opt.size("contrastive_hdim"),
+        "contrast_temperature": opt.read("temperature", float),
+        "contrast_padding": "seen",
+        "weights": _WEIGHTS | {"contrastive_align": opt.read("contrastive_align_loss_coef", float)},
+    }
 
 
 def projection_name(match: re.Match) -> str:
@@ -131,13 +144,15 @@ MOMENT_QUERY_NAMES = (
     (r"^detector\.heads\.0\.mlp\.", "span_embed."),
     (r"^detector\.heads\.1\.linear\.", "class_embed."),
 )
-# positions of words, if `use_txt_pos` is off, and the heads of a contrastive loss
-UNREAD = ("txt_position_embed.", "contrastive_align_projection_")
+# positions of words, if `use_txt_pos` is off, and the projections of a contrastive loss, if it is off or of the clips
+UNREAD = ("txt_position_embed.", *(f"contrastive_align_projection_{side}." for side in ("query", "txt", "vid")))
 RELEASE = Release(
     preset="official",
     settings=_settings,
     names=(
         *MOMENT_QUERY_NAMES,
+        (r"^detector\.contrast\.queries\.", "contrastive_align_projection_query."),
+        (r"^detector\.contrast\.words\.", "contrastive_align_projection_txt."),
         (r"^aligner\.saliency\.", "saliency_proj."),
         (r"^aligner\.", ""),
         *JOINT_NAMES,
@@ -145,4 +160,5 @@ RELEASE = Release(
         (r"\.cross_attn\.", ".multihead_attn."),
     ),
     unread=UNREAD,
+    corrected={"contrast_padding": "hidden"},
 )

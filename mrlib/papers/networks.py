@@ -52,8 +52,8 @@ def network_of(names: Collection[str], options: Mapping[str, Any]) -> str | None
 def refusal(paper: str, names: Collection[str], options: Mapping[str, Any]) -> str | None:
     """Why a checkpoint cannot be loaded as this paper's, as the end of a sentence about it; None: nothing speaks so."""
     network = network_of(names, options)
-    if network in _ABSENT:
-        return f"holds a network of {_ABSENT[network]}; known: {', '.join(RELEASES)}"
-    if network is None or network == paper:
+    if network is None or network == paper or paper not in _MARKS:  # a paper from elsewhere may have any names
         return None
+    if network in _ABSENT and network not in RELEASES:
+        return f"holds a network of {_ABSENT[network]}; known: {', '.join(RELEASES)}"
     return f"holds a network of {network}, not of {paper}; load it with paper={network!r}"

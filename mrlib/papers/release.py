@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from mrlib.arguments import require, shown
 from mrlib.data import Widths
@@ -54,6 +55,7 @@ class Release:
     unread: tuple[str, ...] = ()  # beginnings of official names that no prediction reads, unless `names` leads to them
     corrected: Mapping[str, Any] = field(default_factory=dict)  # settings under which padding has no effect
     plain: Callable[[Tensors], Tensors] = dict  # official tensors -> the same, each once and in our shape
+    paper: str | None = None  # whose settings are changed to describe the network; None: its own
     # those of `PREPARATIONS` that the network went through
     prepared: Callable[[Options, Tensors], tuple[str, ...]] = lambda opt, tensors: ()
 
@@ -128,8 +130,9 @@ def load_official(path: str | os.PathLike, paper: str, corrected: bool = False) 
     _require_floats(path, {name: x for name, x in tensors.items() if not name.startswith(release.unread)})
     try:
         settings = release.settings(options, tensors) | (dict(release.corrected) if corrected else {})
-        with torch.device("meta"):  # no memory is used before the shapes are known to fit
-            retriever = build(get(paper, preset=release.preset, **settings), _widths(options, tensors), seed=0)
+        with torch.device("meta"), _Unset():  # no memory is used before the shapes are known to fit
+            described = get(release.paper or paper, preset=release.preset, **settings)
+            retriever = build(described, _widths(options, tensors), seed=0)
             for name in release.prepared(options, tensors):
                 prepare(retriever, name)
         tensors = release.plain(tensors)
@@ -137,6 +140,16 @@ def load_official(path: str | os.PathLike, paper: str, corrected: bool = False) 
         raise ValueError(f"{path} does not describe a network that can be built: {error}") from error
     retriever.load_state_dict(_matched(path, release, retriever.state_dict(), tensors), assign=True)
     return retriever.eval()
+
+
+class _Unset(TorchFunctionMode):
+    """Leave out the initial values of parameters, which take seconds to compute for the first "meta" tensor."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return (torch.empty if function is torch.randn else function)(*args, **kwargs)
 
 
 def _read(path: Path) -> tuple[Tensors, Options]:

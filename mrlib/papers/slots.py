@@ -32,10 +32,10 @@ from mrlib.detect.active_queries import active_queries, released_queries
 from mrlib.detect.amr_heads import build_dab_quality
 from mrlib.detect.boundary import build_boundary
 from mrlib.detect.dab import build_dab
-from mrlib.detect.detr import build_detr
 from mrlib.detect.pyramid import PyramidDetector
 from mrlib.detect.similarity_map import build_similarity_map
 from mrlib.detect.tan import TanDetector
+from mrlib.detect.word_contrast import build_detr
 
 
 def one_pass(dataset: MomentDataset) -> MomentDataset:

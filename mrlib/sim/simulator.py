@@ -25,6 +25,7 @@ from mrlib.sim.world import Dice, Parameters, World, parameters
 CLIP_S = 2.0
 SPLITS = ("train", "val", "test", "val_shift")
 STREAMS = ("motion", "appearance")  # in the order of their columns
+MOST = 1_000_000  # samples of a split
 BLOCK = 64  # videos that are drawn together, always all of them: a sample does not depend on how many follow
 FAMILIES = {"train": (0, 0.5), "val": (0.5, 0.75), "test": (0.75, 1)}  # of the actions, where queries are videos
 
@@ -68,7 +69,9 @@ def open_sim(
     p, names = parameters(size, query, preset, knobs), _stream_names(streams)
     if n is None:
         n = {"train": int(p.n_train), "val": p.n_val, "test": p.n_test}[_base(split)]
-    require(isinstance(n, Integral) and n >= 1, "n", n, "a whole number of at least 1")
+    require(isinstance(n, Integral) and 1 <= n <= MOST, "n", n, f"a whole number from 1 to {MOST}")
+    require(isinstance(seed, Integral), "seed", seed, "a whole number")
+    require(isinstance(absent, bool), "absent", absent, "true or false")
     world = World(p, seed)
     blocks = (_draw_block(world, split, first, names, query, absent) for first in range(0, n, BLOCK))
     settings = {"size": size, "seed": seed, "query": query, "preset": preset}
@@ -82,8 +85,8 @@ def _base(split: str) -> str:
 
 def _stream_names(streams: str | tuple[str, ...] | None) -> tuple[str, ...]:
     names = STREAMS if streams is None else ("appearance",) if streams == "joint" else streams
-    names = (names,) if isinstance(names, str) else tuple(names)
-    fits = bool(names) and len(set(names)) == len(names) and set(names) <= set(STREAMS)
+    names = (names,) if isinstance(names, str) else tuple(names) if isinstance(names, list | tuple) else ()
+    fits = bool(names) and all(name in STREAMS for name in names) and len(set(names)) == len(names)
     require(fits, "streams", streams, f"some of {', '.join(STREAMS)}, 'joint' or None")
     return names
 

@@ -8,6 +8,7 @@ A world is a function of its seed: every split of one seed shows the same concep
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Real
@@ -152,12 +153,13 @@ def parameters(size: str, query: str, preset: str | None, knobs: dict) -> Parame
     raises  ValueError for an unknown name, or a knob out of its range
     """
     for name, value, known in (("size", size, SIZES), ("query", query, QUERIES), ("preset", preset, [None, *PRESETS])):
-        if value not in known:
+        if value not in list(known):  # a list: what has no hash is unknown too
             raise ValueError(f"unknown {name} {value!r}; known: {', '.join(map(str, known))}")
     if unknown := set(knobs) - set(KNOBS):
         raise ValueError(f"unknown knob {sorted(unknown)}; known: {', '.join(KNOBS)}")
     for name, value in knobs.items():
-        require(isinstance(value, Real) and not isinstance(value, bool), name, value, "a number")
+        fits = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+        require(fits, name, value, "a number")
     p = replace(SIZES[size], **QUERIES[query] | PRESETS[preset or "noise"] | knobs)
     shares = {name: getattr(p, name) for name in ("family", "spurious", "irrelevant")}
     for name, value, fits, range_ in (

@@ -33,5 +33,8 @@ def scores_of(lines: Sequence[Mapping[str, Any]], dataset: MomentDataset) -> dic
 
 
 def headline(scores: Mapping[str, Any]) -> dict[str, float]:
-    """The scores that a row of a history or grid holds: "brief" of `scores_of` and, if there are moments, the mIoU."""
+    """The scores that a row of a history or grid holds: "brief" of `scores_of` and, if there are moments, the mIoU.
+
+    If the dataset has null queries, "brief" has AUROC, G-mIoU and the other scores of `mrlib.generalized`, too.
+    """
     return scores["brief"] | ({"mIoU": scores["moments"]["mIoU"]} if "moments" in scores else {})

@@ -58,10 +58,10 @@ class TrainingRunner:
     def run(self, train: MomentDataset, state: RunState, bar: tqdm) -> MomentDataset:
         """Train from the epoch in `state` on, and save the end of every epoch."""
         stage = self.stage
-        if state.epoch == 0:
+        if not state.begun:
             self._begin(state)
         trainer = Trainer(self.setup, stage, papers.TRAINING_SETS[stage.data](train), self._make_teacher(state))
-        if state.epoch > 0:
+        if state.begun:
             state.restore_optimiser(trainer.optimiser)
         for epoch in range(state.epoch, stage.epochs):
             started = time.perf_counter()
@@ -82,7 +82,7 @@ class TrainingRunner:
         """Take the weights that the stage starts from, and prepare the retriever for it."""
         stage = self.stage
         if stage.start is not None:
-            self.retriever.load_state_dict(state.weights_of(*stage.start))
+            state.load_kept(self.retriever, *stage.start)
         if stage.prepare is not None:
             papers.prepare(self.retriever, stage.prepare, seed_of(self.setup.seed, f"{stage.name}/prepare"))
 
@@ -92,7 +92,7 @@ class TrainingRunner:
         if stage.teacher is None:
             return None
         teacher = copy.deepcopy(self.untrained)
-        teacher.load_state_dict(state.weights_of(*stage.teacher))
+        state.load_kept(teacher, *stage.teacher)
         if stage.prepare is not None:
             seed = seed_of(self.setup.seed, f"{stage.name}/teacher")
             papers.prepare(teacher, stage.prepare, seed, teacher=True)

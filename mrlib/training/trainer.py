@@ -17,6 +17,7 @@ from mrlib.data import Batch, MomentDataset
 from mrlib.ops.draw import Draw
 from mrlib.papers import Paper, Stage
 from mrlib.retriever import MomentRetriever
+from mrlib.training import stopping
 from mrlib.training.run_state import RunState
 from mrlib.training.scoring import predict_all, scores_of
 
@@ -59,31 +60,34 @@ class Trainer:
         """Train on every sample once; returns the learning rate, mean losses and the augmenter's counts.
 
         epoch  counted from 0
+        state  its `progress` says how much of the epoch was done before the run was stopped
+        raises Stopped, with the state saved, if a signal tells the run to stop
         """
         setup, stage, rank = self.setup, self.stage, parallel.rank_and_world()[0]
-        draw = Draw(setup.seed, stage.name, epoch)
+        draw, done = Draw(setup.seed, stage.name, epoch), state.progress
         positions = torch.arange(len(self.data), device=setup.device)
         order = positions[draw("order", positions).argsort()]
-        sums: dict[str, float] = {}
-        counts: dict[str, Tensor] = {}
         self.retriever.train()
-        for i, indices in enumerate(order.split(stage.batch_size)):
+        for i, indices in enumerate(order.split(stage.batch_size)[done.steps :], done.steps):
             step = epoch * self.epoch_steps + i
             torch.manual_seed(seed_of(setup.seed, stage.name, step, rank))
-            lr = self._set_learning_rate(step)
+            self._set_learning_rate(step)
             batch = papers.AUGMENTERS[stage.augment](indices, self.data, draw, **stage.augment_options)
-            for name, each in batch.counts.items():
-                counts[name] = counts.get(name, 0) + each.sum()
             losses = self._train_step(batch, f"stage {stage.name!r}, epoch {epoch + 1}, step {step}")
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + value
+            done.add(losses, {name: int(each.sum()) for name, each in batch.counts.items()})
             state.steps += 1
             bar.update()
             bar.set_postfix_str(
                 f"{stage.name} epoch {epoch + 1}/{stage.epochs}, loss {losses['loss']:.4g}", refresh=False
             )
-        means = parallel.average({name: total / self.epoch_steps for name, total in sums.items()}, setup.device)
-        return {"lr": lr} | means | {f"augment/{name}": int(total) for name, total in counts.items()}
+            if signal := stopping.requested(setup.device):
+                state.save(self.retriever, stage.name, optimiser=self.optimiser)
+                place = f"after step {i + 1} of {self.epoch_steps} in epoch {epoch + 1} of stage {stage.name!r}"
+                raise stopping.Stopped(signal, place)
+        lr = self._set_learning_rate((epoch + 1) * self.epoch_steps - 1)
+        means = {name: total / self.epoch_steps for name, total in done.sums.items()}
+        counts = {f"augment/{name}": total for name, total in done.counts.items()}
+        return {"lr": lr} | parallel.average(means, setup.device) | counts
 
     def _set_learning_rate(self, step: int) -> float:
         stage = self.stage
@@ -100,7 +104,10 @@ class Trainer:
         rank, world = parallel.rank_and_world()
         if len(batch) >= world > 1:  # if there are fewer samples than ranks, every rank trains on all of them
             batch = batch[rank::world]
-        terms = self._loss_terms(batch)
+        try:
+            terms = self._loss_terms(batch)
+        except FloatingPointError as error:  # a cost that an alignment or the matching refuses
+            raise _not_finite(str(error), where, batch) from error
         loss = sum(self.stage.weights.get(name, 1.0) * term for name, term in terms.items())
         terms = {"loss": loss} | {f"loss/{name}": term for name, term in terms.items()}
         values = dict(zip(terms, torch.stack([t.detach().float() for t in terms.values()]).tolist(), strict=True))
@@ -147,8 +154,9 @@ def _optimiser(stage: Stage, retriever: nn.Module) -> torch.optim.Optimizer:
 def _check_finite(values: Mapping[str, float], where: str, batch: Batch) -> None:
     broken = [name for name, value in values.items() if not math.isfinite(value)]
     if broken:
-        queries = [s.qid for s in batch.samples]
-        raise FloatingPointError(
-            f"{', '.join(broken)} is not finite in {where}; queries of the batch: {queries}; lower lr, or use "
-            "precision fp32"
-        )
+        raise _not_finite(f"{', '.join(broken)} is not finite", where, batch)
+
+
+def _not_finite(problem: str, where: str, batch: Batch) -> FloatingPointError:
+    queries = [s.qid for s in batch.samples]
+    return FloatingPointError(f"{problem} in {where}; queries of the batch: {queries}; lower lr, or use precision fp32")

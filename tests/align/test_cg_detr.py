@@ -143,6 +143,33 @@ def test_saliency_token_is_the_mean_clip_plus_the_best_prompt():
 
 
 @torch.no_grad()
+def test_several_best_prompts_are_summed():
+    """Lighthouse takes two; number by number."""
+    module = aligner(best_prompts=2).double()
+    x, kappa, mask = drawn(1, 5, 16), drawn(1, 5, seed=1).sigmoid(), torch.ones(1, 5, dtype=torch.bool)
+    mean, weights = x[0].mean(0), torch.zeros(4, dtype=torch.float64)
+    for t in range(5):
+        match = torch.cosine_similarity((x[0, t] - mean)[None], module.global_token, dim=1).softmax(0)
+        weights += kappa[0, t] / kappa.sum() * match
+    first, second = weights.argsort(descending=True)[:2].tolist()
+    expected = mean + weights[first] * module.global_token[first] + weights[second] * module.global_token[second]
+    torch.testing.assert_close(module.saliency_token(x, mask, kappa)[0, 0], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"best_prompts": 5}, "best_prompts must be from 1 to prompts, not 5"),
+        ({"best_prompts": 0}, "best_prompts must be from 1 to prompts, not 0"),
+        ({"masks": "none"}, "masks must be keys or released, not 'none'"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        aligner(**options)
+
+
+@torch.no_grad()
 def test_saliency_token_accepts_kappa_of_half_precision():
     module, x, mask = aligner(), drawn(2, 5, 16).float(), torch.ones(2, 5, dtype=torch.bool)
     kappa = drawn(2, 5, seed=1).sigmoid().bfloat16()

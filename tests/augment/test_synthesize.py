@@ -479,11 +479,57 @@ def test_the_release_cuts_moments_and_takes_the_next_query_and_the_fifty_best_pa
         batch = synthesize_official(torch.arange(len(data)), data, DRAW)
         rows = data.target.index(data.video)
         similarity = pair_similarity(data.target.gather(rows), rows >= 0, "top50")
+        similarity = similarity.masked_fill(similarity > 0.9, 0)  # as released, except for QVHighlights
         paired = [i for i in range(len(data)) if not batch.counts["no_partner"][i]]
         for pair, i in enumerate(paired):
             k = partner_of(batch, len(data) + 2 * pair, data)
             others = [j for j in paired if data.video[j] != data.video[i]]
             assert k in others and similarity[i, k] > similarity[i, others].max() - 1e-6
+
+
+def test_the_release_leaves_out_windows_that_its_rounding_empties():
+    """By hand, 23 clips of 2 s: 0.4 to 12.3 s is clips 0 to 5, and from 38.6 to 39.0 s no clip is left, not even 19."""
+    windows = [(0.2, 6.15), (19.3, 19.5)]
+    data = world([23, 23], [(v, windows, [], None) for v in range(2)])
+    ours, released = (f(torch.arange(2), data, DRAW) for f in (synthesize, synthesize_official))
+    assert ours.counts["moment_clips"].tolist() == [0, 0] + [20] * 4
+    assert released.counts["moment_clips"].tolist() == [0, 0] + [6] * 4
+    shift = [s.extra["shift"] for s in released.samples[2:]]
+    for row, by in enumerate(shift, start=2):  # the window stays a label, which moves with the moment
+        moved = [[(a + by) * 2, (b + by) * 2] for a, b in windows]
+        assert released.samples[row].relevant_windows == [pytest.approx(w) for w in moved]
+    spans = released.labels.spans[2:]
+    assert ((spans >= 0) & (spans <= 1)).all() and (spans[..., 1] >= spans[..., 0]).all()
+    for emptied, first in (([(3.3, 3.4), (7.1, 7.2)], 7), ([(7.1, 7.2), (3.3, 3.4)], 3)):  # all: where the last starts
+        data = world([23, 23], [(v, emptied, [], None) for v in range(2)])
+        batch = synthesize_official(torch.arange(2), data, DRAW)
+        assert batch.counts["moment_clips"].tolist() == [0, 0] + [1] * 4
+        own = [s.extra["own"] for s in batch.samples[2:]]
+        assert all(first in origin for _, origin in own)
+
+
+def test_a_left_out_window_before_the_first_clip_becomes_the_first_clip():
+    """The moment starts at clip 20 of 23, and no clip of the context before it may be left."""
+    data = world([23, 4], [(0, [(0.3, 0.4), (20, 22)], [], None), (1, [(0, 2)], [], None)])
+    batch = synthesize_official(torch.arange(2), data, DRAW, alpha=0.0, originals=False)
+    row = next(r for r, s in enumerate(batch.samples) if s.qid == 0 and s.extra["shift"] < 0)
+    assert batch.samples[row].relevant_windows[0][1] < 0
+    n = int(batch.target_mask[row].sum())
+    torch.testing.assert_close(batch.labels.spans[row, 0], torch.tensor([0.0, 1 / n]))
+
+
+@pytest.mark.parametrize(("name", "barred"), [("charades_sta", True), ("qvhighlights", False), ("sim", False)])
+def test_the_release_bars_partners_that_show_the_same_except_for_qvhighlights(name, barred):
+    """Videos 0 and 1 are equal, video 2 is half as similar to both."""
+    data = replace(world([60] * 3, [(v, [(2, 9)], [], None) for v in range(3)]), name=name)
+    rows = torch.zeros(3, 60, 2)
+    rows[:2, :, 0] = 1.0
+    rows[2] = torch.tensor([0.5, 0.75**0.5])
+    data = replace(data, target=Bank(rows.flatten(0, 1), data.target.offsets))
+    batch = synthesize_official(torch.arange(3), data, DRAW)
+    partners = [s.extra["partner"] for s in batch.samples[3::2]]
+    assert partners == (["v2", "v2", "v0"] if barred else ["v1", "v0", "v0"])
+    assert synthesize(torch.arange(3), data, DRAW).samples[3].extra["partner"] == "v1"
 
 
 @pytest.mark.parametrize(

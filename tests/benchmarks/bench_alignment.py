@@ -6,6 +6,10 @@ public  pysdtw, a public soft-DTW for torch in numba, installed into a temporary
         same recursion written here, as plainly as numba allows
 cells   a Python loop over the cells with batched tensors and autograd, as vl2g/MATR does it; above 128 cells a side it
         is timed on a corner of 64 x 64 and scaled by the number of cells
+
+Then the time of variants, as multiples of `soft_dtw`, value and gradient: with a band of a quarter of the target clips;
+without the search for costs that are no numbers; and the divergence of two videos of 8 features against the three
+alignments in float64 that it consists of.
 """
 
 import argparse
@@ -20,6 +24,7 @@ import numpy as np
 import torch
 
 from mrlib.ops import alignment, alignment_cpu, alignment_plain
+from mrlib.ops.divergence import soft_dtw_divergence
 
 SIZES = [(32, 75, 30), (128, 75, 75), (32, 512, 512)]  # batch, target clips, query clips
 GAMMA = 0.1
@@ -97,6 +102,40 @@ def cells(cost, weight):
     return value.detach(), torch.autograd.grad(value, cost, weight)[0]
 
 
+def gradient(function, *inputs, **options):
+    """A step of value and gradient of a function of these inputs."""
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    return lambda: torch.autograd.grad(function(*inputs, GAMMA, **options).sum(), inputs)
+
+
+def unchecked(cost, *options):
+    """`soft_dtw` without the search for NaN."""
+    lengths = (torch.full((len(cost),), n) for n in cost.shape[1:])
+    return alignment._SoftDTW.apply(cost, GAMMA, *lengths, "global", None)
+
+
+def variants(repeats):
+    print("as multiples of soft_dtw: quarter band, unchecked; divergence / three soft_dtw")
+    alignment._kernels = lambda cost: alignment_cpu
+    for B, T, N in SIZES:
+        cost, features = torch.rand(B, T, N), (torch.rand(B, T, 8), torch.rand(B, N, 8))
+        steps = {
+            "soft_dtw": gradient(alignment.soft_dtw, cost),
+            "quarter": gradient(alignment.soft_dtw, cost, band=T // 4),
+            "unchecked": gradient(unchecked, cost),
+            "divergence": gradient(soft_dtw_divergence, *features),
+        }
+        costs = [torch.rand(B, *shape, dtype=torch.float64) for shape in ((T, N), (T, T), (N, N))]
+        steps |= {f"part {i}": gradient(alignment.soft_dtw, each) for i, each in enumerate(costs)}
+        best = dict.fromkeys(steps, float("inf"))
+        for _ in range(repeats * (1 + 300_000 // cost.numel())):
+            for name, step in steps.items():
+                best[name] = min(best[name], milliseconds(step))
+        ratios = [best[name] / best["soft_dtw"] for name in ("quarter", "unchecked")]
+        ratios.append(best["divergence"] / sum(best[f"part {i}"] for i in range(3)))
+        print(f"{f'{B} {T} {N}':16}" + "".join(f"{ratio:10.2f}" for ratio in ratios), flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
@@ -127,6 +166,7 @@ def main():
         best["cells"] = min(milliseconds(cells, corner, weight) for _ in range(2)) * T * N / corner[0].numel()
         ratios = ", ".join(f"{best[way] / best['ours']:.1f}" for way in ("plain", "public", "cells"))
         print(f"{f'{B} {T} {N}':16}" + "".join(f"{ms:10.2f}" for ms in best.values()) + f"  {ratios}", flush=True)
+    variants(args.repeats)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from mrlib import papers
@@ -21,7 +22,10 @@ from mrlib.detect.pyramid import (
     points,
     window_of_point,
 )
+from mrlib.train import fit
 from tests.support.batches import alone, make_batch
+from tests.support.modules import shaken
+from tests.support.worlds import world
 
 LENGTHS = [9, 4, 12, 1]
 WIDTHS = Widths(24, 12, 16)
@@ -421,6 +425,58 @@ def test_unusual_videos_give_finite_gradients_and_moments(windows):
     moments = detector.decode(outputs, batch)
     assert moments.mask[0].any() and not moments.mask[1].any()
     assert ((moments.spans[0] >= 0) & (moments.spans[0] <= 1)).all()
+
+
+@pytest.mark.parametrize(
+    ("logit", "distance", "expected"),
+    [
+        (2.0, 0.0, [[0.0, 2.0], [8.0, 10.0], [4.0, 5.0]]),  # no moment has a length: the clip of the best point
+        (-9.0, 0.0, [[0.0, 2.0], [8.0, 10.0], [4.0, 5.0]]),
+        (-9.0, 1.0, [[0.0, 2.0], [7.0, 11.0], [3.0, 5.0]]),  # none scores enough: the moment of the best point
+    ],
+)
+def test_where_no_moment_is_left_the_best_point_gives_one(logit, distance, expected):
+    """[SnAG] On one clip, on nine, and on three of which the last is half in the video; of an empty video none."""
+    batch, detector = make_batch([1, 9, 3, 4]), detector_of(levels=1)
+    batch = replace(batch, duration_s=torch.tensor([2.0, 18.0, 5.0, 8.0]))
+    batch = replace(batch, target_mask=batch.target_mask & (torch.arange(4) < 3)[:, None])
+    level, point = points(9, 1)
+    logits = torch.full((4, len(point)), logit)
+    best = [0, 4, 2, 0]
+    logits[range(4), best] += 0.5
+    n = torch.tensor([1.0, 9.0, 3.0, 1.0])[:, None, None]
+    ends = point[:, None] + 0.5 + torch.tensor([-distance, distance])
+    outputs = {"logits": logits, "spans": ends / n, "mask": F.pad(batch.target_mask, (0, 1))}
+    moments = detector.decode(outputs, batch)
+    assert moments.mask.sum(1).tolist() == [1, 1, 1, 0]
+    seconds = moments.spans[:3, 0] * n[:3, 0] * 2
+    torch.testing.assert_close(seconds, torch.tensor(expected))
+    torch.testing.assert_close(moments.scores[:3, 0], torch.full((3,), logit + 0.5).sigmoid())
+
+
+def test_a_model_for_videos_of_one_clip_answers_before_and_after_training():
+    """A point there has only its own clip, and before training no distance to an end of a moment."""
+    data = world([1] * 8, [(v, [(0, 1)], [], None) for v in range(8)])
+    paper = papers.get("snag", "small", epochs=2, batch_size=4)
+    retriever = papers.build(paper, data, seed=0)
+    for _ in range(2):
+        for line in retriever.predict(data.batch(range(8))):
+            assert line["pred_relevant_windows"] and all(a < b for a, b, _ in line["pred_relevant_windows"])
+        fit(retriever, data, None, paper, device="cpu", progress=False)
+
+
+def test_batch_mates_and_padding_change_a_prediction_by_rounding_only():
+    """In float64, where rounding is 1e-16; in float32, sums of other sizes round differently, as in every model."""
+    retriever = shaken(papers.build(papers.get("snag", "small"), WIDTHS, seed=3)).double().eval()
+    batch = make_batch([9, 5, 31, 1], motion=8, pad_to=40, dtype=torch.float64)
+    with torch.no_grad():
+        together = retriever(batch)[1]
+        for b in range(len(batch)):
+            single = retriever(alone(batch, b))[1]
+            assert single["mask"].sum() == together["mask"][b].sum()
+            for name in ("logits", "spans"):
+                one, many = single[name][single["mask"]], together[name][b][together["mask"][b]]
+                torch.testing.assert_close(one, many, rtol=1e-12, atol=1e-12)
 
 
 def test_labels_with_no_place_for_windows_equal_masked_windows():

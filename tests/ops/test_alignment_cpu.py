@@ -22,11 +22,11 @@ def test_the_kernels_agree_with_the_plain_recursion(seed):
 
     cost, *lengths = random_batches(seed)
     for topology, gamma in product(TOPOLOGIES, (1e-3, 0.1, 10.0)):
-        plain = alignment_plain.soft(cost, gamma, *lengths, topology, keep=True)
-        fast = alignment_cpu.soft(cost, gamma, *lengths, topology, keep=True)
+        plain = alignment_plain.soft(cost, gamma, *lengths, topology, None, keep=True)
+        fast = alignment_cpu.soft(cost, gamma, *lengths, topology, None, keep=True)
         torch.testing.assert_close(fast, plain, rtol=1e-9, atol=1e-9)
-        assert torch.equal(alignment_cpu.soft(cost, gamma, *lengths, topology, keep=False)[0], fast[0])
-        paths = [module.hard_path(cost, *lengths, topology) for module in (alignment_plain, alignment_cpu)]
+        assert torch.equal(alignment_cpu.soft(cost, gamma, *lengths, topology, None, keep=False)[0], fast[0])
+        paths = [module.hard_path(cost, *lengths, topology, None) for module in (alignment_plain, alignment_cpu)]
         assert torch.equal(*paths)
 
 
@@ -38,9 +38,9 @@ def test_long_queries_agree_with_the_plain_recursion_however_many_samples_are_in
     cost = random_costs(11, 5, N, seed=N)
     lengths = torch.randint(0, 6, (11,)), torch.randint(N // 2, N + 1, (11,))
     for topology in TOPOLOGIES:
-        plain = alignment_plain.soft(cost, 0.1, *lengths, topology, keep=True)
+        plain = alignment_plain.soft(cost, 0.1, *lengths, topology, None, keep=True)
         torch.testing.assert_close(
-            alignment_cpu.soft(cost, 0.1, *lengths, topology, keep=True), plain, rtol=1e-9, atol=1e-9
+            alignment_cpu.soft(cost, 0.1, *lengths, topology, None, keep=True), plain, rtol=1e-9, atol=1e-9
         )
 
 
@@ -51,9 +51,9 @@ def test_a_sample_of_nan_costs_has_no_path_and_leaves_the_next_samples_theirs():
     cost[[0, 2]] = torch.nan
     lengths = torch.full((4,), 5), torch.full((4,), 3)
     for topology in TOPOLOGIES:
-        path = alignment_cpu.hard_path(cost, *lengths, topology)
+        path = alignment_cpu.hard_path(cost, *lengths, topology, None)
         assert not path[[0, 2]].any()
-        assert torch.equal(path[[1, 3]], alignment_plain.hard_path(cost, *lengths, topology)[[1, 3]])
+        assert torch.equal(path[[1, 3]], alignment_plain.hard_path(cost, *lengths, topology, None)[[1, 3]])
 
 
 def test_results_do_not_depend_on_the_number_of_threads(monkeypatch):

@@ -22,11 +22,11 @@ for seed in range(12):
     cost, *lengths = random_batches(seed)
     cost, lengths = cost[:4], [n[:4] for n in lengths]
     topology, gamma = TOPOLOGIES[seed % 3], (1e-3, 0.1, 10.0, 1.0)[seed % 4]
-    plain = alignment_plain.soft(cost, gamma, *lengths, topology, keep=True)
-    fast = alignment_gpu.soft(cost, gamma, *lengths, topology, keep=True)
+    plain = alignment_plain.soft(cost, gamma, *lengths, topology, None, keep=True)
+    fast = alignment_gpu.soft(cost, gamma, *lengths, topology, None, keep=True)
     torch.testing.assert_close(fast, plain, rtol=1e-9, atol=1e-9)
-    assert torch.equal(alignment_gpu.soft(cost, gamma, *lengths, topology, keep=False)[0], fast[0])
-    float32 = alignment_gpu.soft(cost.float(), gamma, *lengths, topology, keep=True)
+    assert torch.equal(alignment_gpu.soft(cost, gamma, *lengths, topology, None, keep=False)[0], fast[0])
+    float32 = alignment_gpu.soft(cost.float(), gamma, *lengths, topology, None, keep=True)
     torch.testing.assert_close(float32, tuple(x.float() for x in plain), rtol=1e-4, atol=1e-3)
 """
     environment, root = {**os.environ, "TRITON_INTERPRET": "1"}, Path(__file__).parents[2]

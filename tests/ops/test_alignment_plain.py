@@ -27,8 +27,8 @@ def otam_fits(T, N, topology):
 def test_value_and_expected_alignment_are_the_soft_minimum_and_its_gradient(gamma, topology):
     """[Cuturi & Blondel 2017] Each sample within its lengths; 0 for a sample without clips."""
     cost = random_costs(5, 5, 4)
-    value, expected = alignment_plain.soft(cost, gamma, *LENGTHS, topology, keep=True)
-    assert alignment_plain.soft(cost, gamma, *LENGTHS, topology, keep=False)[1] is None
+    value, expected = alignment_plain.soft(cost, gamma, *LENGTHS, topology, None, keep=True)
+    assert alignment_plain.soft(cost, gamma, *LENGTHS, topology, None, keep=False)[1] is None
     for b, (T, N) in enumerate(zip(*(n.tolist() for n in LENGTHS), strict=True)):
         outside = ~alignment_plain.valid(cost, *LENGTHS)[b]
         assert not expected[b][outside].any()
@@ -49,7 +49,7 @@ def test_queries_much_longer_or_shorter_than_their_target_are_aligned(topology, 
     """[Cuturi & Blondel 2017] By enumeration."""
     cost = random_costs(1, T, N, seed=2)
     lengths = torch.tensor([T]), torch.tensor([N])
-    value, expected = alignment_plain.soft(cost, 0.3, *lengths, topology, keep=True)
+    value, expected = alignment_plain.soft(cost, 0.3, *lengths, topology, None, keep=True)
     part = cost[0].clone().requires_grad_()
     total = by_enumeration(part, 0.3, topology)
     torch.testing.assert_close(value[0], total.detach(), rtol=1e-11, atol=1e-11)
@@ -59,7 +59,7 @@ def test_queries_much_longer_or_shorter_than_their_target_are_aligned(topology, 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_the_hard_path_is_the_cheapest_path(topology):
     cost = random_costs(5, 5, 4, seed=1)
-    path = alignment_plain.hard_path(cost, *LENGTHS, topology)
+    path = alignment_plain.hard_path(cost, *LENGTHS, topology, None)
     for b, (T, N) in enumerate(zip(*(n.tolist() for n in LENGTHS), strict=True)):
         if T == 0 or N == 0 or not otam_fits(T, N, topology):
             assert not path[b].any()

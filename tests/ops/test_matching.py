@@ -5,7 +5,7 @@ from itertools import permutations
 import pytest
 import torch
 
-from mrlib.ops.matching import match
+from mrlib.ops.matching import checked_cost, match
 
 
 def by_enumeration(cost, mask):
@@ -44,12 +44,45 @@ def test_each_layer_is_matched_on_its_own():
         assert torch.equal(together[layer], match(cost[layer], mask))
 
 
-@pytest.mark.parametrize("windows", [1, 2])
-def test_nan_costs_still_give_an_assignment(windows):
-    """The loss is then not finite, and can be reported with the assignment."""
-    cost = torch.full((2, 3, windows), torch.nan)
-    assigned = match(cost, torch.ones(2, windows, dtype=torch.bool))
+@pytest.mark.parametrize("windows", [1, 2, 3])
+def test_a_cost_that_is_nan_is_chosen_last(windows):
+    """Whatever the other costs are; if all are NaN, there is still an assignment."""
+    generator = torch.Generator().manual_seed(windows)
+    for scale in (1.0, -1.0, 1e30, 3e38):
+        cost = (torch.rand(8, 6, windows, generator=generator) + 0.5) * scale
+        cost[:, 3], cost[:4, 0] = torch.nan, torch.inf
+        mask = torch.rand(8, windows, generator=generator) < 0.8
+        assigned = match(cost, mask)
+        assert ((assigned >= 0) == mask).all() and not (assigned == 3).any()
+        alone = cost[:, [0, 1, 2, 4, 5]]  # and the others are assigned as if the prediction did not exist
+        expected = match(alone, mask)
+        assert torch.equal(assigned, torch.where(expected >= 3, expected + 1, expected))
+    assigned = match(torch.full((2, 3, windows), torch.nan), torch.ones(2, windows, dtype=torch.bool))
     assert all(len(set(row)) == windows and min(row) >= 0 for row in assigned.tolist())
+
+
+def test_nan_is_chosen_after_infinity_and_only_as_often_as_it_must():
+    """Three windows, two predictions whose costs are numbers: one window gets NaN, and the others the least."""
+    cost = torch.tensor([[torch.nan] * 3, [1.0, 2.0, 9.0], [torch.inf, torch.inf, 5.0]])
+    assert match(cost[None], torch.ones(1, 3, dtype=torch.bool)).tolist() == [[1, 0, 2]]
+    cost = torch.tensor([[torch.nan, torch.nan], [torch.inf, torch.inf], [torch.inf, 1.0]])
+    assert match(cost[None], torch.ones(1, 2, dtype=torch.bool)).tolist() == [[1, 2]]
+    for column in ([torch.nan, torch.inf, 3e38], [torch.nan, torch.inf], [torch.inf, torch.nan]):
+        chosen = match(torch.tensor(column)[None, :, None], torch.ones(1, 1, dtype=torch.bool)).item()
+        assert chosen == {3: 2, 2: column.index(torch.inf) if len(column) == 2 else 0}[len(column)]
+
+
+def test_a_loss_refuses_a_cost_that_is_nan_and_names_the_batch_element():
+    cost, mask = torch.rand(2, 3, 4, 2), torch.tensor([[True, True], [True, False], [True, True]])
+    assert checked_cost(cost, mask) is cost
+    cost[:, 1, :, 1], cost[0, 0, 0, 0] = torch.nan, torch.inf  # on padding; and infinity is no error
+    assert checked_cost(cost, mask) is cost
+    cost[1, 2, 3, 0] = torch.nan
+    with pytest.raises(
+        FloatingPointError,
+        match="the cost of matching is nan at decoder layer 1, batch element 2, moment query 3, window 0",
+    ):
+        checked_cost(cost, mask)
 
 
 def test_without_windows_or_predictions_nothing_is_assigned():
@@ -60,11 +93,9 @@ def test_without_windows_or_predictions_nothing_is_assigned():
 @pytest.mark.parametrize(
     ("cost", "assigned"),
     [
-        ([[torch.nan, 2.5], [1.0, 3.0]], [0, 1]),  # 0 + 3 is less than 1 + 2.5
-        ([[torch.nan, 2.5], [1.0, 4.0]], [1, 0]),  # 0 + 4 is more
         ([[torch.inf, 9.0], [9.0, 0.0]], [1, 0]),
         ([[-torch.inf, 0.0], [0.0, 9.0]], [0, 1]),
     ],
 )
-def test_nan_counts_as_0_and_infinite_costs_outweigh_all_others(cost, assigned):
+def test_infinite_costs_outweigh_all_others(cost, assigned):
     assert match(torch.tensor([cost]), torch.ones(1, 2, dtype=torch.bool)).tolist() == [assigned]

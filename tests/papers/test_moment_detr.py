@@ -99,9 +99,10 @@ def test_the_released_and_the_corrected_masks_give_different_spans(tmp_path):
 
 @pytest.mark.parametrize("paper", PAPERS)
 @pytest.mark.parametrize("layer", [0, 1])
-def test_losses_are_those_of_the_official_network(paper, layer, tmp_path):
+@pytest.mark.parametrize("contrastive", [False, True])
+def test_losses_are_those_of_the_official_network(paper, layer, contrastive, tmp_path):
     """[Moment-DETR], [QD-DETR] The reference matches by exhaustive search and sums in loops."""
-    network, path = saved(tmp_path, paper)
+    network, path = saved(tmp_path, paper, contrastive_align_loss=contrastive)
     clips = [[(2, 6), (7, 9)], [(0, 3)], [(0, 2), (3, 4), (7, 12)]]
     batch, targets, queries = batch_and_rows([9, 4, 12], windows=clips)
     g = torch.Generator().manual_seed(3)
@@ -123,6 +124,35 @@ def test_losses_are_those_of_the_official_network(paper, layer, tmp_path):
     assert terms.keys() == expected.keys()
     for name, value in expected.items():
         assert terms[name].item() == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+def test_a_network_with_contrastive_alignment_trains_on(tmp_path):
+    """[Moment-DETR] Its projections, its temperature and the weight of its loss are those of the file."""
+    options = {"contrastive_align_loss": True, "temperature": 0.5, "contrastive_align_loss_coef": 0.3}
+    network, path = saved(tmp_path, "moment_detr", **options)
+    for corrected, hides_padding in ((False, False), (True, True)):
+        retriever = load_official(path, "moment_detr", corrected)
+        contrast = retriever.detector.contrast
+        assert (contrast.temperature, contrast.hides_padding) == (0.5, hides_padding)
+        assert torch.equal(contrast.queries.weight, network.contrastive_align_projection_query.weight)
+        assert torch.equal(contrast.words.bias, network.contrastive_align_projection_txt.bias)
+        paper = papers.get(**retriever.recipe["paper"])
+        assert paper.stages[0].weights == {"l1": 10.0, "giou": 1.0, "class": 4.0, "contrastive_align": 0.3}
+        checkpoint.save(retriever, tmp_path / "ours")
+        again = checkpoint.load(tmp_path / "ours").detector.contrast
+        assert torch.equal(again.queries.weight, contrast.queries.weight) and again.temperature == 0.5
+        batch, _, _ = batch_and_rows([9, 4, 12], windows=[[(2, 6)], [(0, 3)], [(7, 12)]])
+        aligned, outputs = retriever.train()(batch)
+        retriever.losses(aligned, outputs, batch)["contrastive_align"].backward()
+        assert all(p.grad.abs().sum() > 0 for p in contrast.parameters())
+
+
+def test_a_network_without_contrastive_alignment_has_none(tmp_path):
+    _, path = saved(tmp_path, "moment_detr")
+    assert load_official(path, "moment_detr").detector.contrast is None
+    for paper in ("qd_detr", "td_detr"):  # whose loss is a constant, since it reads no word
+        _, path = saved(tmp_path, paper, contrastive_align_loss=True)
+        assert load_official(path, paper).detector.contrast is None
 
 
 @pytest.mark.parametrize("name", ["moment_detr: learned positions", "qd_detr: as released", "td_detr: deep"])

@@ -38,7 +38,8 @@ def test_every_release_is_told_by_the_names_of_its_own_network():
     """Those that lead to another release are told what to load it with."""
     for paper, release in papers.RELEASES.items():
         with torch.device("meta"):
-            model = papers.build(papers.get(paper), Widths(24, 12, 16))
+            parts = {} if release.paper is None else {"aligner": paper}
+            model = papers.build(papers.get(release.paper or paper, **parts), Widths(24, 12, 16))
         names = [release.official_name(name) for name in model.state_dict()]
         assert network_of(names, {}) == paper and refusal(paper, names, {}) is None
         for other in papers.RELEASES.keys() - {paper}:
@@ -50,3 +51,4 @@ def test_every_release_is_told_by_the_names_of_its_own_network():
 def test_names_that_tell_nothing_are_no_reason_to_refuse():
     assert network_of([], {}) is None and network_of(["a.weight"], {"model_name": 3}) is None
     assert refusal("amr", ["a.weight"], {"model_name": "new"}) is None
+    assert refusal("paper_from_elsewhere", ["weightedpool.weight"], {"model_name": "univtg"}) is None

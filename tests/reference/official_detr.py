@@ -11,6 +11,7 @@ import math
 from itertools import permutations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.reference.official_univtg import Projected, ProjectionLayer, holder, sine
@@ -39,6 +40,8 @@ OPT = {
     "aux_loss": True,
     "contrastive_align_loss": False,
     "contrastive_hdim": 8,
+    "contrastive_align_loss_coef": 0.02,
+    "temperature": 0.07,
     "device": "cpu",
     "v_feat_dirs": ["clip"],
     "exp_id": None,
@@ -252,6 +255,8 @@ class Official(Projected):
                 states.append(self.transformer.decoder.norm(x))
             states = torch.stack(states)
             out = {"spans": run(self.span_embed, states).sigmoid()}
+            if opt.contrastive_align_loss:
+                out["likeness"] = self._likeness(states, memory[:, video.shape[1] :])
         else:
             memory, saliency = self._text_to_video(video, positions, mask, text, places, text_mask)
             samples = [self._spans(memory[b, :k], positions[b, :k]) for b, k in enumerate(n)]
@@ -261,6 +266,12 @@ class Official(Projected):
             rolled = text[following], places[following], text_mask[following]
             out["foreign"] = self._text_to_video(video, positions, mask, *rolled)[1]
         return out | {"logits": self.class_embed(states), "saliency": saliency, "mask": mask}
+
+    def _likeness(self, states, words):
+        """Cosines of a moment query (L, B, K, d) with all words (B, N, d), padded ones too, summed."""
+        queries = F.normalize(self.contrastive_align_projection_query(states), dim=-1)
+        words = F.normalize(self.contrastive_align_projection_txt(words), dim=-1)
+        return torch.einsum("lbmd,bnd->lbmn", queries, words).sum(3) / self.opt.temperature
 
     def _joint(self, video, positions, mask, text, places, text_mask):
         x, all_positions = torch.cat([video, text], 1), torch.cat([positions, places], 1)
@@ -351,6 +362,12 @@ def losses(
     for b in range(B):
         for high, low in pairs[b].tolist():
             terms["margin"] += 2 / pairs.shape[1] / B * max(0.0, 0.2 + (saliency[b, low] - saliency[b, high]).item())
+    if "likeness" in out:
+        terms["contrastive_align"] = 0.0
+        for b, z in enumerate(out["likeness"][layer].tolist()):
+            matched = matching(logits[b], spans[b], windows[b], paper)
+            share = sum(z[q] for q in matched) / len(matched)
+            terms["contrastive_align"] += (math.log(sum(math.exp(x - max(z)) for x in z)) + max(z) - share) / B
     if "foreign" not in out:
         return terms
     terms |= {"contrast": 0.0, "negative": 0.0}

@@ -8,6 +8,9 @@ from torch import Tensor
 from mrlib.ops import alignment_plain
 
 TOPOLOGIES = ["global", "subsequence", "otam"]
+GOLDEN = torch.tensor(
+    [[0.9, 0.8, 1.0], [0.1, 0.7, 0.9], [0.6, 0.2, 0.8], [0.7, 0.5, 0.1], [1.0, 0.9, 0.6]], dtype=torch.float64
+)[None]
 
 
 def random_costs(*shape: int, seed: int = 0) -> Tensor:

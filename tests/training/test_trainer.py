@@ -110,6 +110,23 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_queries(world, tm
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+@pytest.mark.parametrize(
+    ("name", "cost"), [("matr", "the cost is nan at batch element 0"), ("qd_detr", "the cost of matching is nan")]
+)
+def test_a_cost_that_is_no_number_stops_the_run_and_names_the_queries(world, monkeypatch, name, cost):
+    """Before the alignment or the matching could turn it into a finite loss."""
+
+    def spoil(indices, dataset, draw):
+        batch = identity(indices, dataset, draw)
+        batch.target[0, 0] = torch.nan
+        return batch
+
+    monkeypatch.setitem(papers.AUGMENTERS, "spoil", spoil)
+    paper = papers.get(name, "small", epochs=1, batch_size=8, augment="spoil")
+    with pytest.raises(FloatingPointError, match=rf"{cost}.* in stage '\w+', epoch 1, step 0.*queries.*\d.*lower lr"):
+        run(world, paper)
+
+
 def test_mixed_precision_lowers_the_loss(world):
     history, _ = run(world, small(epochs=4, lr=5e-3), precision="bf16")
     assert history.rows[-1]["loss"] < history.rows[0]["loss"]
