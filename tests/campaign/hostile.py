@@ -66,8 +66,8 @@ def nothing(path: Path, random: Random) -> None:
 
 
 def very_long(path: Path, random: Random) -> None:
-    """As many zeros behind the content as no memory has; they take no room on disk."""
-    os.truncate(path, 200_000_000_000)
+    """Zeros behind the content, 3 GB of them; they take no room on disk."""
+    os.truncate(path, 3_000_000_000)
 
 
 def one_long_line(path: Path, random: Random) -> None:

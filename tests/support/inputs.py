@@ -6,8 +6,10 @@ import contextlib
 import gzip
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from mrlib.data.pairs import read_pairs
 from mrlib.probes import Context
 from mrlib.probes import read as read_contexts
 from mrlib.probes import write as write_contexts
+from mrlib.training import stopping
 from tests.reference.official_univtg import saved
 from tests.support import damage, damage_arrays, runs
 from tests.support.damage import Damage
@@ -227,22 +230,13 @@ def keeping(folder: Path) -> str:
     return digest([dict(weights), checkpoint.load(folder / "train" / "best").state_dict()])
 
 
-def half(folder: Path) -> None:
-    """A run that was stopped after the first of its two epochs."""
-    with pytest.MonkeyPatch.context() as patch:
-        done = []
-        save = checkpoint.save_tensors
-
-        def stop(path: Path, *rest: Any) -> None:
-            save(path, *rest)
-            if path.name == "resume.safetensors":
-                done.append(path)
-                raise KeyboardInterrupt
-
-        patch.setattr(checkpoint, "save_tensors", stop)
-        with contextlib.suppress(KeyboardInterrupt):
-            runs.run(world(), paper(), folder)
-    assert done
+def stopped(step: int, folder: Path) -> None:
+    """A run of six steps in two epochs that Ctrl-C stopped after one of them; the third ends the first epoch."""
+    steps = iter(range(1, 7))
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(stopping, "requested", lambda device: signal.SIGINT * (next(steps) == step))
+        runs.run(world(), paper(), folder)
+    assert next(steps) == step + 1
 
 
 def mined(folder: Path) -> None:
@@ -291,6 +285,8 @@ NPZ, NPY = tuple(damage_arrays.NPZ), tuple(damage_arrays.NPY)
 HDF5, TENSORS, PICKLE = tuple(damage_arrays.HDF5), tuple(damage_arrays.SAFETENSORS), tuple(damage_arrays.PICKLE)
 QV, RUN = opening("qvhighlights"), {"protected": True, "one_line": True}
 
+STOPPED, EPOCH = partial(stopped, 4), partial(stopped, 3)
+
 KINDS = [
     Kind("annotations .jsonl", "highlight_val_release.jsonl", moment_detr, QV, B + J * 3),
     Kind("annotations .jsonl.gz", "highlight_val_release.jsonl.gz", packed, QV, B + J + G * 3),
@@ -313,10 +309,11 @@ KINDS = [
     Kind("truth", "truth.jsonl", predictions, scoring, B + J * 2, one_line=True),
     Kind("weights", "model.safetensors", model, loading, B + TENSORS * 2, **RUN),
     Kind("settings of weights", "model.json", model, loading, B + J * 3, one_line=True),
-    Kind("state of a run", "resume.safetensors", half, resuming, B + TENSORS * 3, **RUN),
-    Kind("settings of a run", "run.json", half, resuming, B + J, **RUN),
+    Kind("state of a run", "resume.safetensors", STOPPED, resuming, B + TENSORS * 3, **RUN),
+    Kind("state after an epoch", "resume.safetensors", EPOCH, resuming, B + TENSORS * 3, **RUN),
+    Kind("settings of a run", "run.json", STOPPED, resuming, B + J, **RUN),
     Kind("history of a run", "history.jsonl", finished, resuming, B + J, **RUN),
-    Kind("times of a run", "times.jsonl", half, resuming, B + J, **RUN),
+    Kind("times of a run", "times.jsonl", STOPPED, resuming, B + J, **RUN),
     Kind("kept weights of a run", "train/best.safetensors", finished, keeping, B + TENSORS, **RUN),
     Kind("settings of kept weights", "train/best.json", finished, keeping, B + J, **RUN),
     Kind("predictions of a run", "predictions.jsonl", finished, resuming, B + J, **RUN),
