@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from mrlib.arguments import keyword_defaults
 from mrlib.data.dataset import MomentDataset
 from mrlib.data.layouts import DATASETS, open_files
 from mrlib.sim import open_sim
@@ -23,4 +24,7 @@ def open_dataset(name: str, root: str | os.PathLike | None = None, split: str = 
         return open_sim(split, **options)
     if name not in DATASETS:
         raise ValueError(f"unknown dataset {name!r}; known: sim, {', '.join(DATASETS)}")
+    if unknown := options.keys() - keyword_defaults(open_files):
+        known = ", ".join(keyword_defaults(open_files))
+        raise ValueError(f"{name} has no option {', '.join(sorted(unknown))}; there are {known}")
     return open_files(name, root, split, **options)

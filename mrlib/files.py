@@ -13,8 +13,9 @@ import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, AnyStr, BinaryIO
 
 try:
     import fcntl
@@ -22,7 +23,8 @@ except ImportError:  # Windows, which does not let a process remove a file that 
     fcntl = None
 
 PARTIAL = ".partial"  # suffix of temporary files; a process that is killed while it writes leaves one behind
-LONGEST_LINE = 4_000_000  # characters; a line of JSON takes up to 20 times as much memory once it is decoded
+LONGEST_LINE = 3_000_000  # characters; a line of JSON takes up to 25 times as much memory once it is decoded
+MOST_BLANK = 100_000  # lines in a row
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
@@ -33,17 +35,43 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     path, lines = Path(path), []
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-            texts = iter(lambda: file.readline(LONGEST_LINE + 1), "")
-            for number, text in enumerate(texts, 1):
-                if len(text) > LONGEST_LINE:
-                    raise ValueError(f"{path}, line {number}: longer than {LONGEST_LINE} characters")
-                if text.strip():
-                    lines.append(parse_json(text.rstrip(), f"{path}, line {number}"))
-                    if not isinstance(lines[-1], dict):
-                        raise ValueError(f"{path}, line {number}: {reprlib.repr(lines[-1])} is not a JSON object")
+            for number, text in numbered_lines(file):
+                lines.append(parse_json(text.rstrip(), f"{path}, line {number}"))
+                if not isinstance(lines[-1], dict):
+                    raise ValueError(f"{path}, line {number}: {reprlib.repr(lines[-1])} is not a JSON object")
+    except LongLine as error:
+        raise ValueError(f"{path}, line {error.number}: {error}") from None
     except (EOFError, UnicodeDecodeError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path}: cannot be read, {error}") from None
     return lines
+
+
+class LongLine(ValueError):
+    """A line that no file of lines has; `number` is its place in the file, from 1."""
+
+    def __init__(self, number: int, message: str):
+        super().__init__(message)
+        self.number = number
+
+
+def numbered_lines(file: IO[AnyStr]) -> Iterator[tuple[int, AnyStr]]:
+    """Number, from 1, and text of every line of an open file that is not blank; no more than one line is in memory.
+
+    raises  LongLine for a line longer than LONGEST_LINE, or for more than MOST_BLANK blank lines in a row, into which
+            a small compressed file can grow
+    """
+    last = 0
+    for number in count(1):
+        text = file.readline(LONGEST_LINE + 1)
+        if not text:
+            return
+        if len(text) > LONGEST_LINE:
+            raise LongLine(number, f"longer than {LONGEST_LINE} characters")
+        if text.strip():
+            last = number
+            yield number, text
+        elif number - last > MOST_BLANK:
+            raise LongLine(number, f"more than {MOST_BLANK} blank lines in a row")
 
 
 def parse_json(text: str, where: str) -> Any:

@@ -8,13 +8,17 @@ Here     `evaluate` gives what that evaluator prints, to the last digit, for all
          `moment_scores` gives what other papers report beside it, with the multi-moment scores of [QV-M2], the
          benchmark of `Zhuo-Cao/QV-M2`; `spurious` scores predictions for videos whose moments were removed
          [TD-DETR, spurious]; if clips are labelled and queries have no windows, `evaluate` gives the top-5 mAP of
-         [TVSum] as `wjun0830/QD-DETR`, inference.py, computes it; if a query has nothing to find, `evaluate` adds the
+         [TVSum] as `wjun0830/QD-DETR`, inference.py, computes it, or the mAP of YouTube Highlights as
+         `showlab/UniVTG`, main/dataset.py, does; if a query has nothing to find, `evaluate` adds the
          scores of [GMR], see `mrlib.generalized`
 Departs  the evaluator raises an error for a query with no or few predictions, an empty length range and a truth without
          saliency; here they are scored or left out. The evaluator mixes two lines of one id; here they are an error,
-         unless each is for another video (a query video searches several): pairs of query and video are scored then
+         unless each is for another video (a query video searches several): pairs of query and video are scored then.
+         The truth passes the check of the readers, `mrlib.data.lines`, except that empty windows, and those that end
+         after their video, are scored as they are. The evaluator ranks the clips of full length, and raises an error
+         where a shorter last clip has saliency scores; here it is ranked there
 
-Letters  Q queries, K predicted moments (ten at most), W annotated windows, T clips of `CLIP_S` seconds
+Letters  Q queries, K predicted moments (ten at most), W annotated windows, T clips, A annotators
 Order    rows of arrays are queries in the order of the predictions, because the last bit of a sum depends on its order
 """
 
@@ -32,49 +36,68 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mrlib import generalized
+from mrlib.arguments import require
+from mrlib.data.clips import scored_clips
+from mrlib.data.lines import (
+    EMPTY,
+    Defect,
+    clip_labels,
+    duration_defects,
+    label_defects,
+    label_scale,
+    saliency_defects,
+    window_defects,
+)
 from mrlib.files import read_jsonl as read_jsonl
 
 IOUS = generalized.IOUS  # 0.5, 0.55, ... 0.95
 RANGES_S = {"short": (0, 10), "middle": (10, 30), "long": (30, 150), "full": (-np.inf, np.inf)}  # a < length <= b
 LEVELS = {"Fair": 2, "Good": 3, "VeryGood": 4}  # lowest saliency score of a positive clip
-CLIP_S = 2
 MAX_MOMENTS = 10  # predictions that count, the first in the file
 TOP_CLIPS = 5  # clips that count on TVSum, those of highest score
 
 
-def evaluate(predictions: Sequence[Mapping], ground_truth: Sequence[Mapping]) -> dict[str, Any]:
+def evaluate(
+    predictions: Sequence[Mapping], ground_truth: Sequence[Mapping], clip_s: float = 2.0, *, unscored: bool = False
+) -> dict[str, Any]:
     """The scores of the QVHighlights evaluator: same keys, same order, same rounding.  [QVHighlights]
 
     predictions   lines {"qid", "pred_relevant_windows": [[start, end, score], ...], "pred_saliency_scores": [...]};
                   times in seconds, one saliency score per clip; the fields of the first line decide what is evaluated
     ground_truth  lines in the QVHighlights schema, as dicts or as `mrlib.data.Sample`, in any order. A "qid" may occur
-                  several times, each time with another "vid"; its predictions then need a "vid" too. Or lines of TVSum:
-                  no windows, and "label" holds for each clip a list of the annotators' scores
+                  several times, each time with another "vid"; its predictions then need a "vid" too. Or lines of TVSum
+                  or YouTube Highlights: no windows, and "label" holds for each clip a list of the annotators' labels
+    clip_s        seconds per clip of the truth's relevant_clip_ids and of the predicted saliency scores
+    unscored      predicted windows are [start, end], and their order is their ranking. False: they have scores
     returns       percentages with two decimals: "brief", then for every length range ("full", "long", "middle",
-                  "short") "MR-mAP" and "MR-R1" by IoU, and for every "HL-min-..." "HL-mAP" and "HL-Hit1"; for lines
-                  of TVSum only "brief", and in it only "HL-top5-mAP". If the truth has null queries, whose
-                  relevant_windows is [], "brief" also holds the scores of `mrlib.generalized`: "AUROC", "Rej-F1", "Acc"
-                  and "G-mIoU" of all queries, "mAP", "mR", "mR+", "mIoU" and "mIoU+" of those with windows [GMR]
+                  "short") "MR-mAP" and "MR-R1" by IoU, and for every "HL-min-..." "HL-mAP" and "HL-Hit1", over the
+                  lines with saliency_scores; for lines with labels only "brief", and in it only "HL-top5-mAP" [TVSum],
+                  or "HL-mAP", the mean over the domains, with "HL-mAP-..." of each if there are several. If the truth
+                  has null queries, whose relevant_windows is [], "brief" also holds the scores of `mrlib.generalized`:
+                  "AUROC", "Rej-F1", "Acc" and "G-mIoU" of all queries, "mAP", "mR", "mR+", "mIoU" and "mIoU+" of
+                  those with windows [GMR]
 
     Null queries count in the scores of [GMR] and nowhere else. A prediction line may hold "pred_exist_score", how sure
     the model is that the query has a window; without it, its largest window score is taken, or 0.
 
     The first ten predictions of a query count; a query without any has AP 0 and R1 0. Two empty windows have the
     IoU 0/0: a hit for AP, a miss for R1. A length range without annotated windows is left out, and so are highlights
-    if no truth line has saliency_scores.
+    if no truth line has saliency_scores. The scores may be those of any number of annotators, the same in all lines.
 
     raises  ValueError for ids, or pairs of ids, that differ or occur twice, and for a malformed line, naming its id and
             the field
     """
-    lines, truth = _matched(predictions, ground_truth)
+    predictions = _ranked(predictions) if unscored else predictions
+    lines, truth = _checked_truth(*_matched(predictions, ground_truth), clip_s)
     scores, brief = {}, {}
     if _highlights_only(truth):
         if "pred_saliency_scores" not in lines[0]:
             raise ValueError(
                 f"qid {lines[0]['qid']!r}: the truth has no windows; what it can score is pred_saliency_scores"
             )
-        return {"brief": {"HL-top5-mAP": _percent(_top_scores(lines, truth).mean())}}
+        return {"brief": {name: _percent(score) for name, score in _label_scores(lines, truth).items()}}
     first, queries, (lines, truth) = lines[0], len(truth), _with_windows(lines, truth)
+    with_windows = len(truth)
     if "pred_relevant_windows" in first and truth:
         scores = _retrieval_scores(_read_retrieval(lines, truth))
         for name, range_scores in scores.items():
@@ -82,21 +105,24 @@ def evaluate(predictions: Sequence[Mapping], ground_truth: Sequence[Mapping]) ->
         brief |= {f"MR-full-mAP@{iou}": scores["full"]["MR-mAP"][iou] for iou in ("0.5", "0.75")}
         brief |= {f"MR-full-R1@{iou}": scores["full"]["MR-R1"][iou] for iou in ("0.5", "0.7")}
         brief = dict(sorted(brief.items()))
-    if "pred_saliency_scores" in first and any("saliency_scores" in line for line in truth):
-        for name, level in _highlight_scores(lines, truth).items():
+    lines, truth = _with_saliency(lines, truth)
+    if "pred_saliency_scores" in first and truth:
+        for name, level in _highlight_scores(lines, truth, clip_s).items():
             scores[name] = level
             brief |= {f"{name}-{key.removeprefix('HL-')}": value for key, value in level.items()}
-    if "pred_relevant_windows" in first and len(truth) < queries:
+    if "pred_relevant_windows" in first and with_windows < queries:
         brief |= _generalized_scores(*reversed(_matched(ground_truth, predictions)))  # in the order of the truth
     if not brief:
         raise ValueError(f"qid {first['qid']!r}: the first prediction holds nothing that the truth can score")
     return {"brief": brief} | dict(sorted(scores.items()))
 
 
-def moment_scores(predictions: Sequence[Mapping], ground_truth: Sequence[Mapping]) -> dict[str, dict[str, float]]:
+def moment_scores(
+    predictions: Sequence[Mapping], ground_truth: Sequence[Mapping], clip_s: float = 2.0, *, unscored: bool = False
+) -> dict[str, dict[str, float]]:
     """Scores that papers report beside the evaluator's, grouped by the number of annotated windows.
 
-    predictions, ground_truth, errors   as in `evaluate`
+    predictions, ground_truth, clip_s, unscored, errors   as in `evaluate`
     returns  {"all": row, "1": row, "2": row, "3+": row}, without groups that have no query; a row holds percentages
       "queries"          number of queries with windows (not a percentage); null queries do not count
       "mAP"              mean over the ten IoUs of `evaluate`
@@ -110,7 +136,8 @@ def moment_scores(predictions: Sequence[Mapping], ground_truth: Sequence[Mapping
     and there a moment below the IoU takes no window. `R1@t` is the evaluator's; IoU 0/0 is a miss. Lines of TVSum have
     no windows, so the result is empty, as it is if every query is a null query.
     """
-    lines, truth = _matched(predictions, ground_truth)
+    predictions = _ranked(predictions) if unscored else predictions
+    lines, truth = _checked_truth(*_matched(predictions, ground_truth), clip_s)
     lines, truth = ([], []) if _highlights_only(truth) else _with_windows(lines, truth)
     if not truth:
         return {}
@@ -139,12 +166,17 @@ def moment_scores(predictions: Sequence[Mapping], ground_truth: Sequence[Mapping
 
 
 def spurious(
-    predictions: Sequence[Mapping], ground_truth: Sequence[Mapping], standard: Sequence[Mapping] | None = None
+    predictions: Sequence[Mapping],
+    ground_truth: Sequence[Mapping],
+    standard: Sequence[Mapping] | None = None,
+    clip_s: float = 2.0,
+    *,
+    unscored: bool = False,
 ) -> dict[str, float | int | None]:
     """Scores on videos whose moments are masked; a high score means reliance on context.  [TD-DETR, spurious]
 
-    predictions, ground_truth, errors   as in `evaluate`; the predictions are for videos in which the windows of each
-              query are masked, see `mrlib.probes.mask_moments`; the truth is that of the unmasked videos
+    predictions, ground_truth, clip_s, unscored, errors   as in `evaluate`; the predictions are for videos in which the
+              windows of each query are masked, see `mrlib.probes.mask_moments`, the truth is that of the videos before
     standard  predictions of the same model for the unmasked videos
     returns   percentages as in `evaluate`
       "spurious-R1@0.5", "spurious-R1@0.7", "spurious-mAP"   of all queries
@@ -157,12 +189,13 @@ def spurious(
 
     If the windows cover the whole video, there is no context to rely on, but the length of the video gives the answer.
     """
-    lines, truth = _with_windows(*_matched(predictions, ground_truth))
+    predictions = _ranked(predictions) if unscored else predictions
+    lines, truth = _with_windows(*_checked_truth(*_matched(predictions, ground_truth), clip_s))
     if not truth:
         raise ValueError("no query has a window, so nothing can be masked")
     retrieval = _read_retrieval(lines, truth)
     durations_s = _checked(truth, "duration", [[line.get("duration")] for line in truth], 1)[:, 0]
-    part = durations_s - _covered_s(retrieval) >= CLIP_S
+    part = durations_s - _covered_s(retrieval) >= clip_s
     scores: dict[str, float | int | None] = {}
     for name, group in (("spurious", np.ones_like(part)), ("spurious-part", part)):
         if group.any():
@@ -171,7 +204,8 @@ def spurious(
             scores[f"{name}-mAP"] = full["MR-mAP"]["average"]
     scores |= {"queries": len(part), "whole": int((~part).sum())}
     if standard is not None:
-        full = _retrieval_scores(_read_retrieval(*_with_windows(*_matched(standard, ground_truth))))["full"]
+        lines, truth = _with_windows(*_matched(_ranked(standard) if unscored else standard, ground_truth))
+        full = _retrieval_scores(_read_retrieval(lines, truth))["full"]
         scores["mAP"] = full["MR-mAP"]["average"]
         spurious_map = scores["spurious-mAP"]
         scores["ratio"] = round(scores["mAP"] / spurious_map, 2) if spurious_map else None
@@ -366,9 +400,15 @@ def _pair_iou(lines: list[Mapping], truth: list[Mapping]) -> tuple[np.ndarray, n
 # ---- highlights ----
 
 
-def _highlight_scores(lines: list[Mapping], truth: list[Mapping]) -> dict[str, dict[str, float]]:
-    """mAP and Hit1 of every level; at a level, each of three annotators labels every clip positive or negative."""
-    clips, saliency = _read_saliency(truth)  # (Q,), (Q, T, 3)
+def _with_saliency(lines: list[Mapping], truth: list[Mapping]) -> tuple[list[Mapping], list[Mapping]]:
+    """The lines of both whose truth has saliency scores."""
+    kept = [line.get("saliency_scores") is not None for line in truth]
+    return list(compress(lines, kept)), list(compress(truth, kept))
+
+
+def _highlight_scores(lines: list[Mapping], truth: list[Mapping], clip_s: float) -> dict[str, dict[str, float]]:
+    """mAP and Hit1 of every level; at a level, each annotator labels every clip positive or negative."""
+    clips, saliency = _read_saliency(truth, clip_s)  # (Q,), (Q, T, A)
     listed, counts = _read(lines, "pred_saliency_scores", 1, fill=-np.inf)
     listed = listed[..., 0]
     top = listed.argmax(1)
@@ -384,7 +424,7 @@ def _highlight_scores(lines: list[Mapping], truth: list[Mapping]) -> dict[str, d
     ranked = np.take_along_axis(scores, order, axis=1)
     last = np.ones(scores.shape, bool)  # last clip of its score: clips of equal score share a threshold
     last[:, :-1] = ranked[:, 1:] != ranked[:, :-1]
-    truths = np.take_along_axis(saliency.swapaxes(1, 2), order[:, None], axis=2)  # (Q, 3, T)
+    truths = np.take_along_axis(saliency.swapaxes(1, 2), order[:, None], axis=2)  # (Q, A, T)
     return {
         f"HL-min-{name}": {
             "HL-mAP": _percent(np.mean(_highlight_precision(truths >= level, last))),
@@ -395,9 +435,9 @@ def _highlight_scores(lines: list[Mapping], truth: list[Mapping]) -> dict[str, d
 
 
 def _highlight_precision(positive: np.ndarray, last: np.ndarray) -> np.ndarray:
-    """AP (Q, 3): the best precision at a threshold or a lower one, mean over the thresholds where recall rises.
+    """AP (Q, A): the best precision at a threshold or a lower one, mean over the thresholds where recall rises.
 
-    positive  bool (Q, 3, T)  clips, best score first; padding, negative, comes last
+    positive  bool (Q, A, T)  clips, best score first; padding, negative, comes last
     last      bool (Q, T)  the last clip of its score
 
     The evaluator computes recall in float32, which is exact enough to tell its steps apart below 2^23 clips; here the
@@ -409,23 +449,20 @@ def _highlight_precision(positive: np.ndarray, last: np.ndarray) -> np.ndarray:
     return _row_sums(precision, rises[..., ::-1]) / np.maximum(rises.sum(2), 1)  # lowest first, as in the evaluator
 
 
-def _read_saliency(truth: list[Mapping]) -> tuple[np.ndarray, np.ndarray]:
-    """The number of clips, int (Q,), and the scores of the three annotators (Q, T, 3), 0 where there are none."""
-    durations_s = [[line.get("duration")] for line in truth]
-    clips = (_checked(truth, "duration", durations_s, 1)[:, 0] / CLIP_S).astype(int)
+def _read_saliency(truth: list[Mapping], clip_s: float) -> tuple[np.ndarray, np.ndarray]:
+    """The number of ranked clips, int (Q,), and the scores of the annotators (Q, T, A), 0 where there are none."""
     ids, counts = _read(truth, "relevant_clip_ids", 1)
-    scores, scored = _read(truth, "saliency_scores", 3)
+    widths = [len(line["saliency_scores"][0]) if line["saliency_scores"] else None for line in truth]
+    annotators = next((width for width in widths if width is not None), 1)
+    for line, width in zip(truth, widths, strict=True):
+        if width not in (None, annotators):
+            problem = f"has {width} scores for each clip, that of other lines {annotators}"
+            raise ValueError(f"qid {line['qid']!r}: saliency_scores {problem}")
+    scores = np.array([row for line in truth for row in line["saliency_scores"]], np.float64).reshape(-1, annotators)
+    clips = np.array([scored_clips(line["duration"], clip_s, line["relevant_clip_ids"]) for line in truth])
     listed = np.arange(ids.shape[1]) < counts[:, None]
-    ids = ids[..., 0]
-    outside = listed & ((ids != np.floor(ids)) | (ids < 0) | (ids >= clips[:, None]))
-    wrong = (counts != scored) | outside.any(1)
-    if wrong.any():
-        i = wrong.argmax()
-        n, m = counts[i], scored[i]
-        problem = f"{n} clips, but saliency_scores {m}" if n != m else f"a clip that is none of its {clips[i]}"
-        raise ValueError(f"qid {truth[i]['qid']!r}: relevant_clip_ids has {problem}")
-    saliency = np.zeros((len(truth), max(clips.max(), 1), 3))
-    saliency[np.nonzero(listed)[0], ids[listed].astype(int)] = scores[listed]
+    saliency = np.zeros((len(truth), max(clips.max(), 1), annotators))
+    saliency[np.nonzero(listed)[0], ids[..., 0][listed].astype(int)] = scores
     return clips, saliency
 
 
@@ -436,42 +473,91 @@ def _highlights_only(truth: list[Mapping]) -> bool:
     )
 
 
-def _top_scores(lines: list[Mapping], truth: list[Mapping]) -> np.ndarray:
-    """The AP (Q,) of the five clips of highest score, averaged over the annotators.  [TVSum]
-
-    For each annotator, the positive clips are those labelled above the lower median of the labels of the video. Recall
-    counts only the positives among the five, so the AP is 0 if there are none; the area is summed by trapezia, starting
-    at precision 1. Clips without a label or without a score are not ranked.
-    """
+def _label_scores(lines: list[Mapping], truth: list[Mapping]) -> dict[str, float]:
+    """The scores of lines with labels of clips, as shares: one on TVSum, one and those of the domains on YouTube."""
+    labels = [_read_labels(line) for line in truth]
+    scales = [label_scale(each) for each in labels]
+    if {"0/1", "1 to 5"} <= set(scales):
+        i = scales.index("1 to 5")
+        raise ValueError(f"qid {truth[i]['qid']!r}: label has labels from 1 to 5, those of other lines are 0 and 1")
     listed, counts = _read(lines, "pred_saliency_scores", 1)
-    averages = []
-    for line, scores, n in zip(truth, listed[..., 0], counts, strict=True):
-        labels = _read_labels(line)  # (T, A)
-        positive = labels > np.sort(labels, axis=0)[(len(labels) - 1) // 2]
-        best = np.argsort(-scores[: min(n, len(labels))], kind="stable")[:TOP_CLIPS]
-        hits = positive[best]  # (5, A)
-        recalled, start = hits.cumsum(0), np.zeros((1, hits.shape[1]))
-        recall = np.concatenate([start, recalled / np.maximum(hits.sum(0), 1)])
-        precision = np.concatenate([start + 1, recalled / np.arange(1, len(hits) + 1)[:, None]])
-        averages.append((np.diff(recall, axis=0) * (precision[:-1] + precision[1:]) / 2).sum(0).mean())
-    return np.array(averages)
+    zero_one = "1 to 5" not in scales
+    averages = [
+        _label_precision(np.array(rows, np.float64), scores[: min(n, len(rows))], zero_one)
+        for rows, scores, n in zip(labels, listed[..., 0], counts, strict=True)
+    ]
+    if not zero_one:
+        return {"HL-top5-mAP": np.array(averages).mean()}
+    domains: dict[str, list[float]] = {}
+    for line, average in zip(truth, averages, strict=True):
+        domains.setdefault(str(line.get("domain", "")), []).append(average)
+    means = {f"HL-mAP-{domain}": np.mean(each) for domain, each in domains.items()}
+    return {"HL-mAP": np.mean(list(means.values()))} | (means if len(means) > 1 else {})
 
 
-def _read_labels(line: Mapping) -> np.ndarray:
-    """The label of every clip by every annotator (T, A)."""
-    rows = line.get("label")
-    if not isinstance(rows, list | tuple) or not rows:
-        problem = f"is {reprlib.repr(rows)}, not a list per clip" if "label" in line else "is missing"
-        raise ValueError(f"qid {line['qid']!r}: label {problem}")
-    width = len(rows[0]) if isinstance(rows[0], list | tuple) else 0
-    for row in rows:
-        if not isinstance(row, list | tuple) or not width or len(row) != width or _array(list(row), 1) is None:
-            expected = f"{width} finite numbers" if width else "a list of finite numbers"
-            raise ValueError(f"qid {line['qid']!r}: label has {reprlib.repr(row)} where {expected} should stand")
-    return np.array(rows, np.float64)
+def _label_precision(labels: np.ndarray, scores: np.ndarray, zero_one: bool) -> float:
+    """The AP of the ranking of a video's clips, averaged over the annotators.  [TVSum] [YouTube Highlights]
+
+    labels    (T, A)  1 to 5; or 0 and 1, if `zero_one`
+    scores    (n,)    of the first n clips; clips without a score are not ranked
+
+    Labels of 1 are positive. Where labels are 1 to 5, those above the lower median of the annotator's labels of the
+    video are, the five clips of highest score are ranked, and recall counts only the positives among the five. The AP
+    is 0 without a positive; the area is summed by trapezia, starting at precision 1.
+    """
+    positive = labels > (0 if zero_one else np.sort(labels, axis=0)[(len(labels) - 1) // 2])
+    best = np.argsort(-scores, kind="stable")[: None if zero_one else TOP_CLIPS]
+    hits = positive[best]  # (n, A)
+    total = np.maximum((positive if zero_one else hits).sum(0), 1)
+    recalled, start = hits.cumsum(0), np.zeros((1, hits.shape[1]))
+    recall = np.concatenate([start, recalled / total])
+    precision = np.concatenate([start + 1, recalled / np.arange(1, len(hits) + 1)[:, None]])
+    return (np.diff(recall, axis=0) * (precision[:-1] + precision[1:]) / 2).sum(0).mean()
+
+
+def _read_labels(line: Mapping) -> list[list[float]]:
+    """The labels of every clip by every annotator, T rows of A."""
+    labels = clip_labels(line)
+    if labels is None:
+        raise ValueError(f"qid {line['qid']!r}: label is missing")
+    _refuse(line, label_defects(labels))
+    return labels
 
 
 # ---- lines and arrays ----
+
+
+def _checked_truth(lines: list[Mapping], truth: list[Mapping], clip_s: float) -> tuple[list[Mapping], list[Mapping]]:
+    """The lines of both; ValueError, naming id and field, if the check of the readers finds a defect in the truth.
+
+    A truth line may lack all that is not scored. Empty windows, and those that end after their video, are let through.
+    """
+    require(isinstance(clip_s, Real) and 0 < clip_s < np.inf, "clip_s", clip_s, "a positive number of seconds")
+    for line in truth:
+        _refuse(line, window_defects("relevant_windows", line.get("relevant_windows"), np.inf, clip_s))
+        if line.get("saliency_scores") is not None:
+            _refuse(line, duration_defects(line.get("duration")) or saliency_defects(line, clip_s))
+    return lines, truth
+
+
+def _refuse(line: Mapping, defects: list[Defect]) -> None:
+    """ValueError for the first defect of a truth line that is not an empty window."""
+    for defect in defects:
+        if defect.place != EMPTY:
+            raise ValueError(f"qid {line['qid']!r}: {defect.field} {defect.message}")
+
+
+def _ranked(predictions: Iterable) -> list[Mapping]:
+    """Prediction lines of [start, end] as lines of [start, end, score], the scores falling from 1 in their order."""
+    ranked = []
+    for line in _lines(predictions, "predictions"):
+        if line.get("pred_relevant_windows") is not None:
+            _read([line], "pred_relevant_windows", 2)
+            windows = line["pred_relevant_windows"]
+            scored = [[start, end, 1 - k / len(windows)] for k, (start, end) in enumerate(windows)]
+            line = {**line, "pred_relevant_windows": scored}
+        ranked.append(line)
+    return ranked
 
 
 def _matched(predictions: Iterable, ground_truth: Iterable) -> tuple[list[Mapping], list[Mapping]]:
@@ -563,7 +649,9 @@ def _checked(lines: list[Mapping], field: str, lists: list[list], width: int) ->
     line, row = next(
         (line, row) for line, rows in zip(lines, lists, strict=True) for row in rows if _array([row], width) is None
     )
-    raise ValueError(f"qid {line['qid']!r}: {field} has {reprlib.repr(row)} where {kind} should stand")
+    no_score = field == "pred_relevant_windows" and width == 3 and _array([row], 2) is not None
+    hint = "; unscored=True, or --unscored, takes windows without scores in their order" if no_score else ""
+    raise ValueError(f"qid {line['qid']!r}: {field} has {reprlib.repr(row)} where {kind} should stand{hint}")
 
 
 def _array(rows: list, width: int) -> np.ndarray | None:
@@ -607,9 +695,12 @@ def _percent(share: float) -> float:
 # ---- command line ----
 
 
-def report(predictions: Sequence[Mapping], ground_truth: Sequence[Mapping]) -> str:
+def report(
+    predictions: Sequence[Mapping], ground_truth: Sequence[Mapping], clip_s: float = 2.0, *, unscored: bool = False
+) -> str:
     """All scores as a text of tables, "brief" first; arguments as in `evaluate`."""
-    scores = evaluate(predictions, ground_truth)
+    predictions = _ranked(predictions) if unscored else predictions
+    scores = evaluate(predictions, ground_truth, clip_s)
     tables = [_table("brief", {name: {"": value} for name, value in scores["brief"].items()})]
     if "AUROC" in scores["brief"]:
         lines, truth = _matched(predictions, ground_truth)
@@ -620,7 +711,7 @@ def report(predictions: Sequence[Mapping], ground_truth: Sequence[Mapping]) -> s
     if levels := {name: scores[name] for name in scores if name.startswith("HL-min")}:
         tables.append(_table("highlights", levels))
     if ranges:
-        groups = moment_scores(predictions, ground_truth)
+        groups = moment_scores(predictions, ground_truth, clip_s)
         rows = {metric: {name: row.get(metric, "-") for name, row in groups.items()} for metric in groups["all"]}
         tables.append(_table("by number of annotated windows", rows))
     return "\n\n".join(tables)
@@ -643,9 +734,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "predictions", help=".jsonl or .jsonl.gz, lines with qid, pred_relevant_windows, pred_saliency_scores"
     )
     parser.add_argument("ground_truth", help=".jsonl or .jsonl.gz, lines in the QVHighlights schema")
-    paths = parser.parse_args(arguments)
+    parser.add_argument("--clip-s", type=float, default=2.0, help="seconds per clip; default 2, Charades-STA has 1")
+    parser.add_argument("--unscored", action="store_true", help="windows are [start, end], best first")
+    given = parser.parse_args(arguments)
     try:
-        print(report(read_jsonl(paths.predictions), read_jsonl(paths.ground_truth)))
+        files = read_jsonl(given.predictions), read_jsonl(given.ground_truth)
+        print(report(*files, given.clip_s, unscored=given.unscored))
     except (OSError, ValueError) as error:
         sys.exit(f"mrlib.metrics: {error}")
 

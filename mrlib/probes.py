@@ -109,7 +109,7 @@ def _window_clip_mask(dataset: MomentDataset, before: int = 0, after: int = 0) -
     end = first + count
     nearest = torch.zeros(*first.shape, 2)  # (S, W, 2) the borders of clips that are nearest to the ends of a window
     for row, sample in zip(nearest, dataset.samples, strict=True):
-        windows_s = torch.tensor(sample.relevant_windows, dtype=torch.float64)
+        windows_s = torch.tensor(sample.relevant_windows, dtype=torch.float64).view(-1, 2)
         row[: len(windows_s)] = (windows_s / dataset.clip_s + 0.5).floor()
     start_border, end_border = nearest.to(first).unbind(-1)
     if before:
@@ -125,8 +125,9 @@ def _window_clip_mask(dataset: MomentDataset, before: int = 0, after: int = 0) -
 def _parts(dataset: MomentDataset) -> dict[str, int]:
     """For every stream, into how many separately normalised vectors a row is split; 0: it is not normalised."""
     normalized = dataset.settings.get("normalize", dataset.streams)  # simulated streams are always normalised
-    layout = dataset.settings.get("layout")
-    parts = {name: LAYOUTS[layout].video[name].parts if layout else 1 for name in dataset.streams}
+    layout = LAYOUTS.get(dataset.settings.get("layout"))
+    streams = {} if layout is None else layout.video
+    parts = {name: streams[name].parts if name in streams else 1 for name in dataset.streams}
     return {name: n if name in normalized else 0 for name, n in parts.items()}
 
 

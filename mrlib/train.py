@@ -34,6 +34,7 @@ from mrlib.training import cli, stopping
 from mrlib.training.run_state import History, RunState
 from mrlib.training.scoring import headline as headline
 from mrlib.training.scoring import predict_all as predict_all
+from mrlib.training.scoring import require_annotations
 from mrlib.training.scoring import scores_of as scores_of
 from mrlib.training.stages import MiningRunner, TrainingRunner
 from mrlib.training.trainer import Setup
@@ -68,7 +69,7 @@ def fit(
     FloatingPointError  a loss is not finite; it names term, step and the queries of the batch
     KeyboardInterrupt   after Ctrl-C, SystemExit after SIGTERM: at the next step, with its state saved in out_dir
     """
-    _check_arguments(retriever, val, paper, out_dir, seed, precision, probes or {})
+    _check_arguments(retriever, train, val, paper, out_dir, seed, precision, probes or {})
     setup = Setup(retriever, train, val, dict(probes or {}), paper, seed, _device(device), precision, compile)
     setup = _on_device(setup)
     parallel.broadcast_weights(retriever)
@@ -124,6 +125,7 @@ def _fit_one_stage(
 
 def _check_arguments(
     retriever: MomentRetriever,
+    train: MomentDataset,
     val: MomentDataset | None,
     paper: Paper,
     out_dir: str | os.PathLike | None,
@@ -136,9 +138,10 @@ def _check_arguments(
     require(fits, "seed", seed, "a whole number of 64 bits")
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"unknown precision {precision!r}; known: fp32, bf16")
+    require_annotations("train", train, scored=False)
     for name, dataset in {"val": val, **{f"probe {name!r}": probe for name, probe in probes.items()}}.items():
-        if dataset is not None and not dataset.labelled:
-            raise ValueError(f"the {name} data, {dataset.name} {dataset.split}, has no annotated samples to score")
+        if dataset is not None:
+            require_annotations(name, dataset, scored=True)
     if val is not None and all(sample.relevant_windows == [] for sample in val.samples):
         raise ValueError(
             f"the val data, {val.name} {val.split}, has null queries only, whose relevant_windows is []; an epoch is "

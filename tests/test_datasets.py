@@ -30,7 +30,7 @@ def test_an_unknown_name_is_refused_with_the_known_names(name):
 
 
 def test_an_option_of_the_other_kind_of_dataset_is_refused(tmp_path):
-    with pytest.raises(TypeError, match="size"):
+    with pytest.raises(ValueError, match="qvhighlights has no option size; there are layout, streams, "):
         mrlib.open_dataset("qvhighlights", moment_detr(tmp_path), "val", size="small")
     with pytest.raises(ValueError, match="limit"):
         mrlib.open_dataset("sim", limit=3)

@@ -2,6 +2,7 @@
 
 import errno
 import gzip
+import io
 import json
 import os
 import signal
@@ -173,11 +174,25 @@ def test_a_line_without_end_is_refused_before_it_is_in_memory(tmp_path):
         for _ in range(256):
             file.write(bytes(1 << 20))
     tracemalloc.start()
-    with pytest.raises(ValueError, match=r"a.jsonl.gz, line 2: longer than 4000000 characters"):
+    with pytest.raises(ValueError, match=r"a.jsonl.gz, line 2: longer than 3000000 characters"):
         read_jsonl(tmp_path / "a.jsonl.gz")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 50e6
+
+
+def test_blank_lines_without_end_are_refused(tmp_path):
+    """A small .gz file that decompresses to 50 million of them."""
+    with gzip.open(tmp_path / "a.jsonl.gz", "wb", compresslevel=1) as file:
+        file.write(b'{"a": 1}\n')
+        for _ in range(50):
+            file.write(b"\n" * 1_000_000)
+    with pytest.raises(ValueError, match=r"a.jsonl.gz, line 100002: more than 100000 blank lines in a row"):
+        read_jsonl(tmp_path / "a.jsonl.gz")
+
+
+def test_lines_are_numbered_from_one_with_the_blank_ones():
+    assert list(files.numbered_lines(io.StringIO("a\n\n  \nb"))) == [(1, "a\n"), (4, "b")]
 
 
 def test_a_truncated_gzip_file_is_named(tmp_path):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from mrlib import metrics
+from mrlib.data.lines import EMPTY, LATE, line_defects
 from mrlib.metrics import evaluate, moment_scores, read_jsonl, spurious
 from tests.reference import reference_metrics as reference
 
@@ -353,7 +354,7 @@ def test_random_labels_score_as_one_annotator_at_a_time(seed):
         for lines, part in zip((predictions, truth), labelled(scores, labels, qid), strict=True):
             lines.extend(part)
     expected = reference.top_scores(predictions, truth)
-    np.testing.assert_allclose(metrics._top_scores(predictions, truth), expected, rtol=1e-12)
+    np.testing.assert_allclose(metrics._label_scores(predictions, truth)["HL-top5-mAP"], np.mean(expected), rtol=1e-12)
     score = evaluate(predictions, truth[::-1])["brief"]["HL-top5-mAP"]
     assert score == pytest.approx(100 * np.mean(expected), abs=0.0051)
 
@@ -376,13 +377,14 @@ def test_a_label_beside_windows_is_no_truth_about_clips():
 @pytest.mark.parametrize(
     ("label", "message"),
     [
-        (None, "qid 2: label is None, not a list per clip"),
+        (None, "qid 2: label is missing"),
         ([], "qid 2: label is [], not a list per clip"),
-        ([3, 4], "qid 2: label has 3 where a list of finite numbers"),
-        ([[1, 2], [3]], "qid 2: label has [3] where 2 finite numbers should stand"),
-        ([[1, 2], [3, 4, 5]], "qid 2: label has [3, 4, 5] where 2 finite numbers should stand"),
-        ([[1, 2], [3, "4"]], "qid 2: label has [3, '4'] where 2 finite numbers should stand"),
-        ([[], []], "qid 2: label has [] where a list of finite numbers"),
+        ([3, [4]], "qid 2: label clip 0 has 3, not numbers from 1 to 5"),
+        ([[1, 2], [3]], "qid 2: label clip 1 has 1 labels, clip 0 has 2"),
+        ([[1, 2], [3, "4"]], "qid 2: label clip 1 has [3, '4'], not numbers from 1 to 5"),
+        ([[], []], "qid 2: label clip 0 has [], not numbers from 1 to 5"),
+        ([[0, 2]], "qid 2: label clip 0 has [0, 2], not numbers from 1 to 5, or 0 and 1 in the whole video"),
+        ([[0, 1]], "qid 1: label has labels from 1 to 5, those of other lines are 0 and 1"),
     ],
 )
 def test_malformed_labels_are_named(label, message):
@@ -390,6 +392,120 @@ def test_malformed_labels_are_named(label, message):
     with pytest.raises(ValueError) as error:
         evaluate([*lines, lines[0] | {"qid": 2}], [*truth, {"qid": 2, "label": label}])
     assert message in str(error.value)
+
+
+# ---- clips of another length, other annotators, labels of zero and one ----
+
+
+def test_clips_of_one_second_are_scored_to_the_end_of_the_video():
+    """Ten clips of 1 s; only the last is relevant, and only the first is found."""
+    lines, truth = highlights([1] + [0] * 9, [9], [[4, 4, 4]])
+    scores = evaluate(lines, truth, clip_s=1.0)["brief"]
+    assert scores["HL-min-VeryGood-mAP"] == 10 and scores["HL-min-VeryGood-Hit1"] == 0
+    lines[0]["pred_saliency_scores"] = [0] * 9 + [1]
+    assert evaluate(lines, truth, clip_s=1.0)["brief"]["HL-min-VeryGood-mAP"] == 100
+    with pytest.raises(ValueError, match="qid 1: relevant_clip_ids clip 9 lies outside the video, 10 s in clips"):
+        evaluate(lines, truth)
+
+
+@pytest.mark.parametrize("clip_s", [0, -1, float("nan"), float("inf"), "2"])
+def test_a_clip_has_a_positive_length(clip_s):
+    for score in (evaluate, moment_scores, lambda *files, clip_s: spurious(*files, clip_s=clip_s)):
+        with pytest.raises(ValueError, match="clip_s must be a positive number of seconds"):
+            score([GOOD], [TRUTH], clip_s=clip_s)
+
+
+def test_a_shorter_last_clip_is_ranked_if_it_is_annotated():
+    """The eleventh clip of 21 s; a query that does not annotate it has ten, as in the official evaluator."""
+    lines, truth = highlights([0.5] * 10 + [0.9], [10], [[4, 4, 4]], duration=21)
+    assert evaluate(lines, truth)["HL-min-Good"] == {"HL-mAP": 100, "HL-Hit1": 100}
+    lines, truth = highlights([0.5] * 10 + [0.9], [0], [[4, 4, 4]], duration=21)
+    assert evaluate(lines, truth)["HL-min-Good"] == {"HL-mAP": 10, "HL-Hit1": 0}
+    assert evaluate(*highlights([0.5] * 10, [0], [[4, 4, 4]], duration=21))["HL-min-Good"]["HL-mAP"] == 10
+
+
+def test_highlights_are_those_of_the_lines_that_have_saliency_scores():
+    """In either order; a prediction without saliency is missed only where the truth has some."""
+    bare = {k: v for k, v in TRUTH.items() if k not in ("relevant_clip_ids", "saliency_scores")} | {"qid": 2}
+    found = {k: v for k, v in GOOD.items() if k != "pred_saliency_scores"} | {"qid": 2}
+    alone = evaluate([GOOD], [TRUTH])
+    for truth in ([TRUTH, bare], [bare, TRUTH], [TRUTH, bare | {"saliency_scores": None}]):
+        scores = evaluate([GOOD, found], truth)
+        assert {k: v for k, v in scores.items() if k[:2] == "HL"} == {k: v for k, v in alone.items() if k[:2] == "HL"}
+        assert scores["brief"]["MR-full-mAP"] == 100
+    assert not any(key.startswith("HL") for key in evaluate([GOOD | {"qid": 2}], [bare])["brief"])
+
+
+def test_saliency_of_one_annotator_is_scored_as_that_of_three_who_agree():
+    rng = np.random.default_rng(0)
+    scores, clips = rng.random(40).tolist(), rng.permutation(40)[:15].tolist()
+    one = rng.integers(0, 5, (15, 1))
+    expected = evaluate(*highlights(scores, clips, one.repeat(3, 1).tolist(), duration=80))
+    assert evaluate(*highlights(scores, clips, one.tolist(), duration=80)) == expected
+    lines, truth = highlights(scores, clips, one.tolist(), duration=80)
+    other = truth[0] | {"qid": 2, "saliency_scores": one.repeat(2, 1).tolist()}
+    with pytest.raises(ValueError, match="qid 2: saliency_scores has 2 scores for each clip, that of other lines 1"):
+        evaluate([*lines, lines[0] | {"qid": 2}], [*truth, other])
+
+
+def youtube(*videos):
+    """Predictions and truth of videos, each as (scores, labels, domain)."""
+    lines = [{"qid": i, "pred_saliency_scores": scores} for i, (scores, _, _) in enumerate(videos)]
+    truth = [{"qid": i, "label": [[x] for x in row], "domain": domain} for i, (_, row, domain) in enumerate(videos)]
+    return lines, truth
+
+
+def test_labels_of_zero_and_one_are_scored_over_the_whole_ranking():
+    """[YouTube Highlights] Ranked 1, 0, 1: recall rises to 1/2 at precision 1, stays, and to 1 at 2/3 after 1/2."""
+    by_hand = 100 * (1 / 2 * (1 + 1) / 2 + 1 / 2 * (1 / 2 + 2 / 3) / 2)
+    lines, truth = youtube(([0.9, 0.8, 0.7], [1, 0, 1], "dog"))
+    assert evaluate(lines, truth) == {"brief": {"HL-mAP": round(by_hand, 2)}}
+    flat = [truth[0] | {"label": [1, 0, 1]}]
+    assert evaluate(lines, flat) == evaluate(lines, truth)
+    none, right = ([1, 0], [0, 0], "dog"), ([0, 1], [0, 1], "dog")
+    assert evaluate(*youtube(none, right))["brief"] == {"HL-mAP": 50}
+
+
+def test_the_score_of_several_domains_is_the_mean_of_theirs():
+    """[YouTube Highlights] The releases train a model for each domain and average."""
+    right, wrong = ([0, 1], [0, 1]), ([1, 0], [0, 0])
+    scores = evaluate(*youtube((*right, "dog"), (*wrong, "skiing"), (*wrong, "skiing"), (*right, "skiing")))["brief"]
+    assert scores == {"HL-mAP": 66.67, "HL-mAP-dog": 100, "HL-mAP-skiing": 33.33}
+
+
+def test_moments_without_scores_rank_in_their_order_if_they_are_said_to():
+    lines = [{"qid": 1, "pred_relevant_windows": [[90, 99], [0, 10]]}]
+    truth = [{"qid": 1, "duration": 100, "relevant_windows": [[0, 10]]}]
+    scored = [{"qid": 1, "pred_relevant_windows": [[90, 99, 1.0], [0, 10, 0.5]]}]
+    for score in (evaluate, moment_scores, spurious):
+        assert score(lines, truth, unscored=True) == score(scored, truth)
+        with pytest.raises(ValueError, match=r"qid 1: pred_relevant_windows has \[90, 99\] .*; unscored=True, or"):
+            score(lines, truth)
+        with pytest.raises(ValueError, match=r"qid 1: pred_relevant_windows has \[90, 99, 1.0\] where 2 finite"):
+            score(scored, truth, unscored=True)
+    assert evaluate([{"qid": 1, "pred_relevant_windows": []}], truth, unscored=True)["brief"]["MR-full-mAP"] == 0
+    with pytest.raises(ValueError, match="qid 1: pred_relevant_windows is None"):
+        evaluate([{"qid": 1, "pred_relevant_windows": None}], truth, unscored=True)
+
+
+def test_what_the_readers_accept_is_scored(tmp_path):
+    """And what they refuse in a window or in saliency is refused, except empty windows and those after the video."""
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        duration, clip_s = rng.choice([10, 10.5, 9.99]), rng.choice([1.0, 2.0, 5 / 3])
+        start, length = rng.integers(-1, 10), rng.choice([-2, 1, 3])
+        ids = rng.integers(-1, 12, 2).tolist() if rng.random() < 0.5 else [0, 2]
+        rows = [[[4], [0]], [[4, 1], [0, 2]], [[4], [0, 1]], [[5], [0]], [[]], [[4], ["1"]]][rng.choice(6)]
+        line = {"qid": 1, "query": "a", "vid": "v", "duration": float(duration), "relevant_clip_ids": ids}
+        line |= {"relevant_windows": [[int(start), int(start + length)]], "saliency_scores": rows}
+        accepted = not any(d.fatal for d in line_defects(line, clip_s, True) if d.place not in (LATE, EMPTY))
+        try:
+            evaluate([GOOD], [line], clip_s)
+            scored = True
+        except ValueError as error:
+            scored = False
+            assert str(error).startswith("qid 1: ")
+        assert scored == accepted, line
 
 
 # ---- real data ----
@@ -448,12 +564,19 @@ TRUTH = {
         ({"pred_saliency_scores": [True]}, {}, "qid 1: pred_saliency_scores has True where a finite number"),
         ({"qid": None}, {}, "predictions, line 1: qid is missing"),
         ({}, {"qid": [1]}, "ground truth, line 1: qid is missing, or neither a whole number nor text"),
-        ({}, {"relevant_windows": [[0, 10, 1]]}, "qid 1: relevant_windows has [0, 10, 1] where 2 finite numbers"),
-        ({}, {"duration": None}, "qid 1: duration has None where a finite number"),
-        ({}, {"relevant_clip_ids": [5]}, "qid 1: relevant_clip_ids has a clip that is none of its 5"),
-        ({}, {"relevant_clip_ids": [0.5]}, "qid 1: relevant_clip_ids has a clip that is none of its 5"),
-        ({}, {"relevant_clip_ids": [0, 1]}, "qid 1: relevant_clip_ids has 2 clips, but saliency_scores 1"),
-        ({}, {"saliency_scores": [[1, 2]]}, "qid 1: saliency_scores has [1, 2] where 3 finite numbers"),
+        ({}, {"relevant_windows": [[0, 10, 1]]}, "qid 1: relevant_windows [0, 10, 1] is not [start, end] in seconds"),
+        ({}, {"relevant_windows": [[9, 4]]}, "qid 1: relevant_windows [9, 4] ends before it starts"),
+        ({}, {"relevant_windows": [[-2, 4]]}, "qid 1: relevant_windows [-2, 4] starts before the video"),
+        ({}, {"duration": None}, "qid 1: duration is None, not a positive number of seconds"),
+        (
+            {},
+            {"relevant_clip_ids": [5]},
+            "qid 1: relevant_clip_ids clip 5 lies outside the video, 10 s in clips",
+        ),
+        ({}, {"relevant_clip_ids": [0.5]}, "qid 1: relevant_clip_ids is [0.5], not a list of integers"),
+        ({}, {"relevant_clip_ids": [0, 1]}, "qid 1: saliency_scores 1 for 2 relevant_clip_ids"),
+        ({}, {"relevant_clip_ids": None}, "qid 1: saliency_scores is given without relevant_clip_ids"),
+        ({}, {"saliency_scores": [[1, 5]]}, "qid 1: saliency_scores clip 0 has [1, 5], not scores from 0 to 4"),
     ],
 )
 def test_a_malformed_line_is_named_with_its_field(prediction, truth, message):
@@ -466,9 +589,6 @@ def test_what_the_first_prediction_has_no_other_line_may_lack():
     lines = [GOOD, {"qid": 2, "pred_relevant_windows": [[0, 10, 0.5]]}]
     with pytest.raises(ValueError, match="qid 2: pred_saliency_scores is missing"):
         evaluate(lines, [TRUTH, TRUTH | {"qid": 2}])
-    no_saliency = {k: TRUTH[k] for k in ("duration", "relevant_windows")}
-    with pytest.raises(ValueError, match="qid 2: relevant_clip_ids is missing"):
-        evaluate([GOOD, GOOD | {"qid": 2}], [TRUTH, no_saliency | {"qid": 2}])
     with pytest.raises(ValueError, match="qid 1: the first prediction holds nothing"):
         evaluate([{"qid": 1}], [TRUTH])
 
@@ -621,6 +741,16 @@ def test_the_command_ends_with_one_line_for_bad_input(tmp_path):
     assert done.returncode == 1 and done.stderr.startswith(
         "mrlib.metrics: query ids differ: only in the predictions 2;"
     )
+
+
+def test_the_command_takes_the_length_of_a_clip_and_moments_without_scores(tmp_path):
+    lines, truth = highlights([0] * 9 + [1], [9], [[4, 4, 4]])
+    lines[0]["pred_relevant_windows"], truth[0]["relevant_windows"] = [[0, 10]], [[0, 10]]
+    files = write(tmp_path / "p.jsonl", lines), write(tmp_path / "t.jsonl", truth)
+    assert run(*files).returncode == 1
+    done = run(*files, "--clip-s", "1", "--unscored")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "HL-min-Good-mAP        100.00" in done.stdout and "MR-full-mAP            100.00" in done.stdout
 
 
 def test_a_line_that_is_no_json_object_is_named(tmp_path):

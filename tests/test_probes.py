@@ -94,6 +94,18 @@ def test_the_default_margin_masks_the_clips_of_the_authors(step_s):
         assert gone.nonzero().flatten().tolist() == list(range(int(max(0, s - 3) // 2), min(32, int((e + 3) // 2))))
 
 
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_a_null_query_keeps_its_clips_when_moments_are_masked(share):
+    """Also where all queries are null."""
+    sim = open_dataset("sim", split="val", n=8)
+    null = [i < 8 * share for i in range(8)]
+    samples = [replace(s, relevant_windows=[]) if n else s for s, n in zip(sim.samples, null, strict=True)]
+    data = replace(sim, samples=samples, _annotations=None)
+    for mode in ("noise", "zero", "mean"):
+        unchanged = [torch.equal(a, b) for a, b in zip(clips(data), clips(mask_moments(data, mode)), strict=True)]
+        assert unchanged == null
+
+
 def test_a_margin_counts_clips_before_and_after_the_window():
     sim = open_dataset("sim", split="val", n=20)
     no_margin, margin = (torch.stack(clips(mask_moments(sim, "zero", margin=m))).eq(0).all(2) for m in ((0, 0), (1, 3)))

@@ -135,6 +135,25 @@ def test_a_run_that_cannot_be_saved_is_refused_before_training(world, tmp_path):
         run(world, paper, tmp_path / "cut")
 
 
+@pytest.mark.parametrize("split", ["train", "val", "probe 'other'"])
+def test_samples_that_no_file_may_hold_are_refused_before_the_first_step(split, world, tmp_path):
+    """Made by hand, they have not passed the check of annotation files."""
+    late = replace(world[1].samples[3], relevant_windows=[[0, world[1].samples[3].duration + 2]])
+    dataset = world[split != "train"]
+    wrong = replace(dataset, samples=[*dataset.samples[:3], late, *dataset.samples[4:]], _annotations=None)
+    data = (wrong, world[1]) if split == "train" else (world[0], wrong if split == "val" else world[1])
+    probes = {"other": wrong} if "probe" in split else {}
+    with pytest.raises(ValueError, match=f"the {split} data, sim .*: qid .*: relevant_windows .* ends a clip or more"):
+        run(data, small(), tmp_path / "run", probes=probes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_query_that_is_scored_comes_once(world):
+    twice = world[1].subset([0, 1, 0])
+    with pytest.raises(ValueError, match="the val data, sim val: qid .* comes twice on video"):
+        run((world[0], twice), small())
+
+
 def test_wrong_arguments_are_refused(world, capsys):
     with pytest.raises(ValueError, match="unknown precision 'fp8'"):
         run(world, small(), precision="fp8")

@@ -13,10 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # the evaluator and the readers of annotations work without torch
+    import torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,10 @@ class Labels(_Tensors):
         labels = super().__getitem__(rows)
         if self.negative is None:
             return labels
-        kept = torch.arange(len(self.negative), device=self.negative.device)[rows]
-        new_row = torch.full_like(self.negative, -1).index_copy(0, kept, torch.arange(len(kept), device=kept.device))
-        return replace(labels, negative=torch.where(labels.negative < 0, -1, new_row[labels.negative]))
+        kept = self.negative.new_tensor(range(len(self.negative)))[rows]
+        new_row = self.negative.new_full(self.negative.shape, -1)
+        new_row[kept] = kept.new_tensor(range(len(kept)))
+        return replace(labels, negative=new_row[labels.negative].masked_fill(labels.negative < 0, -1))
 
 
 @dataclass(frozen=True)
@@ -132,8 +134,20 @@ _MEMBERS = {
     "MomentDataset": "mrlib.data.dataset",
     "open_dataset": "mrlib.datasets",
 }
-_SUBMODULES = ("annotations", "arrays", "bank", "check", "dataset", "features", "layouts", "pairs")
-_SUBMODULES += ("problems", "sportsmoments", "stand_in")
+_SUBMODULES = (
+    "agreement",
+    "annotations",
+    "arrays",
+    "bank",
+    "cache",
+    "check",
+    "clips",
+    "dataset",
+    "digests",
+    "documents",
+)
+_SUBMODULES += ("ego4d", "features", "glove", "hdf5", "layouts", "lenient", "lines", "pairs", "problems")
+_SUBMODULES += ("sources", "sportsmoments", "stand_in", "stored")
 
 
 def __getattr__(name: str):

@@ -1,15 +1,17 @@
 """The feature bank: the rows of many videos (or queries) in one contiguous tensor; one gather reads any batch of them.
 
-On disk a bank is a .safetensors file, memory-mapped when it is opened.
+On disk a bank is a .safetensors file with a record of what it holds and a checksum, memory-mapped when it is opened.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -17,10 +19,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mrlib.arguments import require
+from mrlib.data.digests import Checksum, checksum_of
 from mrlib.files import whole_file
 
 _DTYPES = {torch.float32: (np.dtype("<f4"), "F32"), torch.float16: (np.dtype("<f2"), "F16")}
 _HEADER = 4096  # bytes before the tensors, one memory page
+RENEWED = ("state",)  # parts of a record that may change while the bank stays the same
 
 
 @dataclass(frozen=True)
@@ -89,41 +93,78 @@ class Bank:
         return replace(self, rows=self.rows.to(device), offsets=self.offsets.to(device), places=places)
 
 
-def load_bank(file: Path) -> tuple[Bank, Tensor | None] | None:
-    """A bank and the vectors beside it as `save_bank` wrote them, memory-mapped; None if the file is not complete."""
+# ---- on disk ----
+
+
+def load_bank(file: Path, record: Mapping[str, str] | None = None) -> tuple[Bank, Tensor | None] | None:
+    """A bank and the vectors beside it as `save_bank` wrote them, memory-mapped.
+
+    record   what the file must say about itself; None: anything
+    returns  None if there is no such file, if it says something else, or if a bit of it has changed
+    """
     try:
-        with safe_open(file, framework="pt") as tensors:
-            vectors = tensors.get_tensor("vectors") if "vectors" in tensors.keys() else None  # noqa: SIM118
-            return Bank(tensors.get_tensor("rows"), tensors.get_tensor("offsets").clone()), vectors
-    except (OSError, SafetensorError):
+        with file.open("rb") as content:
+            entries, said = _read_header(content)
+            if any(said.get(name) != value for name, value in (record or {}).items()):
+                return None
+            with safe_open(file, framework="pt") as tensors:
+                offsets = tensors.get_tensor("offsets").clone()
+                rows = tensors.get_tensor("rows")
+                vectors = tensors.get_tensor("vectors") if "vectors" in entries else None
+            size = content.seek(0, os.SEEK_END)
+            payload = checksum_of(content, _HEADER + offsets.nbytes, size)
+    except (OSError, ValueError, SafetensorError):
         return None
+    sound = said.get("checksum") == _checksum(payload, offsets.numpy(), entries, said)
+    return (Bank(rows, offsets), vectors) if sound else None
 
 
 def save_bank(
-    file: Path, items: Iterable[tuple[np.ndarray, np.ndarray | None]], count: int, dtype: torch.dtype
+    file: Path,
+    items: Iterable[tuple[np.ndarray, np.ndarray | None]],
+    count: int,
+    dtype: torch.dtype,
+    record: Mapping[str, str] | None = None,
 ) -> None:
     """Write a bank item by item, with one item in memory at a time, under a temporary name until it is complete.
 
     items   `count` pairs: rows (L_v, D) and a vector (J,) beside them, or None in every pair
     dtype   torch.float32 or torch.float16
+    record  what the file says about itself, see `load_bank`; short texts
     raises  ValueError for another dtype, or a feature too large for it
     """
     require(dtype in _DTYPES, "dtype", dtype, "torch.float32 or torch.float16")
     kind, name = _DTYPES[dtype]
-    offsets, vectors = np.zeros(count + 1, "<i8"), []
+    offsets, vectors, payload = np.zeros(count + 1, "<i8"), [], Checksum()
     with whole_file(file) as out:
+
+        def write(array: np.ndarray) -> None:
+            data = array.tobytes()
+            payload.update(data)
+            out.write(data)
+
         out.seek(_HEADER + offsets.nbytes)
         for i, (rows, vector) in enumerate(items):
-            out.write(_cast(rows, kind).tobytes())
+            write(_cast(rows, kind))
             offsets[i + 1] = offsets[i] + len(rows)
             vectors += [] if vector is None else [_cast(vector, kind)]
         shapes = {"offsets": ("I64", offsets.shape), "rows": (name, (int(offsets[-1]), rows.shape[1]))}
         if vectors:
             shapes["vectors"] = (name, np.shape(vectors))
-            out.write(np.stack(vectors).tobytes())
+            write(np.stack(vectors))
+        entries, said = _entries(shapes), dict(record or {})
+        said["checksum"] = _checksum(payload, offsets, entries, said)
         out.seek(0)
-        out.write(_header(shapes))
+        out.write(_header(entries, said))
         out.write(offsets.tobytes())
+
+
+def renew_record(file: Path, record: Mapping[str, str]) -> None:
+    """Change what the file of a bank says about itself, in place; only names in `RENEWED` may change."""
+    with file.open("r+b") as content:
+        entries, said = _read_header(content)
+        content.seek(0)
+        content.write(_header(entries, said | {name: record[name] for name in RENEWED}))
 
 
 def _cast(rows: np.ndarray, kind: np.dtype) -> np.ndarray:
@@ -132,11 +173,38 @@ def _cast(rows: np.ndarray, kind: np.dtype) -> np.ndarray:
     return rows.astype(kind)
 
 
-def _header(shapes: dict[str, tuple[str, tuple[int, ...]]]) -> bytes:
-    """The header of a .safetensors file whose tensors follow one another, padded with spaces to `_HEADER` bytes."""
+def _entries(shapes: dict[str, tuple[str, tuple[int, ...]]]) -> dict[str, Any]:
+    """The entries of the header of a .safetensors file whose tensors follow one another."""
     entries, end = {}, 0
     for name, (dtype, shape) in shapes.items():
         start, end = end, end + int(np.prod(shape, dtype=object)) * {"I64": 8, "F32": 4, "F16": 2}[dtype]
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(entries).encode().ljust(_HEADER - 8)
+    return entries
+
+
+def _header(entries: dict[str, Any], said: Mapping[str, str]) -> bytes:
+    """The header of a .safetensors file, padded with spaces to `_HEADER` bytes."""
+    text = json.dumps({"__metadata__": dict(said), **entries}).encode().ljust(_HEADER - 8)
+    require(len(text) == _HEADER - 8, "record", said, "short")
     return struct.pack("<Q", len(text)) + text
+
+
+def _read_header(content: BinaryIO) -> tuple[dict[str, Any], dict[str, str]]:
+    """The entries of the header of a bank's file, and what the file says about itself; ValueError for another file."""
+    header = content.read(_HEADER)
+    if len(header) < _HEADER or struct.unpack("<Q", header[:8])[0] != _HEADER - 8:
+        raise ValueError("no header of a bank")
+    entries = json.loads(header[8:])
+    said = entries.pop("__metadata__", None) if isinstance(entries, dict) else None
+    if not isinstance(said, dict):
+        raise ValueError("no record of a bank")
+    return entries, said
+
+
+def _checksum(payload: Checksum, offsets: np.ndarray, entries: dict[str, Any], said: Mapping[str, str]) -> str:
+    """The checksum of a whole file: rows, vectors, offsets and header, without the parts that may be renewed."""
+    fixed = {name: value for name, value in said.items() if name not in (*RENEWED, "checksum")}
+    whole = Checksum()
+    whole.update(json.dumps([payload.hexdigest(), entries, fixed], sort_keys=True).encode())
+    whole.update(offsets.tobytes())
+    return whole.hexdigest()

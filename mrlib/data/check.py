@@ -1,6 +1,7 @@
 """List all problems of the files of a dataset at once: `python -m mrlib.data.check NAME [ROOT]`.
 
-It reads with the readers of `open_files`, so a dataset that passes here opens. It continues after a bad line or file.
+It reads with the readers of `open_files`, so a dataset that passes here opens with the same options, and one that opens
+passes. It continues after a bad line or file, and says what `bad="skip"` and `bad="clamp"` would change.
 """
 
 from __future__ import annotations
@@ -12,24 +13,28 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, get_args
 
 from tqdm import tqdm
 
 from mrlib.data import Sample
-from mrlib.data.annotations import shared_classes
+from mrlib.data.annotations import examined, shared_classes
 from mrlib.data.arrays import same_width
 from mrlib.data.features import Source, WordVectors, agreed_length
 from mrlib.data.layouts import (
     DATASETS,
     LAYOUTS,
+    Dataset,
+    dataset_of,
     dataset_root,
     find_annotations,
-    find_layout,
-    find_query,
-    find_source,
     read_samples,
+    stream_names,
 )
+from mrlib.data.lenient import Mode, mode_of, refusals, summary
+from mrlib.data.lines import Line
 from mrlib.data.problems import DataError, Problem
+from mrlib.data.sources import Layout, choose_layout, find_query, find_source
 
 
 @dataclass
@@ -64,6 +69,7 @@ class _Report:
 
     parts: list[Part] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    ways_out: list[str] = field(default_factory=list)  # what the other modes of `bad` make of each file with problems
 
     @contextmanager
     def collecting(self, need: str = "") -> Iterator[None]:
@@ -74,52 +80,74 @@ class _Report:
             self.problems.append(replace(error.problem, message=error.problem.message + need))
 
 
-def check(name: str, root: str | os.PathLike | None = None, layout: str | None = None) -> list[Problem]:
+def check(name: str, root: str | os.PathLike | None = None, layout: str | None = None, **options) -> list[Problem]:
     """Every problem of a dataset's annotations and features; those that are not fatal do not stop `open_files`.
 
     name, root, layout  as in `mrlib.data.layouts.open_files`; ValueError for a name or folder that is not there
+    options             of `open_files`: streams, clip_s, rows_per_s, files, query_files, bad
+    raises              ValueError for a wrong option
     """
-    return _check(name, dataset_root(name, root), layout).problems
+    return _check(name, dataset_root(name, root), {"layout": layout} | options).problems
 
 
-def _check(name: str, root: Path, layout: str | None) -> _Report:
-    report = _Report()
-    with report.collecting():
-        layout = layout or find_layout(root, DATASETS[name])
+def _check(name: str, root: Path, options: dict[str, Any]) -> _Report:
+    report, found = _Report(), _Report()
+    dataset, streams = dataset_of(name, options.pop("clip_s", None)), options.pop("streams", None)
+    bad = mode_of(options.pop("bad", "error"))
     splits = find_annotations(name, root)
     if not splits:
         expected = " or ".join(DATASETS[name].annotations)
         report.problems.append(Problem(str(root), None, "missing file", f"no annotations, {expected}"))
-    class_field, classes = DATASETS[name].classes, {}
+    classes = {}
     for split, file in splits.items():
-        samples = _check_annotations(report, name, split, file)
-        values = (sample.extra.get(class_field) for _, sample in samples)
+        samples = _check_annotations(report, name, dataset, bad, split, file)
+        values = (sample.extra.get(dataset.classes) for _, sample in samples)
         classes[file] = {value for value in values if isinstance(value, int | str)}
-        if layout is not None and samples:
-            _check_features(report, name, root, layout, split, file, samples)
-    report.problems += shared_classes(class_field, classes)
-    report.problems = list(dict.fromkeys(report.problems))  # a problem that several splits have is listed once
+        if not samples:
+            continue
+        with found.collecting():
+            layout, row = choose_layout(root, dataset, [sample for _, sample in samples], **options)
+            row = replace(row, video={stream: row.video[stream] for stream in stream_names(layout, row, streams)})
+            _check_features(report, root, dataset, row, split, file, samples)
+    report.problems += [replace(problem, fatal=False) for problem in shared_classes(dataset.classes, classes)]
+    # a problem that several splits have is listed once
+    report.problems = list(dict.fromkeys(found.problems + report.problems))
     return report
 
 
-def _check_annotations(report: _Report, name: str, split: str, file: Path) -> list[tuple[int, Sample]]:
+def _check_annotations(
+    report: _Report, name: str, dataset: Dataset, bad: Mode, split: str, file: Path
+) -> list[tuple[int, Sample]]:
     """The lines of a file that have no fatal problem, each with its number."""
-    part, samples = Part(split, "annotations"), []
-    for number, sample, problems in read_samples(name, file):
-        part.wanted += number is not None
-        report.problems += problems
-        if sample is not None:
-            samples.append((number, sample))
-            part.shapes.append((1, 1))
+
+    def lines_in(mode: Mode) -> list[Line]:
+        return examined(file, read_samples(name, file, dataset.clip_s, clamp=mode == "clamp"))
+
+    lines = lines_in(bad)
+    report.problems += [replace(p, fatal=False) if bad == "skip" else p for _, _, problems in lines for p in problems]
+    report.problems += refusals(file, lines, bad) if bad == "skip" else []
+    if bad == "error" and any(problem.fatal for _, _, problems in lines for problem in problems):
+        report.ways_out.append(_way_out(file, lines, "skip", dataset.clip_s))
+        report.ways_out.append(_way_out(file, lines_in("clamp"), "clamp", dataset.clip_s))
+    samples = [(number, sample) for number, sample, _ in lines if sample is not None]
+    numbers = {number for number, _, _ in lines if number is not None}
+    part = Part(split, "annotations", len(numbers), shapes=[(1, 1)] * len({number for number, _ in samples}))
     report.parts.append(part)
     return samples
 
 
+def _way_out(file: Path, lines: list[Line], bad: Mode, clip_s: float) -> str:
+    """What a mode makes of a file whose lines have fatal problems."""
+    refused = len(refusals(file, lines, bad))
+    text = summary(lines, bad, clip_s) or f'bad="{bad}" changes nothing'
+    return f"{file}: {text}" + (f"; it still refuses {refused} problems" if refused else "")
+
+
 def _check_features(
     report: _Report,
-    name: str,
     root: Path,
-    layout: str,
+    dataset: Dataset,
+    row: Layout,
     split: str,
     annotations: Path,
     samples: list[tuple[int, Sample]],
@@ -132,12 +160,12 @@ def _check_features(
         need = f"; needed by {unit} {number} of {annotations.name}"
         videos.setdefault(sample.vid, (sample, need))
         queries.setdefault(sample.qid, (sample, need))
-    streams = _check_videos(report, name, root, layout, split, videos.values())
+    streams = _check_videos(report, root, dataset, row, split, videos.values())
     query = None
     with report.collecting():
-        query = find_query(root, layout, DATASETS[name], [sample for _, sample in samples])
-    joint = streams.get(LAYOUTS[layout].joint)
-    sentence = LAYOUTS[layout].sentence if joint is not None else None
+        query = find_query(root, row.query, dataset, [sample for _, sample in samples])
+    joint = streams.get(row.joint)
+    sentence = row.sentence if joint is not None else None
     rows, vectors = _check_queries(report, query, sentence, split, queries.values())
     report.parts += [*streams.values(), rows]
     widths = [(part, part.width) for part in (*streams.values(), rows)]
@@ -150,13 +178,13 @@ def _check_features(
 
 
 def _check_videos(
-    report: _Report, name: str, root: Path, layout: str, split: str, videos: Collection[tuple[Sample, str]]
+    report: _Report, root: Path, dataset: Dataset, row: Layout, split: str, videos: Collection[tuple[Sample, str]]
 ) -> dict[str, Part]:
     """Read all streams of some videos, and compare their lengths."""
-    dataset, sources = DATASETS[name], {}
-    for stream, files in LAYOUTS[layout].video.items():
+    sources, samples = {}, [sample for sample, _ in videos]
+    for stream, files in row.video.items():
         with report.collecting():
-            sources[stream] = find_source(root, files, dataset)
+            sources[stream] = find_source(root, files, dataset, samples, video=True)
     parts = {stream: Part(split, stream, len(videos)) for stream in sources}
     for sample, need in _progress(videos, split):
         lengths = {}
@@ -200,18 +228,25 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("name", help=", ".join(DATASETS))
     parser.add_argument("root", nargs="?", help="folder with annotations and features; default $MRLIB_DATA/NAME")
     parser.add_argument("--layout", help=f"{', '.join(LAYOUTS)}; default the one whose files are there")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--streams", nargs="+", metavar="STREAM", help="of the layout, or joint; default all")
+    parser.add_argument("--clip-s", type=float, help="seconds per clip; default that of the dataset")
+    parser.add_argument("--bad", choices=get_args(Mode), default="error", help="as for opening; default error")
+    given = parser.parse_args(arguments)
+    streams = "joint" if given.streams == ["joint"] else given.streams
+    options = {"layout": given.layout, "streams": streams, "clip_s": given.clip_s, "bad": given.bad}
     try:
-        root = dataset_root(options.name, options.root)
+        root = dataset_root(given.name, given.root)
+        if given.layout not in (None, *LAYOUTS):
+            raise ValueError(f"unknown layout {given.layout!r}; known: {', '.join(LAYOUTS)}")
+        report = _check(given.name, root, options)
     except ValueError as error:
         parser.error(str(error))
-    if options.layout not in (None, *LAYOUTS):
-        parser.error(f"unknown layout {options.layout!r}; known: {', '.join(LAYOUTS)}")
-    report = _check(options.name, root, options.layout)
     for part in report.parts:
         print(part)
     for problem in report.problems:
         print(problem if problem.fatal else f"{problem} (not fatal)")
+    for text in report.ways_out:
+        print(text)
     fatal = sum(problem.fatal for problem in report.problems)
     notes = len(report.problems) - fatal
     print(f"{fatal} problems" + (f", {notes} notes" if notes else ""))

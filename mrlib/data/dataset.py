@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from mrlib.data import Batch, Labels, Sample, Widths
+from mrlib.data.agreement import kind_of, labels_of, other_kinds
 from mrlib.data.bank import Bank
+from mrlib.data.lines import label_scale, shape_defects
 from mrlib.ops.spans import inside
 
 
@@ -130,9 +132,9 @@ class MomentDataset:
         A null query, whose list of windows is empty, has no span and no relevant clip, and all its clips have the
         saliency 0. Its `saliency_mask` is set, as for every sample, only if the line has saliency scores.
 
-        Where the annotators labelled clips and set no window, as on TVSum, the saliency is scaled to 0..12 whatever
-        their number, and the relevant clips (our choice) are those whose summed label is above the lower median of the
-        video.
+        The saliency is scaled to 0..12 for any number of annotators. Where they labelled clips and set no window, the
+        relevant clips are those whose summed label is above the lower median of the video, as on TVSum (our choice), or
+        those that half of the annotators or more labelled 1, as on YouTube Highlights.
         """
         windows, counts, saliency, scored, mined, mined_counts, high = self._map_annotations(lambda a: a[indices])
         n = self.target.lengths[self.video[indices]]  # (B,)
@@ -194,37 +196,40 @@ class MomentDataset:
         return _Annotations(*map(change, self._annotations)) if self._annotations else ()
 
     def _stack_annotations(self) -> _Annotations | tuple[()]:
-        """The annotations of all samples, () if no sample has any; ValueError if only some have."""
-        votes = [_votes(s) for s in self.samples]
-        without_windows = [s.qid for s in self.samples if s.relevant_windows is None]
-        unlabelled = [
-            s.qid for s, v in zip(self.samples, votes, strict=True) if s.relevant_windows is None and v is None
-        ]
-        if len(unlabelled) == len(self):
+        """The annotations of all samples, () if no sample has any; ValueError if some have none or are malformed."""
+        self._check_shapes()
+        if not any(map(kind_of, self.samples)):
             return ()
-        no_windows = len(without_windows) == len(self)
-        lacking, kind = (unlabelled, "labels") if no_windows else (without_windows, "windows")
-        if lacking:
-            mixed = "; those with labels of clips go into a file of their own" if len(unlabelled) < len(lacking) else ""
-            raise ValueError(
-                f"{self.name} {self.split}: {len(lacking)} of {len(self)} samples have no {kind}, {lacking[:5]}{mixed}"
-            )
         clips = self.target.lengths[self.video].cpu()  # (S,)
+        no_windows = self.samples[0].relevant_windows is None
         scored = torch.tensor([s.saliency_scores is not None or no_windows for s in self.samples])  # (S,)
         saliency = torch.zeros(len(self), int(clips.max()) if scored.any() else 0)  # (S, L)
         high = torch.zeros(len(self), int(clips.max()) if no_windows else 0, dtype=torch.bool)  # (S, L)
+        zero_one = no_windows and all(label_scale(labels_of(s)) != "1 to 5" for s in self.samples)
         for i, s in enumerate(self.samples):
-            if votes[i] is not None:
-                total = votes[i][: clips[i]].sum(1)
-                saliency[i, : len(total)] = total / (4 * votes[i].shape[1]) * 12
-                high[i, : len(total)] = total > total.median()
-            elif s.saliency_scores is not None and s.relevant_clip_ids:
-                ids, scores = torch.tensor(s.relevant_clip_ids), torch.tensor(s.saliency_scores).sum(1)
+            if no_windows:
+                total = _votes(s, zero_one)[: clips[i]]
+                saliency[i, : len(total)] = total * 12
+                high[i, : len(total)] = total >= 0.5 if zero_one else total > total.median()
+            elif s.saliency_scores and s.relevant_clip_ids:
+                ids, scores = torch.tensor(s.relevant_clip_ids), torch.tensor(s.saliency_scores)  # (C,), (C, A)
                 kept = ids < clips[i]  # a clip without features cannot be ranked
-                saliency[i, ids[kept]] = scores[kept].float()
+                saliency[i, ids[kept]] = scores[kept].sum(1).float() * (3 / scores.shape[1])
         windows = self._fractions([s.relevant_windows or [] for s in self.samples], clips, 1)
         mined = self._fractions([s.extra.get("wrong_spans") or [] for s in self.samples], clips, 0)
         return _Annotations(*(a.to(self.video.device) for a in (*windows, saliency, scored, *mined, high)))
+
+    def _check_shapes(self) -> None:
+        """ValueError, naming the sample and the field, for annotations that cannot be stacked."""
+        for sample in self.samples:
+            for defect in shape_defects(sample):
+                raise ValueError(f"{self.name} {self.split}: qid {sample.qid!r}: {defect.field} {defect.message}")
+        if others := other_kinds(dict(enumerate(self.samples))):
+            i, defect = next(iter(others.items()))
+            first = f"the first is qid {self.samples[i].qid!r}: {defect.field}: {defect.message}"
+            raise ValueError(
+                f"{self.name} {self.split}: {len(others)} of {len(self)} samples differ from the others; {first}"
+            )
 
     def _fractions(self, windows_s: list[list[list[float]]], clips: Tensor, least: int) -> tuple[Tensor, Tensor]:
         """The windows of every sample as fractions of its clips, (S, W, 2), and their number, (S,).
@@ -243,9 +248,10 @@ class MomentDataset:
         return spans.float(), counts
 
 
-def _votes(sample: Sample) -> Tensor | None:
-    """The labels 0..4 that each annotator gives the clips of a sample without windows, (L, A); None without labels."""
-    labels = sample.extra.get("label")
-    if sample.relevant_windows is not None or not isinstance(labels, list):
-        return None
-    return torch.tensor(labels, dtype=torch.float64) - 1
+def _votes(sample: Sample, zero_one: bool) -> Tensor:
+    """The mean label of the clips of a sample without windows, float64 (L,), from 0 to 1.
+
+    zero_one  the labels are 0 and 1; False: they are 1 to 5
+    """
+    labels = torch.tensor(labels_of(sample), dtype=torch.float64)  # (L, A)
+    return labels.mean(1) if zero_one else (labels - 1).sum(1) / (4 * labels.shape[1])

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from tqdm import tqdm
 
 from mrlib.data import Sample
 from mrlib.data.annotations import is_plain_name
-from mrlib.data.arrays import as_rows, normalized_rows, read_array, read_glove, same_width
-from mrlib.data.problems import DataError, MissingFile, Problem
+from mrlib.data.arrays import Limit, normalized_rows, read_rows, read_vector, same_width
+from mrlib.data.clips import count_clips
+from mrlib.data.digests import content_digest, stamp
+from mrlib.data.glove import read_glove
+from mrlib.data.problems import DataError, Problem
+
+_AVERAGE = 'average them over clips, by rows_per_s= or rows_per_s="even"'
+Rate = float | Literal["clips", "even", "auto"]  # of the rows of a stream, see `clip_starts`
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,8 @@ class Source:
     template: str  # "folder/{vid}.npz:key"; for "a + b" the rows of both are concatenated
     qid: str  # what {query} stands for, a template of {qid}
     parts: int  # vectors per row, each normalised by itself
-    clip_s: float | None = None  # rows have another rate; average them over clips of this length.  None: rows are clips
+    clip_s: float | None = None  # seconds per clip of a video searched in; None: the vectors are of queries
+    rate: Rate = "clips"
 
     def files(self, sample: Sample) -> list[tuple[Path, str]]:
         """The files of a sample, each with the key of its array; ValueError for an id that is not a plain name."""
@@ -42,21 +49,42 @@ class Source:
         return [(self.root / file.format(**ids), key.format(**ids)) for file, _, key in parts]
 
     def rows(self, sample: Sample) -> np.ndarray:
-        """The rows of a sample, not normalised, float32 (L, D)."""
-        files = self.files(sample)
-        arrays = [as_rows(read_array(file, key), file, parts=self.parts) for file, key in files]
-        lengths = {file.name: len(array) for (file, _), array in zip(files, arrays, strict=True)}
-        if len(set(lengths.values())) > 1:
-            message = f"rows differ, {lengths}; extract the two together"
+        """The rows of a sample, not normalised, float32 (L, D); of a video, a row per clip."""
+        files, limit, counts = self.files(sample), None, {}
+        if self.clip_s is not None:
+            clips = count_clips(sample.duration, self.clip_s)
+            limit = Limit.of_video(clips, max(clips, sample.duration * _most_rows_per_s(self.rate)))
+        arrays = []
+        for file, key in files:
+            starts = partial(self._starts, sample, file)
+            rows, counts[file.name] = read_rows(file, key, parts=self.parts, limit=limit, starts=starts)
+            arrays.append(rows)
+        if len(set(counts.values())) > 1:
+            message = f"rows differ, {counts}; extract the two together"
             raise DataError(Problem(str(files[0][0]), None, "length", message))
-        rows = np.concatenate(arrays, axis=1) if len(arrays) > 1 else arrays[0]
-        return rows if self.clip_s is None else averaged(rows, sample.duration / self.clip_s)
+        return np.concatenate(arrays, axis=1) if len(arrays) > 1 else arrays[0]
 
     def vector(self, sample: Sample, key: str) -> np.ndarray:
         """The vector in the array `key` of the same file, as a row: float32 (1, J)."""
-        file, _ = self.files(sample)[0]
-        array = read_array(file, key)
-        return as_rows(array[None] if array.ndim == 1 else array, file)[:1]  # (J,) or (1, J) -> (1, J)
+        return read_vector(self.files(sample)[0][0], key)
+
+    def _starts(self, sample: Sample, file: Path, rows: int) -> np.ndarray | None:
+        """`clip_starts` of a file; ValueError if its rows at the given rate last another time than the video."""
+        if self.clip_s is None:
+            return None
+        clips = count_clips(sample.duration, self.clip_s)
+        if isinstance(self.rate, float) and abs(rows / self.rate / self.clip_s - clips) > tolerance(clips):
+            message = (
+                f"{rows} rows at {self.rate:g} a second last {rows / self.rate:g} s, the video {sample.duration:g} s; "
+                'correct rows_per_s, or say rows_per_s="even" if they are spread evenly over the video'
+            )
+            raise DataError(Problem(str(file), None, "length", message))
+        return clip_starts(rows, sample.duration / self.clip_s, self.rate, self.clip_s)
+
+
+def _most_rows_per_s(rate: Rate) -> float:
+    """The most rows per second that are expected, for `Limit`."""
+    return rate if isinstance(rate, float) else 0 if rate == "clips" else 25
 
 
 class WordVectors:
@@ -97,22 +125,31 @@ def words_of(query: str) -> list[str]:
     return re.findall(r"[^\W_]+|'[a-z]+", query.lower())
 
 
-def averaged(rows: np.ndarray, duration: float) -> np.ndarray:
-    """One row per clip: the mean of the rows that begin in the clip, or the one row that covers it.
+def clip_starts(rows: int, duration: float, rate: Rate, clip_s: float) -> np.ndarray | None:
+    """The first row of every clip of a video, and the end of the last one; None if rows are clips.
 
-    rows      (R, D)  rows that cover the video evenly
     duration  of the video, in clips
-    returns   (ceil(duration), D)
+    rate      "clips"  a row is a clip
+              "even"   the rows cover the video evenly
+              "auto"   the first if there are about as many rows as clips, else the second
+              number   rows per second, from the beginning of the video; clips after the last row are left out
+    returns   int64 (L + 1,). A clip is the mean of the rows that begin in it, or the one row that covers it
     """
     clips = count_clips(duration)
-    first = np.minimum(np.arange(clips) * len(rows) / duration, len(rows) - 1).astype(int)
-    counts = np.maximum(np.diff(first, append=len(rows)), 1)
-    return np.add.reduceat(rows, first) / counts[:, None].astype(np.float32)
+    if rate == "clips" or (rate == "auto" and abs(rows - clips) <= tolerance(clips)):
+        return None
+    if not isinstance(rate, float):
+        first = np.minimum(np.arange(clips) * rows / duration, rows - 1).astype(int)
+        return np.append(first, rows)
+    per_clip = rate * clip_s
+    clips = min(clips, count_clips(rows / per_clip))
+    first = np.minimum(np.arange(clips) * per_clip + 1e-6, rows - 1).astype(int)
+    return np.append(first, min(rows, max(first[-1] + 1, count_clips(clips * per_clip))))
 
 
-def count_clips(duration: float) -> int:
-    """The number of clips of a video, including a shorter last one; duration in clips."""
-    return max(1, math.ceil(duration - 1e-6))
+def tolerance(clips: int) -> int:
+    """How many rows more or less than clips a video may have: two, or a twentieth."""
+    return max(2, clips // 20)
 
 
 def agreed_length(lengths: dict[Path, int], sample: Sample, clip_s: float) -> int:
@@ -123,14 +160,17 @@ def agreed_length(lengths: dict[Path, int], sample: Sample, clip_s: float) -> in
              by more than a twentieth of it; then something has another rate
     """
     counts = ", ".join(f"{n} in {file.parent.name}/{file.name}" for file, n in lengths.items())
-    expected = count_clips(sample.duration / clip_s)
+    expected = count_clips(sample.duration, clip_s)
     file = str(max(lengths, key=lambda f: abs(lengths[f] - expected)))
     if max(lengths.values()) - min(lengths.values()) > 2:
-        message = f"streams of one video differ by more than two rows: {counts}; extract them at one rate"
+        message = (
+            f"streams of one video differ by more than two rows: {counts}; extract them at one rate, or {_AVERAGE}"
+        )
         raise DataError(Problem(file, None, "length", message))
-    if any(abs(n - expected) > max(2, expected // 20) for n in lengths.values()):
+    if any(abs(n - expected) > tolerance(expected) for n in lengths.values()):
         message = f"rows: {counts}; the video is {sample.duration:g} s, {expected} clips of {clip_s:g} s"
-        raise DataError(Problem(file, None, "length", f"{message}; extract them at that rate or correct the duration"))
+        advice = f"extract them at that rate, correct the duration, or {_AVERAGE}"
+        raise DataError(Problem(file, None, "length", f"{message}; {advice}"))
     return min(expected, *lengths.values())
 
 
@@ -184,17 +224,30 @@ class Features:
     def _normalized(self, name: str, rows: np.ndarray, parts: int = 1) -> np.ndarray:
         return normalized_rows(rows, parts) if name in self.normalized else rows
 
-    def state(self, samples: Iterable[Sample], sources: Iterable[Source | WordVectors]) -> str:
-        """A digest of the files that hold the samples' features, and of their sizes and times."""
-        stamps, digest = {}, hashlib.sha256()
+    def items(self, samples: Iterable[Sample]) -> str:
+        """A digest of what samples say about their videos and queries."""
+        digest = hashlib.sha256()
+        for sample in samples:
+            digest.update(f"{sample.vid} {sample.qid} {sample.duration} {sample.query!r}\n".encode())
+        return digest.hexdigest()[:16]
+
+    def state(self, samples: Iterable[Sample], sources: Collection[Source | WordVectors]) -> str:
+        """A digest of the samples and of the marks of their files, see `stamp`; it tells when files have changed."""
+        return self._digest(samples, sources, stamp)
+
+    def contents(self, samples: Iterable[Sample], sources: Collection[Source | WordVectors]) -> str:
+        """A digest of the samples and of the contents of their files."""
+        return self._digest(samples, sources, content_digest)
+
+    def _digest(self, samples: Iterable[Sample], sources: Collection[Source | WordVectors], of_file: Callable) -> str:
+        marks, digest = {}, hashlib.sha256(self.items(samples).encode())
         for sample in samples:
             with self.reading(sample):
-                digest.update(f"{sample.vid} {sample.qid} {sample.duration}\n".encode())
                 for source in sources:
                     for file, key in source.files(sample):
-                        if file not in stamps:
-                            stamps[file] = _stamp(file)
-                        digest.update(f"{file} {key} {stamps[file]}\n".encode())
+                        if file not in marks:
+                            marks[file] = of_file(file)
+                        digest.update(f"{key} {marks[file]}\n".encode())
         return digest.hexdigest()[:16]
 
     @contextmanager
@@ -206,13 +259,3 @@ class Features:
             need = f"needed by query {sample.qid} {sample.query!r} on video {sample.vid}"
             message = f"{error.problem.message}; {need}; {self.hint}"
             raise type(error)(replace(error.problem, message=message)) from error
-
-
-def _stamp(file: Path) -> str:
-    """Size and time of a file."""
-    try:
-        stat = file.stat()
-    except OSError as error:
-        problem = Problem(str(file), None, "missing file", f"no such feature file ({error.strerror})")
-        raise MissingFile(problem) from error
-    return f"{stat.st_size} {stat.st_mtime_ns}"

@@ -1,22 +1,13 @@
-"""A table of datasets, a table of the layouts of their feature files, and the one reader for all of them.
-
-A dataset names its annotation files; a layout names its feature files, as templates under the dataset's root,
-
-    clip_features/{vid}.npz:features          file of a video : array in it
-    vgg_rgb_features.hdf5:{vid}               one file of all videos : array of a video
-    {vid}_rgb.npy + {vid}_opt.npy             two files side by side
-
-with {vid} a video, {qid} a query, {query} a query as the dataset spells it. Of several templates one applies.
-"""
+"""A table of datasets, and the one reader for all of them. `mrlib.data.sources` has a table of their features."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +15,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mrlib.arguments import require
 from mrlib.data import Sample
-from mrlib.data.annotations import Line, checked_samples, read_annotations
-from mrlib.data.bank import Bank, load_bank, save_bank
+from mrlib.data.annotations import checked_samples, read_annotations
+from mrlib.data.bank import Bank
+from mrlib.data.cache import cache_folder, cached_bank
 from mrlib.data.dataset import MomentDataset
-from mrlib.data.features import Features, Source, WordVectors
+from mrlib.data.ego4d import read_nlq
+from mrlib.data.features import Features, Rate, Source, WordVectors
+from mrlib.data.lenient import Mode, mode_of
+from mrlib.data.lines import Line
 from mrlib.data.pairs import SPLITS, read_pairs
-from mrlib.data.problems import DataError, MissingFile, Problem
+from mrlib.data.sources import LAYOUTS as LAYOUTS
+from mrlib.data.sources import Layout, choose_layout, find_query, find_source, missing, own_settings
 from mrlib.data.sportsmoments import read_csv
+
+SHORTEST_CLIP_S, LONGEST_CLIP_S = 0.01, 3600.0
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ class Dataset:
     query: str = "qid{qid}"  # what {query} stands for in a layout
     words: bool = True  # queries are sentences
     classes: str | None = None  # a field of `extra` of which no two splits share a value
+    document: Callable[..., Iterator[Line]] | None = None  # the reader of its .json files: (file, clip_s, clamp=...)
 
 
 DATASETS: dict[str, Dataset] = {
@@ -58,8 +58,18 @@ DATASETS: dict[str, Dataset] = {
     "activitynet_captions": Dataset(("activitynet_{split}_release.jsonl",), 2.0),
     "tacos": Dataset(("tacos_{split}_release.jsonl",), 2.0, query="{qid}"),
     "tvsum": Dataset(("tvsum_{split}_release.jsonl",), 2.0),
+    "youtube_highlights": Dataset(
+        ("youtube_highlight_{split}_release.jsonl", "youtube_{split}.jsonl"),
+        5 / 3,  # a label is about 100 frames, one every 50 frames, at about 30 frames per second
+        query="{qid}",
+    ),
+    "ego4d_nlq": Dataset(("nlq_{split}.jsonl", "nlq_{split}.json"), 2.0, query="{qid}", document=read_nlq),
     "activitynet_vrl": Dataset(
-        ("activitynet_vrl_{split}.jsonl", "{split}.json", "data/{split}.json"), 2.0, words=False, classes="label"
+        ("activitynet_vrl_{split}.jsonl", "{split}.json", "data/{split}.json"),
+        2.0,
+        words=False,
+        classes="label",
+        document=lambda file, clip_s, clamp: read_pairs(file, clamp=clamp),
     ),
     "sportsmoments": Dataset(
         ("sportsmoments_{split}.jsonl", "sportsmoments_{split}.csv", "{split}.csv"),
@@ -68,86 +78,10 @@ DATASETS: dict[str, Dataset] = {
         classes="action_class",
     ),
 }
-READERS: dict[str, Callable[[Path, Dataset], Iterator[Line]]] = {  # by the ending of an annotation file
-    ".jsonl": lambda file, dataset: read_annotations(file, dataset.clip_s, words=dataset.words),
-    ".json": lambda file, dataset: read_pairs(file),
-    ".csv": lambda file, dataset: read_csv(file, dataset.clip_s),
-}
-
-
-@dataclass(frozen=True)
-class Stream:
-    """One kind of feature vectors."""
-
-    templates: tuple[str, ...]
-    parts: int = 1  # vectors per row, each normalised by itself
-    per_clip: bool = True  # a row is a clip; False: rows have another rate and are averaged over each clip
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The features of an official release, and their files."""
-
-    video: dict[str, Stream]  # in the order in which they are concatenated
-    query: Stream
-    joint: str | None = None  # the stream whose space the query's vector shares
-    sentence: str | None = None  # the query's vector: an array beside `query`, or "mean" of its normalised rows
-    tokens: int | None = None  # the most rows of a query that the official loader reads
-
-
-LAYOUTS: dict[str, Layout] = {
-    # Moment-DETR, QD-DETR, CG-DETR, TD-DETR, lighthouse
-    "moment_detr": Layout(
-        {
-            "slowfast": Stream(("slowfast_features/{vid}.npz:features", "slowfast/{vid}.npz:features")),
-            "clip": Stream(("clip_features/{vid}.npz:features", "clip/{vid}.npz:features")),
-        },
-        Stream(("clip_text_features/{query}.npz:last_hidden_state", "clip_text/{query}.npz:last_hidden_state")),
-        joint="clip",
-        sentence="pooler_output",
-        tokens=32,
-    ),
-    # AMR: [CLS] of the last four CLIP blocks, before the projection, so they are in no joint space
-    "amr": Layout(
-        {
-            "slowfast": Stream(("slowfast_features/{vid}.npz:features",)),
-            "clip_k4": Stream(("clip_b32_vid_k4/{vid}.npy",), parts=4),
-        },
-        Stream(("clip_b32_txt_k4/{qid}.npy",), parts=4),
-        tokens=32,
-    ),
-    "univtg": Layout(
-        {
-            "slowfast": Stream(("vid_slowfast/{vid}.npz:features", "h5py/vid_slowfast.hdf5:{vid}")),
-            "clip": Stream(("vid_clip/{vid}.npz:features", "h5py/vid_clip.hdf5:{vid}")),
-        },
-        Stream(("txt_clip/{qid}.npz:last_hidden_state", "h5py/txt_clip.hdf5:{qid}")),
-    ),
-    # MATR: the query is a video
-    "matr": Layout(
-        {"clip": Stream(("target_vid_clip/{vid}.npz:features", "vid_clip/{vid}.npz:features"))},
-        Stream(("query_vid_clip/qid{qid}.npz:last_hidden_state", "vid_clip_query/qid{qid}.npz:last_hidden_state")),
-        joint="clip",
-        sentence="mean",
-    ),
-    # lighthouse and QD-DETR on TVSum; they do not normalise the tokens: normalize=["i3d"]
-    "tvsum": Layout(
-        {
-            "i3d": Stream(
-                (
-                    "i3d/{vid}_rgb.npy + i3d/{vid}_opt.npy",
-                    "video_features/{vid}_rgb.npy + video_features/{vid}_opt.npy",
-                    "{vid}_rgb.npy + {vid}_opt.npy",
-                )
-            )
-        },
-        Stream(("clip_text/{qid}.npz:token", "query_features/{qid}.npz:token", "{qid}.npz:token")),
-    ),
-    # 2D-TAN; a word is its GloVe vector
-    "tan_vgg": Layout({"vgg": Stream(("vgg_rgb_features.hdf5:{vid}",), per_clip=False)}, Stream(("glove*.txt",))),
-    "tan_c3d": Layout(
-        {"c3d": Stream(("sub_activitynet_v1-3.c3d.hdf5:{vid}/c3d_features",), per_clip=False)}, Stream(("glove*.txt",))
-    ),
+READERS: dict[str, Callable[[Path, Dataset, bool], Iterator[Line]]] = {  # by the ending of an annotation file
+    ".jsonl": lambda file, dataset, clamp: read_annotations(file, dataset.clip_s, words=dataset.words, clamp=clamp),
+    ".json": lambda file, dataset, clamp: dataset.document(file, dataset.clip_s, clamp=clamp),
+    ".csv": lambda file, dataset, clamp: read_csv(file, dataset.clip_s, clamp=clamp),
 }
 
 
@@ -160,7 +94,7 @@ def dataset_root(name: str, root: str | os.PathLike | None) -> Path:
             raise ValueError(f"no folder for {name}: give root=, or set MRLIB_DATA to the folder that holds {name}/")
         root = Path(os.environ["MRLIB_DATA"], name)
     if not Path(root).is_dir():
-        raise _missing(root, f"no such folder; the annotations and features of {name} are expected there")
+        raise missing(root, f"no such folder; the annotations and features of {name} are expected there")
     return Path(root)
 
 
@@ -180,68 +114,13 @@ def find_annotations(name: str, root: Path) -> dict[str, Path]:
     return splits
 
 
-def read_samples(name: str, file: Path) -> Iterator[Line]:
-    """The lines of an annotation file, in whichever format it was published; see `read_annotations`."""
-    return READERS[Path(file.name.removesuffix(".gz")).suffix](file, DATASETS[name])
+def read_samples(name: str, file: Path, clip_s: float | None = None, *, clamp: bool = False) -> Iterator[Line]:
+    """The lines of an annotation file, in whichever format it was published; see `read_annotations`.
 
-
-def find_source(root: Path, stream: Stream, dataset: Dataset) -> Source:
-    """The source of a stream: its feature files under `root`.
-
-    raises  FileNotFoundError if none of its templates has files, ValueError if two have
+    clip_s  seconds per clip; None: that of the dataset
+    clamp   windows are brought into their videos, see `mrlib.data.lines.clamped`
     """
-    templates = [t for t in stream.templates if _has_files(root, t, dataset)]
-    if not templates:
-        raise _missing(root, f"no {' or '.join(stream.templates)}; streams= chooses among the streams that are there")
-    if len(templates) > 1:
-        raise DataError(Problem(str(root), None, "ambiguous", f"{' and '.join(templates)} are there; keep one of them"))
-    return Source(root, templates[0], dataset.query, stream.parts, None if stream.per_clip else dataset.clip_s)
-
-
-def find_query(root: Path, layout: str, dataset: Dataset, samples: Collection[Sample]) -> Source | WordVectors:
-    """The source of the query vectors of samples: feature files or a GloVe file under `root`."""
-    source = find_source(root, LAYOUTS[layout].query, dataset)
-    if not source.template.endswith(".txt"):
-        return source
-    files = sorted(root.glob(source.template))
-    if len(files) > 1:
-        raise DataError(Problem(str(root), None, "ambiguous", f"{[f.name for f in files]} are there; keep one of them"))
-    return WordVectors(files[0], samples)
-
-
-def _has_files(root: Path, template: str, dataset: Dataset) -> bool:
-    """Whether each part of a template matches a file."""
-    files = [part.partition(":")[0].replace("{query}", dataset.query) for part in template.split(" + ")]
-    patterns = [re.sub(r"{\w+}", "*", file) for file in files]
-    return all(next(root.glob(pattern), None) for pattern in patterns)
-
-
-def find_layout(root: Path, dataset: Dataset) -> str:
-    """The one layout of which query features and video features are under `root`.
-
-    raises  FileNotFoundError if there is none, ValueError if there are several
-    """
-    names = [
-        name
-        for name, layout in LAYOUTS.items()
-        if any(_has_files(root, t, dataset) for t in layout.query.templates)
-        and any(_has_files(root, t, dataset) for stream in layout.video.values() for t in stream.templates)
-    ]
-    if len(names) > 1:
-        message = f"features in the layouts {', '.join(names)}; say which by layout="
-        raise DataError(Problem(str(root), None, "ambiguous", message))
-    if not names:
-        templates = (
-            f"  {name}: {'; '.join(' or '.join(s.templates) for s in layout.video.values())}"
-            f"; query: {' or '.join(layout.query.templates)}"
-            for name, layout in LAYOUTS.items()
-        )
-        raise _missing(root, "features in no known layout; looked for\n" + "\n".join(templates))
-    return names[0]
-
-
-def _missing(folder: str | os.PathLike, message: str) -> MissingFile:
-    return MissingFile(Problem(str(folder), None, "missing file", message))
+    return READERS[Path(file.name.removesuffix(".gz")).suffix](file, dataset_of(name, clip_s), clamp)
 
 
 def open_files(
@@ -252,56 +131,101 @@ def open_files(
     layout: str | None = None,
     streams: str | Iterable[str] | None = None,
     normalize: bool | Iterable[str] = True,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     cache: str | os.PathLike | None = None,
     limit: int | None = None,
     domain: str | None = None,
+    clip_s: float | None = None,
+    rows_per_s: Rate | Mapping[str, Rate] | None = None,
+    files: Mapping[str, str] | None = None,
+    query_files: str | None = None,
+    bad: Mode = "error",
 ) -> MomentDataset:
     """A dataset from annotation and feature files.
 
-    name       of DATASETS
-    root       folder with the annotations and features; None: $MRLIB_DATA/name
-    split      as in the names of the annotation files: "train", "val", "test"
-    layout     of LAYOUTS; None: the one whose files are there
-    streams    names of the video streams to concatenate, in this order; "joint" for only the one in the joint space;
-               None for all of the layout
-    normalize  which vectors are divided by their L2 norm: True for all, as in the official loaders, False for none, or
-               names of streams and "query"; the query's vector in the joint space is treated as the joint stream is
-    dtype      of the features in the cache, float32 or float16; batches are float32 either way
-    cache      folder for the memory-mapped features; None: `.mrlib_cache` under root or, where that cannot be written,
-               `mrlib` under $XDG_CACHE_HOME
-    limit      only the first samples
-    domain     only the samples of this domain; on TVSum the official recipe trains one model per domain
-    raises     ValueError, FileNotFoundError or KeyError, naming the file, the problem and what to do
+    name         of DATASETS
+    root         folder with the annotations and features; None: $MRLIB_DATA/name
+    split        as in the names of the annotation files: "train", "val", "test"
+    layout       of LAYOUTS; None: the one whose files are there, else files with the names of videos and queries
+    streams      names of the video streams to concatenate, in this order; "joint" for only the one in the joint space;
+                 None for all of the layout
+    normalize    which vectors are divided by their L2 norm: True for all, as in the official loaders, False for none,
+                 or names of streams and "query"; the query's vector in the joint space is treated as the joint stream
+    dtype        of the features in the cache, float32 or float16; batches are float32 either way
+    cache        folder for the memory-mapped features; None: `.mrlib_cache` under root or, where that cannot be
+                 written, `mrlib` under $XDG_CACHE_HOME or ~/.cache, or a folder for temporary files
+    limit        only the first samples
+    domain       only the samples of this domain; on TVSum the official recipe trains one model per domain
+    clip_s       seconds per clip; None: that of the dataset
+    rows_per_s   of streams whose rows are no clips, and are averaged over clips: a number of rows per second; "even" if
+                 the rows cover each video evenly; "auto" for "even" only where there are not about as many rows as
+                 clips; "clips" if rows are clips; or one of these by the name of a stream. None: as the layout says
+    files        templates of video files under root by the name of a stream, as {"clip": "my/{vid}.npz:features"}, see
+                 `mrlib.data.sources`; beside a layout they replace or add streams. Their rows are taken as "auto"
+    query_files  template of query files, as "text/{qid}.npy", or a GloVe file, as "glove.6B.300d.txt"
+    bad          what to do with annotated lines that are not right, "error", "skip", "clamp": see `mrlib.data.lenient`
+    raises       ValueError, FileNotFoundError or KeyError, naming the file or option, the problem and what to do
 
     The streams of a video are cut to the shortest and to the video's duration; a query is cut to what the official
-    loader reads (32 tokens for Moment-DETR and AMR).
+    loader reads (32 tokens for Moment-DETR and AMR). How large an array may be is decided before it is read, see
+    `mrlib.data.arrays.Limit`.
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit is {limit}; at least one sample, or None for all")
+    dtype, limit = checked_dtype(dtype), checked_limit(limit)
     root = dataset_root(name, root)
+    dataset = dataset_of(name, clip_s)
     file = _annotation_file(name, root, split)
-    samples = checked_samples(file, DATASETS[name].clip_s, read_samples(name, file))
+    lines = read_samples(name, file, dataset.clip_s, clamp=mode_of(bad) == "clamp")
+    samples = checked_samples(file, dataset.clip_s, lines, bad)
     samples = _in_domain(samples, domain, f"{name} {split}")[:limit]
-    layout = layout or find_layout(root, DATASETS[name])
-    features = open_features(name, root, samples, layout, streams, normalize)
+    layout, row = choose_layout(
+        root, dataset, samples, layout=layout, files=files, query_files=query_files, rows_per_s=rows_per_s
+    )
+    features = open_features(name, root, dataset, samples, layout, row, streams, normalize)
     settings = {
         "layout": layout,
         "streams": list(features.video),
         "normalize": sorted(features.normalized),
         "dtype": str(dtype).removeprefix("torch."),
         "limit": limit,
-    } | ({} if domain is None else {"domain": domain})
+    }
+    settings |= {} if domain is None else {"domain": domain}
+    settings |= {} if clip_s is None else {"clip_s": dataset.clip_s}
+    settings |= {} if bad == "error" else {"bad": bad}
+    settings |= own_settings(layout, row, features.video)
     digest = hashlib.sha256(json.dumps([str(root.resolve()), settings]).encode()).hexdigest()[:8]
-    stem = _cache_folder(root, cache) / f"{name}-{split}-{digest}"
+    stem = cache_folder(root, cache) / f"{name}-{split}-{digest}"
     return _read_dataset(name, split, samples, features, dtype, stem, settings)
+
+
+def dataset_of(name: str, clip_s: float | None = None) -> Dataset:
+    """A row of DATASETS, with another length of clips if one is given; ValueError for no length."""
+    if clip_s is None:
+        return DATASETS[name]
+    number = type(clip_s) in (int, float) and SHORTEST_CLIP_S <= clip_s <= LONGEST_CLIP_S
+    require(number, "clip_s", clip_s, f"a number of seconds from {SHORTEST_CLIP_S} to {LONGEST_CLIP_S}")
+    return replace(DATASETS[name], clip_s=float(clip_s))
+
+
+def checked_limit(limit: int | None) -> int | None:
+    """A number of samples, or None for all; ValueError for anything else."""
+    number = isinstance(limit, Integral) and not isinstance(limit, bool) and limit >= 1
+    require(limit is None or number, "limit", limit, "a whole number of at least 1, or None for all")
+    return None if limit is None else int(limit)
+
+
+def checked_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """torch.float32 or torch.float16, also by name; ValueError for another."""
+    kinds = {str(kind).removeprefix("torch."): kind for kind in (torch.float32, torch.float16)}
+    known = dtype in kinds.values() or dtype in kinds
+    require(known, "dtype", dtype, "torch.float32 or torch.float16")
+    return kinds.get(dtype, dtype)
 
 
 def _annotation_file(name: str, root: Path, split: str) -> Path:
     splits = find_annotations(name, root)
     if split not in splits:
         expected = " or ".join(t.replace("{split}", split) for t in DATASETS[name].annotations)
-        raise _missing(root, f"no split {split!r} of {name}: {expected} is expected; there are {sorted(splits)}")
+        raise missing(root, f"no split {split!r} of {name}: {expected} is expected; there are {sorted(splits)}")
     return splits[split]
 
 
@@ -330,10 +254,9 @@ def _read_dataset(
     for sample in samples:
         videos.setdefault(sample.vid, sample)
         queries.setdefault(sample.qid, sample)
-    state = features.state(videos.values(), features.video.values())
-    target, _ = _cached_bank(f"{stem}-target", state, features.videos(videos.values()), len(videos), dtype)
-    state = features.state(queries.values(), [features.query])
-    query, vectors = _cached_bank(f"{stem}-query", state, features.queries(queries.values()), len(queries), dtype)
+    identity = {"dataset": name, "split": split, "settings": hashlib.sha256(json.dumps(settings).encode()).hexdigest()}
+    target, _ = _bank(f"{stem}-target", identity, features, videos.values(), features.video.values(), dtype)
+    query, vectors = _bank(f"{stem}-query", identity, features, queries.values(), [features.query], dtype)
     ends = np.cumsum([features.widths[stream] for stream in features.video]).tolist()
     video_item = {vid: i for i, vid in enumerate(videos)}
     query_item = {qid: i for i, qid in enumerate(queries)}
@@ -353,44 +276,41 @@ def _read_dataset(
     )
 
 
-def _cached_bank(
-    stem: str, state: str, items: Iterable[tuple[np.ndarray, np.ndarray | None]], count: int, dtype: torch.dtype
+def _bank(
+    stem: str,
+    identity: dict[str, str],
+    features: Features,
+    samples: Collection[Sample],
+    sources: Collection[Source | WordVectors],
+    dtype: torch.dtype,
 ) -> tuple[Bank, Tensor | None]:
-    """The bank in the file `{stem}-{state}.safetensors`, written first if it is not there; other states are removed.
-
-    state        digest of the feature files
-    items, count  as in `save_bank`; not read if the file is there
-    """
-    file = Path(f"{stem}-{state}.safetensors")
-    bank = load_bank(file)
-    if bank is None:
-        save_bank(file, items, count, dtype)
-        for stale in set(file.parent.glob(f"{Path(stem).name}-*.safetensors")) - {file}:
-            stale.unlink(missing_ok=True)
-        bank = load_bank(file)
-    return bank
+    """The bank of the videos or queries of samples, from the cache."""
+    record = identity | {"items": features.items(samples), "state": features.state(samples, sources)}
+    rows = features.queries(samples) if features.query in sources else features.videos(samples)
+    return cached_bank(Path(stem), record, lambda: features.contents(samples, sources), rows, len(samples), dtype)
 
 
 def open_features(
     name: str,
     root: Path,
+    dataset: Dataset,
     samples: Sequence[Sample],
     layout: str,
+    row: Layout,
     streams: str | Iterable[str] | None,
     normalize: bool | Iterable[str],
 ) -> Features:
     """The features that `open_files` reads; only those of the first sample are read here, for their widths."""
-    if layout not in LAYOUTS:
-        raise ValueError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}")
-    row, dataset = LAYOUTS[layout], DATASETS[name]
-    names = _stream_names(layout, streams)
-    normalized = {*names, "query"} if normalize is True else set() if normalize is False else set(normalize)
+    names = stream_names(layout, row, streams)
+    normalized = {*names, "query"} if normalize is True else set()
+    if not isinstance(normalize, bool):
+        normalized = set(_names("normalize", normalize))
     if unknown := normalized - {*names, "query"}:
         raise ValueError(f"normalize names {sorted(unknown)}; there are {[*names, 'query']}")
-    video = {stream: find_source(root, row.video[stream], dataset) for stream in names}
+    video = {stream: find_source(root, row.video[stream], dataset, samples, video=True) for stream in names}
     features = Features(
         video=video,
-        query=find_query(root, layout, dataset, samples),
+        query=find_query(root, row.query, dataset, samples),
         sentence=row.sentence,
         tokens=row.tokens,
         joint=row.joint if row.joint in video else None,
@@ -404,21 +324,22 @@ def open_features(
     return replace(features, widths=widths)
 
 
-def _stream_names(layout: str, streams: str | Iterable[str] | None) -> tuple[str, ...]:
-    video, joint = LAYOUTS[layout].video, LAYOUTS[layout].joint
+def stream_names(layout: str, row: Layout, streams: str | Iterable[str] | None) -> tuple[str, ...]:
+    """The streams of a layout that the option `streams` of `open_files` names; ValueError for other names."""
     if streams == "joint":
-        if joint is None:
-            raise ValueError(f"layout {layout} has no stream in a joint space; its streams are {list(video)}")
-        return (joint,)
-    names = tuple(video) if streams is None else (streams,) if isinstance(streams, str) else tuple(streams)
-    if not names or len(set(names)) < len(names) or set(names) - set(video):
-        raise ValueError(f"streams {list(names)} of layout {layout}; choose among {list(video)}, each once")
+        if row.joint is None:
+            raise ValueError(f"layout {layout} has no stream in a joint space; its streams are {list(row.video)}")
+        return (row.joint,)
+    names = tuple(row.video) if streams is None else _names("streams", streams)
+    if not names or len(set(names)) < len(names) or set(names) - set(row.video):
+        raise ValueError(f"streams {list(names)} of layout {layout}; choose among {list(row.video)}, each once")
     return names
 
 
-def _cache_folder(root: Path, cache: str | os.PathLike | None) -> Path:
-    if cache is not None:
-        return Path(cache)
-    if os.access(root, os.W_OK):
-        return root / ".mrlib_cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mrlib"
+def _names(option: str, names: str | Iterable[str]) -> tuple[str, ...]:
+    """One name or several; ValueError naming the option for anything else."""
+    if isinstance(names, str):
+        return (names,)
+    listed = tuple(names) if isinstance(names, Iterable) and not isinstance(names, Mapping) else (None,)
+    require(all(isinstance(name, str) for name in listed), option, names, "the name of a stream, or a list of names")
+    return listed

@@ -22,14 +22,17 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from mrlib.data import Sample
-from mrlib.data.annotations import Line, is_plain_name, shared_classes
+from mrlib.data.annotations import shared_classes
 from mrlib.data.arrays import read_array
-from mrlib.data.problems import DataError, MissingFile, Problem
+from mrlib.data.documents import read_document
+from mrlib.data.lenient import Mode, refusals, summary
+from mrlib.data.lines import EARLY, EMPTY, LATE, Defect, Line, is_plain_name, is_whole, short
+from mrlib.data.problems import DataError, Problem
 from mrlib.files import write_whole
 from mrlib.ops.draw import Draw
 
@@ -82,10 +85,14 @@ def find_items(root: Path) -> dict[str, Path]:
     return {split: file for split, file in files if file.is_file()}
 
 
-def read_items(file: Path) -> tuple[list[Item], list[Problem]]:
-    """The items of a split that have no problem, and all problems of its file and of those beside it."""
+def read_items(file: Path, *, clamp: bool = False) -> tuple[list[Item], list[Problem]]:
+    """The items of a split that have no fatal problem, and all problems of its file and of those beside it.
+
+    clamp  a crop that ends after its video, or a moment that is not inside its crop, is cut; a moment of no length
+           becomes the unit that it begins
+    """
     try:
-        entries = _json(file, list)
+        entries = read_document(file, list)
         lengths = _lengths(file.with_name("length.json"))
         durations_s = _durations(file)
         expected = _classes(file)
@@ -95,10 +102,12 @@ def read_items(file: Path) -> tuple[list[Item], list[Problem]]:
         return [], [Problem(str(file), None, "empty", "no item in this file; copy or download it again")]
     items, problems, guessed = [], [], set()
     for index, entry in enumerate(entries):
-        defects = _defects(entry, lengths)
+        entry, changes = _clamped(entry, lengths) if clamp else (entry, [])
+        defects = [Defect(*each) for each in _defects(entry, lengths)]
         if not defects and expected is not None and entry["label"] not in expected:
-            defects = [("label", f"{entry['label']!r} is a class of another split in perm.npy; correct one of the two")]
-        problems += [Problem(str(file), index, *each, unit="item") for each in defects]
+            message = f"{entry['label']!r} is a class of another split in perm.npy; correct one of the two"
+            defects = [Defect("label", message)]
+        problems += [defect.at(str(file), index, "item") for defect in defects or changes]
         if defects:
             continue
         video, (start, end) = entry["id"], entry["location"]
@@ -113,23 +122,9 @@ def read_items(file: Path) -> tuple[list[Item], list[Problem]]:
     return items, problems
 
 
-def _json(file: Path, *kinds: type) -> Any:
-    """The content of a JSON file, of one of these types."""
-    try:
-        content = json.loads(file.read_bytes())
-    except FileNotFoundError:
-        raise MissingFile(Problem(str(file), None, "missing file", "no such file; copy it beside the others")) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(Problem(str(file), None, "json", f"{error}; copy or download it again")) from None
-    if not isinstance(content, kinds):
-        message = f"a {type(content).__name__} where a {' or '.join(k.__name__ for k in kinds)} is expected"
-        raise DataError(Problem(str(file), None, "json", message))
-    return content
-
-
 def _lengths(file: Path) -> dict[str, dict[str, int]]:
     """n_feat and n_frames of every video: {id: {"n_feat", "n_frames"}}, {id: [n_feat, n_frames]} or a list of dicts."""
-    content = _json(file, dict, list)
+    content = read_document(file, dict, list)
     if isinstance(content, list):
         content = {each["id"]: each for each in content if isinstance(each, dict) and isinstance(each.get("id"), str)}
     names = ("n_feat", "n_frames")
@@ -149,7 +144,7 @@ def _durations(items: Path) -> dict[str, float]:
     """The duration in seconds of every video in ActivityNet's annotations; empty without that file."""
     if (file := _activitynet(items)) is None:
         return {}
-    database = _json(file, dict).get("database")
+    database = read_document(file, dict).get("database")
     if not isinstance(database, dict):
         raise DataError(Problem(str(file), None, "database", "is missing; copy or download the file again"))
     durations_s = {video: each.get("duration") for video, each in database.items() if isinstance(each, dict)}
@@ -165,7 +160,7 @@ def _classes(items: Path) -> set[int] | None:
     if not perm.is_file() or names is None or items.stem not in CLASSES:
         return None
     try:
-        nodes = _json(names, dict)["taxonomy"]
+        nodes = read_document(names, dict)["taxonomy"]
         parents = {node["parentId"] for node in nodes}
         leaves = sorted((node["nodeName"], node["nodeId"]) for node in nodes if node["nodeId"] not in parents)
     except (KeyError, TypeError) as error:
@@ -185,32 +180,63 @@ def _defects(entry: Any, lengths: dict[str, Any]) -> list[tuple[str, str]]:
     video, label = entry.get("id"), entry.get("label")
     defects = []
     if not isinstance(video, str) or not is_plain_name(video):
-        defects.append(("id", f"{video!r} is not a plain name: no / or \\, no leading dot, not empty"))
+        defects.append(("id", f"{short(video)} is not a plain name: no / or \\, no leading dot, not empty"))
     elif not _is_length(lengths.get(video)):
-        content = f"{lengths[video]!r}, not n_feat and n_frames above 0" if video in lengths else "nothing"
-        defects.append(("id", f"length.json has {content} for {video!r}; add it, or take the item out"))
+        content = f"{short(lengths[video])}, not n_feat and n_frames above 0" if video in lengths else "nothing"
+        defects.append(("id", f"length.json has {content} for {short(video)}; add it, or take the item out"))
     if type(label) not in (int, str) or not is_plain_name(str(label)):
-        defects.append(("label", f"is {label!r}, not the number or the plain name of a class"))
+        defects.append(("label", f"is {short(label)}, not the number or the plain name of a class"))
     location, moment = entry.get("location"), entry.get("groundtruth")
     if not _is_interval(location):
-        defects.append(("location", f"is {location!r}, not [start, end] in whole units, 0 <= start < end"))
+        defects.append(("location", f"is {short(location)}, not [start, end] in whole units, 0 <= start < end"))
     elif not defects and location[1] > lengths[video]["n_feat"]:
         end = f"the video, {lengths[video]['n_feat']} units in length.json"
         defects.append(("location", f"{location} ends after {end}; correct one of the two"))
     if not _is_interval(moment):
-        defects.append(("groundtruth", f"is {moment!r}, not [start, end] in whole units, 0 <= start < end"))
+        defects.append(("groundtruth", f"is {short(moment)}, not [start, end] in whole units, 0 <= start < end"))
     elif _is_interval(location) and moment[1] > location[1] - location[0]:
         units = location[1] - location[0]
         defects.append(("groundtruth", f"{moment} ends after its crop, {units} units; it counts from the crop"))
     return defects
 
 
+def _clamped(entry: Any, lengths: dict[str, Any]) -> tuple[Any, list[Defect]]:
+    """An entry with its crop cut to its video and its moment to its crop, and what was changed."""
+    length = lengths.get(entry.get("id")) if isinstance(entry, dict) and isinstance(entry.get("id"), str) else None
+    if not _is_length(length):
+        return entry, []
+    changes = []
+    for field in ("location", "groundtruth"):
+        crop = entry.get("location")
+        units = length["n_feat"] if field == "location" else crop[1] - crop[0] if _is_interval(crop) else 0
+        given = entry.get(field)
+        if (
+            not isinstance(given, list)
+            or len(given) != 2
+            or not all(map(is_whole, given))
+            or _is_interval(given, units)
+        ):
+            continue
+        start, end = given
+        inside = [max(start, 0), min(end, units)]
+        if field == "groundtruth" and start == end and 0 <= start <= units:
+            inside = [min(start, units - 1), min(start, units - 1) + 1]
+        if start <= end and _is_interval(inside, units):
+            place = EMPTY if start == end else LATE if end > units else EARLY
+            entry = entry | {field: inside}
+            changes.append(Defect(field, f"{given} is read as {inside}", False, place))
+    return entry, changes
+
+
 def _is_length(x: Any) -> bool:
-    return isinstance(x, dict) and all(type(x.get(name)) is int and x[name] > 0 for name in ("n_feat", "n_frames"))
+    counts = [x.get(name) for name in ("n_feat", "n_frames")] if isinstance(x, dict) else [None]
+    return all(type(n) is int and 0 < n < 1e9 for n in counts)
 
 
-def _is_interval(x: Any) -> bool:
-    return isinstance(x, list) and len(x) == 2 and all(type(u) is int for u in x) and 0 <= x[0] < x[1]
+def _is_interval(x: Any, units: int | None = None) -> bool:
+    """Whether x is [start, end] in whole units, inside the first `units` if their number is given."""
+    whole = isinstance(x, list) and len(x) == 2 and all(type(u) is int for u in x) and 0 <= x[0] < x[1]
+    return whole and (units is None or x[1] <= units)
 
 
 # ---- pairs ----
@@ -262,13 +288,19 @@ def make_pairs(
 
 
 def read_pairs(
-    file: Path, *, seed: int = 0, per_item: int | None = None, exclude_same_video: bool = False
+    file: Path,
+    *,
+    seed: int = 0,
+    per_item: int | None = None,
+    exclude_same_video: bool = False,
+    clamp: bool = False,
 ) -> Iterator[Line]:
     """The pairs of a published file, as `mrlib.data.annotations.read_annotations` yields lines; numbers are of items.
 
     seed, per_item, exclude_same_video  as in `make_pairs`
+    clamp  as in `read_items`
     """
-    items, problems = read_items(file)
+    items, problems = read_items(file, clamp=clamp)
     for problem in problems:
         yield problem.line, None, [problem]
     labels = {f: _labels(f) for split in SPLITS if (f := file.with_stem(split)).is_file()}
@@ -289,7 +321,7 @@ def read_pairs(
 def _labels(file: Path) -> set[int | str]:
     """The classes of a split's items; its problems are reported when that split is read."""
     try:
-        entries = _json(file, list)
+        entries = read_document(file, list)
     except DataError:
         return set()
     labels = (entry.get("label") for entry in entries if isinstance(entry, dict))
@@ -312,6 +344,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the drawn targets; default 0")
     parser.add_argument("--per-item", type=int, help="training targets per query, drawn; default all")
     parser.add_argument("--exclude-same-video", action="store_true", help="query and target are of different videos")
+    parser.add_argument("--bad", choices=get_args(Mode), default="error", help="leave bad items out, or cut them")
     parser.add_argument("--force", action="store_true", help="replace pair files that have other pairs")
     options = parser.parse_args(arguments)
     if options.per_item is not None and options.per_item < 1:
@@ -322,12 +355,14 @@ def main(arguments: list[str] | None = None) -> int:
     files, counts, fatal = {}, [], 0
     for split, source in published.items():
         drawn = {"seed": options.seed, "per_item": options.per_item if split == "train" else None}
-        samples = []
-        for _, sample, problems in read_pairs(source, **drawn, exclude_same_video=options.exclude_same_video):
-            for problem in problems:
-                print(problem if problem.fatal else f"{problem} (not fatal)", file=sys.stderr)
-                fatal += problem.fatal
-            samples += [] if sample is None else [sample]
+        drawn |= {"exclude_same_video": options.exclude_same_video, "clamp": options.bad == "clamp"}
+        lines = list(read_pairs(source, **drawn))
+        refused = refusals(source, lines, options.bad)
+        notes = [f"{p} (not fatal)" for _, _, problems in lines for p in problems if not p.fatal and not p.place]
+        changes = [f"{source}: {text}" for text in [summary(lines, options.bad, 0)] if text]
+        print(*refused, *notes, *changes, sep="\n", end="\n" * bool(refused or notes or changes), file=sys.stderr)
+        fatal += len(refused)
+        samples = [sample for _, sample, _ in lines if sample is not None]
         file = pair_file(options.root, split)
         files[file] = "".join(json.dumps(sample.as_line()) + "\n" for sample in samples).encode()
         targets, queries = ({getattr(sample, field) for sample in samples} for field in ("vid", "qid"))

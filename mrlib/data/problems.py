@@ -15,6 +15,7 @@ class Problem:
     message: str  # what is wrong and what to do
     fatal: bool = True  # False: the reader continues
     unit: str = "line"  # "item": an entry of a JSON list, from 0
+    place: str = ""  # of a window that is not inside its video, see `mrlib.data.lines.Defect`
 
     def __str__(self) -> str:
         return f"{self.file}{'' if self.line is None else f', {self.unit} {self.line}'}: {self.kind}: {self.message}"

@@ -16,10 +16,12 @@ import io
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from mrlib.data import Sample
-from mrlib.data.annotations import Defect, Line, sample_of
+from mrlib.data.lines import Defect, Line, sample_of
 from mrlib.data.problems import MissingFile, Problem
+from mrlib.files import LongLine, numbered_lines
 
 _CRICKET = {
     1: "lbw",
@@ -61,24 +63,36 @@ _FIELD = {"qid": "query_id", "vid": "reference_id", "duration": "reference_durat
 _COLUMNS = (*_FIELD.values(), *_WINDOW, "action_class")
 
 
-def read_csv(path: Path, clip_s: float = 2.0) -> Iterator[Line]:
+def read_csv(path: Path, clip_s: float = 2.0, *, clamp: bool = False) -> Iterator[Line]:
     """Every row as `mrlib.data.annotations.read_annotations` yields a line; `extra` has "action_class" and "action".
 
-    clip_s  seconds per clip; a window that ends after its video by less than a clip is clamped
+    clip_s  seconds per clip
+    clamp   as in `mrlib.data.lines.sample_of`
     """
-    file, rows = str(path), None
+    file, lines = str(path), _Counted()
     if not path.is_file():
         raise MissingFile(Problem(file, None, "missing file", "no such annotation file"))
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as content:
-            rows = csv.DictReader(io.TextIOWrapper(content, "utf-8-sig", newline=""), strict=True)
-            yield from _rows(rows, file, clip_s)
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
-        number = 1 if rows is None else rows.line_num + 1
+            text = io.TextIOWrapper(content, "utf-8-sig", newline="")
+            rows = csv.DictReader(lines.read(text), strict=True)
+            yield from _rows(rows, lines, file, clip_s, clamp)
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error, LongLine) as error:
+        number = lines.number + 1
         yield None, None, [Problem(file, number, "unreadable", f"{error}; copy or download the file again")]
 
 
-def _rows(rows: csv.DictReader, file: str, clip_s: float) -> Iterator[Line]:
+class _Counted:
+    """The lines of a file, and the number of the last one that was read."""
+
+    number = 0
+
+    def read(self, text: IO[str]) -> Iterator[str]:
+        for self.number, line in numbered_lines(text):
+            yield line
+
+
+def _rows(rows: csv.DictReader, lines: _Counted, file: str, clip_s: float, clamp: bool) -> Iterator[Line]:
     columns = rows.fieldnames or ()
     if missing := [column for column in _COLUMNS if column not in columns]:
         message = f"no such column; needed are {', '.join(_COLUMNS)}, there are {', '.join(columns) or 'none'}"
@@ -86,8 +100,8 @@ def _rows(rows: csv.DictReader, file: str, clip_s: float) -> Iterator[Line]:
         return
     first_uses, repeated, empty = {}, [], True
     for row in rows:
-        empty, number = False, rows.line_num
-        sample, defects = _sample(row, clip_s)
+        empty, number = False, lines.number
+        sample, defects = _sample(row, clip_s, clamp)
         if sample is not None:
             first_number, first_sample = first_uses.setdefault((sample.qid, sample.vid), (number, sample))
             if first_number != number and first_sample == sample:
@@ -95,8 +109,8 @@ def _rows(rows: csv.DictReader, file: str, clip_s: float) -> Iterator[Line]:
                 continue
             if first_number != number:
                 message = f"the pair of query_id and reference_id is on line {first_number} with other values; keep one"
-                sample, defects = None, [("query_id", message, True)]
-        yield number, sample, [Problem(file, number, *each) for each in defects]
+                sample, defects = None, [Defect("query_id", message)]
+        yield number, sample, [defect.at(file, number) for defect in defects]
     if repeated:
         message = f"{len(repeated)} rows repeat an earlier one, the first on line {repeated[0]}; each is read once"
         yield None, None, [Problem(file, None, "query_id", message, fatal=False)]
@@ -104,10 +118,10 @@ def _rows(rows: csv.DictReader, file: str, clip_s: float) -> Iterator[Line]:
         yield None, None, [Problem(file, None, "empty", "no row in this file; copy or download it again")]
 
 
-def _sample(row: dict, clip_s: float) -> tuple[Sample | None, list[Defect]]:
+def _sample(row: dict, clip_s: float, clamp: bool) -> tuple[Sample | None, list[Defect]]:
     """The sample of a row, None if a defect is fatal, and the row's defects, by column."""
     if None in row or None in row.values():  # fields beyond the columns, columns without a field
-        return None, [("row", "has more or fewer fields than there are columns", True)]
+        return None, [Defect("row", "has more or fewer fields than there are columns")]
     fields = {
         "qid": row["query_id"].removesuffix(".mp4"),
         "vid": row["reference_id"].removesuffix(".mp4"),
@@ -116,11 +130,11 @@ def _sample(row: dict, clip_s: float) -> tuple[Sample | None, list[Defect]]:
         "action_class": _number(row["action_class"]),
     }
     fields["action"] = CLASSES.get(fields["action_class"])
-    sample, defects = sample_of(fields, clip_s, words=False)
-    defects = [(_FIELD.get(field, " and ".join(_WINDOW)), message, fatal) for field, message, fatal in defects]
+    sample, defects = sample_of(fields, clip_s, words=False, clamp=clamp)
+    defects = [defect._replace(field=_FIELD.get(defect.field, " and ".join(_WINDOW))) for defect in defects]
     if fields["action"] is None:
         known = f"not one of the {len(CLASSES)} class ids, 1 to {max(CLASSES)}"
-        return None, [*defects, ("action_class", f"is {row['action_class']!r}, {known}", True)]
+        return None, [*defects, Defect("action_class", f"is {row['action_class']!r}, {known}")]
     return sample, defects
 
 

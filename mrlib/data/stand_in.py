@@ -33,7 +33,8 @@ from tqdm import tqdm
 
 from mrlib.data import Sample
 from mrlib.data.annotations import checked_samples
-from mrlib.data.features import count_clips, words_of
+from mrlib.data.clips import count_clips
+from mrlib.data.features import words_of
 from mrlib.data.layouts import DATASETS, dataset_root, find_annotations, read_samples
 from mrlib.files import whole_file, write_whole
 
@@ -136,7 +137,7 @@ def video_features(vid: str, samples: Sequence[Sample], clip_s: float, seed: int
     clip_s   seconds per clip
     """
     random = _random(seed, "video", vid)
-    clips = count_clips(max(sample.duration for sample in samples) / clip_s)
+    clips = count_clips(max(sample.duration for sample in samples), clip_s)
     lengths = random.integers(3, 16, clips)  # clips of each event; more events than the video needs
     events = _unit_rows(random, clips, JOINT)
     content = np.repeat(events, lengths, axis=0)[:clips]  # (T, 512)

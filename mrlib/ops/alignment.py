@@ -48,7 +48,7 @@ def soft_dtw(
     if no alignment remains, the value is +inf and the gradient 0. A length of 0 gives value 0 and gradient 0.
 
     cost            (B, T, N)
-    gamma           > 0, in units of the cost
+    gamma           > 0, from 1e-100 to 1e100, in units of the cost; a cost over 1e150 gamma may count as infinite
     target_lengths  int (B,)  None: all T
     query_lengths   int (B,)  None: all N
     topology        "global", "subsequence" or "otam"

@@ -12,17 +12,25 @@ from mrlib.ops.alignment_plain import valid
 from mrlib.ops.finite import refuse
 
 TOPOLOGIES = ("global", "subsequence", "otam")
+LEAST_GAMMA, MOST_GAMMA = 1e-100, 1e100  # costs and gradients in units of gamma are numbers
 
 
 def is_positive(x: float) -> bool:
     """Whether x is a finite number above 0; a tensor is none."""
-    return isinstance(x, numbers.Real) and not isinstance(x, bool) and math.isfinite(x) and x > 0
+    if not isinstance(x, numbers.Real) or isinstance(x, bool):
+        return False
+    try:
+        return 0 < float(x) < math.inf
+    except OverflowError:  # an integer that no float64 can hold
+        return False
 
 
 def positive_gamma(gamma: float) -> float:
-    """The smoothing of an alignment; ValueError if it is not a finite number above 0."""
+    """The smoothing of an alignment; ValueError if it is not a finite number above 0, from 1e-100 to 1e100."""
     if not is_positive(gamma):
-        raise ValueError(f"gamma must be a finite number above 0, not {gamma!r}: gamma -> 0 is hard_alignment")
+        raise ValueError(f"gamma must be a finite number above 0, not {gamma!r:.99}: gamma -> 0 is hard_alignment")
+    if not LEAST_GAMMA <= float(gamma) <= MOST_GAMMA:
+        raise ValueError(f"gamma must lie in {LEAST_GAMMA}..{MOST_GAMMA}, not {gamma!r}: gamma -> 0 is hard_alignment")
     return float(gamma)
 
 
@@ -36,9 +44,9 @@ def checked_cost(
     """
     if topology not in TOPOLOGIES:
         raise ValueError(f"topology must be one of {', '.join(TOPOLOGIES)}, not {topology!r}")
-    if not isinstance(cost, Tensor) or cost.ndim != 3 or not cost.is_floating_point():
+    if not _is_table(cost):
         kind = f"{cost.dtype} of shape {tuple(cost.shape)}" if isinstance(cost, Tensor) else type(cost).__name__
-        raise ValueError(f"cost must be a floating-point tensor (B, T, N), not {kind}")
+        raise ValueError(f"cost must be a floating-point tensor (B, T, N), not {kind}; dense, and with data")
     T_b = checked_lengths("target_lengths", target_lengths, cost, 1)
     N_b = checked_lengths("query_lengths", query_lengths, cost, 2)
     cost = cost.to(torch.promote_types(cost.dtype, torch.float32))
@@ -49,6 +57,17 @@ def checked_cost(
         wrong = (values.isnan() | (values == -torch.inf)) & valid(values, T_b, N_b)
         refuse("the cost", values, wrong, ("batch element", "target clip", "query clip"))
     return cost, T_b, N_b
+
+
+def _is_table(x: Tensor) -> bool:
+    """Whether x is a dense floating-point tensor of three dimensions."""
+    return (
+        isinstance(x, Tensor)
+        and x.ndim == 3
+        and x.is_floating_point()
+        and x.layout == torch.strided
+        and x.device.type != "meta"
+    )
 
 
 def checked_lengths(name: str, lengths: Tensor | None, x: Tensor, dim: int) -> Tensor:
@@ -92,7 +111,7 @@ def checked_features(
              is no number
     """
     for name, x in (("target", target), ("query", query)):
-        if not isinstance(x, Tensor) or x.ndim != 3 or not x.is_floating_point():
+        if not _is_table(x):
             raise ValueError(f"{name} must be a floating-point tensor of three dimensions (batch, clips, features)")
     if len(target) != len(query) or target.shape[2] != query.shape[2] or target.device != query.device:
         raise ValueError(

@@ -18,7 +18,7 @@ from mrlib.ops.alignment_arguments import checked_band, checked_cost, positive_g
 from mrlib.ops.alignment_plain import in_band, skew, valid
 from mrlib.ops.finite import refuse
 
-_FAR = 1e290  # stands for infinity; so far below the largest float64 that sums of it are finite
+_FAR = 1e150  # stands for infinity; its sums, and its products with the largest gamma, are finite
 
 
 def drop_dtw(

@@ -35,7 +35,7 @@ def tcc(
     returns      (B,)  0 for a query of fewer than two clips or an empty target
     raises       ValueError, for features of NaN or infinity naming the batch element and the clip
     """
-    if not is_positive(temperature) or temperature < LEAST_TEMPERATURE:
+    if not is_positive(temperature) or float(temperature) < LEAST_TEMPERATURE:
         raise ValueError(f"temperature must be a finite number above 0, at least 1e-30, not {temperature!r}")
     target, query, T_b, N_b, target_mask, query_mask = checked_features(target, query, target_lengths, query_lengths)
     if 0 in target.shape or 0 in query.shape:

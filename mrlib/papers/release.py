@@ -50,7 +50,7 @@ class Release:
     settings: Callable[[Options, Tensors], dict[str, Any]]  # further settings of `mrlib.papers.get`
     names: tuple[
         tuple[str, str | Callable], ...
-    ]  # substitutions of `re.sub` that turn our name of a tensor into theirs
+    ]  # substitutions of `re.sub` that turn our name of a tensor into theirs, without the parts of `_WRAPPERS`
     transposed: tuple[str, ...] = ()  # official tensors that are stored transposed
     unread: tuple[str, ...] = ()  # beginnings of official names that no prediction reads, unless `names` leads to them
     corrected: Mapping[str, Any] = field(default_factory=dict)  # settings under which padding has no effect
@@ -250,9 +250,9 @@ def _matched(path: Path, release: Release, ours: Tensors, tensors: Tensors) -> T
 
 def _require_floats(path: Path, tensors: Tensors) -> None:
     """ValueError unless all tensors are ordinary ones of floating-point numbers."""
-    strange = [name for name, x in tensors.items() if x.dtype not in _FLOATS or not _is_whole(x)]
-    if strange:
-        kinds = (f"{name} of {tensors[name].dtype}".replace("torch.", "") for name in strange)
+    kinds = [f"{name} of {x.dtype}".replace("torch.", "") for name, x in tensors.items() if x.dtype not in _FLOATS]
+    kinds += [f"{name} without its numbers" for name, x in tensors.items() if x.dtype in _FLOATS and not _is_whole(x)]
+    if kinds:
         raise ValueError(f"{path} has {_listed(kinds)} where floating-point weights are expected; copy it again")
 
 

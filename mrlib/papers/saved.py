@@ -28,6 +28,7 @@ from mrlib.arguments import shown
 from mrlib.downloads import wrong_download
 
 _LEGACY_PICKLES = 5  # of the format before zip: magic number, version, machine, content, keys of the storages
+_MOST_INSTRUCTIONS = 100_000  # of the pickles of a file; a large release has 30,000, with its optimiser
 _PLAIN = re.compile(  # tensors, their parts, and containers
     r"collections\.(OrderedDict|Counter)|torch\.(Size|device)|torch\._utils\._rebuild_(tensor|tensor_v2|parameter)"
     r"|torch\.(\w+Storage|b?float\d+|u?int\d+|bool)|torch\.nn\.parameter\.Parameter|_codecs\.encode"
@@ -142,9 +143,13 @@ def _problem_of_zip(file: BinaryIO, size: int) -> str | None:
 
 
 def _foreign(file: BinaryIO, pickles: int) -> str | None:
-    """Which global that is not read the next pickles of a file name."""
-    for name in (name for _ in range(pickles) for name in _globals(file)):
-        if name not in _STAND_INS and not _PLAIN.fullmatch(name):
+    """Which global that is not read the next pickles of a file name, or that they are longer than any release's."""
+    instructions = (each for _ in range(pickles) for each in pickletools.genops(file))
+    for number, (instruction, argument, _) in enumerate(instructions):
+        if number == _MOST_INSTRUCTIONS:
+            return f"has pickles of more than {number:,} instructions; save the model and opt of one network alone"
+        name = _global(instruction, argument)
+        if name is not None and name not in _STAND_INS and not _PLAIN.fullmatch(name):
             return (
                 f"holds {_name(name)}; only tensors, plain values, argparse.Namespace, EasyDict, paths and NumPy "
                 "scalars are read, and nothing else is unpickled; if you trust the file, load it where it was made "
@@ -153,13 +158,13 @@ def _foreign(file: BinaryIO, pickles: int) -> str | None:
     return None
 
 
-def _globals(file: BinaryIO) -> Iterator[str]:
-    """The globals that one pickle names, read from its instructions; none of them is run."""
-    for instruction, argument, _ in pickletools.genops(file):
-        if instruction.name in ("GLOBAL", "INST"):
-            yield ".".join(argument.split(" "))
-        elif instruction.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
-            yield f"a pickle of protocol {instruction.proto}"
+def _global(instruction: pickletools.OpcodeInfo, argument: Any) -> str | None:
+    """The global that an instruction of a pickle names, if it does; it is not run."""
+    if instruction.name in ("GLOBAL", "INST"):
+        return ".".join(argument.split(" "))
+    if instruction.name in ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4"):
+        return f"a pickle of protocol {instruction.proto}"
+    return None
 
 
 def _name(text: str) -> str:

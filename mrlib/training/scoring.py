@@ -9,6 +9,7 @@ import torch
 
 from mrlib import metrics, parallel
 from mrlib.data import MomentDataset
+from mrlib.data.agreement import require_sound
 from mrlib.retriever import MomentRetriever
 
 
@@ -28,8 +29,24 @@ def scores_of(lines: Sequence[Mapping[str, Any]], dataset: MomentDataset) -> dic
              labelled for highlights only
     """
     truth = [s.as_line() for s in dataset.samples]
-    scores, moments = metrics.evaluate(lines, truth), metrics.moment_scores(lines, truth)
+    scores = metrics.evaluate(lines, truth, dataset.clip_s)
+    moments = metrics.moment_scores(lines, truth, dataset.clip_s)
     return scores | ({"moments": moments["all"]} if moments else {})
+
+
+def require_annotations(name: str, dataset: MomentDataset, *, scored: bool) -> None:
+    """ValueError, naming the data, the query and the field, for annotations that cannot be trained on or scored.
+
+    name    of the dataset in the run: "train", "val", ...
+    scored  predictions for it will be scored
+    """
+    data = f"the {name} data, {dataset.name} {dataset.split}"
+    if scored and not dataset.labelled:
+        raise ValueError(f"{data}, has no annotated samples to score")
+    try:
+        require_sound(dataset.samples, dataset.clip_s, scored=scored)
+    except ValueError as error:
+        raise ValueError(f"{data}: {error}") from None
 
 
 def headline(scores: Mapping[str, Any]) -> dict[str, float]:

@@ -3,12 +3,13 @@
 import gzip
 import json
 import os
+import tracemalloc
 import warnings
 from pathlib import Path
 
 import pytest
 
-from mrlib.data import load_annotations
+from mrlib.data import annotations, load_annotations
 from mrlib.data.annotations import shared_classes
 from tests.support.files import labelled, line, windows_only, write_lines
 
@@ -136,7 +137,9 @@ BAD = {
     "clip twice": (line(relevant_clip_ids=[3, 3]), "relevant_clip_ids"),
     "scores without clips": (line(relevant_clip_ids=None), "saliency_scores"),
     "scores fewer than clips": (line(saliency_scores=[[1, 1, 1]]), "saliency_scores"),
-    "two annotators": (line(saliency_scores=[[1, 1], [1, 1]]), "saliency_scores"),
+    "two annotators where others have three": (line(saliency_scores=[[1, 1], [1, 1]]), "saliency_scores"),
+    "two and three annotators": (line(saliency_scores=[[1, 1], [1, 1, 1]]), "saliency_scores"),
+    "no annotator": (line(saliency_scores=[[], []]), "saliency_scores"),
     "a score of five": (line(saliency_scores=[[1, 1, 5], [1, 1, 1]]), "saliency_scores"),
     "a score a float": (line(saliency_scores=[[1, 1, 0.5], [1, 1, 1]]), "saliency_scores"),
     "labels a number": (labelled(label=3), "label"),
@@ -161,8 +164,60 @@ def test_a_bad_line_is_refused_with_file_line_and_field(bad, field, tmp_path):
     texts = [x if isinstance(x, str) else json.dumps(x) for x in (line(0), bad, line(2))]
     path.write_text("\n".join(texts), errors="surrogateescape")
     with pytest.raises(ValueError) as error:
-        load_annotations(path)
+        load_annotations(path, bad="error")
     assert str(error.value).startswith(f"{path}, line 2: {field}: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b'{"qid": ' + b"9" * 5000 + b"}", "line 2: json: .*4300 digits.*; every line is one JSON object"),
+        (b'{"query": "' + b"a" * 3_000_001, "line 2: unreadable: longer than 3000000 characters"),
+        (b"\n" * 100_002 + b"{}", "line 100002: unreadable: more than 100000 blank lines in a row"),
+        (b"\xef\xbb\xbf{", "line 2: json"),
+        (b"\x00" * 10, "line 2: json"),
+    ],
+    ids=["digits", "a long line", "blank lines", "a mark", "zeros"],
+)
+def test_hostile_lines_are_named(text, message, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(json.dumps(line()).encode() + b"\n" + text)
+    for bad in ("error", "clamp"):
+        with pytest.raises(ValueError, match=rf"a\.jsonl, {message}"):
+            load_annotations(path, bad=bad)
+
+
+def test_a_compressed_line_is_refused_before_it_is_in_memory(tmp_path):
+    """A small .gz file that decompresses to 256 MB."""
+    path = tmp_path / "a.jsonl.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(json.dumps(line()).encode() + b'\n{"query": "')
+        for _ in range(256):
+            file.write(b"a" * (1 << 20))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="line 2: unreadable: longer than 3000000 characters"):
+        load_annotations(path, bad="skip")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50e6
+
+
+def test_a_file_of_bad_lines_is_given_up(tmp_path, monkeypatch):
+    """A small .gz file may hold millions of them; the default mode reads the first, others a limited number."""
+    path = tmp_path / "a.jsonl.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        for _ in range(100):
+            file.write(b"{}\n" * 100_000)
+    for bad, message in (("error", "line 1: qid: is missing"), ("skip", "line 101: unreadable: more than 100 lines")):
+        monkeypatch.setattr(annotations, "MOST_FATAL", 100)
+        with pytest.raises(ValueError, match=message):
+            load_annotations(path, bad=bad)
+
+
+def test_two_lines_that_disagree_about_a_video_are_refused_in_either_order(tmp_path):
+    for lines in ([line(1), line(2, duration=21)], [line(2, duration=21), line(1)]):
+        with pytest.raises(ValueError, match="line 2: duration: is 2[01] s, but 2[01] s of the same video"):
+            load_annotations(write_lines(tmp_path / "a.jsonl", lines), bad="error")
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n"])
@@ -189,11 +244,11 @@ def test_windows_that_end_less_than_a_clip_after_the_video_are_clamped_with_one_
     windows = [[[4, 20.5], [1, 2]], [[0, 21.9]], [[0, 20]]]
     path = write_lines(tmp_path / "a.jsonl", [windows_only(i, relevant_windows=w) for i, w in enumerate(windows)])
     with pytest.warns(UserWarning, match="2 windows end after their video") as caught:
-        samples = load_annotations(path)
+        samples = load_annotations(path, bad="error")
     assert len(caught) == 1
     assert [s.relevant_windows for s in samples] == [[[4, 20.0], [1, 2]], [[0, 20.0]], [[0, 20]]]
     with pytest.raises(ValueError, match="line 2: relevant_windows"):
-        load_annotations(path, clip_s=1.0)
+        load_annotations(path, clip_s=1.0, bad="error")
 
 
 def test_labels_of_clips_are_kept_unchanged(tmp_path):

@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
 
+from mrlib.data import open_dataset
 from mrlib.data.check import check, main
 from tests.support.files import (
     labelled,
@@ -213,6 +215,71 @@ def test_one_of_several_layouts_can_be_named(tmp_path):
     save_npz(root / "vid_clip/video_a.npz", features=random(0, 10, 4))
     assert places(check("qvhighlights", root)) == [(root.name, None, "ambiguous")]
     assert check("qvhighlights", root, layout="moment_detr") == []
+
+
+def opens(root, **options):
+    """Whether the validation split opens, with the annotations that it has."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return bool(open_dataset("qvhighlights", root, "val", **options))
+    except ValueError:
+        return False
+
+
+SETS = {
+    "sound": [line(1), line(2)],
+    "one line without windows": [line(1), line(2), windows_only(3, relevant_windows=None)],
+    "no windows at all": [windows_only(i, relevant_windows=None) for i in range(2)],
+    "labels among windows": [line(1), labelled(2, vid="b")],
+    "labels and nothing": [labelled(1, vid="a"), windows_only(2, relevant_windows=None)],
+    "a null query": [line(1), windows_only(2, relevant_windows=[])],
+    "saliency in some lines": [line(1), windows_only(2)],
+    "one annotator and three": [line(1), line(2, saliency_scores=[[4], [1]])],
+    "one annotator": [line(1, saliency_scores=[[4], [1]])],
+    "two durations": [line(1), line(2, duration=19)],
+    "two durations, the other first": [line(2, duration=19), line(1)],
+    "a clip in the shorter last one": [line(1, duration=21, relevant_clip_ids=[2, 10])],
+    "a clip after the last": [line(1, duration=21, relevant_clip_ids=[2, 11])],
+    "a window of no length": [line(1), windows_only(2, relevant_windows=[[4, 4]])],
+    "a window far behind the video": [line(1), windows_only(2, relevant_windows=[[4, 90]])],
+    "a window that ends before it starts": [line(1), windows_only(2, relevant_windows=[[8, 4]])],
+    "a qid twice": [line(1), line(1)],
+    "bad labels": [labelled(1, label=[[0], [3]])],
+}
+
+
+@pytest.mark.parametrize("bad", ["error", "skip", "clamp"])
+@pytest.mark.parametrize("lines", SETS.values(), ids=SETS)
+def test_what_passes_opens_and_what_opens_passes(lines, bad, tmp_path):
+    root = moment_detr(tmp_path, lines)
+    assert opens(root, bad=bad) == (not any(p.fatal for p in check("qvhighlights", root, bad=bad)))
+
+
+@pytest.mark.parametrize("missing", ["slowfast_features", "clip_features"])
+@pytest.mark.parametrize("streams", [None, "clip", "slowfast", "joint", ["clip", "slowfast"]])
+def test_the_streams_that_are_opened_are_those_that_are_checked(streams, missing, tmp_path, capsys):
+    root = moment_detr(tmp_path)
+    (root / missing / "video_b.npz").unlink()
+    fatal = any(p.fatal for p in check("qvhighlights", root, streams=streams))
+    assert opens(root, streams=streams) == (not fatal)
+    arguments = [] if streams is None else ["--streams", *([streams] if isinstance(streams, str) else streams)]
+    assert main(["qvhighlights", str(root), *arguments]) == fatal
+    with pytest.raises(ValueError, match="streams .* of layout moment_detr; choose among"):
+        check("qvhighlights", root, "moment_detr", streams="none")
+
+
+def test_the_other_modes_are_described_beside_the_problems(tmp_path, capsys):
+    root = moment_detr(tmp_path, [line(1), windows_only(2, relevant_windows=[[4, 4]]), windows_only(3, query="?")])
+    assert main(["qvhighlights", str(root)]) == 1
+    file = root / "highlight_val_release.jsonl"
+    out = capsys.readouterr().out.splitlines()
+    assert f'{file}: bad="skip" leaves out 2 of 3 lines: 1 for relevant_windows (line 2), 1 for query (line 3)' in out
+    text = '1 windows have no length (line 2); bad="clamp" changes them; it still refuses 1 problems'
+    assert f"{file}: {text}" in out
+    assert main(["qvhighlights", str(root), "--bad", "skip"]) == 0
+    out = capsys.readouterr().out
+    assert "0 problems, 2 notes" in out and 'bad="' not in out
 
 
 @pytest.mark.parametrize(

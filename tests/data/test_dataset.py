@@ -126,3 +126,42 @@ def test_a_subset_has_the_annotations_of_its_samples(data):
     for name in ("spans", "span_mask", "relevant", "wrong"):
         assert torch.equal(getattr(subset.labels, name), getattr(whole.labels, name))
     assert (data.widths.target, data.widths.query, data.widths.joint) == (2, 2, None)
+
+
+@pytest.mark.parametrize("annotators", [1, 3, 4])
+def test_saliency_of_any_number_of_annotators_is_from_0_to_12(data, annotators):
+    """Lines with and without scores may be mixed."""
+    samples = list(data.samples)
+    samples[0] = replace(samples[0], relevant_clip_ids=[2, 3], saliency_scores=[[4] * annotators, [1] * annotators])
+    labels = replace(data, samples=samples, _annotations=None).batch(range(4)).labels
+    assert labels.saliency[0, :5].tolist() == [0, 0, 12, 3, 0] and not labels.saliency[1:].any()
+    assert labels.saliency_mask.tolist() == [True, False, False, False]
+
+
+def test_labels_of_zero_and_one_are_saliency_and_relevant_clips(data):
+    """[YouTube Highlights] Labels of one in a whole video are those of highlights, if another video has a zero."""
+    rows = [[[0], [1], [1], [0]], [[1]] * 4, [[0], [0], [0], [1]], [0, 0, 1, 1]]
+    bare = [replace(s, relevant_windows=None) for s in data.samples]
+    samples = [replace(s, extra={"label": row}) for s, row in zip(bare, rows, strict=True)]
+    labels = replace(data, samples=samples, _annotations=None).batch(range(4)).labels
+    assert (labels.saliency[:, :4] / 12).tolist() == [[0, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 1], [0, 0, 1, 1]]
+    assert clip_numbers(labels.relevant) == [[1, 2], [0, 1, 2, 3], [3], [2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"relevant_windows": None}, "1 of 4 samples differ from the others; the first is qid 1: relevant_windows: is"),
+        ({"relevant_windows": [[4, 2]]}, r"qid 1: relevant_windows \[4, 2\] ends before it starts"),
+        ({"relevant_windows": [[4, "8"]]}, "qid 1: relevant_windows .* is not .start, end. in seconds"),
+        ({"relevant_clip_ids": [0], "saliency_scores": [[1], [2]]}, "qid 1: saliency_scores 2 for 1 relevant_clip_ids"),
+        ({"relevant_clip_ids": [0, 1], "saliency_scores": [[1], [2, 3]]}, "qid 1: saliency_scores clip 1 has 2 scores"),
+        ({"relevant_clip_ids": [-1], "saliency_scores": [[1]]}, "qid 1: relevant_clip_ids clip -1 lies outside"),
+        ({"extra": {"wrong_spans": [[1]]}}, r"qid 1: wrong_spans \[1\] is not"),
+        ({"relevant_windows": None, "extra": {"label": [[1], [2, 3]]}}, "qid 1: label clip 1 has 2 labels"),
+    ],
+)
+def test_annotations_that_cannot_be_stacked_are_named(data, changes, message):
+    samples = [replace(s, **changes) if s.qid == 1 else s for s in data.samples]
+    with pytest.raises(ValueError, match=f"hand train: {message}"):
+        replace(data, samples=samples, _annotations=None)

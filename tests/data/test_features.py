@@ -2,13 +2,15 @@
 
 import math
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mrlib.data import Sample
-from mrlib.data.features import Features, Source, WordVectors, agreed_length, averaged, count_clips, words_of
+from mrlib.data.arrays import read_rows
+from mrlib.data.features import Features, Source, WordVectors, agreed_length, clip_starts, words_of
 from mrlib.data.problems import DataError, MissingFile
 from tests.support.files import random, save_npy, save_npz
 
@@ -69,25 +71,51 @@ def test_arrays_of_one_source_are_concatenated_and_must_have_the_same_length(roo
 
 def test_rows_at_another_rate_are_averaged_over_clips(root):
     """Nine rows over 20 s in clips of 4 s: the clips begin with rows 0, 1.8, 3.6, 5.4 and 7.2."""
-    x, rows = source(root, "motion/{vid}.npy", clip_s=4.0), random(0, 9, 3)
+    x, rows = source(root, "motion/{vid}.npy", clip_s=4.0, rate="even"), random(0, 9, 3)
     expected = [rows[0:1].mean(0), rows[1:3].mean(0), rows[3:5].mean(0), rows[5:7].mean(0), rows[7:9].mean(0)]
     np.testing.assert_allclose(x.rows(SAMPLE), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 7, 12, 40])
 @pytest.mark.parametrize("duration", [1.0, 3.0, 4.5, 6.9999999, 7.2])
-def test_a_clip_is_the_mean_of_the_rows_that_begin_in_it_or_the_row_that_covers_it(rows, duration):
+def test_a_clip_is_the_mean_of_the_rows_that_begin_in_it_or_the_row_that_covers_it(rows, duration, tmp_path):
     """The definition, clip by clip; row r covers the time from r to r + 1 of `rows`."""
     x = random(rows, rows, 2).astype(np.float64)
     clips = max(1, math.ceil(duration - 1e-6))
     first = [min(int(t * rows / duration), rows - 1) for t in range(clips)] + [rows]
     expected = [x[a : max(b, a + 1)].mean(0) for a, b in zip(first, first[1:], strict=False)]
-    np.testing.assert_allclose(averaged(x.astype(np.float32), duration), expected, rtol=1e-5, atol=1e-6)
+    save_npy(tmp_path / "x.npy", x.astype(np.float32))
+    starts = partial(clip_starts, duration=duration, rate="even", clip_s=1.0)
+    averaged, count = read_rows(tmp_path / "x.npy", starts=starts)
+    assert count == rows
+    np.testing.assert_allclose(averaged, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("duration", "clips"), [(10.0, 10), (9.5, 10), (9.0000001, 9), (0.2, 1), (0.0, 1), (9.1, 10)])
-def test_a_shorter_last_clip_counts_as_a_clip(duration, clips):
-    assert count_clips(duration) == clips
+@pytest.mark.parametrize(
+    ("rows", "rate", "starts"),
+    [
+        (10, "clips", None),
+        (8, "auto", None),  # about as many rows as clips
+        (5, "auto", [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5]),
+        (25, "even", [0, 2, 5, 7, 10, 12, 15, 17, 20, 22, 25]),
+        (25, 1.25, [0, 2, 5, 7, 10, 12, 15, 17, 20, 22, 25]),  # the same: 25 rows in 20 s
+        (27, 1.25, [0, 2, 5, 7, 10, 12, 15, 17, 20, 22, 25]),  # two rows after the end of the video
+        (22, 1.25, [0, 2, 5, 7, 10, 12, 15, 17, 20, 22]),  # the last clip has no row
+    ],
+)
+def test_the_clips_of_rows_at_a_rate_of_their_own_begin_where_their_rows_do(rows, rate, starts):
+    """Ten clips of 2 s."""
+    found = clip_starts(rows, 10.0, rate, 2.0)
+    assert (None if found is None else found.tolist()) == starts
+
+
+def test_rows_that_last_another_time_than_the_video_are_refused(root):
+    x = source(root, "motion/{vid}.npy", clip_s=2.0, rate=0.9)
+    with pytest.raises(
+        DataError, match=r"motion/video_a.npy: length: 9 rows at 0.9 a second last 10 s, the video 20 s"
+    ):
+        x.rows(SAMPLE)
+    assert len(source(root, "motion/{vid}.npy", clip_s=2.0, rate=0.45).rows(SAMPLE)) == 10
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -263,6 +264,42 @@ def test_a_malformed_item_is_named_with_file_item_and_field(bad, field, tmp_path
     assert str(problem).startswith(f"{root}/val.json, item 2: {field}: ")
     with pytest.raises(ValueError, match=rf"val\.json, item 2: {field}: "):
         open_dataset("activitynet_vrl", root, "val")
+
+
+MENDED = {
+    "a crop after the video": ({"location": [250, 320]}, {"location": [250, 300]}),
+    "a crop before the video": ({"location": [-3, 60]}, {"location": [0, 60]}),
+    "a moment after its crop": ({"groundtruth": [30, 70]}, {"groundtruth": [30, 50]}),
+    "a moment of no length": ({"groundtruth": [20, 20]}, {"groundtruth": [20, 21]}),
+    "a moment of no length at the end": ({"groundtruth": [50, 50]}, {"groundtruth": [49, 50]}),
+}
+
+
+@pytest.mark.parametrize(("wrong", "right"), MENDED.values(), ids=MENDED)
+def test_an_item_is_clamped_or_left_out(wrong, right, tmp_path):
+    others = some_items("val", 6)
+    publish(tmp_path, val=[item("val0", **wrong), *others])
+    items, problems = read_items(tmp_path / "val.json", clamp=True)
+    assert [(p.line, p.kind, p.fatal) for p in problems] == [(0, *right, False)]
+    (tmp_path / "b").mkdir()
+    expected, _ = read_items(publish(tmp_path / "b", val=[item("val0", **right), *others]) / "val.json")
+    assert items == expected
+    assert [i.index for i in read_items(tmp_path / "val.json")[0]] == list(range(1, 7))
+
+
+@pytest.mark.parametrize("wrong", [{"location": [60, 10]}, {"groundtruth": [60, 70]}, {"groundtruth": [-4, -2]}])
+def test_an_item_that_cannot_be_clamped_is_refused(wrong, tmp_path):
+    publish(tmp_path, val=[item("val0", **wrong), *some_items("val", 6)])
+    assert any(p.fatal for p in read_items(tmp_path / "val.json", clamp=True)[1])
+
+
+def test_the_command_leaves_bad_items_out_if_it_is_told_to(published, capsys):
+    (published / "test.json").write_text(json.dumps([item(label=180, video="nowhere"), *some_items("test", 6)]))
+    assert main(["activitynet_vrl", str(published), "--bad", "clamp"]) == 1
+    assert main(["activitynet_vrl", str(published), "--bad", "skip"]) == 0
+    said = capsys.readouterr().err
+    assert re.search(r'test\.json: bad="skip" leaves out \d of \d items: \d for id \(items 0, ', said)
+    assert (published / "activitynet_vrl_test.jsonl").is_file()
 
 
 def test_a_video_without_a_length_is_named(tmp_path):

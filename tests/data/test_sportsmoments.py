@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -151,10 +152,37 @@ def test_a_byte_order_mark_is_skipped(tmp_path):
     assert len(read(path)[0]) == 1
 
 
+def test_bad_rows_are_clamped_or_left_out(tmp_path):
+    rows = [ROW, "q.mp4,r.mp4,4,90,1,20", "q2.mp4,r.mp4,5,5,1,20", "q3.mp4,r.mp4,9,3,1,20"]
+    write(tmp_path / "val.csv", *rows)
+    write_features(tmp_path, "q__1_5", "r__1_7", "q", "q2", "r")
+    with pytest.warns(UserWarning, match='bad="skip" leaves out 3 of 4 lines: 3 for reference_segment_start and'):
+        assert len(open_dataset("sportsmoments", tmp_path, "val", bad="skip")) == 1
+    with pytest.raises(ValueError, match=r'line 5: reference_segment_start.* ends before it starts.*bad="skip" leaves'):
+        open_dataset("sportsmoments", tmp_path, "val", bad="clamp")
+    write(tmp_path / "val.csv", *rows[:3])
+    with pytest.warns(UserWarning, match="1 windows end after .*, 1 windows have no length"):
+        opened = open_dataset("sportsmoments", tmp_path, "val", bad="clamp")
+    assert [s.relevant_windows for s in opened.samples] == [[[4.2, 8]], [[4, 20]], [[4, 6]]]
+
+
+def test_a_row_without_end_is_refused_before_it_is_in_memory(tmp_path):
+    path = tmp_path / "val.csv.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(f"{COLUMNS}\n\n{ROW}\n".encode())
+        for _ in range(256):
+            file.write(b"a" * (1 << 20))
+    tracemalloc.start()
+    _, (problem,) = read(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50e6 and (problem.kind, problem.line) == ("unreadable", 4)
+
+
 def test_check_lists_classes_in_two_splits(tmp_path):
     write(tmp_path / "train.csv", ROW, "q.mp4,r.mp4,4,8,2,20", "q3.mp4,r.mp4,4,8,3,20")
     write(tmp_path / "val.csv", ROW, "q.mp4,r.mp4,4,8,3,20", "q2.mp4,r.mp4,4,8,4,20")
-    shared = [str(p) for p in check("sportsmoments", tmp_path) if p.kind == "action_class"]
+    shared = [str(p) for p in check("sportsmoments", tmp_path) if p.kind == "action_class" and not p.fatal]
     assert shared == [
         f"{tmp_path}/train.csv: action_class: 1, 3 also in val.csv; no two splits share a class",
         f"{tmp_path}/val.csv: action_class: 1, 3 also in train.csv; no two splits share a class",

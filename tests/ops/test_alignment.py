@@ -400,7 +400,7 @@ def test_the_soft_value_falls_with_gamma_and_tends_to_the_hard_value_at_0(backen
     assert (free <= mrlib.ops.soft_dtw(cost, 1e-6)).all()
 
 
-@pytest.mark.parametrize("gamma", [1e-20, 1e20])
+@pytest.mark.parametrize("gamma", [1e-100, 1e-20, 1e20, 1e100])
 def test_extreme_gammas_give_the_limits(gamma, backend):
     cost = random_costs(1, 6, 4)
     value = mrlib.ops.soft_dtw(cost, gamma)
@@ -495,7 +495,9 @@ def test_otam_falls_back_where_the_target_is_too_short(backend):
         torch.testing.assert_close(value[b], by_enumeration(alone, 0.1, "otam"))
 
 
-@pytest.mark.parametrize("gamma", [0, -0.1, math.nan, math.inf, "0.1", None, True, torch.tensor(0.1)])
+@pytest.mark.parametrize(
+    "gamma", [0, -0.1, math.nan, math.inf, "0.1", None, True, torch.tensor(0.1), 2**2000, 5e-324, 1e-101, 1e101]
+)
 def test_a_gamma_that_is_not_a_positive_number_raises_an_error(gamma):
     for function in (mrlib.ops.soft_dtw, mrlib.ops.expected_alignment, mrlib.ops.mean_dtw):
         with pytest.raises(ValueError, match="gamma -> 0 is hard_alignment"):
@@ -507,6 +509,8 @@ def test_a_gamma_that_is_not_a_positive_number_raises_an_error(gamma):
     [
         ({"cost": torch.zeros(3, 4)}, r"cost must be a floating-point tensor \(B, T, N\), not torch.float32 of .*3, 4"),
         ({"cost": torch.zeros(1, 3, 4, dtype=torch.int64)}, "cost must be a floating-point tensor"),
+        ({"cost": torch.zeros(1, 3, 4, device="meta")}, "cost must be a floating-point tensor .* with data"),
+        ({"cost": torch.zeros(1, 3, 4).to_sparse()}, "cost must be a floating-point tensor .* dense"),
         ({"cost": [[[1.0]]]}, "cost must be a floating-point tensor .* not list"),
         ({"topology": "sub"}, "topology must be one of global, subsequence, otam, not 'sub'"),
         ({"target_lengths": torch.tensor([6])}, r"target_lengths must lie in 0..5 .* not \[6\]"),

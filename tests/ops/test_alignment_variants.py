@@ -185,9 +185,17 @@ def test_a_drop_that_is_no_number_is_refused(drop):
             function(random_costs(2, 5, 4), drop)
 
 
-@pytest.mark.parametrize("scale", [1e30, 1e60, 1e100])
+@pytest.mark.parametrize("scale", [1e30, 1e60, 1e120])
 def test_huge_costs_are_not_taken_for_forbidden_cells(scale):
     cost, drop = random_costs(2, 5, 3) * scale, random_costs(2, 5, seed=1) * scale
     defined = torch.stack([drop_by_enumeration(c, d, 0) for c, d in zip(cost, drop, strict=True)])
     torch.testing.assert_close(mrlib.ops.drop_dtw(cost, drop, 0.1), defined, rtol=1e-9, atol=0)
     assert mrlib.ops.drop_alignment(cost, drop).any((1, 2)).all() and mrlib.ops.mean_dtw(cost).isfinite().all()
+
+
+@pytest.mark.parametrize("gamma", [1e-100, 1e-20, 1e20, 1e100])
+def test_values_and_gradients_are_numbers_for_every_gamma(gamma):
+    cost, drop = random_costs(2, 5, 3).requires_grad_(), random_costs(2, 5, seed=1).requires_grad_()
+    for value in (mrlib.ops.mean_dtw(cost, gamma), mrlib.ops.drop_dtw(cost, drop, gamma)):
+        (gradient,) = torch.autograd.grad(value.sum(), cost)
+        assert value.isfinite().all() and gradient.isfinite().all()

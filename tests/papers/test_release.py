@@ -237,7 +237,10 @@ TENSORS = {
     "bool": (lambda x: x > 0, "of bool where"),
     "sparse": (lambda x: x.to_sparse(), "(holds torch._utils._rebuild_sparse_tensor|where floating-point)"),
     "meta": (lambda x: x.to("meta"), "(holds torch|where floating-point)"),
-    "one number": (lambda x: torch.ones(1, 1).expand(16, 1), "where floating-point weights are expected"),
+    "one number": (
+        lambda x: torch.ones(1, 1).expand(16, 1),
+        "has weightedpool.weight without its numbers where floating-point weights are expected",
+    ),
     "NaN": (lambda x: x * torch.nan, "has NaN or Inf in weightedpool.weight; copy it again"),
     "beyond float32": (lambda x: x.double() * 1e300, "has NaN or Inf in weightedpool.weight"),
     "scalar": (lambda x: x.sum(), r"1 of another shape: weightedpool.weight expected \(16, 1\) found \(\)"),

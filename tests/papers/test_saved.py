@@ -7,6 +7,7 @@ import os
 import pathlib
 import pickle
 import sys
+import time
 import tracemalloc
 import zipfile
 from collections import OrderedDict, defaultdict
@@ -214,3 +215,11 @@ def test_a_changed_bit_is_noticed(tmp_path):
         path.write_bytes(whole[:byte] + bytes([whole[byte] ^ 1]) + whole[byte + 1 :])
         with pytest.raises(ValueError, match="its part '.*data/0' is damaged"):
             read_saved(path)
+
+
+def test_pickles_that_are_longer_than_any_release_are_refused_at_once(tmp_path):
+    path = zipped(tmp_path / "x.ckpt", {"m/data.pkl": b"\x80\x02" + b"]" * 10**6 + b"."})
+    started = time.perf_counter()
+    with pytest.raises(ValueError, match="x.ckpt has pickles of more than 100,000 instructions; save the model"):
+        read_saved(path)
+    assert time.perf_counter() - started < 2

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent / "mrlib"
 LAYERS = (  # bottom first; a name stands for its submodules too; names in one row do not import one another
     ("arguments", "downloads", "locks"),
     ("files", "parallel"),
+    ("tensors",),
     ("ops",),
     ("layers",),
     ("data",),

@@ -45,9 +45,17 @@ def test_scores_are_those_of_the_evaluator_and_the_moments_of_all_queries(retrie
     assert headline(scores) == scores["brief"] | {"mIoU": scores["moments"]["mIoU"]}
 
 
+def test_saliency_is_scored_in_clips_of_the_dataset():
+    """Ten clips of 1 s, the last relevant and best."""
+    sample = Sample(1, "a dog", 10.0, "v", [[9, 10]], [9], [[4, 4, 4]])
+    line = {"qid": 1, "pred_relevant_windows": [[9, 10, 1.0]], "pred_saliency_scores": list(range(10))}
+    assert scores_of([line], SimpleNamespace(samples=[sample], clip_s=1.0))["brief"]["HL-min-Good-mAP"] == 100
+
+
 def test_a_dataset_of_highlights_has_no_scores_of_moments():
     fields = labelled(clips=10)
     sample = Sample(1, fields["query"], 20.0, fields["vid"], extra={"label": fields["label"]})
-    scores = scores_of([{"qid": 1, "pred_saliency_scores": list(range(10))}], SimpleNamespace(samples=[sample]))
+    dataset = SimpleNamespace(samples=[sample], clip_s=2.0)
+    scores = scores_of([{"qid": 1, "pred_saliency_scores": list(range(10))}], dataset)
     assert scores.keys() == {"brief"} and headline(scores) == scores["brief"]
     assert list(scores["brief"]) == ["HL-top5-mAP"]
