@@ -27,9 +27,9 @@ def damaged(folder: Path, seed: int, count: int, only: str = "") -> Iterator[Cas
         share = count // len(kinds) + (number < count % len(kinds))
         whole, here = folder / str(number) / "whole", folder / str(number) / "here"
         here.mkdir(parents=True)
-        forked(lambda kind=kind, here=here: kind.make(here) and None)
+        forked(lambda kind=kind, here=here: kind.make(here) and None, 300)
         copied(here, whole)
-        expected = forked(lambda kind=kind, here=here: kind.read(here))
+        expected = forked(lambda kind=kind, here=here: kind.read(here), 300)
         copied(whole, here)
         needed = forked(lambda kind=kind, here=here, expected=expected: answer(lambda: kind.read(here), [], expected))
         assert needed.kind in ("same", "slow", "memory"), f"{kind.name}: two readings of a whole file differ: {needed}"

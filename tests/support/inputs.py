@@ -21,6 +21,7 @@ import torch
 from mrlib import checkpoint, grid, metrics, open_dataset, papers
 from mrlib.augment import mining
 from mrlib.data import MomentDataset, Widths
+from mrlib.data.annotations import load_annotations
 from mrlib.data.check import check
 from mrlib.data.pairs import read_pairs
 from mrlib.probes import Context
@@ -72,7 +73,7 @@ def opening(name: str, split: str = "val", **options: Any) -> Callable[[Path], s
     """Open a dataset and list its problems: a dataset in which `check` finds nothing fatal opens, and no other."""
 
     def read(folder: Path) -> str:
-        problems = [str(problem) for problem in check(name, folder) if problem.fatal]
+        problems = [str(problem) for problem in check(name, folder, **options) if problem.fatal]
         try:
             result = contents(open_dataset(name, folder, split, **options))
         except (ValueError, OSError) as error:
@@ -159,6 +160,56 @@ def words(folder: Path) -> None:
     save_hdf5(folder / "vgg_rgb_features.hdf5", {f"v{i}": random(i, 40, 6) for i in range(3)})
     vectors = [f"{word} {' '.join(str(round(float(x), 4)) for x in random(i, 5))}" for i, word in enumerate(WORDS)]
     (folder / "glove.6B.5d.txt").write_text("\n".join(vectors) + "\n")
+
+
+def tensors(folder: Path) -> None:
+    """InternVideo2 and LLaMA features."""
+    write_lines(folder / "highlight_val_release.jsonl", [line(1), line(2, vid="video_b")])
+    for name in ("internvideo2/video_a", "internvideo2/video_b", "llama/qid1", "llama/qid2"):
+        file = folder / f"{name}.pt"
+        file.parent.mkdir(exist_ok=True)
+        torch.save(torch.from_numpy(random(len(name), 10, 6)), file)
+
+
+def own_names(folder: Path) -> None:
+    """Features at a rate of their own in a .h5 file and in single files."""
+    write_lines(folder / "charades_val_release.jsonl", [windows_only(i, vid=f"v{i}") for i in range(3)])
+    save_hdf5(folder / "i3d.h5", {f"v{i}": random(i, 47, 6) for i in range(3)})
+    for i in range(3):
+        save_npy(folder / f"rows/v{i}.npy", random(10 + i, 33, 5))
+        save_npz(folder / f"text/{i}.npz", last_hidden_state=random(i, 5, 4))
+
+
+OWN = {
+    "files": {"i3d": "i3d.h5:{vid}", "rows": "rows/{vid}.npy"},
+    "query_files": "text/{qid}.npz:last_hidden_state",
+    "rows_per_s": {"i3d": "even", "rows": 1.65},
+}
+
+
+def ego4d(folder: Path) -> None:
+    queries = [{"query": "Where is the dog?", "clip_start_sec": 10.0, "clip_end_sec": 12.5, "template": "Where?"}] * 2
+    clips = [
+        {"clip_uid": f"c{i}", "video_start_sec": 100.0, "video_end_sec": 130.0}
+        | {"annotations": [{"annotation_uid": f"a{i}", "language_queries": queries}]}
+        for i in range(2)
+    ]
+    document = {"version": "v2", "split": "val", "videos": [{"video_uid": "v0", "split": "val", "clips": clips}]}
+    (folder / "nlq_val.json").write_text(json.dumps(document))
+    for i in range(2):
+        save_npz(folder / f"vid_clip/c{i}.npz", features=random(i, 15, 4))
+        save_npz(folder / f"vid_slowfast/c{i}.npz", features=random(i, 15, 4))
+        for j in range(2):
+            save_npz(folder / f"txt_clip/a{i}_{j}.npz", last_hidden_state=random(i, 5, 4))
+
+
+def lenient(folder: Path) -> str:
+    """What `bad="skip"` and `bad="clamp"` make of annotations."""
+    parts = []
+    for bad in ("skip", "clamp"):
+        samples = load_annotations(folder / "highlight_val_release.jsonl", bad=bad)
+        parts.append([sample.as_line() for sample in samples])
+    return repr(parts)
 
 
 WORDS = ("a", "dog", "runs", "cat", ".", "jump")
@@ -290,9 +341,11 @@ STOPPED, EPOCH = partial(stopped, 4), partial(stopped, 3)
 KINDS = [
     Kind("annotations .jsonl", "highlight_val_release.jsonl", moment_detr, QV, B + J * 3),
     Kind("annotations .jsonl.gz", "highlight_val_release.jsonl.gz", packed, QV, B + J + G * 3),
+    Kind("annotations, leniently", "highlight_val_release.jsonl", moment_detr, lenient, B + J * 3),
     Kind("labels of TVSum", "tvsum_val_release.jsonl", labels, opening("tvsum"), B + J),
     Kind("annotations .csv", "val.csv", sports, opening("sportsmoments"), B + tuple(damage.TABLE) * 3),
     Kind("items .json", "val.json", pairs, opening("activitynet_vrl"), B + J),
+    Kind("queries .json", "nlq_val.json", ego4d, opening("ego4d_nlq", layout="univtg"), B + J * 2),
     Kind("lengths .json", "length.json", pairs, opening("activitynet_vrl"), B + J),
     Kind("classes .json", "activity_net.v1-3.min.json", pairs, opening("activitynet_vrl"), B + J),
     Kind("classes .npy", "perm.npy", pairs, opening("activitynet_vrl"), B + NPY),
@@ -301,6 +354,10 @@ KINDS = [
     Kind("video .npy", "clip_b32_vid_k4/video_b.npy", four_layers, QV, B + NPY * 2),
     Kind("video .hdf5", "h5py/vid_clip.hdf5", one_file, QV, B + HDF5 * 3),
     Kind("query .hdf5", "h5py/txt_clip.hdf5", one_file, QV, B + HDF5),
+    Kind("video .pt", "internvideo2/video_b.pt", tensors, QV, B + PICKLE * 3),
+    Kind("query .pt", "llama/qid2.pt", tensors, QV, B + PICKLE * 2),
+    Kind("video of any rate .h5", "i3d.h5", own_names, opening("charades_sta", **OWN), B + HDF5 * 2),
+    Kind("video of any rate .npy", "rows/v1.npy", own_names, opening("charades_sta", **OWN), B + NPY * 2),
     Kind("video rows .hdf5", "vgg_rgb_features.hdf5", words, opening("activitynet_captions"), B + HDF5),
     Kind("word vectors", "glove.6B.5d.txt", words, opening("activitynet_captions"), B + tuple(damage.WORDS) * 3),
     Kind("cache", "target.name", with_cache, cached, B + TENSORS * 2, protected=True),
