@@ -49,6 +49,15 @@ def require_annotations(name: str, dataset: MomentDataset, *, scored: bool) -> N
         raise ValueError(f"{data}: {error}") from None
 
 
+def score_names(dataset: MomentDataset) -> list[str]:
+    """The scores of `headline` that a model of windows and saliency gets on a dataset."""
+    lines = [
+        {"qid": s.qid, "vid": s.vid, "pred_relevant_windows": [[0, s.duration, 1]], "pred_saliency_scores": [0]}
+        for s in dataset.samples
+    ]
+    return list(headline(scores_of(lines, dataset)))
+
+
 def headline(scores: Mapping[str, Any]) -> dict[str, float]:
     """The scores that a row of a history or grid holds: "brief" of `scores_of` and, if there are moments, the mIoU.
 

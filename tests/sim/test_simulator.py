@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -354,6 +355,18 @@ def test_exported_files_give_the_same_batches(tmp_path, null, query, name, strea
     for field in ("spans", "span_mask", "relevant", "saliency", "saliency_mask"):
         assert torch.equal(getattr(batch.labels, field), getattr(file_batch.labels, field))
     assert list(opened.streams.values()) == list(dataset.streams.values())
+
+
+@pytest.mark.parametrize(
+    ("field", "name"),
+    [("vid", name) for name in ("../../x", "/etc/x", "a/b", "..", ".", "", "a\\b", "a\0b")] + [("qid", "/../x")],
+)
+def test_a_name_that_leads_out_of_the_folder_is_not_exported(field, name, tmp_path):
+    dataset = open_sim("val", n=2)
+    samples = [dataset.samples[0], replace(dataset.samples[1], **{field: name})]
+    with pytest.raises(ValueError, match=f"{field} of an exported sample must be a plain name"):
+        export(replace(dataset, samples=samples, _annotations=None), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_dataset_without_its_joint_stream_is_not_exported(tmp_path):
