@@ -27,7 +27,7 @@ from mrlib.data import Sample
 from mrlib.data.annotations import is_plain_name
 from mrlib.data.features import Rate, Source, WordVectors
 from mrlib.data.problems import DataError, MissingFile, Problem
-from mrlib.data.stored import HDF5
+from mrlib.data.stored import HDF5, is_file
 
 OWN = "own"  # the name of a layout that is in no table
 ENDINGS = (".npz", ".npy", ".pt", *HDF5)
@@ -329,9 +329,7 @@ def _glob(root: Path, pattern: str) -> Iterator[Path]:
 
 def _has_sample(source: Source, sample: Sample) -> bool:
     """Whether the files of a sample are there; in an HDF5 file, with its key."""
-    return all(
-        file.is_file() and (file.suffix not in HDF5 or _has_key(file, key)) for file, key in source.files(sample)
-    )
+    return all(is_file(file) and (file.suffix not in HDF5 or _has_key(file, key)) for file, key in source.files(sample))
 
 
 def _has_key(file: Path, key: str) -> bool:
@@ -374,7 +372,7 @@ def _search(root: Path, ids: Mapping[str, str]) -> list[str]:
     templates = []
     for folder in _folders(root):
         for spelling, name in ids.items():
-            templates += [f"{folder}{spelling}{e}" for e in ENDINGS if (root / f"{folder}{name}{e}").is_file()]
+            templates += [f"{folder}{spelling}{e}" for e in ENDINGS if is_file(root / f"{folder}{name}{e}")]
         for file in itertools.chain(*(_glob(root, f"{folder}*{ending}") for ending in HDF5)):
             templates += [f"{folder}{file.name}:{spelling}" for spelling, name in ids.items() if _has_key(file, name)]
     return templates
