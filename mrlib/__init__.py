@@ -22,6 +22,7 @@ _SUBMODULES = (
     "files",
     "generalized",
     "grid",
+    "grid_file",
     "layers",
     "locks",
     "metrics",

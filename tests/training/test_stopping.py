@@ -55,7 +55,9 @@ def whole(world, two_stages, tmp_path_factory):
 
 
 @pytest.mark.parametrize("step", range(1, 10))
-def test_a_run_that_ctrl_c_stops_at_any_step_goes_on_to_the_same_bytes(step, world, two_stages, whole, tmp_path, capsys):
+def test_a_run_that_ctrl_c_stops_at_any_step_goes_on_to_the_same_bytes(
+    step, world, two_stages, whole, tmp_path, capsys
+):
     with pytest.MonkeyPatch.context() as patch:
         signal_in_step(patch, step, signal.SIGINT)
         with pytest.raises(KeyboardInterrupt, match=r"^stopped after step .* and the same command goes on from it$"):
