@@ -32,7 +32,7 @@ from mrlib.data.stored import HDF5, is_file
 OWN = "own"  # the name of a layout that is in no table
 ENDINGS = (".npz", ".npy", ".pt", *HDF5)
 MOST_ROWS_PER_S = 1000
-_DEPTH, _MOST_FOLDERS = 4, 1000  # of the search for features in no known layout
+_DEPTH, _MOST_FOLDERS, _MOST_HDF5 = 4, 1000, 32  # of the search for features in no known layout; files in a folder
 _TEMPLATE = re.compile(r"(?:[^{}\x00-\x1f]|{(?:vid|qid|query)}){1,1000}")
 
 
@@ -373,7 +373,8 @@ def _search(root: Path, ids: Mapping[str, str]) -> list[str]:
     for folder in _folders(root):
         for spelling, name in ids.items():
             templates += [f"{folder}{spelling}{e}" for e in ENDINGS if is_file(root / f"{folder}{name}{e}")]
-        for file in itertools.chain(*(_glob(root, f"{folder}*{ending}") for ending in HDF5)):
+        hdf5 = itertools.chain(*(_glob(root, f"{folder}*{ending}") for ending in HDF5))
+        for file in itertools.islice(hdf5, _MOST_HDF5):
             templates += [f"{folder}{file.name}:{spelling}" for spelling, name in ids.items() if _has_key(file, name)]
     return templates
 
