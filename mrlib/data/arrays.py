@@ -80,14 +80,15 @@ def _opener(file: Path) -> Callable:
     return {".npy": open_npy, ".pt": open_pt}.get(suffix, open_npz)
 
 
-def read_array(file: Path, key: str = "") -> np.ndarray:
+def read_array(file: Path, key: str = "", most: int = MOST_NUMBERS) -> np.ndarray:
     """The array of a small .npy file, or the array `key` of a small .npz, .hdf5 or .pt file, see `open_array`.
 
+    most    numbers in the array
     raises  FileNotFoundError, KeyError or ValueError, naming the file
     """
-    with open_array(file, key) as stored:
-        if math.prod(stored.shape) > MOST_NUMBERS:
-            message = f"{stored.shape} where at most {MOST_NUMBERS} numbers are possible; download the file again"
+    with open_array(file, key, most) as stored:
+        if math.prod(stored.shape) > most:
+            message = f"{stored.shape} where at most {most} numbers are possible; download the file again"
             raise DataError(Problem(str(file), None, "size", message))
         if not stored.shape:
             raise DataError(Problem(str(file), None, "shape", "a single number where an array is expected"))
@@ -121,7 +122,7 @@ def read_rows(
 
 def read_vector(file: Path, key: str) -> np.ndarray:
     """The vector in an array (J,), or the first row of an array (L, J), as a row: float32 (1, J)."""
-    array = read_array(file, key)
+    array = read_array(file, key, MOST_NUMBERS // 8)
     return as_rows(array[None] if array.ndim == 1 else array, file)[:1]
 
 
