@@ -204,7 +204,7 @@ def export(dataset: MomentDataset, root: str | os.PathLike) -> None:
         raise ValueError("there is no appearance stream to export; open the dataset with streams=None or 'joint'")
     for sample in dataset.samples:
         for field, name in (("vid", sample.vid), ("qid", f"qid{sample.qid}")):
-            plain = Path(name).name == name != ".." and "\0" not in name and "\\" not in name
+            plain = name not in ("", "..") and Path(name).name == name and "\0" not in name and "\\" not in name
             require(plain, f"{field} of an exported sample", name, "a plain name, as files are called by it")
     root = Path(root)
     if dataset.settings["query"] == "video":
