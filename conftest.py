@@ -1,4 +1,4 @@
-"""nbval finds its sanitising file from whatever folder pytest is started in; Hypothesis draws few examples by default."""
+"""nbval finds its sanitising file from any folder; Hypothesis draws few examples unless asked for more."""
 
 import pytest
 from hypothesis import HealthCheck, settings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from types import NoneType
 from typing import Any
@@ -46,3 +47,10 @@ def shown(value: Any, most: int = 80) -> str:
     if type(value) is int and value.bit_length() > 128:
         return f"a number of {value.bit_length()} bits"
     return repr(value) if type(value) in (int, float, bool, NoneType) else f"a {type(value).__name__}"
+
+
+def escape_output() -> None:
+    """Let a command print any text: what the encoding of the output lacks, as a broken file name, is escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")

@@ -56,34 +56,43 @@ def load(path: str | os.PathLike) -> MomentRetriever:
             the two do not belong together
     """
     weights, settings = _paths(path)
-    if not weights.is_file() or not (settings.is_file() or read_header(weights).note):
-        missing = settings if weights.is_file() else weights
-        raise FileNotFoundError(f"{missing} is missing; a checkpoint is {weights.name} and {settings.name}")
-    header = read_header(weights)
-    recipe, source = _recipe(weights, settings, header)
-    retriever = _build(recipe, source, weights, header)
-    check_fit(weights, header.shapes, retriever.state_dict(), f"the model of {source.name}")
-    if source == settings:
-        _check_pair(recipe, settings, weights, header)
-    retriever.load_state_dict(load_tensors(weights, header))
+    if not weights.is_file():
+        raise FileNotFoundError(f"{weights} is missing; a checkpoint is {weights.name} and {settings.name}")
+    cure = "take another copy of the checkpoint"
+    try:
+        header = read_header(weights)
+        if header.note and settings.is_file():
+            cure = f"without {settings.name}, the settings in {weights.name} count"
+        recipe, source = _recipe(weights, settings, header)
+        retriever = _build(recipe, source, weights, header)
+        check_fit(weights, header.shapes, retriever.state_dict(), f"the model of {source.name}")
+        if source == settings:
+            _check_pair(recipe, settings, weights, header)
+        retriever.load_state_dict(load_tensors(weights, header))
+    except ValueError as error:
+        raise ValueError(f"{error}; {cure}") from error
     return retriever.eval()
 
 
 def _recipe(weights: Path, settings: Path, header: Header) -> tuple[dict[str, Any], Path]:
     """The recipe of a checkpoint and the file it is from: the JSON, unless that is missing or of other weights."""
     inside = _checked(header.note, weights) if header.note else None
-    if not settings.is_file():
+    if inside is not None and not settings.is_file():
         return inside, weights
+    beside = _checked(_text(settings), settings)
+    stale = inside is not None and beside.get("checksum") != header.checksum
+    return (inside, weights) if stale else (beside, settings)
+
+
+def _text(settings: Path) -> str:
+    if not settings.is_file():
+        raise FileNotFoundError(f"{settings} is missing; it says how to build the model")
     if settings.stat().st_size > LONGEST_LINE:
         raise ValueError(f"{settings} is not the JSON of a checkpoint: it is larger than {LONGEST_LINE} bytes")
     try:
-        beside = _checked(settings.read_text(encoding="utf-8"), settings)
-    except ValueError as error:
-        cure = f"delete it, as {weights.name} holds the same" if inside else "take another copy of the checkpoint"
-        named = error if str(error).startswith(str(settings)) else f"{settings}: {error}"
-        raise ValueError(f"{named}; {cure}") from None
-    stale = inside is not None and beside.get("checksum") != header.checksum
-    return (inside, weights) if stale else (beside, settings)
+        return settings.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{settings} is not the JSON of a checkpoint: {error}") from None
 
 
 def _checked(text: str, source: Path) -> dict[str, Any]:
@@ -126,7 +135,7 @@ def _build(recipe: dict[str, Any], source: Path, weights: Path, header: Header) 
         paper, widths = mrlib.papers.get(**recipe["paper"]), Widths(**recipe["widths"])
         with _Most(4 * numbers + 1_000_000):
             retriever = mrlib.papers.build(paper, widths, recipe["seed"])
-            for name in recipe.get("prepared", ()):
+            for name in recipe.get("prepared") or ():
                 mrlib.papers.prepare(retriever, name)
     except Exception as error:  # whatever the parts of a paper raise for settings that nobody would choose
         raise ValueError(f"{source} is not the JSON of a checkpoint: 'paper' cannot be built, {error}") from error
@@ -156,13 +165,12 @@ class _Most(TorchFunctionMode):
 def _check_pair(recipe: dict[str, Any], settings: Path, weights: Path, header: Header) -> None:
     """ValueError unless the JSON is that of the weights beside it."""
     if "checksum" in recipe and header.checksum != recipe["checksum"]:
-        raise ValueError(f"{settings} belongs to other weights than {weights.name}; take another copy of both")
+        raise ValueError(f"{settings} belongs to other weights than {weights.name}")
     inside = json.loads(header.note) if header.note else recipe
     for name in RECIPE:
         if recipe.get(name) != inside.get(name):
             raise ValueError(
-                f"{settings}: {name!r} is {recipe.get(name)!r}, and {weights.name} was saved with "
-                f"{inside.get(name)!r}; delete {settings.name}, as {weights.name} holds the right one"
+                f"{settings}: {name!r} is {recipe.get(name)!r}, and {weights.name} was saved with {inside.get(name)!r}"
             )
 
 

@@ -41,7 +41,10 @@ def hold(file: Path, subject: str, *, wait: bool = False) -> Iterator[None]:
             if not wait:
                 raise InUse(f"{message}; wait until it has ended, or give another one") from None
             print(f"{message}; waiting until it has ended", file=sys.stderr, flush=True)
-            lock.acquire()
+            try:
+                lock.acquire()
+            except RuntimeError as error:  # of filelock, when this thread would wait for itself
+                raise InUse(f"{message}, by the same thread, which cannot wait for itself") from error
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else error
         raise OSError(

@@ -36,8 +36,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mrlib import generalized
-from mrlib.arguments import require
-from mrlib.data.clips import scored_clips
+from mrlib.arguments import escape_output
+from mrlib.data.clips import require_clip_s, scored_clips
 from mrlib.data.lines import (
     EMPTY,
     Defect,
@@ -532,7 +532,7 @@ def _checked_truth(lines: list[Mapping], truth: list[Mapping], clip_s: float) ->
 
     A truth line may lack all that is not scored. Empty windows, and those that end after their video, are let through.
     """
-    require(isinstance(clip_s, Real) and 0 < clip_s < np.inf, "clip_s", clip_s, "a positive number of seconds")
+    require_clip_s(clip_s)
     for line in truth:
         _refuse(line, window_defects("relevant_windows", line.get("relevant_windows"), np.inf, clip_s))
         if line.get("saliency_scores") is not None:
@@ -737,6 +737,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--clip-s", type=float, default=2.0, help="seconds per clip; default 2, Charades-STA has 1")
     parser.add_argument("--unscored", action="store_true", help="windows are [start, end], best first")
     given = parser.parse_args(arguments)
+    escape_output()
     try:
         files = read_jsonl(given.predictions), read_jsonl(given.ground_truth)
     except (OSError, ValueError) as error:

@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +135,7 @@ def _check_arguments(
     probes: Mapping[str, MomentDataset],
 ) -> None:
     require(out_dir is None or os.fspath(out_dir) != "", "out_dir", out_dir, "a folder or None")
-    fits = type(seed) is int and -(2**63) <= seed < 2**63
-    require(fits, "seed", seed, "a whole number of 64 bits")
+    _check_seed(seed)
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"unknown precision {precision!r}; known: fp32, bf16")
     require_annotations("train", train, scored=False)
@@ -158,6 +158,10 @@ def _check_arguments(
             raise ValueError("the retriever was already changed by a stage of an earlier training run; build a new one")
     elif out_dir is not None:
         raise ValueError("only a retriever made by mrlib.build can be saved in an out_dir; give None, or build it")
+
+
+def _check_seed(seed: int) -> None:
+    require(isinstance(seed, Integral) and -(2**63) <= seed < 2**63, "seed", seed, "a whole number of 64 bits")
 
 
 def _device(name: str) -> torch.device:
@@ -243,6 +247,7 @@ def experiment(
               probe, "beside" them those of a fixed list of windows chosen on the training set
     raises    ValueError, before anything is trained, for an unknown probe
     """
+    _check_seed(seed)
     _refuse("settings", settings, ("name", "size", "preset"))
     _refuse("data", data, ("name", "root", "split"))
     overrides = {name: value for name, value in (("size", size), ("preset", preset)) if value is not None}

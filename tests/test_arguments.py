@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mrlib.arguments import is_plain, keyword_defaults, require, require_like
+from mrlib.arguments import escape_output, is_plain, keyword_defaults, require, require_like
 
 
 @pytest.mark.parametrize(
@@ -62,3 +62,9 @@ def test_keyword_defaults_are_those_of_keyword_only_parameters():
         return width, heads, layers, dropout, beta, options
 
     assert keyword_defaults(build) == {"dropout": 0.1, "beta": None}
+
+
+def test_a_command_prints_what_no_encoding_has(capsys):
+    escape_output()
+    print("a\ud800 zwölf")
+    assert capsys.readouterr().out == "a\\ud800 zwölf\n"

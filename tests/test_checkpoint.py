@@ -1,11 +1,13 @@
 """Saving and loading checkpoints, and their files."""
 
 import json
+import time
 
 import pytest
+import safetensors.torch
 import torch
 
-from mrlib import checkpoint, papers
+from mrlib import checkpoint, files, papers, tensors
 from mrlib.data import Widths
 from mrlib.retriever import MomentRetriever
 
@@ -79,3 +81,165 @@ def test_saving_a_retriever_without_a_recipe_is_refused(saved, tmp_path):
     retriever, _ = saved
     with pytest.raises(ValueError, match="recipe"):
         checkpoint.save(MomentRetriever(retriever.aligner, retriever.detector), tmp_path / "bare")
+
+
+def as_before(folder):
+    """The checkpoint as an earlier version wrote it: no recipe in the weights, no checksum in either file."""
+    weights = safetensors.torch.load_file(folder / "best.safetensors")
+    (folder / "best.safetensors").write_bytes(safetensors.torch.save(weights, {"note": ""}))
+    recipe = json.loads((folder / "best.json").read_text())
+    del recipe["checksum"]
+    (folder / "best.json").write_text(json.dumps(recipe))
+    return recipe
+
+
+def test_a_checkpoint_of_an_earlier_version_is_loaded(saved):
+    retriever, folder = saved
+    as_before(folder)
+    loaded = checkpoint.load(folder / "best")
+    assert loaded.recipe == retriever.recipe
+    assert all(torch.equal(loaded.state_dict()[k], v) for k, v in retriever.state_dict().items())
+
+
+def test_the_weights_alone_are_a_whole_checkpoint(saved):
+    retriever, folder = saved
+    (folder / "best.json").unlink()
+    assert checkpoint.load(folder / "best").recipe == retriever.recipe
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["the first checkpoint", "a later one"])
+def test_a_process_killed_between_the_two_files_leaves_a_whole_checkpoint(first, saved, monkeypatch):
+    """Weights of one model beside the JSON of another, or beside none, load as the model of the weights."""
+    _, folder = saved
+    if first:
+        (folder / "best.json").unlink()
+    other = papers.build(papers.get("f2sgd", "small", kernel=3, channels=3), WIDTHS, seed=4)
+    written = []
+
+    def stop(path, data):
+        if written:
+            raise KeyboardInterrupt
+        written.append(path)
+        files.write_whole(path, data)
+
+    monkeypatch.setattr(tensors, "write_whole", stop)
+    monkeypatch.setattr(checkpoint, "write_whole", stop)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(other, folder / "best", {"epoch": 5})
+    loaded = checkpoint.load(folder / "best")
+    assert loaded.recipe == other.recipe
+    assert all(torch.equal(loaded.state_dict()[k], v) for k, v in other.state_dict().items())
+
+
+@pytest.mark.parametrize(("field", "value"), [("seed", 4), ("prepared", [])])
+def test_a_changed_json_is_refused_with_its_field_and_a_way_out(field, value, saved):
+    _, folder = saved
+    recipe = json.loads((folder / "best.json").read_text())
+    (folder / "best.json").write_text(json.dumps(recipe | {field: value}))
+    with pytest.raises(ValueError, match=f"best.json: '{field}' is .*; without best.json, the settings in best.saf"):
+        checkpoint.load(folder / "best")
+    (folder / "best.json").unlink()
+    checkpoint.load(folder / "best")
+
+
+def test_the_json_of_other_weights_is_refused(saved):
+    _, folder = saved
+    weights = safetensors.torch.load_file(folder / "best.safetensors")
+    (folder / "best.safetensors").write_bytes(safetensors.torch.save(weights, {"note": ""}))
+    with pytest.raises(ValueError, match="best.json belongs to other weights than best.safetensors"):
+        checkpoint.load(folder / "best")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "null", "[]", '"x"', "{", "{}", 50_000 * "[", '{"seed": ' + 5000 * "1" + "}", "\x00", 5_000_000 * " "],
+    ids=lambda text: text[:9],
+)
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_json_that_describes_nothing_is_refused(text, earlier, saved):
+    _, folder = saved
+    if earlier:
+        as_before(folder)
+    (folder / "best.json").write_text(text)
+    with pytest.raises(
+        ValueError, match="best.json is not the JSON of a checkpoint: .*; (without best.json|take another copy)"
+    ):
+        checkpoint.load(folder / "best")
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b'{"paper": "\xe9"}'])
+def test_a_json_that_is_not_utf_8_is_refused(content, saved):
+    _, folder = saved
+    (folder / "best.json").write_bytes(content)
+    with pytest.raises(ValueError, match="best.json is not .*can't decode.*; without best.json"):
+        checkpoint.load(folder / "best")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"paper": "f2sgd"}, "'paper' must be"),
+        ({"paper": {"name": "none"}}, "'paper' cannot be built, unknown paper 'none'"),
+        ({"paper": {"name": "f2sgd", "colour": 1}}, "'paper' cannot be built, unknown setting 'colour'"),
+        ({"paper": {"name": "f2sgd", "size": "huge"}}, "'paper' cannot be built, unknown size"),
+        ({"paper": {"name": "f2sgd", "size": "small", "channels": 10**12}}, "it has more numbers than the weights"),
+        ({"paper": {"name": "f2sgd", "size": "small", "channels": 10**30}}, "it has more numbers than the weights"),
+        ({"paper": {"name": "f2sgd", "size": "small", "channels": -1}}, "'paper' cannot be built"),
+        ({"paper": {"name": "matr", "size": "small", "layers": 10**6}}, "it has more parts than best.safetensors"),
+        ({"paper": {"name": "qd_detr", "size": "small", "decoder_layers": 10**30}}, "it has more parts than"),
+        ({"widths": {}}, "'widths' must be"),
+        ({"widths": {"target": 24, "query": 12, "joint": 10**30}}, "'widths' must be"),
+        ({"widths": {"target": 24.0, "query": 12, "joint": 16}}, "'widths' must be"),
+        ({"widths": {"target": 24, "query": None, "joint": 16}}, "'widths' must be"),
+        ({"seed": "3"}, "'seed' must be"),
+        ({"seed": 10**30}, "'seed' must be"),
+        ({"seed": None}, "'seed' must be"),
+        ({"prepared": "active_queries"}, "'prepared' must be"),
+        ({"prepared": ["other"]}, "'prepared' must be"),
+        ({"prepared": ["active_queries"]}, "'paper' cannot be built"),
+    ],
+)
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_field_that_describes_no_model_is_named_before_memory_is_taken(change, message, earlier, saved):
+    _, folder = saved
+    recipe = as_before(folder) if earlier else json.loads((folder / "best.json").read_text())
+    (folder / "best.json").write_text(json.dumps(recipe | change))
+    started = time.perf_counter()
+    with pytest.raises(ValueError, match=f"best.json is not the JSON of a checkpoint: .*{message}"):
+        checkpoint.load(folder / "best")
+    assert time.perf_counter() - started < 20, "a model was built that nobody has the weights of"
+
+
+def test_weights_of_another_type_or_not_finite_are_refused(saved):
+    retriever, folder = saved
+    weights = dict(retriever.state_dict())
+    name = next(iter(weights))
+    as_before(folder)
+    for tensor, message in (
+        (weights[name].to(torch.int8), f"it has {name} of type I8 for F32"),
+        (weights[name].double(), f"it has {name} of type F64 for F32"),
+        (weights[name] * torch.nan, f"{name} has numbers that are NaN or infinite"),
+    ):
+        changed = safetensors.torch.save(weights | {name: tensor.contiguous()}, {"note": ""})
+        (folder / "best.safetensors").write_bytes(changed)
+        with pytest.raises(ValueError, match=f"best.safetensors .*{message}"):
+            checkpoint.load(folder / "best")
+
+
+def test_a_changed_number_is_noticed(saved):
+    retriever, folder = saved
+    whole = (folder / "best.safetensors").read_bytes()
+    (folder / "best.safetensors").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(ValueError, match="best.safetensors is damaged: its checksum is not that of its content"):
+        checkpoint.load(folder / "best")
+
+
+@pytest.mark.parametrize("name", papers.PAPERS)
+def test_every_paper_is_built_within_the_limits_of_its_weights(name, tmp_path):
+    paper = papers.get(name, "small")
+    retriever = papers.build(paper, WIDTHS)
+    for stage in paper.stages:
+        if stage.prepare is not None:
+            papers.prepare(retriever, stage.prepare)
+    checkpoint.save(retriever, tmp_path / name)
+    assert checkpoint.load(tmp_path / name).recipe == retriever.recipe

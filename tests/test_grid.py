@@ -1,15 +1,24 @@
 """Grids: one row for each arm and seed, which its command reproduces."""
 
 import json
+import os
+import re
 import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from mrlib import grid, papers
+from mrlib import grid, locks, papers
 from mrlib.grid import Arm
 from mrlib.train import main
+from tests.support.runs import ONE_THREAD
 
 TINY = {"epochs": 1, "kernel": 3, "channels": 2}
 ARMS = {"full": Arm("f2sgd", TINY, {"n": 32}), "raw": Arm("f2sgd", TINY | {"aligner": "raw"}, {"n": 32})}
@@ -118,6 +127,118 @@ def test_the_command_line_trains_rows_again_and_prints_scores_that_differ(writte
     assert end.value.code == 1 and "full, seed 1: 14 of 15 scores are the same" in printed and "MR-full-mAP" in printed
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("python -c \"open('{0}', 'w')\" --out x", "is not a command of mrlib.train"),
+        ("touch {0}", "is not a command of mrlib.train"),
+        ("python -m mrlib.train f2sgd --size small --score test --out x; touch {0}", "unrecognized arguments"),
+        ("python -m mrlib.metrics {0} {0}", "is not a command of mrlib.train"),
+        ("python -i -m mrlib.train f2sgd --out x", "is not a command of mrlib.train"),
+        ("python -m mrlib.train f2sgd --size small --score test --out x --dataset tacos", "the option 'dataset'"),
+        ("python -m mrlib.train f2sgd --size small --score test --out x --root {0}", "the option 'root'"),
+        ("python -m mrlib.train f2sgd --size small --score test --out x --device cuda", "the option 'device'"),
+        ("python -m mrlib.train f2sgd --size small --score test --out x --no-resume", "the option 'no_resume'"),
+        ("python -m mrlib.train f2sgd --size small --out x", "lacks the option 'score'"),
+        ("python -m mrlib.train f2sgd --size small --score test", "the following arguments are required: --out"),
+        ("python -m mrlib.train --help", "arguments are required"),
+        ("python -m mrlib.train f2sgd 'x", "No closing quotation"),
+        ("", "no command"),
+    ],
+)
+def test_a_row_runs_nothing_but_a_training_run_of_its_arm(command, message, written, tmp_path, monkeypatch):
+    def never(*arguments):
+        raise AssertionError("something was run")
+
+    monkeypatch.setattr(grid.ProcessPoolExecutor, "submit", never)
+    path, victim = tmp_path / "00_grid.csv", tmp_path / "victim"
+    written[1].assign(command=command.format(victim)).to_csv(path, index=False)
+    with pytest.raises(ValueError, match=f"00_grid.csv.*{re.escape(message)}"):
+        grid.retrain_row(path, "full", 0)
+    with pytest.raises(SystemExit) as end:
+        grid.main([str(path), "--any", "1"])
+    assert str(end.value).startswith(f"error: {path}") and "\n" not in str(end.value)
+    assert not victim.exists()
+
+
+def test_the_command_of_an_arm_says_which_arm_it_is():
+    settings = {"epochs": 1, "aligner": "raw", "weights": {"map": 2.0}, "beta": None, "reweight": False}
+    for arm in (ARMS["full"], Arm("amr", settings, {"preset": "blur"}, "paper", "val", ("val_shift", "masked_mean"))):
+        assert Arm.from_command(arm.command(3)) == (arm, 3)
+
+
+RUN = """
+import sys
+from mrlib import grid
+from mrlib.grid import Arm
+if __name__ == "__main__":
+    print(grid.run(sys.argv[1], {"long": Arm("f2sgd", {"epochs": 30, "kernel": 3, "channels": 2}, {"n": 64})}, [0], 1))
+"""
+
+
+def children(pid):
+    return [int(x) for file in Path(f"/proc/{pid}/task").glob("*/children") for x in file.read_text().split()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc")
+def test_workers_end_with_a_killed_parent_and_its_row_goes_on(tmp_path):
+    """The row goes on where it was: the second run adds no second history, and its scores are those of a whole run."""
+    (tmp_path / "run.py").write_text(RUN)
+    command = [sys.executable, str(tmp_path / "run.py"), str(tmp_path / "00_grid.csv")]
+    env = ONE_THREAD | {"PYTHONPATH": str(Path(grid.__file__).resolve().parents[1])}
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(tmp_path.glob(".00_grid.csv.runs/*/resume.safetensors")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    workers = children(process.pid)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < deadline, "a worker outlives its parent"
+        time.sleep(0.05)
+    assert workers and not (tmp_path / "00_grid.csv").exists()
+    history = next(tmp_path.glob(".00_grid.csv.runs/*/history.jsonl"))
+    assert 0 < len(history.read_text().splitlines()) < 30
+    arm = Arm("f2sgd", {"epochs": 30, "kernel": 3, "channels": 2}, {"n": 64})
+    again = grid.run(tmp_path / "00_grid.csv", {"long": arm}, [0], 1).iloc[0].to_dict()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["00_grid.csv", "run.py"]
+    whole = {k: v for k, v in grid.train(arm, 0).items() if k != "train_s"}
+    assert {k: again[k] for k in whole} == whole
+
+
+def test_a_second_run_of_a_file_waits_and_trains_nothing_twice(written, tmp_path, monkeypatch, capsys):
+    """The first one writes the file while the second one waits for it."""
+    path = tmp_path / "00_grid.csv"
+    held = threading.Event()
+
+    def first() -> None:
+        with locks.hold(tmp_path / ".00_grid.csv.lock", "the grid"):
+            held.set()
+            time.sleep(0.5)
+            shutil.copy(written[0], path)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    held.wait()
+    monkeypatch.setattr(grid.ProcessPoolExecutor, "submit", lambda *_: pytest.fail("trained again"))
+    assert grid.run(path, ARMS, [0, 1]).equals(written[1])
+    assert f"grid {path} is in use by process {os.getpid()} on" in capsys.readouterr().err
+    thread.join()
+
+
+def test_a_damaged_file_is_refused_before_anything_is_trained(written, tmp_path):
+    path = tmp_path / "00_grid.csv"
+    path.write_bytes(written[0].read_bytes()[:-200])
+    for call in (lambda: grid.run(path, ARMS, [0]), lambda: grid.read(path, ARMS, [0])):
+        with pytest.raises(ValueError, match="00_grid.csv is no grid, or damaged"):
+            call()
+    with pytest.raises(ValueError, match="00_grid.csv is no grid, or damaged"):
+        grid.retrain_row(path, "full", 0)
+    with pytest.raises(SystemExit, match="error: .*00_grid.csv is no grid, or damaged"):
+        grid.main([str(path)])
+
+
 def test_training_an_unknown_row_again_is_refused(written, tmp_path):
     path = written[0]
     with pytest.raises(ValueError, match=r"no row for arm 'full', seed 7; it has the seeds \[0, 1\]"):
@@ -126,6 +247,10 @@ def test_training_an_unknown_row_again_is_refused(written, tmp_path):
         grid.retrain_row(path, "no", 0)
     with pytest.raises(SystemExit, match="has no such row; its arms are full, raw"):
         grid.main([str(path), "--arm", "no"])
+    fewer = tmp_path / "fewer.csv"
+    written[1].drop(columns="mIoU").to_csv(fewer, index=False)
+    with pytest.raises(ValueError, match="fewer.csv has no column 'mIoU'"):
+        grid.retrain_row(fewer, "full", 0)
     broken = tmp_path / "broken.csv"
     written[1].assign(command=written[1]["command"].str.replace("f2sgd", "nothing")).to_csv(broken, index=False)
     with pytest.raises(RuntimeError, match="unknown paper"):

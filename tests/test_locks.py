@@ -58,6 +58,15 @@ def test_who_waits_is_told_for_whom_and_then_holds_the_lock(holder, tmp_path, ca
     assert capsys.readouterr().err.startswith(f"the run is in use by process {holder.pid} on ")
 
 
+def test_a_thread_does_not_wait_for_itself(tmp_path):
+    with (
+        locks.hold(tmp_path / ".lock", "the run"),
+        pytest.raises(locks.InUse, match="by the same thread"),
+        locks.hold(tmp_path / ".lock", "the run", wait=True),
+    ):
+        pass
+
+
 def test_a_lock_is_free_again_and_its_file_removed_after_an_error(tmp_path):
     for _ in range(2):
         with pytest.raises(RuntimeError), locks.hold(tmp_path / ".lock", "the run"):

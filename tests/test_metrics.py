@@ -10,11 +10,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mrlib import metrics
 from mrlib.data.lines import EMPTY, LATE, line_defects
 from mrlib.metrics import evaluate, moment_scores, read_jsonl, spurious
 from tests.reference import reference_metrics as reference
+from tests.support.hostile import CLIPS, NUMBERS, SCORES, UNHURRIED, WINDOWS, changed
 
 
 @pytest.fixture(scope="module")
@@ -704,6 +707,25 @@ def test_truth_may_be_samples():
     assert evaluate([GOOD], samples) == evaluate([GOOD], [TRUTH])
 
 
+FOUND = changed(GOOD, pred_relevant_windows=WINDOWS, pred_saliency_scores=st.lists(NUMBERS, max_size=6))
+TRUE = changed(
+    TRUTH, duration=NUMBERS, relevant_windows=WINDOWS, relevant_clip_ids=CLIPS, saliency_scores=SCORES, label=SCORES
+)
+
+
+@UNHURRIED
+@given(st.lists(FOUND, min_size=1, max_size=2), st.lists(TRUE, min_size=1, max_size=2), st.booleans())
+def test_whatever_lines_hold_they_are_scored_or_refused(predictions, truth, unscored):
+    for score in (evaluate, moment_scores, spurious, metrics.report):
+        try:
+            scores = score(predictions, truth, unscored=unscored)
+        except ValueError as error:
+            assert str(error)
+        else:
+            values = scores.get("brief", {}).values() if isinstance(scores, dict) else []
+            assert all(isinstance(value, str) or 0 <= value <= 100 for value in values)
+
+
 # ---- command line ----
 
 
@@ -756,6 +778,12 @@ def test_the_command_takes_the_length_of_a_clip_and_moments_without_scores(tmp_p
     done = run(*files, "--clip-s", "1", "--unscored")
     assert (done.returncode, done.stderr) == (0, "")
     assert "HL-min-Good-mAP        100.00" in done.stdout and "MR-full-mAP            100.00" in done.stdout
+
+
+def test_a_domain_that_no_encoding_has_is_printed_escaped(tmp_path):
+    lines, truth = youtube(([0, 1], [0, 1], "dog"), ([0, 1], [0, 1], "\ud800"))
+    done = run(write(tmp_path / "p.jsonl", lines), write(tmp_path / "t.jsonl", truth))
+    assert (done.returncode, done.stderr) == (0, "") and "HL-mAP-\\ud800" in done.stdout
 
 
 def test_a_line_that_is_no_json_object_is_named(tmp_path):

@@ -1,5 +1,9 @@
 """Distributed helpers, worked out by hand for three processes; in one process they change nothing."""
 
+import contextlib
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +12,16 @@ from mrlib import parallel
 from tests.support.processes import in_processes
 
 CPU = torch.device("cpu")
+
+
+def first_refuses(rank):
+    """What every rank raises when rank 0 does, and what happens when it does not."""
+    done = []
+    parallel.on_first(lambda: done.append(rank))
+    try:
+        parallel.on_first(lambda: int("x"))
+    except ValueError as error:
+        return [str(error), done]
 
 
 def exchange(rank):
@@ -33,6 +47,8 @@ def exchange(rank):
         "half": half.grad,
         "average": parallel.average({"a": 3.0 * rank, "b": 0.1}, CPU),
         "seven": parallel.gather(list(range(rank, 7, 3))),
+        "largest": parallel.largest(rank % 2, CPU),
+        "first": first_refuses(rank),
         "words": parallel.gather([["a"], {"b": 1}][rank : rank + 1]),
     }
 
@@ -70,6 +86,44 @@ def test_a_list_split_round_robin_is_gathered_in_its_order(results):
         assert result["words"] == [["a"], {"b": 1}]
 
 
+def test_the_largest_number_of_a_rank_is_known_to_all(results):
+    assert [result["largest"] for result in results] == [1, 1, 1]
+
+
+def test_rank_0_acts_and_every_rank_raises_its_error(results):
+    message = "invalid literal for int() with base 10: 'x'"
+    assert [result["first"] for result in results] == [[message, [0]], [message, []], [message, []]]
+
+
+def lose_rank_1(rank):
+    """Rank 1 dies without a word; what rank 0 sees of it."""
+    if rank == 1:
+        os._exit(0)
+    try:
+        for _ in range(100):
+            parallel.barrier()
+    except ConnectionError as error:
+        Path(os.environ["TEST_PARALLEL_FILE"]).write_text(str(error))
+
+
+def test_the_surviving_rank_says_that_another_one_has_ended(tmp_path, monkeypatch):
+    monkeypatch.setenv("TEST_PARALLEL_FILE", str(tmp_path / "said"))
+    (tmp_path / "ranks").mkdir()
+    with contextlib.suppress(Exception):
+        in_processes(lose_rank_1, tmp_path / "ranks")
+    assert (tmp_path / "said").read_text().startswith("another process of this run has ended; start the run again")
+
+
+def test_variables_of_torchrun_that_do_not_fit_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(ValueError, match="WORLD_SIZE is '2' and LOCAL_RANK ''; start several processes with torchrun"):
+        parallel.start_if_several("cpu")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    parallel.start_if_several("cpu")
+    parallel.end()
+
+
 def test_in_one_process_the_helpers_change_nothing():
     assert parallel.rank_and_world() == (0, 1)
     parallel.barrier()
@@ -79,3 +133,4 @@ def test_in_one_process_the_helpers_change_nothing():
     assert torch.equal(module.weight, before)
     assert parallel.average({"a": 2.0}, CPU) == {"a": 2.0}
     assert parallel.gather((3, 1, 2)) == [3, 1, 2]
+    assert parallel.largest(5, CPU) == 5

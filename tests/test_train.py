@@ -148,6 +148,19 @@ def test_samples_that_no_file_may_hold_are_refused_before_the_first_step(split, 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_score_that_validation_cannot_give_is_refused_before_the_first_step(world, tmp_path):
+    """Without saliency there are no highlights; with labels of clips alone there are no moments."""
+    bare = [replace(s, relevant_clip_ids=None, saliency_scores=None) for s in world[1].samples]
+    unscored = replace(world[1], samples=bare, _annotations=None)
+    with pytest.raises(ValueError, match="names 'HL-min-Good-mAP', which is no score of its epochs; they have MR-full"):
+        run((world[0], unscored), small(keep="HL-min-Good-mAP"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    clips = [[i % 2] for i in range(32)]
+    labels = [replace(s, relevant_windows=None, extra={"label": clips}) for s in bare]
+    with pytest.raises(ValueError, match="names 'MR-full-mAP', which is no score of its epochs; they have HL-mAP"):
+        run((world[0], replace(world[1], samples=labels, _annotations=None)), small(keep="MR-full-mAP"))
+
+
 def test_a_query_that_is_scored_comes_once(world):
     twice = world[1].subset([0, 1, 0])
     with pytest.raises(ValueError, match="the val data, sim val: qid .* comes twice on video"):

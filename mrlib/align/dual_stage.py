@@ -25,7 +25,7 @@ from mrlib.align.joint import Joint, JointEncoder, build_joint_encoder
 from mrlib.arguments import require
 from mrlib.data import Batch, Widths
 from mrlib.layers import DecoderLayer, full_precision, masked_mean
-from mrlib.ops import alignment, alignment_variants, cycle_consistency
+from mrlib.ops import alignment
 from mrlib.ops.counts import shared_count
 
 DROP_QUANTILE = 0.3  # quantile of a pair's costs that dropping a clip costs; the percentile of the released plots
@@ -106,16 +106,16 @@ METHODS: Mapping[str, Method] = {
     "global": _soft_dtw("global"),
     "otam": _soft_dtw("otam"),
     "mean": Method(
-        lambda c, gamma, n, m: alignment_variants.mean_dtw(c.cost, gamma, n, m),
+        lambda c, gamma, n, m: alignment.mean_dtw(c.cost, gamma, n, m),
         lambda c, n, m: alignment.hard_alignment(c.cost, n, m, topology="global"),
     ),
     "drop": Method(
-        lambda c, gamma, n, m: alignment_variants.drop_dtw(c.cost, drop_cost(c.cost, n, m), gamma, n, m),
-        lambda c, n, m: alignment_variants.drop_alignment(c.cost, drop_cost(c.cost, n, m), n, m),
+        lambda c, gamma, n, m: alignment.drop_dtw(c.cost, drop_cost(c.cost, n, m), gamma, n, m),
+        lambda c, n, m: alignment.drop_alignment(c.cost, drop_cost(c.cost, n, m), n, m),
     ),
     "tcc": Method(
-        lambda c, gamma, n, m: cycle_consistency.tcc(c.target, c.query, n, m) * m,  # `tcc` is a mean over the query
-        lambda c, n, m: cycle_consistency.tcc_alignment(c.target, c.query, n, m),
+        lambda c, gamma, n, m: alignment.tcc(c.target, c.query, n, m) * m,  # `tcc` is a mean over the query
+        lambda c, n, m: alignment.tcc_alignment(c.target, c.query, n, m),
     ),
 }
 

@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from mrlib.data import Sample
+from mrlib.data.clips import require_clip_s
 from mrlib.data.lines import Defect, clip_labels, label_scale, line_defects, short
 
 _LABELS = "labels of clips"
@@ -46,6 +47,7 @@ def require_sound(samples: Sequence[Sample], clip_s: float, *, scored: bool) -> 
     clip_s  seconds per clip
     scored  they will be scored, so a pair of qid and vid comes once
     """
+    require_clip_s(clip_s)
     seen = set()
     for sample in samples:
         for defect in line_defects(sample.as_line(), clip_s, words=bool(sample.query)):

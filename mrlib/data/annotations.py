@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mrlib.data import Sample
 from mrlib.data.agreement import disagreements
+from mrlib.data.clips import require_clip_s
 from mrlib.data.lenient import Mode, mode_of, settle
 from mrlib.data.lines import Defect, Line, sample_of
 from mrlib.data.lines import is_plain_name as is_plain_name
@@ -100,6 +101,7 @@ def read_annotations(
 
     A problem of the file as a whole comes last, as (None, None, [problem]).
     """
+    require_clip_s(clip_s)
     file, path, seen = str(path), Path(path), {}
     if not path.is_file():
         raise MissingFile(Problem(file, None, "missing file", "no such annotation file"))

@@ -7,6 +7,7 @@ passes. It continues after a bad line or file, and says what `bad="skip"` and `b
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
@@ -17,6 +18,7 @@ from typing import Any, get_args
 
 from tqdm import tqdm
 
+from mrlib.arguments import escape_output
 from mrlib.data import Sample
 from mrlib.data.annotations import examined, shared_classes
 from mrlib.data.arrays import same_width
@@ -34,7 +36,7 @@ from mrlib.data.layouts import (
 from mrlib.data.lenient import Mode, mode_of, refusals, summary
 from mrlib.data.lines import Line
 from mrlib.data.problems import DataError, Problem
-from mrlib.data.sources import Layout, choose_layout, find_query, find_source
+from mrlib.data.sources import Layout, choose_layout, find_query, find_source, require_layout
 
 
 @dataclass
@@ -222,6 +224,14 @@ def _progress(items: Iterable[tuple[Sample, str]], split: str) -> Iterable[tuple
     return tqdm(items, desc=split, leave=False, disable=None)
 
 
+def _json(text: str) -> Any:
+    """A value in JSON, or the text itself."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Print the report; returns 0 without problems and 1 with any, and exits with 2 if there is nothing to check."""
     parser = argparse.ArgumentParser(prog="python -m mrlib.data.check", description=__doc__.split(":")[0])
@@ -231,13 +241,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--streams", nargs="+", metavar="STREAM", help="of the layout, or joint; default all")
     parser.add_argument("--clip-s", type=float, help="seconds per clip; default that of the dataset")
     parser.add_argument("--bad", choices=get_args(Mode), default="error", help="as for opening; default error")
+    parser.add_argument("--rows-per-s", type=_json, help='a number, "even", or JSON by the name of a stream')
+    parser.add_argument("--files", type=_json, help="""JSON of templates, as '{"clip": "my/{vid}.npy"}'""")
+    parser.add_argument("--query-files", help="a template, as text/{qid}.npy, or glove.6B.300d.txt")
     given = parser.parse_args(arguments)
+    escape_output()
     streams = "joint" if given.streams == ["joint"] else given.streams
-    options = {"layout": given.layout, "streams": streams, "clip_s": given.clip_s, "bad": given.bad}
+    names = ("layout", "clip_s", "bad", "rows_per_s", "files", "query_files")
+    options = {"streams": streams} | {name: getattr(given, name) for name in names}
     try:
         root = dataset_root(given.name, given.root)
-        if given.layout not in (None, *LAYOUTS):
-            raise ValueError(f"unknown layout {given.layout!r}; known: {', '.join(LAYOUTS)}")
+        require_layout(given.layout)
         report = _check(given.name, root, options)
     except ValueError as error:
         parser.error(str(error))

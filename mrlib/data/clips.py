@@ -4,6 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from numbers import Real
+
+from mrlib.arguments import require
+
+
+def require_clip_s(clip_s: float) -> None:
+    """ValueError for a length of clips that is no positive number of seconds."""
+    fits = isinstance(clip_s, Real) and not isinstance(clip_s, bool) and 0 < clip_s < math.inf
+    require(fits, "clip_s", clip_s, "a positive number of seconds")
 
 
 def count_clips(duration: float, clip_s: float = 1) -> int:

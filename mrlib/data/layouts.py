@@ -216,7 +216,7 @@ def checked_limit(limit: int | None) -> int | None:
 def checked_dtype(dtype: torch.dtype | str) -> torch.dtype:
     """torch.float32 or torch.float16, also by name; ValueError for another."""
     kinds = {str(kind).removeprefix("torch."): kind for kind in (torch.float32, torch.float16)}
-    known = dtype in kinds.values() or dtype in kinds
+    known = isinstance(dtype, str | torch.dtype) and (dtype in kinds.values() or dtype in kinds)
     require(known, "dtype", dtype, "torch.float32 or torch.float16")
     return kinds.get(dtype, dtype)
 

@@ -171,13 +171,14 @@ def choose_layout(
     layout, files, query_files, rows_per_s  as in `mrlib.data.layouts.open_files`
     raises   ValueError naming the option; FileNotFoundError if no layout is there, ValueError if several are
     """
-    if layout not in (None, OWN, *LAYOUTS):
-        raise ValueError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}")
+    require_layout(layout)
     own = {} if files is None else _checked_files(files)
     if query_files is not None:
         _check_template("query_files", query_files, ("qid", "query"))
     name = layout or (None if own else _known_layout(root, dataset)) or OWN
     if name == OWN:
+        if not samples:
+            raise missing(root, f"no sample whose features could be looked for; of known layouts,\n{_table()}")
         row = Layout({stream: Stream((each,), rate="auto") for stream, each in own.items()}, Stream(()))
         if not own:
             row = replace(row, video=_search_video(root, dataset, samples[0]))
@@ -189,6 +190,12 @@ def choose_layout(
     if query_files is not None:
         row = replace(row, query=replace(row.query, templates=(query_files,)))
     return name, replace(row, video=_with_rates(row.video, rows_per_s))
+
+
+def require_layout(layout: str | None) -> None:
+    """ValueError unless a layout of that name is known; None is."""
+    if layout not in (None, OWN, *LAYOUTS):
+        raise ValueError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}")
 
 
 def _checked_files(files: Any) -> dict[str, str]:

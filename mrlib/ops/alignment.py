@@ -1,7 +1,7 @@
 r"""Soft and hard alignment of target and query videos, for a whole batch: soft-DTW and DTW.
 
 Paper    [MATR §3.2] aligns with soft-DTW, whose recursion is [Cuturi & Blondel 2017, Alg. 1]; the other methods of
-         its ablation are in `mrlib.ops.alignment_variants` and `mrlib.ops.cycle_consistency`
+         its ablation, from `mrlib.ops.alignment_variants` and `mrlib.ops.cycle_consistency`, are names of this module
 Here     costs are (B, T, N), target rows and query columns. With smin the soft minimum
          $\operatorname{smin}_\gamma(a) = -\gamma \log \sum_k e^{-a_k / \gamma}$, `soft_dtw` is
          $$R_{ij} = C_{ij} + \operatorname{smin}_\gamma(R_{i-1,j-1}, R_{i-1,j}, R_{i,j-1})$$
@@ -30,6 +30,11 @@ from torch import Tensor
 
 from mrlib.ops import alignment_plain
 from mrlib.ops.alignment_arguments import checked_band, checked_cost, positive_gamma
+from mrlib.ops.alignment_variants import drop_alignment as drop_alignment
+from mrlib.ops.alignment_variants import drop_dtw as drop_dtw
+from mrlib.ops.alignment_variants import mean_dtw as mean_dtw
+from mrlib.ops.cycle_consistency import tcc as tcc
+from mrlib.ops.cycle_consistency import tcc_alignment as tcc_alignment
 from mrlib.ops.eager import eager
 
 

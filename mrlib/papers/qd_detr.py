@@ -83,6 +83,13 @@ PRESETS = {
         "keep": "HL-top5-mAP",
         "weights": {"l1": 0.0, "giou": 0.0, "class": 0.0},
     },
+    "youtube_highlights": {  # the numbers of `line/lighthouse`
+        "epochs": 1000,
+        "batch_size": 4,
+        "lr": 2e-4,
+        "keep": "HL-mAP",
+        "weights": {"l1": 0.0, "giou": 0.0, "class": 0.0},
+    },
 }
 
 

@@ -34,7 +34,7 @@ from mrlib.retriever import MomentRetriever
 Tensors = dict[str, Tensor]
 SHOWN = 10  # most keys that an error lists
 _MODELS = ("model", "state_dict", "model_state_dict")  # under which checkpoints have their tensors
-_OPTIONS = ("opt", "args", "config", "cfg", "hyper_parameters")  # under which they have the options of the training
+_OPTIONS = ("opt", "args", "config", "cfg")  # under which they have the options of the training
 _WRAPPERS = {"module", "_orig_mod", "model"}  # parts of names that DataParallel, torch.compile and Lightning add
 _MOST_LAYERS = 64  # more than any release has; a network of so many is built in less than a second
 _LIGHTHOUSE = {"use_txt_pos": False, "pre_norm": False}  # with which Lighthouse builds all its networks
@@ -149,6 +149,8 @@ class _Unset(TorchFunctionMode):
         kwargs = kwargs or {}
         if getattr(function, "__module__", None) == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
+        if function is Tensor.mul:  # a draw times a number
+            return args[0]
         return (torch.empty if function is torch.randn else function)(*args, **kwargs)
 
 
@@ -185,17 +187,17 @@ def _model(content: Mapping[str, Any]) -> Any:
 
 
 def _options(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a checkpoint: an entry of `_OPTIONS`, one within that, or those of the opt.json beside it."""
-    found = _first_of(_OPTIONS, content)
-    if found is None:
-        beside = path.with_name("opt.json")
-        if not beside.is_file():
-            hint = "put the opt.json of its training into its folder"
-            raise ValueError(f"{path} has no opt; it has {_listed(content)}; {hint}")
-        return _of_json(beside)
-    inner = _first_of(_OPTIONS, vars(found) if isinstance(found, argparse.Namespace) else found)
-    found = found if inner is None else inner
-    return dict(vars(found) if isinstance(found, argparse.Namespace) else found)
+    """The options of a checkpoint: its entry of `_OPTIONS`, those of Lightning, or those of the opt.json beside it."""
+    hyper = content.get("hyper_parameters")
+    places = (_first_of(_OPTIONS, x) for x in (content, hyper if isinstance(hyper, Mapping) else {}))
+    found = next((x for x in (*places, hyper) if isinstance(x, argparse.Namespace | Mapping) and x), None)
+    if found is not None:
+        return dict(vars(found) if isinstance(found, argparse.Namespace) else found)
+    beside = path.with_name("opt.json")
+    if not beside.is_file():
+        hint = "put the opt.json of its training into its folder"
+        raise ValueError(f"{path} has no opt; it has {_listed(content)}; {hint}")
+    return _of_json(beside)
 
 
 def _first_of(names: Iterable[str], content: Mapping[str, Any]) -> Any:

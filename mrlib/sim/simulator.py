@@ -197,10 +197,15 @@ def export(dataset: MomentDataset, root: str | os.PathLike) -> None:
 
     With sentences, "qvhighlights" in the layout of Moment-DETR: "appearance" as CLIP, "motion" as SlowFast features.
     With query videos, "activitynet_vrl" in the layout of MATR, which has no second stream.
-    raises  ValueError for a dataset without its joint stream
+    raises  ValueError, before anything is written, for a dataset without its joint stream, or for the name of a video
+            or query by which a file would lie outside its folder
     """
     if dataset.joint is None:
         raise ValueError("there is no appearance stream to export; open the dataset with streams=None or 'joint'")
+    for sample in dataset.samples:
+        for field, name in (("vid", sample.vid), ("qid", f"qid{sample.qid}")):
+            plain = Path(name).name == name != ".." and "\0" not in name and "\\" not in name
+            require(plain, f"{field} of an exported sample", name, "a plain name, as files are called by it")
     root = Path(root)
     if dataset.settings["query"] == "video":
         annotations, folders, queries = "activitynet_vrl_{}.jsonl", {"appearance": "target_vid_clip"}, "query_vid_clip"

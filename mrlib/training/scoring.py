@@ -25,8 +25,8 @@ def scores_of(lines: Sequence[Mapping[str, Any]], dataset: MomentDataset) -> dic
     """Scores of predictions for a dataset: those of `mrlib.metrics.evaluate`, and as "moments" more of them.
 
     lines    predictions as `predict_all` gives them
-    returns  "moments" is the row of all queries of `mrlib.metrics.moment_scores`; it is missing if the dataset is
-             labelled for highlights only
+    returns  "moments" is the row of all queries of `mrlib.metrics.moment_scores`; it is missing if no query of
+             the dataset has windows
     """
     truth = [s.as_line() for s in dataset.samples]
     scores = metrics.evaluate(lines, truth, dataset.clip_s)
@@ -47,6 +47,15 @@ def require_annotations(name: str, dataset: MomentDataset, *, scored: bool) -> N
         require_sound(dataset.samples, dataset.clip_s, scored=scored)
     except ValueError as error:
         raise ValueError(f"{data}: {error}") from None
+
+
+def score_names(dataset: MomentDataset) -> list[str]:
+    """The scores of `headline` that a model of windows and saliency gets on a dataset."""
+    lines = [
+        {"qid": s.qid, "vid": s.vid, "pred_relevant_windows": [[0, s.duration, 1]], "pred_saliency_scores": [0]}
+        for s in dataset.samples
+    ]
+    return list(headline(scores_of(lines, dataset)))
 
 
 def headline(scores: Mapping[str, Any]) -> dict[str, float]:

@@ -31,7 +31,7 @@ from mrlib.ops.draw import Draw
 from mrlib.papers import Stage
 from mrlib.retriever import MomentRetriever
 from mrlib.training.run_state import History, RunState
-from mrlib.training.scoring import headline, predict_all, scores_of
+from mrlib.training.scoring import headline, predict_all, score_names, scores_of
 from mrlib.training.trainer import Setup, Trainer, seed_of
 
 
@@ -46,8 +46,9 @@ class TrainingRunner:
         self.steps = stage.epochs * math.ceil(len(data) / stage.batch_size)
 
     def check(self) -> None:
-        """ValueError if the training set has no labels for the stage."""
+        """ValueError if the training set has no labels for the stage, or validation no score to keep an epoch by."""
         _check_labels(self.setup, self.stage)
+        _check_keep(self.setup.val, self.stage)
 
     def replay(self, train: MomentDataset, state: RunState) -> MomentDataset:
         """Change the retriever as the stage did before its first epoch."""
@@ -177,6 +178,19 @@ def _check_labels(setup: Setup, stage: Stage) -> None:
     if batch.labels is None:
         raise ValueError(
             f"the train data, {data.name} {data.split}, has no annotated samples for stage {stage.name!r} to learn from"
+        )
+
+
+def _check_keep(val: MomentDataset | None, stage: Stage) -> None:
+    """ValueError if a stage keeps its best epoch by a score of windows or highlights that `val` cannot give."""
+    names = [name for name in map(str.strip, stage.keep.split("+")) if name.startswith(("MR-", "HL-", "mIoU"))]
+    if val is None or not names:
+        return
+    known = score_names(val)
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(
+            f"keep of stage {stage.name!r} names {unknown[0]!r}, which is no score of its epochs; they have "
+            f"{', '.join(known)}"
         )
 
 

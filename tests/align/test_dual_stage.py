@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mrlib import ops
 from mrlib.align.dual_stage import (
     METHODS,
     aligned_part,
@@ -19,6 +18,7 @@ from mrlib.align.dual_stage import (
     with_reversed_queries,
 )
 from mrlib.data import Widths
+from mrlib.ops import alignment
 from tests.support.batches import alone, make_batch
 from tests.support.modules import shaken, watched
 
@@ -133,13 +133,13 @@ def test_losses_are_the_costs_of_the_alignments_per_query_clip(batch, align):
     for name, (target, query) in compared.items():
         cost = cosine_cost(target, query)
         if align == "tcc":
-            values = ops.tcc(target, query, n, m)
+            values = alignment.tcc(target, query, n, m)
         elif align == "drop":
-            values = ops.drop_dtw(cost, drop_cost(cost, n, m), 0.1, n, m) / m
+            values = alignment.drop_dtw(cost, drop_cost(cost, n, m), 0.1, n, m) / m
         elif align == "mean":
-            values = ops.mean_dtw(cost, 0.1, n, m) / m
+            values = alignment.mean_dtw(cost, 0.1, n, m) / m
         else:
-            values = ops.soft_dtw(cost, 0.1, n, m, topology=align) / m
+            values = alignment.soft_dtw(cost, 0.1, n, m, topology=align) / m
         torch.testing.assert_close(losses[f"align_{name}"], values.mean())
 
 
@@ -156,12 +156,12 @@ def test_paths_are_the_hard_alignments(batch, align):
             t, q, lengths = target[b : b + 1, :n], query[b : b + 1, :m], (torch.tensor([n]), torch.tensor([m]))
             cost = cosine_cost(t, q)
             if align == "tcc":
-                path = ops.tcc_alignment(t, q, *lengths)
+                path = alignment.tcc_alignment(t, q, *lengths)
             elif align == "drop":
-                path = ops.drop_alignment(cost, drop_cost(cost, *lengths), *lengths)
+                path = alignment.drop_alignment(cost, drop_cost(cost, *lengths), *lengths)
             else:
                 topology = "global" if align == "mean" else align
-                path = ops.hard_alignment(cost, *lengths, topology=topology)
+                path = alignment.hard_alignment(cost, *lengths, topology=topology)
             assert torch.equal(aligned.paths[name][b, :n, :m], path[0])
             assert not aligned.paths[name][b, n:].any() and not aligned.paths[name][b, :, m:].any()
 
@@ -171,7 +171,7 @@ def test_context_is_the_output_of_the_decoder(batch):
     """[MATR §3.2] Zeros with the moment queries as positions, layer by layer, then a norm; sample by sample."""
     model = shaken(aligner())
     aligned, joint = model(batch), fused(model, batch)
-    start, end = ops.span_of(aligned.paths["post"])
+    start, end = alignment.span_of(aligned.paths["post"])
     for b in range(4):
         part = slice(int(start[b]), int(end[b]))
         places = model.moment_queries.weight[None]
@@ -197,7 +197,7 @@ def test_decoder_reads_the_aligned_part_only(batch):
     """[MATR §3.2] Clips outside [s, e) after the encoder do not change the context."""
     model = aligner().eval()
     aligned = model(batch)
-    start, end = ops.span_of(aligned.paths["post"])
+    start, end = alignment.span_of(aligned.paths["post"])
     assert (end - start)[0] < 9, "some clips are outside"
     joint = fused(model, batch)
     t = torch.arange(12)
@@ -244,9 +244,9 @@ def test_query_that_runs_backwards_is_aligned_in_reverse_order(batch, align):
             cost[b, :, : m[b]] = cost[b, :, : m[b]].flip(1)
             query[b, : m[b]] = query[b, : m[b]].flip(0)
         if align == "tcc":
-            expected = ops.tcc(comparison.target, query, n, m).mean()
+            expected = alignment.tcc(comparison.target, query, n, m).mean()
         else:
-            expected = (ops.soft_dtw(cost, 0.1, n, m, topology="subsequence") / m).mean()
+            expected = (alignment.soft_dtw(cost, 0.1, n, m, topology="subsequence") / m).mean()
         torch.testing.assert_close(losses[f"align_{name}"], expected)
         reverse = with_reversed_queries(comparison, backwards, m)
         assert torch.equal(reverse.cost, cost) and torch.equal(reverse.query, query)

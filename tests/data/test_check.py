@@ -217,6 +217,18 @@ def test_one_of_several_layouts_can_be_named(tmp_path):
     assert check("qvhighlights", root, layout="moment_detr") == []
 
 
+def test_names_that_no_encoding_has_are_printed_escaped(tmp_path, capsys):
+    """A folder whose name is no UTF-8, and a class that is half a character."""
+    root = tmp_path / "data\udcff"
+    root.mkdir()
+    for split in ("train", "val"):
+        rows = [windows_only(split, label="a\ud800")]
+        write_lines(root / f"activitynet_vrl_{split}.jsonl", rows)
+    assert main(["activitynet_vrl", str(root)]) == 1
+    out = capsys.readouterr().out
+    assert "data\\udcff/activitynet_vrl_train.jsonl: label: a\\ud800 also in" in out
+
+
 def opens(root, **options):
     """Whether the validation split opens, with the annotations that it has."""
     try:

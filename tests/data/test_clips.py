@@ -2,6 +2,8 @@
 
 import pytest
 
+from mrlib.data import load_annotations
+from mrlib.data.agreement import require_sound
 from mrlib.data.clips import count_clips, scored_clips
 
 
@@ -40,3 +42,13 @@ def test_a_shorter_last_clip_counts(duration_s, clip_s, count):
 )
 def test_a_shorter_last_clip_is_scored_only_if_it_is_annotated(duration_s, clip_s, annotated, count):
     assert scored_clips(duration_s, clip_s, annotated) == count
+
+
+@pytest.mark.parametrize("clip_s", [0, -2.0, float("nan"), float("inf"), True, "2", None])
+def test_a_clip_has_a_positive_length(clip_s, tmp_path):
+    (tmp_path / "a.jsonl").write_text("{}")
+    message = "clip_s must be a positive number of seconds"
+    with pytest.raises(ValueError, match=message):
+        load_annotations(tmp_path / "a.jsonl", clip_s)
+    with pytest.raises(ValueError, match=message):
+        require_sound([], clip_s, scored=True)

@@ -1,9 +1,18 @@
 """The check of one line, and what is made of windows that are not inside their video."""
 
+import gzip
+import json
+import tempfile
+import warnings
+from pathlib import Path
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mrlib.data import Sample
+from mrlib.data import Sample, load_annotations
+from mrlib.data.agreement import require_sound
 from mrlib.data.lines import (
     EARLY,
     EMPTY,
@@ -18,6 +27,7 @@ from mrlib.data.lines import (
     shape_defects,
 )
 from tests.support.files import labelled, line, windows_only
+from tests.support.hostile import CLIPS, NUMBERS, SCORES, UNHURRIED, WINDOWS, changed
 
 
 def fields_of(defects):
@@ -166,3 +176,27 @@ def test_the_shape_of_a_sample_does_not_depend_on_its_length():
 def test_an_id_is_a_plain_name():
     assert all(map(is_plain_name, ["a", "a b.c", "x" * 200]))
     assert not any(map(is_plain_name, ["", ".a", "a/b", "a\\b", "a\n", "x" * 201, "\ud800"]))
+
+
+ANNOTATION = changed(
+    line(), duration=NUMBERS, relevant_windows=WINDOWS, relevant_clip_ids=CLIPS, saliency_scores=SCORES, label=SCORES
+)
+MODES = st.sampled_from(["error", "skip", "clamp"])
+BYTES = st.one_of(ANNOTATION.map(lambda fields: json.dumps(fields).encode()), st.binary(max_size=40))
+
+
+@UNHURRIED
+@given(st.lists(BYTES, min_size=1, max_size=4), MODES, st.booleans(), st.booleans())
+def test_whatever_a_file_holds_it_is_read_or_refused_with_its_name(lines, bad, words, packed):
+    """What is read passes the check that comes before training."""
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = Path(folder, "a.jsonl.gz" if packed else "a.jsonl")
+        content = b"\n".join(lines)
+        path.write_bytes(gzip.compress(content) if packed else content)
+        try:
+            samples = load_annotations(path, words=words, bad=bad)
+        except ValueError as error:
+            assert str(error).startswith(str(path))
+        else:
+            require_sound(samples, 2.0, scored=words)

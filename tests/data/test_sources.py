@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mrlib.data.check import check
+from mrlib.data.check import check, main
 from mrlib.data.layouts import DATASETS, open_files
 from mrlib.data.sources import LAYOUTS, choose_layout
 from mrlib.training.cli import parse
@@ -146,6 +146,21 @@ def test_files_of_ones_own_are_read_from_the_command_line(tmp_path):
     np.testing.assert_allclose(dataset.target.rows[:32], means, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(dataset.query.rows[6:], random(1, 6, 5))
     assert dataset.settings["rows_per_s"] == {"i3d": 2.5} and dataset.settings["clip_s"] == 2
+
+
+def test_the_command_line_of_the_check_takes_the_same_options(tmp_path, capsys):
+    charades(tmp_path)
+    for vid in ("video_a", "video_b"):
+        save_npy(tmp_path / "my" / f"{vid}.npy", random(0, 160, 4))
+        save_npy(tmp_path / "other" / f"{vid}.npy", random(0, 160, 4))
+    options = ["--query-files", "glove.6B.3d.txt", "--clip-s", "2"]
+    files = ["--files", '{"i3d": "my/{vid}.npy"}']
+    assert main(["charades_sta", str(tmp_path), *files, "--rows-per-s", "2.5", *options]) == 0
+    assert main(["charades_sta", str(tmp_path), *files, "--rows-per-s", '{"i3d": 1.5}', *options]) == 1
+    assert "160 rows at 1.5 a second last 106.667 s, the video 64 s; correct rows_per_s" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["charades_sta", str(tmp_path), "--files", "my/{vid}.npy"])
+    assert "files must be" in capsys.readouterr().err
 
 
 def test_files_replace_a_stream_of_a_layout_and_add_others(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from mrlib.checkpoint import load_official
+from tests.reference import official_amr, official_cg_detr, official_detr
 from tests.reference.official_univtg import make_opt, save, saved
 from tests.support.batches import batch_and_rows
 from tests.support.modules import outputs_of
@@ -279,13 +280,17 @@ def test_a_parameter_that_the_file_shares_is_read_and_trains(tmp_path):
 
 def test_the_first_load_of_a_process_compiles_nothing(tmp_path):
     """Initial values of "meta" tensors import torch's compiler: three seconds and 160 MB for a file of a kilobyte."""
-    _, path = saved(tmp_path)
-    code = (
-        "import sys; from mrlib.checkpoint import load_official; before = 'torch._dynamo' in sys.modules; "
-        f"load_official({str(path)!r}, 'univtg'); print(before, 'torch._dynamo' in sys.modules)"
-    )
+    networks = {"univtg": saved(tmp_path)[0], "cg_detr": official_cg_detr.Official(official_cg_detr.make_opt())}
+    networks |= {name: official_detr.Official(official_detr.make_opt(), name) for name in ("moment_detr", "td_detr")}
+    networks["amr"] = official_amr.random_network(official_amr.make_opt(stage="distill"))
+    code = "import sys; from mrlib.checkpoint import load_official\n"
+    for paper, network in networks.items():
+        torch.save({"model": network.state_dict(), "opt": network.opt}, tmp_path / paper)
+        code += (
+            f"load_official({str(tmp_path / paper)!r}, {paper!r}); print({paper!r}, 'torch._dynamo' in sys.modules)\n"
+        )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.split() == ["False", "False"]
+    assert run.stdout.splitlines() == [f"{paper} False" for paper in networks]
 
 
 def changed_content(random, content):

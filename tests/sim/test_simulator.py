@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -320,13 +321,14 @@ def test_sizes_splits_and_streams_are_as_documented():
         ({"speed": 0.5}, "speed must be at least 1"),
         ({"null": 1}, "null must be at least 0 and below 1, not 1"),
         ({"null": -0.1}, "null must be at least 0 and below 1"),
-        ({"null": float("nan")}, "null must be at least 0 and below 1"),
+        ({"null": float("nan")}, "null must be a number, not nan"),
         ({"null": "some"}, "null must be a number, not 'some'"),
         ({"noise": None}, "noise must be a number"),
-        ({"n_train": float("inf")}, "n_train must be a whole number of at least 1"),
-        ({"n": 0}, "n must be a whole number of at least 1"),
-        ({"n": 2.5}, "n must be a whole number of at least 1"),
-        ({"n": "abc"}, "n must be a whole number of at least 1"),
+        ({"n_train": float("inf")}, "n_train must be a number, not inf"),
+        ({"n_train": 2.5}, "n_train must be a whole number of at least 1"),
+        ({"n": 0}, "n must be a whole number from 1 to"),
+        ({"n": 2.5}, "n must be a whole number from 1 to"),
+        ({"n": "abc"}, "n must be a whole number from 1 to"),
     ],
 )
 def test_unknown_names_and_values_out_of_range_are_refused(options, message):
@@ -338,8 +340,10 @@ def test_unknown_names_and_values_out_of_range_are_refused(options, message):
     ("query", "name", "streams"),
     [("text", "qvhighlights", None), ("text", "qvhighlights", "joint"), ("video", "activitynet_vrl", "joint")],
 )
-def test_exported_files_give_the_same_batches(tmp_path, query, name, streams):
-    dataset = open_sim("val", n=9, query=query, streams=streams)
+@pytest.mark.parametrize("null", [0.0, 0.5])
+def test_exported_files_give_the_same_batches(tmp_path, null, query, name, streams):
+    dataset = open_sim("val", n=9, query=query, streams=streams, null=null)
+    assert any(s.relevant_windows == [] for s in dataset.samples) == (null > 0)
     export(dataset, tmp_path)
     opened = open_dataset(name, tmp_path, "val", streams=streams)
     batch, file_batch = dataset.batch([8, 0, 5]), opened.batch([8, 0, 5])
@@ -348,8 +352,21 @@ def test_exported_files_give_the_same_batches(tmp_path, query, name, streams):
     for field in ("target_mask", "query_mask", "duration_s", "clip_s"):
         assert torch.equal(getattr(batch, field), getattr(file_batch, field))
     assert batch.samples == file_batch.samples
-    assert torch.equal(batch.labels.spans, file_batch.labels.spans)
+    for field in ("spans", "span_mask", "relevant", "saliency", "saliency_mask"):
+        assert torch.equal(getattr(batch.labels, field), getattr(file_batch.labels, field))
     assert list(opened.streams.values()) == list(dataset.streams.values())
+
+
+@pytest.mark.parametrize(
+    ("field", "name"),
+    [("vid", name) for name in ("../../x", "/etc/x", "a/b", "..", ".", "", "a\\b", "a\0b")] + [("qid", "/../x")],
+)
+def test_a_name_that_leads_out_of_the_folder_is_not_exported(field, name, tmp_path):
+    dataset = open_sim("val", n=2)
+    samples = [dataset.samples[0], replace(dataset.samples[1], **{field: name})]
+    with pytest.raises(ValueError, match=f"{field} of an exported sample must be a plain name"):
+        export(replace(dataset, samples=samples, _annotations=None), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_dataset_without_its_joint_stream_is_not_exported(tmp_path):

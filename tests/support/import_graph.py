@@ -37,7 +37,7 @@ LAYERS = (  # bottom first; a name stands for its submodules too; names in one r
     ("papers",),
     ("checkpoint", "probes", "audit"),
     ("training",),
-    ("train",),
+    ("train", "grid_file"),
     ("grid",),
     ("plots", "widgets"),
 )

@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -138,6 +140,84 @@ def test_opening_a_folder_removes_files_whose_writing_was_cut_off(tmp_path):
     (tmp_path / "train" / "last.json").touch()
     RunState(tmp_path).open(SETTINGS, resume=True)
     assert sorted(contents(tmp_path)) == ["run.json", "train/last.json"]
+
+
+@pytest.mark.parametrize("leftover", [f".run.json.x{files.PARTIAL}", f".run.json.0123abcd{files.PARTIAL}", ".lock"])
+def test_a_run_killed_in_its_very_first_write_starts_anew(leftover, world, tmp_path):
+    (tmp_path / leftover).write_text("{")
+    run(world, small(epochs=1), tmp_path)
+    assert not [file for file in tmp_path.iterdir() if file.name.startswith(".")]
+
+
+def test_a_second_process_is_told_who_is_in_the_folder(world, tmp_path):
+    """At once, and it leaves the run of the first one alone."""
+    run(world, small(epochs=1), tmp_path / "run")
+    before = contents(tmp_path / "run")
+    with (
+        RunState(tmp_path / "run").locked(),
+        pytest.raises(ValueError, match=rf"out_dir .*run is in use by process {os.getpid()} on .* since "),
+    ):
+        run(world, small(epochs=1), tmp_path / "run", seed=1)
+    assert contents(tmp_path / "run") == before
+
+
+def test_run_json_records_threads_and_processes_and_another_number_warns(world, tmp_path):
+    run(world, small(epochs=1), tmp_path)
+    settings = json.loads((tmp_path / "run.json").read_text())
+    assert (settings["threads"], settings["processes"]) == ([torch.get_num_threads()], [1])
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps(settings | {"threads": [61]}) + "\n")
+    with pytest.warns(UserWarning, match=f"was trained with 61 threads and goes on with {torch.get_num_threads()}"):
+        run(world, small(epochs=1), tmp_path)
+    assert json.loads(file.read_text()) == settings | {"threads": [61, torch.get_num_threads()]}
+    del settings["threads"], settings["processes"]
+    file.write_text(json.dumps(settings) + "\n")
+    run(world, small(epochs=1), tmp_path)  # of an earlier version, which did not record them
+
+
+DAMAGE = {"empty": b"", "cut": b'{"seed": ', "binary": b"\xff\x00\x80", "nested": 100_000 * b"[", "list": b"[1]\n"}
+DAMAGE |= {
+    "null": b"null\n",
+    "number": b'{"seed": ' + 5000 * b"1" + b"}",
+    "long": b'{"a": "' + 5_000_000 * b"x" + b'"}',
+}
+
+
+@pytest.mark.parametrize("content", DAMAGE.values(), ids=DAMAGE)
+@pytest.mark.parametrize("name", ["run.json", "resume.safetensors", "times.jsonl", "train/best.safetensors"])
+def test_a_damaged_file_of_a_run_is_refused_with_its_name_and_a_way_out(content, name, finished, tmp_path, world):
+    """Or, of the seconds that it took, an empty file is one without rows."""
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / name).write_bytes(content)
+    if (name, content) == ("times.jsonl", b""):
+        run(world, small(epochs=1), tmp_path / "run")
+        return
+    with pytest.raises(ValueError, match=f"{name}.*give another out_dir"):
+        run(world, small(epochs=1), tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["history.jsonl", "predictions.jsonl", "metrics.json", "train/best.json"])
+def test_a_damaged_file_that_a_run_only_writes_is_written_again(name, finished, tmp_path, world):
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / name).write_bytes(b"\xff\x00")
+    run(world, small(epochs=1), tmp_path / "run")
+    if name != "train/best.json":
+        assert contents(tmp_path / "run") == contents(finished)
+
+
+@pytest.fixture(scope="module")
+def finished(world, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    run(world, small(epochs=1), folder)
+    return folder
+
+
+def test_kept_weights_of_another_model_are_refused(world, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    other = papers.build(small(channels=3), world[0])
+    checkpoint.save(other, tmp_path / "run" / "train" / "best")
+    with pytest.raises(ValueError, match=r"best.safetensors does not fit the model of stage 'train': it has .*out_dir"):
+        run(world, small(epochs=1), tmp_path / "run")
 
 
 def test_a_run_without_a_result_writes_no_metrics(tmp_path):
