@@ -740,9 +740,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     escape_output()
     try:
         files = read_jsonl(given.predictions), read_jsonl(given.ground_truth)
-        print(report(*files, given.clip_s, unscored=given.unscored))
     except (OSError, ValueError) as error:
         sys.exit(f"mrlib.metrics: {error}")
+    try:
+        print(report(*files, given.clip_s, unscored=given.unscored))
+    except ValueError as error:
+        sys.exit(f"mrlib.metrics: {given.predictions} with the ground truth {given.ground_truth}: {error}")
 
 
 if __name__ == "__main__":

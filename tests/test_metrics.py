@@ -760,8 +760,13 @@ def test_the_command_ends_with_one_line_for_bad_input(tmp_path):
     assert done.returncode == 1 and done.stdout == "" and done.stderr.count("\n") == 1
     assert "none.jsonl" in done.stderr
     done = run(write(tmp_path / "other.jsonl", [GOOD | {"qid": 2}]), truth)
-    assert done.returncode == 1 and done.stderr.startswith(
-        "mrlib.metrics: query ids differ: only in the predictions 2;"
+    assert (
+        done.returncode == 1
+        and done.stderr.count("\n") == 1
+        and done.stderr.startswith(
+            f"mrlib.metrics: {tmp_path / 'other.jsonl'} with the ground truth {truth}: "
+            "query ids differ: only in the predictions 2;"
+        )
     )
 
 

@@ -101,6 +101,8 @@ def load_bank(file: Path, record: Mapping[str, str] | None = None) -> tuple[Bank
     record   what the file must say about itself; None: anything
     returns  None if there is no such file, if it says something else, or if a bit of it has changed
     """
+    if not file.is_file():  # a pipe would be waited for
+        return None
     try:
         with file.open("rb") as content:
             entries, said = _read_header(content)

@@ -17,6 +17,7 @@ from mrlib.arguments import require
 from mrlib.data import Sample
 from mrlib.data.bank import Bank
 from mrlib.data.dataset import MomentDataset
+from mrlib.data.lines import is_plain_name
 from mrlib.ops.runs import runs_of_true
 from mrlib.sim.features import render, sentence_queries, video_queries
 from mrlib.sim.script import Script, Timeline, ask_for_nothing, draw_script, saliency
@@ -198,14 +199,14 @@ def export(dataset: MomentDataset, root: str | os.PathLike) -> None:
     With sentences, "qvhighlights" in the layout of Moment-DETR: "appearance" as CLIP, "motion" as SlowFast features.
     With query videos, "activitynet_vrl" in the layout of MATR, which has no second stream.
     raises  ValueError, before anything is written, for a dataset without its joint stream, or for the name of a video
-            or query by which a file would lie outside its folder
+            or query by which no file can be called
     """
     if dataset.joint is None:
         raise ValueError("there is no appearance stream to export; open the dataset with streams=None or 'joint'")
     for sample in dataset.samples:
-        for field, name in (("vid", sample.vid), ("qid", f"qid{sample.qid}")):
-            plain = name not in ("", "..") and Path(name).name == name and "\0" not in name and "\\" not in name
-            require(plain, f"{field} of an exported sample", name, "a plain name, as files are called by it")
+        for field, name in (("vid", sample.vid), ("qid", str(sample.qid))):
+            expected = "a plain name, as files are called by it: no / or \\, no leading dot, at most 200 characters"
+            require(is_plain_name(name), f"{field} of an exported sample", name, expected)
     root = Path(root)
     if dataset.settings["query"] == "video":
         annotations, folders, queries = "activitynet_vrl_{}.jsonl", {"appearance": "target_vid_clip"}, "query_vid_clip"

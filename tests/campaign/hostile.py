@@ -21,7 +21,7 @@ from tests.campaign.forks import forked
 from tests.support.answers import Answer, answer
 from tests.support.damage import Damage
 from tests.support.files import line, moment_detr, write_lines
-from tests.support.inputs import KINDS, copied, damaged_file, opening, table
+from tests.support.inputs import KINDS, copied, opening, table
 
 IDS: list[Any] = ["../outside", "../../outside", "/outside", "a/b", "..", ".", "", " ", "~", "~root", "$HOME", "a\0b"]
 IDS += ["a\nb", "x" * 255, "x" * 256, "é" * 200, "x" * 5000, "\ud800", "con", "nul.npz", "{vid}", "{0}", "%s", "*"]
@@ -76,6 +76,7 @@ def one_long_line(path: Path, random: Random) -> None:
 
 SPECIAL: list[Damage] = [a_folder, a_pipe, a_link_to_itself, a_link_to_nothing, a_link_to_zeros, a_socket, nothing]
 SPECIAL += [very_long, one_long_line]
+PIPED = ("predictions", "truth")  # as in `python -m mrlib.metrics <(zcat predictions.gz) truth.jsonl`
 
 
 def hostile(folder: Path, seed: int, only: str = "") -> Iterator[Case]:
@@ -91,12 +92,13 @@ def hostile(folder: Path, seed: int, only: str = "") -> Iterator[Case]:
         copied(whole, here)
         needed = forked(lambda kind=kind, here=here: answer(lambda: kind.read(here), [], None))
         for damage in SPECIAL:
-            if os.path.getsize(damaged_file(kind, whole)) > 10**9:
+            if damage is a_pipe and kind.name in PIPED:
                 continue
             one = replace(kind, name=f"special: {kind.name}", damages=(damage,))
             yield case(one, whole, here, f"{seed}", expected, needed)
-    if not only:
+    if "ids".startswith(only):
         yield from odd_ids(folder)
+    if "grid commands".startswith(only):
         yield from commands(folder)
 
 

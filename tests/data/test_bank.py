@@ -111,6 +111,12 @@ def test_a_missing_file_is_not_loaded(tmp_path):
     assert load_bank(tmp_path / "b") is None
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are of Unix")
+def test_a_pipe_in_the_place_of_a_bank_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "b")
+    assert load_bank(tmp_path / "b") is None
+
+
 def test_a_number_too_large_for_half_precision_is_refused(tmp_path):
     with pytest.raises(ValueError, match="too large for float16"):
         save_bank(tmp_path / "b", items([1e5 * ARRAYS[0]]), 1, torch.float16)

@@ -359,9 +359,11 @@ def test_exported_files_give_the_same_batches(tmp_path, null, query, name, strea
 
 @pytest.mark.parametrize(
     ("field", "name"),
-    [("vid", name) for name in ("../../x", "/etc/x", "a/b", "..", ".", "", "a\\b", "a\0b")] + [("qid", "/../x")],
+    [("vid", name) for name in ("../../x", "/etc/x", "a/b", "..", ".", "", "a\\b", "a\0b", "x" * 256, "\ud800")]
+    + [("qid", "/../x"), ("qid", "x" * 256)],
+    ids=lambda text: ascii(text)[:20],
 )
-def test_a_name_that_leads_out_of_the_folder_is_not_exported(field, name, tmp_path):
+def test_a_name_by_which_no_file_of_the_folder_can_be_called_is_not_exported(field, name, tmp_path):
     dataset = open_sim("val", n=2)
     samples = [dataset.samples[0], replace(dataset.samples[1], **{field: name})]
     with pytest.raises(ValueError, match=f"{field} of an exported sample must be a plain name"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import json
 import shutil
 import signal
@@ -235,7 +236,8 @@ def predictions(folder: Path) -> None:
 
 def scoring(folder: Path) -> str:
     lines, truth = (metrics.read_jsonl(folder / f"{name}.jsonl") for name in ("predictions", "truth"))
-    metrics.main([str(folder / "predictions.jsonl"), str(folder / "truth.jsonl")])
+    with contextlib.redirect_stdout(io.StringIO()):
+        metrics.main([str(folder / "predictions.jsonl"), str(folder / "truth.jsonl")])
     return repr(metrics.evaluate(lines, truth))
 
 
