@@ -16,16 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.nn.modules.module import (
-    register_module_module_registration_hook,
-    register_module_parameter_registration_hook,
-)
-from torch.overrides import TorchFunctionMode
 
 import mrlib.papers
 from mrlib.data import Widths
 from mrlib.files import LONGEST_LINE, parse_json, write_whole
+from mrlib.papers.limits import at_most
 from mrlib.papers.release import load_official as load_official
 from mrlib.retriever import MomentRetriever
 from mrlib.tensors import Header, check_fit, load_tensors, read_header, save_tensors
@@ -64,7 +59,7 @@ def load(path: str | os.PathLike) -> MomentRetriever:
         if header.note and settings.is_file():
             cure = f"without {settings.name}, the settings in {weights.name} count"
         recipe, source = _recipe(weights, settings, header)
-        retriever = _build(recipe, source, weights, header)
+        retriever = _build(recipe, source, header)
         check_fit(weights, header.shapes, retriever.state_dict(), f"the model of {source.name}")
         if source == settings:
             _check_pair(recipe, settings, weights, header)
@@ -106,12 +101,10 @@ def _checked(text: str, source: Path) -> dict[str, Any]:
 
     paper, widths, seed, prepared = (fields.get(name) for name in RECIPE)
     require("paper", isinstance(paper, dict) and isinstance(paper.get("name"), str), "an object with the name of one")
-    names, least = ("target", "query", "joint"), 1
-    known = isinstance(widths, dict) and widths.keys() == set(names)
-    numbers = [w for w in widths.values() if w is not None] if known else []
-    require("widths", known and None not in (widths["target"], widths["query"]), f"an object of {', '.join(names)}")
-    fits = all(type(w) is int and least <= w <= WIDEST for w in numbers)
-    require("widths", fits, f"whole numbers from {least} to {WIDEST}")
+    known = isinstance(widths, dict) and widths.keys() == {"target", "query", "joint"}
+    numbers = [w for name, w in widths.items() if (name, w) != ("joint", None)] if known else []
+    fits = known and all(type(w) is int and 1 <= w <= WIDEST for w in numbers)
+    require("widths", fits, f"an object of target, query and joint, whole numbers from 1 to {WIDEST}")
     require("seed", type(seed) is int and -(2**63) <= seed < 2**64, "a whole number of 64 bits")
     steps = [] if prepared is None else prepared
     fits = isinstance(steps, list) and all(isinstance(x, str) and x in mrlib.papers.PREPARATIONS for x in steps)
@@ -119,47 +112,18 @@ def _checked(text: str, source: Path) -> dict[str, Any]:
     return recipe
 
 
-def _build(recipe: dict[str, Any], source: Path, weights: Path, header: Header) -> MomentRetriever:
-    """The model of a recipe, built no further than the weights go: a damaged recipe may ask for a million layers."""
-    registered = 0
-
-    def count(module: nn.Module, name: str, part: Any) -> None:
-        nonlocal registered
-        registered += 1
-        if registered > 4 * len(header.shapes) + 100:
-            raise ValueError(f"it has more parts than {weights.name} has tensors for")
-
+def _build(recipe: dict[str, Any], source: Path, header: Header) -> MomentRetriever:
+    """The model of a recipe, built no further than the weights go."""
     numbers = sum(math.prod(shape) for _, shape in header.shapes.values())
-    hooks = [register_module_parameter_registration_hook(count), register_module_module_registration_hook(count)]
     try:
         paper, widths = mrlib.papers.get(**recipe["paper"]), Widths(**recipe["widths"])
-        with _Most(4 * numbers + 1_000_000):
+        with at_most(parts=4 * len(header.shapes) + 100, numbers=4 * numbers + 1_000_000):
             retriever = mrlib.papers.build(paper, widths, recipe["seed"])
             for name in recipe.get("prepared") or ():
                 mrlib.papers.prepare(retriever, name)
     except Exception as error:  # whatever the parts of a paper raise for settings that nobody would choose
         raise ValueError(f"{source} is not the JSON of a checkpoint: 'paper' cannot be built, {error}") from error
-    finally:
-        for hook in hooks:
-            hook.remove()
     return retriever
-
-
-class _Most(TorchFunctionMode):
-    """Tensors are made until they have so many numbers together."""
-
-    def __init__(self, numbers: int):
-        super().__init__()
-        self.left = numbers
-
-    def __torch_function__(self, function, types, arguments=(), options=None):
-        options = options or {}
-        if function in (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn):
-            size = options.get("size", arguments)
-            self.left -= math.prod(size[0] if size and isinstance(size[0], list | tuple) else size)
-            if self.left < 0:
-                raise ValueError("it has more numbers than the weights")
-        return function(*arguments, **options)
 
 
 def _check_pair(recipe: dict[str, Any], settings: Path, weights: Path, header: Header) -> None:

@@ -25,6 +25,8 @@ except ImportError:  # Windows, which does not let a process remove a file that 
 PARTIAL = ".partial"  # suffix of temporary files; a process that is killed while it writes leaves one behind
 LONGEST_LINE = 3_000_000  # characters; a line of JSON takes up to 25 times as much memory once it is decoded
 MOST_BLANK = 100_000  # lines in a row
+MOST_REPEATED = 1_000  # equal lines in a row; every line has an id of its own
+MOST_GROWTH = 100  # times the size of a compressed file; annotations and predictions grow about fifteenfold
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
@@ -57,17 +59,26 @@ class LongLine(ValueError):
 def numbered_lines(file: IO[AnyStr]) -> Iterator[tuple[int, AnyStr]]:
     """Number, from 1, and text of every line of an open file that is not blank; no more than one line is in memory.
 
-    raises  LongLine for a line longer than LONGEST_LINE, or for more than MOST_BLANK blank lines in a row, into which
-            a small compressed file can grow
+    raises  LongLine for what a small compressed file can grow into: a line longer than LONGEST_LINE, more than
+            MOST_BLANK blank or MOST_REPEATED equal lines in a row, or, beyond ten such lines, MOST_GROWTH times the
+            size of the file
     """
-    last = 0
+    last, previous, repeated = 0, None, 0
+    left = 10 * LONGEST_LINE + MOST_GROWTH * os.fstat(file.fileno()).st_size
     for number in count(1):
         text = file.readline(LONGEST_LINE + 1)
         if not text:
             return
+        left -= len(text)
+        repeated = repeated + 1 if text == previous else 0
+        previous = text
         if len(text) > LONGEST_LINE:
             raise LongLine(number, f"longer than {LONGEST_LINE} characters")
+        if left < 0:
+            raise LongLine(number, f"the file unpacks to more than {MOST_GROWTH} times its size")
         if text.strip():
+            if repeated > MOST_REPEATED:
+                raise LongLine(number, f"the same line more than {MOST_REPEATED} times in a row")
             last = number
             yield number, text
         elif number - last > MOST_BLANK:

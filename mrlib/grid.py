@@ -152,7 +152,7 @@ def _train_missing(
     runs = path.with_name(f".{path.name}.runs")
     folders = {key: runs / _digest(json.dumps(wanted[key])) for key in wanted if key not in valid}
     with _workers(processes) as pool:
-        waiting = {pool.submit(train, arms[key[0]], key[1], folder): key for key, folder in folders.items()}
+        waiting = {pool.submit(_train_in_worker, arms[key[0]], key[1], folder): key for key, folder in folders.items()}
         for future in tqdm(as_completed(waiting), total=len(waiting), desc=path.name, disable=not waiting):
             key = waiting[future]
             origin = {"torch": torch.__version__.split("+")[0], "date": date.today().isoformat()}
@@ -179,6 +179,14 @@ def _workers(processes: int) -> Iterator[ProcessPoolExecutor]:
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _train_in_worker(arm: Arm, seed: int, folder: Path | None = None) -> dict[str, Any]:
+    """`train`; a worker that is stopped takes no other row."""
+    try:
+        return train(arm, seed, folder)
+    except SystemExit as stopped:
+        os._exit(stopped.code)
 
 
 def _begin_worker() -> None:
@@ -227,7 +235,7 @@ def retrain_row(path: str | os.PathLike, arm: str, seed: int) -> pd.DataFrame:
         raise ValueError(f"{path}, arm {arm!r}, seed {seed}: {error}; it is not run") from error
     try:
         with _workers(1) as pool:
-            scores = pool.submit(train, *described).result()
+            scores = pool.submit(_train_in_worker, *described).result()
     except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
         raise RuntimeError(f"{row['command']}\nerror: {error}") from error
     scores = {name: value for name, value in scores.items() if name not in ("steps", "train_s", "parameters")}

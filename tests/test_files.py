@@ -2,7 +2,6 @@
 
 import errno
 import gzip
-import io
 import json
 import os
 import signal
@@ -191,8 +190,23 @@ def test_blank_lines_without_end_are_refused(tmp_path):
         read_jsonl(tmp_path / "a.jsonl.gz")
 
 
-def test_lines_are_numbered_from_one_with_the_blank_ones():
-    assert list(files.numbered_lines(io.StringIO("a\n\n  \nb"))) == [(1, "a\n"), (4, "b")]
+def test_a_line_that_is_repeated_without_end_is_refused(tmp_path):
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"qid": 1}\n' * 2_000_000))
+    with pytest.raises(ValueError, match=r"a.jsonl.gz, line 1002: the same line more than 1000 times in a row"):
+        read_jsonl(tmp_path / "a.jsonl.gz")
+
+
+def test_a_file_that_unpacks_to_far_more_than_any_annotation_is_refused(tmp_path):
+    """Two lines in turn, 44 MB in 0.1 MB."""
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"qid": 1}\n{"qid": 2}\n' * 2_000_000))
+    with pytest.raises(ValueError, match=r"a.jsonl.gz, line \d+: the file unpacks to more than 100 times its size"):
+        read_jsonl(tmp_path / "a.jsonl.gz")
+
+
+def test_lines_are_numbered_from_one_with_the_blank_ones(tmp_path):
+    (tmp_path / "a").write_text("a\n\n  \nb")
+    with open(tmp_path / "a") as file:
+        assert list(files.numbered_lines(file)) == [(1, "a\n"), (4, "b")]
 
 
 def test_a_truncated_gzip_file_is_named(tmp_path):

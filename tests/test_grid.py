@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -181,8 +182,9 @@ def children(pid):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc")
-def test_workers_end_with_a_killed_parent_and_its_row_goes_on(tmp_path):
-    """The row goes on where it was: the second run adds no second history, and its scores are those of a whole run."""
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_workers_end_with_their_parent_and_its_row_goes_on(number, tmp_path):
+    """The row goes on where it was, and its scores are those of a whole run."""
     (tmp_path / "run.py").write_text(RUN)
     command = [sys.executable, str(tmp_path / "run.py"), str(tmp_path / "00_grid.csv")]
     env = ONE_THREAD | {"PYTHONPATH": str(Path(grid.__file__).resolve().parents[1])}
@@ -191,8 +193,8 @@ def test_workers_end_with_a_killed_parent_and_its_row_goes_on(tmp_path):
         assert process.poll() is None
         time.sleep(0.01)
     workers = children(process.pid)
-    process.kill()
-    process.wait()
+    process.send_signal(number)
+    process.wait(60)
     deadline = time.monotonic() + 30
     while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < deadline, "a worker outlives its parent"

@@ -10,6 +10,7 @@ Ours     the authors' mining script is not published: the score threshold is a s
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -97,5 +98,17 @@ def write(file: Path, dataset: MomentDataset, settings: Mapping[str, Any]) -> No
 
 
 def read(file: Path) -> list[list[list[float]]]:
-    """The mined windows of every sample, [[start, end], ...] in seconds, from a file that `write` wrote."""
-    return [line["wrong_spans"] for line in read_jsonl(file)]
+    """The mined windows of every sample, [[start, end], ...] in seconds, from a file that `write` wrote.
+
+    raises  ValueError, naming the file and its line, if it is damaged
+    """
+    mined_s = [line.get("wrong_spans") for line in read_jsonl(file)]
+    for number, windows_s in enumerate(mined_s, 1):
+        if not (isinstance(windows_s, list) and all(map(_is_window, windows_s))):
+            message = "wrong_spans must be [[start, end], ...] in seconds; the file is damaged, give another out_dir"
+            raise ValueError(f"{file}, line {number}: {message}")
+    return mined_s
+
+
+def _is_window(x: Any) -> bool:
+    return isinstance(x, list) and len(x) == 2 and all(type(t) in (int, float) and math.isfinite(t) for t in x)

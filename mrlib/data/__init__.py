@@ -147,7 +147,7 @@ _SUBMODULES = (
     "documents",
 )
 _SUBMODULES += ("ego4d", "features", "glove", "hdf5", "layouts", "lenient", "lines", "pairs", "problems")
-_SUBMODULES += ("sources", "sportsmoments", "stand_in", "stored")
+_SUBMODULES += ("search", "sources", "sportsmoments", "stand_in", "stored")
 
 
 def __getattr__(name: str):

@@ -19,6 +19,7 @@ from mrlib.data.lenient import Mode, mode_of, settle
 from mrlib.data.lines import Defect, Line, sample_of
 from mrlib.data.lines import is_plain_name as is_plain_name
 from mrlib.data.problems import MissingFile, Problem
+from mrlib.downloads import wrong_download
 from mrlib.files import LongLine, numbered_lines
 
 MOST_FATAL = 50_000  # lines with fatal problems, before a file is given up
@@ -105,6 +106,9 @@ def read_annotations(
     file, path, seen = str(path), Path(path), {}
     if not path.is_file():
         raise MissingFile(Problem(file, None, "missing file", "no such annotation file"))
+    if (wrong := wrong_download(path)) is not None and path.stat().st_size:
+        yield None, None, [Problem(file, None, "download", wrong)]
+        return
     number, empty = 0, True
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as lines:

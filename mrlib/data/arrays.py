@@ -80,14 +80,15 @@ def _opener(file: Path) -> Callable:
     return {".npy": open_npy, ".pt": open_pt}.get(suffix, open_npz)
 
 
-def read_array(file: Path, key: str = "") -> np.ndarray:
+def read_array(file: Path, key: str = "", most: int = MOST_NUMBERS) -> np.ndarray:
     """The array of a small .npy file, or the array `key` of a small .npz, .hdf5 or .pt file, see `open_array`.
 
+    most    numbers in the array
     raises  FileNotFoundError, KeyError or ValueError, naming the file
     """
-    with open_array(file, key) as stored:
-        if math.prod(stored.shape) > MOST_NUMBERS:
-            message = f"{stored.shape} where at most {MOST_NUMBERS} numbers are possible; download the file again"
+    with open_array(file, key, most) as stored:
+        if math.prod(stored.shape) > most:
+            message = f"{stored.shape} where at most {most} numbers are possible; download the file again"
             raise DataError(Problem(str(file), None, "size", message))
         if not stored.shape:
             raise DataError(Problem(str(file), None, "shape", "a single number where an array is expected"))
@@ -121,7 +122,7 @@ def read_rows(
 
 def read_vector(file: Path, key: str) -> np.ndarray:
     """The vector in an array (J,), or the first row of an array (L, J), as a row: float32 (1, J)."""
-    array = read_array(file, key)
+    array = read_array(file, key, MOST_NUMBERS // 8)
     return as_rows(array[None] if array.ndim == 1 else array, file)[:1]
 
 
@@ -148,12 +149,11 @@ def _gathered(stored: StoredArray, rows: int, columns: int, first: np.ndarray | 
     finite = np.empty(rows, bool)
     out = np.empty((rows if first is None else len(first) - 1, columns), np.float32)
     for start, stop, clips in _blocks(rows, columns, first):
+        block = out[start:stop] if first is None else np.empty((stop - start, columns), np.float32)
         with np.errstate(over="ignore"):
-            block = stored.read(start, stop).reshape(stop - start, columns).astype(np.float32)
+            block[:] = stored.read(start, stop).reshape(block.shape)
         finite[start:stop] = np.isfinite(block).all(1)
-        if first is None:
-            out[start:stop] = block
-        elif clips.stop > clips.start:
+        if clips.stop > clips.start:
             inside = first[clips.start : clips.stop + 1] - start
             counts = np.maximum(np.diff(inside), 1)
             sums = np.add.reduceat(block[: max(inside[-1], inside[-2] + 1)], inside[:-1])
@@ -166,7 +166,7 @@ def _blocks(rows: int, columns: int, first: np.ndarray | None) -> Iterator[tuple
     """The rows of every block, from one to another, and the clips that begin in it."""
     size = max(1, _BLOCK // columns)
     if first is None:
-        yield from ((start, min(start + size, rows), slice(0)) for start in range(0, rows, size))
+        yield from ((start, min(start + size, rows), slice(0, 0)) for start in range(0, rows, size))
         return
     if rows <= size or (np.diff(first[:-1]) == 0).any():  # where clips share rows there are fewer rows than clips
         yield 0, rows, slice(0, len(first) - 1)
@@ -176,7 +176,7 @@ def _blocks(rows: int, columns: int, first: np.ndarray | None) -> Iterator[tuple
         after = max(clip + 1, int(np.searchsorted(first, first[clip] + size, "right")) - 1)
         yield int(first[clip]), int(first[after]), slice(clip, after)
         clip = after
-    yield from ((start, min(start + size, rows), slice(0)) for start in range(int(first[-1]), rows, size))
+    yield from ((start, min(start + size, rows), slice(0, 0)) for start in range(int(first[-1]), rows, size))
 
 
 def row_shape(shape: tuple[int, ...], dtype: np.dtype, file: Path, parts: int = 1) -> tuple[int, int]:

@@ -66,8 +66,9 @@ def content_digest(file: Path) -> str:
         if size <= _WHOLE:
             return checksum_of(content, 0, size).hexdigest()
         checksum = Checksum()
-        for block in _spread(content, size, _WHOLE // _BLOCK, _BLOCK):
-            checksum.update(block)
+        for start in _spread(size, _WHOLE // _BLOCK, _BLOCK):
+            content.seek(start)
+            checksum.update(content.read(_BLOCK))
         checksum.update(size.to_bytes(8, "little"))
         return checksum.hexdigest()
 
@@ -81,20 +82,22 @@ def stamp(file: Path) -> str:
     raises  FileNotFoundError, naming the file
     """
     require_file(file)
+    crc, handle = 0, None
     try:
-        with file.open("rb", buffering=0) as content:
-            status = os.fstat(content.fileno())
-            crc = 0
-            for page in _spread(content, status.st_size, 3 if status.st_size < 1 << 22 else 16, _PAGE):
-                crc = zlib.crc32(page, crc)
+        handle = os.open(file, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        status = os.fstat(handle)
+        for start in _spread(status.st_size, 3 if status.st_size < 1 << 22 else 16, _PAGE):
+            os.lseek(handle, start, os.SEEK_SET)
+            crc = zlib.crc32(os.read(handle, _PAGE), crc)
     except OSError as error:
         problem = Problem(str(file), None, "missing file", f"no such feature file ({error.strerror})")
         raise MissingFile(problem) from error
+    finally:
+        if handle is not None:
+            os.close(handle)
     return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino} {crc}"
 
 
-def _spread(content: BinaryIO, size: int, count: int, length: int) -> Iterator[bytes]:
-    """Evenly spread blocks of a file, the first and the last among them."""
-    for i in range(count):
-        content.seek(max(0, size - length) * i // (count - 1))
-        yield content.read(length)
+def _spread(size: int, count: int, length: int) -> Iterator[int]:
+    """Where evenly spread blocks of a file begin, the first and the last among them."""
+    return (max(0, size - length) * i // (count - 1) for i in range(count))

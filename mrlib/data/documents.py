@@ -9,6 +9,7 @@ from stat import S_ISREG
 from typing import Any
 
 from mrlib.data.problems import DataError, MissingFile, Problem
+from mrlib.downloads import wrong_download
 
 LARGEST = 1 << 28  # bytes; the largest published file, that of ActivityNet, has a fifth of it
 
@@ -24,7 +25,8 @@ def read_document(file: Path, *kinds: type) -> Any:
     except FileNotFoundError:
         raise MissingFile(Problem(str(file), None, "missing file", "no such file; copy it beside the others")) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(Problem(str(file), None, "json", f"{error}; copy or download it again")) from None
+        reason = wrong_download(file) or f"{error}; copy or download it again"
+        raise DataError(Problem(str(file), None, "json", reason)) from None
     if not isinstance(content, kinds):
         message = f"a {type(content).__name__} where a {' or '.join(k.__name__ for k in kinds)} is expected"
         raise DataError(Problem(str(file), None, "json", message))

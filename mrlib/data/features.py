@@ -69,10 +69,13 @@ class Source:
         return read_vector(self.files(sample)[0][0], key)
 
     def _starts(self, sample: Sample, file: Path, rows: int) -> np.ndarray | None:
-        """`clip_starts` of a file; ValueError if its rows at the given rate last another time than the video."""
-        if self.clip_s is None:
+        """`clip_starts` of a file; ValueError if its rows are far too few, or at the given rate last another time."""
+        if self.clip_s is None or self.rate == "clips":
             return None
         clips = count_clips(sample.duration, self.clip_s)
+        if clips > 4 * rows + 64:
+            message = f"{rows} rows for {clips} clips of {self.clip_s:g} s; correct the duration, {sample.duration:g} s"
+            raise DataError(Problem(str(file), None, "length", message))
         if isinstance(self.rate, float) and abs(rows / self.rate / self.clip_s - clips) > tolerance(clips):
             message = (
                 f"{rows} rows at {self.rate:g} a second last {rows / self.rate:g} s, the video {sample.duration:g} s; "

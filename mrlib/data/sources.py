@@ -13,8 +13,6 @@ query, or a GloVe file. `files` and `query_files` of `open_files` name them inst
 
 from __future__ import annotations
 
-import glob
-import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,12 +25,11 @@ from mrlib.data import Sample
 from mrlib.data.annotations import is_plain_name
 from mrlib.data.features import Rate, Source, WordVectors
 from mrlib.data.problems import DataError, MissingFile, Problem
-from mrlib.data.stored import HDF5
+from mrlib.data.search import ENDINGS, folders, has_key, matching, templates_of
+from mrlib.data.stored import HDF5, is_file
 
 OWN = "own"  # the name of a layout that is in no table
-ENDINGS = (".npz", ".npy", ".pt", *HDF5)
 MOST_ROWS_PER_S = 1000
-_DEPTH, _MOST_FOLDERS = 4, 1000  # of the search for features in no known layout
 _TEMPLATE = re.compile(r"(?:[^{}\x00-\x1f]|{(?:vid|qid|query)}){1,1000}")
 
 
@@ -298,7 +295,7 @@ def find_query(root: Path, stream: Stream, dataset: Spelling, samples: Sequence[
     source = find_source(root, stream, dataset, samples, video=False)
     if not source.template.endswith(".txt"):
         return source
-    files = sorted(_glob(root, source.template))
+    files = sorted(matching(root, source.template))
     if len(files) > 1:
         raise DataError(Problem(str(root), None, "ambiguous", f"{[f.name for f in files]} are there; keep one of them"))
     return WordVectors(files[0], samples)
@@ -319,25 +316,12 @@ def _are_there(root: Path, stream: Stream, dataset: Spelling) -> list[str]:
 def _has_files(root: Path, template: str, dataset: Spelling) -> bool:
     """Whether each part of a template matches a file."""
     files = [part.partition(":")[0].replace("{query}", dataset.query) for part in template.split(" + ")]
-    return all(next(_glob(root, re.sub(r"{\w+}", "*", file)), None) for file in files)
-
-
-def _glob(root: Path, pattern: str) -> Iterator[Path]:
-    """The files of a pattern with *, except hidden ones, such as macOS puts beside others."""
-    return map(Path, glob.iglob(os.path.join(glob.escape(str(root)), pattern.replace("[", "[[]"))))
+    return all(next(matching(root, re.sub(r"{\w+}", "*", file)), None) for file in files)
 
 
 def _has_sample(source: Source, sample: Sample) -> bool:
     """Whether the files of a sample are there; in an HDF5 file, with its key."""
-    return all(
-        file.is_file() and (file.suffix not in HDF5 or _has_key(file, key)) for file, key in source.files(sample)
-    )
-
-
-def _has_key(file: Path, key: str) -> bool:
-    from mrlib.data.hdf5 import has_key  # h5py takes a tenth of a second, and most layouts do not need it
-
-    return has_key(file, key)
+    return all(is_file(file) and (file.suffix not in HDF5 or has_key(file, key)) for file, key in source.files(sample))
 
 
 # ---- features in no known layout ----
@@ -345,7 +329,7 @@ def _has_key(file: Path, key: str) -> bool:
 
 def _search_video(root: Path, dataset: Spelling, sample: Sample) -> dict[str, Stream]:
     """The one stream of a video whose files have the video's name; FileNotFoundError if there is none."""
-    templates = _search(root, {"{vid}": sample.vid})
+    templates = templates_of(root, {"{vid}": sample.vid})
     if not templates:
         raise missing(root, f"features in no known layout, and no files named {sample.vid}; looked for\n{_table()}")
     if len(templates) > 1:
@@ -356,9 +340,9 @@ def _search_video(root: Path, dataset: Spelling, sample: Sample) -> dict[str, St
 
 def _search_query(root: Path, sample: Sample) -> str:
     """The template of queries whose files have the query's name, else of a GloVe file."""
-    templates = _search(root, {"qid{qid}": f"qid{sample.qid}", "{qid}": str(sample.qid)})
+    templates = templates_of(root, {"qid{qid}": f"qid{sample.qid}", "{qid}": str(sample.qid)})
     templates = templates or [
-        f"{folder}glove*.txt" for folder in _folders(root) if next(_glob(root, f"{folder}glove*.txt"), None)
+        f"{folder}glove*.txt" for folder in folders(root) if next(matching(root, f"{folder}glove*.txt"), None)
     ]
     if not templates:
         message = f"no features of queries: no file is named qid{sample.qid} or {sample.qid}, and none glove*.txt"
@@ -367,31 +351,6 @@ def _search_query(root: Path, sample: Sample) -> str:
         options = " or ".join(f'query_files="{t}"' for t in templates)
         raise DataError(Problem(str(root), None, "ambiguous", f"features in no known layout; say which by {options}"))
     return templates[0]
-
-
-def _search(root: Path, ids: Mapping[str, str]) -> list[str]:
-    """The templates of files with one of these names, and of HDF5 files with one as a key; names by their spelling."""
-    templates = []
-    for folder in _folders(root):
-        for spelling, name in ids.items():
-            templates += [f"{folder}{spelling}{e}" for e in ENDINGS if (root / f"{folder}{name}{e}").is_file()]
-        for file in itertools.chain(*(_glob(root, f"{folder}*{ending}") for ending in HDF5)):
-            templates += [f"{folder}{file.name}:{spelling}" for spelling, name in ids.items() if _has_key(file, name)]
-    return templates
-
-
-def _folders(root: Path) -> Iterator[str]:
-    """The folder itself, as "", and those below that are not hidden, each with a slash at its end."""
-    yield ""
-    count = 0
-    for path, folders, _ in os.walk(root):
-        below = Path(path).relative_to(root).parts
-        folders[:] = sorted(f for f in folders if not f.startswith(".")) if len(below) < _DEPTH else []
-        for folder in folders:
-            count += 1
-            if count > _MOST_FOLDERS:
-                return
-            yield "/".join((*below, folder, ""))
 
 
 def _stream_name(template: str) -> str:

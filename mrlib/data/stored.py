@@ -43,9 +43,17 @@ class StoredArray:
     read: Callable[[int, int], np.ndarray]  # the rows from one number to another; rows are read once and in order
 
 
+def is_file(file: Path) -> bool:
+    """Whether there is a regular file of that name; False for a name that is too long for the file system."""
+    try:
+        return file.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def require_file(file: Path) -> None:
     """FileNotFoundError if there is no file of that name, ValueError if it is no regular one, such as a pipe."""
-    if not file.is_file():
+    if not is_file(file):
         if (wrong := wrong_download(file)) is not None:
             raise DataError(Problem(str(file), None, "download", wrong))
         raise MissingFile(Problem(str(file), None, "missing file", "no such feature file"))

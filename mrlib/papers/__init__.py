@@ -5,6 +5,7 @@
     registry  the papers that are known          splits    `open_split`: the data of a paper
     release   `load_official`: checkpoints of official releases
     saved     what is read of their files            networks  which network they hold
+    limits    models are built up to a size
 
 A new paper is a file and a line in the list below; a paper elsewhere calls `papers.register(its_module)`.
 """

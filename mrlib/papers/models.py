@@ -8,15 +8,21 @@ import torch
 
 from mrlib.data import Widths
 from mrlib.data.dataset import MomentDataset
+from mrlib.papers.limits import at_most
 from mrlib.papers.schema import Paper
 from mrlib.papers.slots import ALIGNERS, DETECTORS, PREPARATIONS
 from mrlib.retriever import MomentRetriever
 
+MOST_PARTS, MOST_NUMBERS = 20_000, 10**11
+
 
 def build(paper: Paper, dataset: MomentDataset | Widths, seed: int = 0) -> MomentRetriever:
-    """A model of a paper for the widths of a dataset; its weights are a function of `seed`."""
+    """A model of a paper for the widths of a dataset; its weights are a function of `seed`.
+
+    raises  ValueError for settings that make no model, or one larger than any machine's memory
+    """
     widths = dataset if isinstance(dataset, Widths) else dataset.widths
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), at_most(MOST_PARTS, MOST_NUMBERS):
         torch.manual_seed(seed)
         aligner = ALIGNERS[paper.aligner.name](widths, **paper.aligner.options)
         detector = DETECTORS[paper.detector.name](aligner.width, **paper.detector.options)

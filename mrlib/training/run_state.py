@@ -132,8 +132,8 @@ class RunState:
         if before != now and parallel.rank_and_world()[0] == 0:
             numbers = ", ".join(map(str, before))
             warnings.warn(
-                f"{self.folder} was trained with {numbers} {name} and goes on with {now[0]}; its results will differ "
-                "slightly from those of one number",
+                f"{self.folder} was trained with {name}: {numbers}, and goes on with {now[0]}; the bytes of its "
+                "results will differ from those of a run with one number",
                 stacklevel=4,
             )
         return before + [number for number in now if number not in before]

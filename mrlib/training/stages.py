@@ -134,7 +134,11 @@ class MiningRunner:
         """The training set with the windows that were mined before the run was stopped."""
         if mining.has_wrong_spans(train):
             return train
-        return mining.with_wrong_spans(train, mining.read(self._file(state)))
+        file = self._file(state)
+        mined_s = mining.read(file)
+        if len(mined_s) != len(train):
+            raise ValueError(f"{file} has {len(mined_s)} lines for {len(train)} samples; give another out_dir")
+        return mining.with_wrong_spans(train, mined_s)
 
     def run(self, train: MomentDataset, state: RunState, bar: tqdm) -> MomentDataset:
         """Mine, and save the mined windows and how many there are."""

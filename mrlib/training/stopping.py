@@ -19,6 +19,7 @@ import torch
 
 from mrlib import parallel
 
+_LINE = "stopped by {}; the same command goes on from what is saved"
 _noted: int | None = None  # the signal that came while a run trains
 _listening = False
 
@@ -76,7 +77,7 @@ def with_status() -> Iterator[None]:
     """For a command line: Ctrl-C and SIGTERM end this block with one line and the status 130 or 143."""
 
     def leave(number: int, frame: FrameType | None) -> None:
-        os.write(2, b"stopped by SIGTERM\n")
+        os.write(2, f"{_LINE.format('SIGTERM')}\n".encode())  # print may have been interrupted itself
         sys.exit(128 + number)
 
     try:
@@ -84,7 +85,7 @@ def with_status() -> Iterator[None]:
             yield
     except KeyboardInterrupt as interrupt:
         if not interrupt.args:  # else `at_next_step` has printed a line
-            print("stopped by Ctrl-C", file=sys.stderr)
+            print(_LINE.format("Ctrl-C"), file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
 
 

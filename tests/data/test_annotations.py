@@ -300,3 +300,18 @@ def test_classes_that_two_splits_share_are_listed_up_to_five():
         ("val.csv", "label", "1, 2, 3, 4, 5 and 1 more also in train.csv"),
         ("test.csv", "label", "0 also in train.csv"),
     ]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"<!DOCTYPE html><html><title>Quota exceeded</title>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "a pointer of Git LFS"),
+        (gzip.compress(gzip.compress(b"{}")), "a gzip file"),
+    ],
+)
+def test_a_download_that_is_something_else_is_called_so(name, content, kind, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name}: download: is {kind}, not .*download it again"):
+        load_annotations(tmp_path / name)

@@ -1,9 +1,13 @@
 """`python -m mrlib.data.check` lists every problem of a dataset with its file and line."""
 
+import os
 import subprocess
 import sys
 import warnings
+import zipfile
+from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -317,3 +321,47 @@ def test_the_command_runs_without_warnings(tmp_path):
     process = subprocess.run(command, capture_output=True, text=True)
     assert (process.returncode, process.stderr) == (1, "")
     assert process.stdout.splitlines()[-1] == "1 problems"
+
+
+def test_the_check_goes_on_after_every_kind_of_damaged_array(tmp_path):
+    """One problem for each video, in the order of the annotations."""
+    folder = tmp_path / "clip_features"
+    damages = {
+        "page": ("download", lambda file: file.write_bytes(b"<html>")),
+        "pipe": ("download", lambda file: (file.unlink(), os.mkfifo(file))),
+        "entry": ("entry", lambda file: zipfile.ZipFile(file, "w").writestr("features", b"x")),
+        "objects": ("pickled", lambda file: np.savez(file, features=np.array([{}], object))),
+        "complex": ("dtype", lambda file: np.savez(file, features=np.zeros((10, 4), complex))),
+        "single": ("shape", lambda file: np.savez(file, features=np.float32(1))),
+        "wide": ("size", lambda file: np.savez(file, features=np.zeros((1, 70_000), np.float32))),
+        "long": ("size", lambda file: np.savez(file, features=np.zeros((5000, 4), np.float32))),
+        "gone": ("missing file", Path.unlink),
+    }
+    lines = [line(i, vid=name) for i, name in enumerate(["sound", *damages])]
+    root = moment_detr(tmp_path, lines)
+    for name, (_, damage) in damages.items():
+        damage(folder / f"{name}.npz")
+    problems = [(Path(p.file).stem, p.kind) for p in check("qvhighlights", root, streams="clip")]
+    assert problems == [(name, kind) for name, (kind, _) in damages.items()]
+
+
+def test_the_check_goes_on_after_every_kind_of_damaged_array_in_an_hdf5_file(tmp_path):
+    names = ["sound", "empty", "records", "objects", "elsewhere", "outside", "virtual", "unwritten", "absent"]
+    write_lines(tmp_path / "highlight_val_release.jsonl", [line(i, vid=name) for i, name in enumerate(names)])
+    with h5py.File(tmp_path / "secret.h5", "w") as secret:
+        secret["x"] = random(1, 10, 4)
+    (tmp_path / "h5py").mkdir()
+    with h5py.File(tmp_path / "h5py/vid_clip.hdf5", "w") as file:
+        file["sound"], file["empty"] = random(0, 10, 4), h5py.Empty("f4")
+        file["records"], file["objects"] = np.zeros(3, [("x", "f4")]), np.array(["a"], object)
+        file["elsewhere"] = h5py.ExternalLink(str(tmp_path / "secret.h5"), "/x")
+        file.create_dataset("outside", (10, 4), "f4", external=[(str(tmp_path / "secret.h5"), 0, 160)])
+        layout = h5py.VirtualLayout((10, 4), "f4")
+        layout[:] = h5py.VirtualSource(str(tmp_path / "secret.h5"), "x", (10, 4))
+        file.create_virtual_dataset("virtual", layout)
+        file.create_dataset("unwritten", (10, 4), "f4")
+    for i in range(len(names)):
+        save_npz(tmp_path / f"txt_clip/{i}.npz", last_hidden_state=random(i, 5, 5))
+    kinds = [p.kind for p in check("qvhighlights", tmp_path, streams="clip")]
+    expected = ["shape", "dtype", "pickled", "external link", "external storage", "virtual dataset"]
+    assert kinds == [*expected, "unreadable", "missing key"]

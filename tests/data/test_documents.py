@@ -20,14 +20,14 @@ def test_the_content_is_of_one_of_the_kinds(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 100_000, b"[" + b"9" * 5000 + b"]", b"\x1f\x8b"])
 def test_a_damaged_file_is_named(content, tmp_path):
     (tmp_path / "a.json").write_bytes(content)
-    with pytest.raises(DataError, match=r"a\.json: json: .*; copy or download it again"):
+    with pytest.raises(DataError, match=r"a\.json: json: .*download it again"):
         read_document(tmp_path / "a.json", list)
 
 
 def test_what_is_no_file_or_too_large_is_refused_unread(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe.json")
     for name in ("pipe.json", "."):
-        with pytest.raises(DataError, match="no regular file"):
+        with pytest.raises(DataError, match="(no|not a) regular file"):
             read_document(tmp_path / name, list)
     with pytest.raises(MissingFile, match=r"none\.json: missing file"):
         read_document(tmp_path / "none.json", list)

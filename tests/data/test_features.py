@@ -109,6 +109,13 @@ def test_the_clips_of_rows_at_a_rate_of_their_own_begin_where_their_rows_do(rows
     assert (None if found is None else found.tolist()) == starts
 
 
+@pytest.mark.parametrize("rate", ["even", "auto", 9e-9])
+def test_a_duration_that_no_file_of_these_rows_can_have_costs_no_memory(rate, root):
+    long = Sample(7, "A dog runs.", 9e8, "video_a")
+    with pytest.raises(DataError, match="video_a.npy: length: 9 rows for 450000000 clips of 2 s; correct the duration"):
+        source(root, "motion/{vid}.npy", clip_s=2.0, rate=rate).rows(long)
+
+
 def test_rows_that_last_another_time_than_the_video_are_refused(root):
     x = source(root, "motion/{vid}.npy", clip_s=2.0, rate=0.9)
     with pytest.raises(

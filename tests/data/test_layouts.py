@@ -685,3 +685,17 @@ def test_real_annotations_open_with_random_features_of_their_lengths(name, split
     assert (batch.lengths * batch.clip_s >= batch.duration_s - 1e-3).all()
     assert batch.labels.relevant.any(1).all()
     assert (batch.labels.spans[batch.labels.span_mask].diff() > 0).all()
+
+
+def test_a_folder_whose_name_is_no_utf_8_is_read_and_cached(tmp_path):
+    root = moment_detr(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")))
+    before = target(open_files("qvhighlights", root, "val")).clone()
+    assert torch.equal(target(open_files("qvhighlights", root, "val")), before)
+    assert len(cache_files(root)) == 2
+
+
+def test_a_name_that_is_too_long_for_a_file_is_a_missing_file(tmp_path):
+    root = moment_detr(tmp_path)
+    write_lines(root / "highlight_val_release.jsonl", [line(vid="\N{GRINNING FACE}" * 200)])
+    with pytest.raises(FileNotFoundError, match="missing file: no such feature file"):
+        open_files("qvhighlights", root, "val")

@@ -1,18 +1,16 @@
 """Values that no annotation and no prediction should hold, for property tests.
 
-The environment variable MRLIB_EXAMPLES sets how many examples each test draws.
+Each test draws 100 of them, and 500 others every time with `--hypothesis-profile long`, see conftest.py.
 """
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 
-EXAMPLES = int(os.environ.get("MRLIB_EXAMPLES", "100"))
-UNHURRIED = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+UNHURRIED = settings(max_examples=max(100, settings().max_examples))  # else as the profile has it
 
 NUMBERS = st.one_of(
     st.integers(-3, 40),

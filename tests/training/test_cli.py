@@ -80,6 +80,8 @@ def test_a_malformed_option_is_refused_with_its_value(words, message, capsys):
         (["--set", "name=matr"], "settings must not have 'name'"),
         (["--set", "epochs=many"], "epochs must be a whole number"),
         (["--set", "batch_size=1.5"], "batch_size must be a whole number"),
+        (["--set", f"channels={10**30}"], "the model would have more than"),
+        (["--set", "channels=-1"], "channels must be at least 1"),
         (["--set", "lr=fast"], "lr must be a number"),
         (["--set", f"a={5000 * '1'}"], "unknown setting 'a'"),
         (["--set", f"kernel={1000 * '['}"], "kernel must be"),

@@ -167,7 +167,7 @@ def test_run_json_records_threads_and_processes_and_another_number_warns(world, 
     assert (settings["threads"], settings["processes"]) == ([torch.get_num_threads()], [1])
     file = tmp_path / "run.json"
     file.write_text(json.dumps(settings | {"threads": [61]}) + "\n")
-    with pytest.warns(UserWarning, match=f"was trained with 61 threads and goes on with {torch.get_num_threads()}"):
+    with pytest.warns(UserWarning, match=f"with threads: 61, and goes on with {torch.get_num_threads()}; the bytes"):
         run(world, small(epochs=1), tmp_path)
     assert json.loads(file.read_text()) == settings | {"threads": [61, torch.get_num_threads()]}
     del settings["threads"], settings["processes"]

@@ -1,5 +1,7 @@
 """The runners of stages, and what a resumed run takes from its folder."""
 
+import itertools
+import signal
 from dataclasses import replace
 
 import pytest
@@ -58,6 +60,50 @@ def test_mining_predicts_each_half_with_the_model_that_was_given_the_other_half(
     assert [row["stage"] for row in state.history.rows] == ["mining_1", "mining_2", "mining"]
     assert (state.stage, state.epoch) == (1, 0)
     assert mining.read(tmp_path / "mining" / "wrong_spans.jsonl") == [s.extra["wrong_spans"] for s in mined.samples]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "has 0 lines for 48 samples"),
+        (b"\xff", "cannot be read"),
+        (b'{"qid": 1}\n' * 48, "line 1: wrong_spans must be"),
+        (b'{"wrong_spans": [[0, 2]]}\n{"wrong_spans": [[0]]}\n', "line 2: wrong_spans must be"),
+        (b'{"wrong_spans": [[0, NaN]]}\n', "line 1: wrong_spans must be"),
+    ],
+)
+def test_damaged_mined_windows_are_refused_with_their_file(content, message, world, tmp_path):
+    file = tmp_path / "mining" / "wrong_spans.jsonl"
+    file.parent.mkdir()
+    file.write_bytes(content)
+    paper = mined_first()
+    runner = MiningRunner(runs.setup_of(world, paper), paper.stages[0], None)
+    with pytest.raises(ValueError, match=f"wrong_spans.jsonl.*{message}"):
+        runner.replay(world[0], RunState(tmp_path))
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_a_run_that_a_signal_stops_while_it_mines_goes_on_to_the_same_bytes(step, world, tmp_path, monkeypatch, capsys):
+    """In the first and in the second of the two models; the message names the folder of the run."""
+    paper = mined_first()
+
+    def run(folder):
+        fit(papers.build(paper, world[0]), world[0], None, paper, folder, device="cpu", progress=False)
+        return runs.contents(folder)
+
+    whole, steps, train_step = run(tmp_path / "whole"), itertools.count(1), Trainer._train_step
+
+    def interrupted(self, *given):
+        if next(steps) == step:
+            signal.raise_signal(signal.SIGINT)
+        return train_step(self, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_train_step", interrupted)
+        with pytest.raises(KeyboardInterrupt, match=f"{tmp_path}/stopped holds this state"):
+            run(tmp_path / "stopped")
+    assert "of stage 'mining_" in capsys.readouterr().err
+    assert run(tmp_path / "stopped") == whole
 
 
 def stop_in_second_epoch(monkeypatch, stage):

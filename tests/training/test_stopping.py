@@ -169,4 +169,4 @@ def test_a_command_that_is_stopped_before_it_trains_says_so(capfd):
         with pytest.raises(SystemExit) as end, stopping.with_status():
             signal.raise_signal(number)
         assert end.value.code == status
-        assert capfd.readouterr().err == f"stopped by {name}\n"
+        assert capfd.readouterr().err == f"stopped by {name}; the same command goes on from what is saved\n"
