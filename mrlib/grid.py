@@ -153,7 +153,8 @@ def _train_missing(
     folders = {key: runs / _digest(json.dumps(wanted[key])) for key in wanted if key not in valid}
     with _workers(processes) as pool:
         waiting = {pool.submit(_train_in_worker, arms[key[0]], key[1], folder): key for key, folder in folders.items()}
-        for future in tqdm(as_completed(waiting), total=len(waiting), desc=path.name, disable=not waiting):
+        no_bar = not waiting or sys.stderr is None
+        for future in tqdm(as_completed(waiting), total=len(waiting), desc=path.name, disable=no_bar):
             key = waiting[future]
             origin = {"torch": torch.__version__.split("+")[0], "date": date.today().isoformat()}
             rows.append({"arm": key[0], "seed": key[1]} | future.result() | origin | wanted[key])

@@ -176,7 +176,7 @@ def struck(victim: Victim, here: Path, name: signal.Signals, after_s: float) -> 
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     left = members(pid)
-    for _ in range(100):  # a worker may take its time to see that its parent is gone
+    for _ in range(300):  # a worker that has just begun looks for its parent after its imports
         if not left:
             break
         time.sleep(0.1)
