@@ -94,17 +94,18 @@ def prepare(victim: Victim, folder: Path) -> Path:
     return folder
 
 
-def kills(folder: Path, seed: int, count: int) -> Iterator[Case]:
+def kills(folder: Path, seed: int, count: int, only: str = "") -> Iterator[Case]:
     """Kill `count` victims, each once or twice, and start each again until it ends."""
     torch.set_num_threads(1)
-    for number, victim in enumerate(VICTIMS if count else ()):
+    victims = [victim for victim in VICTIMS if victim.name.startswith(only)] if count else []
+    for number, victim in enumerate(victims):
         here = folder / f"kill{number}"
         prepare(victim, here)
         start = time.monotonic()
         forked(lambda victim=victim, here=here: quiet(victim, here), 300)
         whole_s = time.monotonic() - start
         expected = victim.left(here)
-        for i in range(count // len(VICTIMS) + (number < count % len(VICTIMS))):
+        for i in range(count // len(victims) + (number < count % len(victims))):
             yield kill(victim, here, f"{seed} {victim.name} {i}", whole_s, expected)
 
 
