@@ -26,6 +26,7 @@ _SUBMODULES = (
     "layers",
     "locks",
     "metrics",
+    "notebooks",
     "ops",
     "papers",
     "parallel",

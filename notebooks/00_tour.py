@@ -31,9 +31,14 @@ seed: int = 0  # of the world, the weights and the order
 device: str = "auto"  # auto, cpu, cuda
 out_dir: str = ""  # checkpoints, history and predictions; empty: a fresh temporary folder
 save_figures: bool = False  # write the pictures to figures/
+bad: str = "error"  # odd lines of annotations on disk: error, skip (leave out), clamp (mend what can be)
 video: int = 14  # the validation sample that the pictures follow, 0 to 59, or to the last of a smaller set
 
 # %%
+from mrlib.notebooks import check_parameters
+
+check_parameters(globals())
+
 import os
 import tempfile
 import warnings
@@ -62,9 +67,10 @@ paper = papers.get("f2sgd", **usual, epochs=epochs, **({"batch_size": batch_size
 simulated = dataset == "sim"
 size = "small" if size == "auto" else size  # of the simulated world, which most pictures show whatever the dataset
 
-options = {"seed": seed} if simulated else {}
+options = {"seed": seed} if simulated else {"bad": bad}
 train = papers.open_split(paper, dataset, root or None, "train", **options)
 val = papers.open_split(paper, dataset, root or None, papers.validation_split(dataset), **options)
+over_seeds = pd.read_csv(figures / "00_seeds.csv")  # what this notebook measured, a row per seed
 followed = range(min(60, len(val)))  # what the pictures can follow
 if video not in followed:
     raise ValueError(f"video must be from 0 to {followed[-1]}, the samples that can be followed here, not {video}")
@@ -735,10 +741,11 @@ if save_figures:
 widgets.browse(show, followed, "video")
 
 # %% [markdown]
-# **Conclusion.** Simulated, seed 0, four epochs, on the validation queries: mAP rises from 28.8 for the anchor
-# interval, the best of the answers without training, to 42.3, and R1@0.7 from 34.6 to 37.8. Part of the step in mAP is
-# ten predictions against one. At the loose end the untrained interval is still ahead, 53.4 against 46.8 in R1@0.5 and
-# 51.7 against 43.9 in mIoU: it is seldom far off and seldom exact, while the model puts its trust in sharp corners,
+# **Conclusion.** Simulated, three seeds (`figures/00_seeds.csv`), four epochs, on the validation queries: mAP rises
+# from 25.9 ± 4.1 for the anchor interval, the best of the answers without training, to 40.1 ± 2.2, and R1@0.7 from 29.9
+# ± 4.9 to 35.3 ± 2.1. Part of the step in mAP is ten predictions against one. At the loose end the untrained interval
+# is still ahead, 50.8 ± 7.6 against 44.2 ± 2.1 in R1@0.5 and 49.9 ± 4.2 against 40.8 ± 2.6 in mIoU: it is seldom far
+# off and seldom exact, while the model puts its trust in sharp corners,
 # some of them the wrong ones. What ten epochs, more training queries, a test set and several seeds say is in notebook
 # 04.
 #
@@ -794,6 +801,7 @@ def siblings(dataset):
     return np.concatenate(asked), np.concatenate(sibling)
 
 
+told_apart = {}
 fig, axes = plots.figure(8, 6.6, nrows=4, ncols=3, height_ratios=(1.6, 1, 1, 1))
 for ax, value in zip(axes[0], (0.0, 0.5, 3.0), strict=True):
     clips = F.normalize(turned(blur=value, streams="joint").batch([video]).target_joint[0], dim=-1)
@@ -808,16 +816,15 @@ for row, knob, values, split, options in (
     (2, "irrelevant", (0.0, 0.3, 1.0), both_sides, {"n": 256}),
     (3, "family", (0.0, 0.5, 0.95), siblings, {"n": 256, "preset": "family"}),
 ):
-    apart = []
     for ax, value in zip(axes[row], values, strict=True):
         inside, outside = split(turned(**{knob: value}, streams="joint", **options))
-        apart.append((inside.mean() - outside.mean()) / np.sqrt((inside.var() + outside.var()) / 2))
+        apart = (inside.mean() - outside.mean()) / np.sqrt((inside.var() + outside.var()) / 2)
+        told_apart[f"sd between inside and outside, {knob} {value:g}"] = apart
         for cosine, colour in ((inside, plots.TRUTH), (outside, plots.OTHER)):
             sns.kdeplot(x=cosine, ax=ax, color=colour, fill=True, alpha=0.5, lw=1)
-        ax.set(title=f"{knob} {value:g}: {apart[-1]:.1f} sd", xlim=(-0.1, 0.6), ylabel="")
+        ax.set(title=f"{knob} {value:g}: {apart:.1f} sd", xlim=(-0.1, 0.6), ylabel="")
         ax.set(yticks=[], xlabel="cosine with the query" if row == 3 else "")
         ax.tick_params(labelbottom=row == 3)
-    assert apart[0] > apart[1] > apart[2]
 for ax in axes.flat:
     ax.title.set_fontsize(10)
 if save_figures:
@@ -849,7 +856,7 @@ for ax, (split, spurious) in zip(axes[0], (("train", 0.0), ("train", 0.9), ("val
     sns.heatmap(share, ax=ax, vmin=0, vmax=1, cmap="mako", cbar=ax is axes[0, 2])
     ax.set_title(f"{split}, spurious {spurious:g}", fontsize=10)
     ax.tick_params(labelsize=7)
-assert (homes["train", 0.9] != homes["val_shift", 0.9]).all()
+at_home = homes["train", 0.9].eq(homes["val_shift", 0.9]).mean()  # of the actions, in both splits
 for ax, speed in zip(axes[1], (1.0, 2.0, 4.0), strict=True):
     filmed = turned(query="video", speed=speed, streams="joint").batch(range(60))
     length_s, query_s = (x.sum(1) * world.clip_s for x in (filmed.labels.relevant, filmed.query_mask))
@@ -886,35 +893,44 @@ widgets.browse(with_noise, [0.0, 0.3, 0.6, 1.0, 1.5, 2.0], "noise")
 #
 # ## Findings
 #
-# The last cell checks what the tour has claimed, the order of the label-free baselines on several seeds, and that a
-# model's predictions are the same whether the batch carries labels, wrong labels or none.
+# The last cell checks what the tour has claimed: the order of the label-free baselines and of the trained model over
+# the
+# seeds of `figures/00_seeds.csv`, that the knobs do what section 7 says in each of them, and that a model's predictions
+# are the same whether the batch carries labels, wrong labels or none.
 
 # %%
 ceiling = metrics.evaluate(truth_as_prediction(val.samples, val.clip_s), val.samples)["brief"]
-for lines in answers.values():
-    brief = metrics.evaluate(lines, val.samples)["brief"]
-    assert all(value <= ceiling[key] for key, value in brief.items() if simulated or key.startswith("MR-full"))
+briefs = [metrics.evaluate(lines, val.samples)["brief"] for lines in answers.values()]
+losses = history.frame()["loss"]
+measured = {"loss, last to first epoch": losses.iloc[-1] / losses.iloc[0]}
+measured |= {f"{score}, {name}": x for score in scored for name, x in scored[score].items()}
+measured["anchor inside (%)"] = 100 * baselines.anchor_inside(val)
+measured["scores above the ceiling"] = sum(x > ceiling[name] for brief in briefs for name, x in brief.items())
+measured |= told_apart | {"actions at home in train and val_shift (%)": 100 * at_home}
 
+# %%
+mAP = over_seeds.filter(like="mAP, ").rename(columns=lambda name: name.removeprefix("mAP, "))
+for between in ("query similarity", "fixed list"):
+    assert ((mAP["whole video"] < mAP[between]) & (mAP[between] < mAP["anchor interval"])).all()
+assert (mAP["A²FA + F²SGD"] > mAP["anchor interval"]).all()
+assert over_seeds["anchor inside (%)"].between(80, 100).all() and (over_seeds["scores above the ceiling"] == 0).all()
+assert (over_seeds["R1@0.7, query similarity"] < over_seeds["R1@0.5, query similarity"] - 10).all()
+for knob, values in {
+    "noise": ("0", "0.6", "1.5"),
+    "irrelevant": ("0", "0.3", "1"),
+    "family": ("0", "0.5", "0.95"),
+}.items():
+    least, middle, most = (over_seeds[f"sd between inside and outside, {knob} {value}"] for value in values)
+    assert ((least > middle) & (middle > most)).all()
+assert (over_seeds["actions at home in train and val_shift (%)"] == 0).all()
+for brief in briefs:
+    assert all(value <= ceiling[key] for key, value in brief.items() if key.startswith("MR-full"))
 if simulated:
     assert ceiling["MR-full-R1@0.7"] == 100
-    for other in range(seed, seed + 3):
-        one = {split: papers.open_split(paper, "sim", None, split, seed=other) for split in ("train", "val")}
-        free = {
-            "whole": baselines.whole_video(one["val"]),
-            "list": baselines.FixedList(one["train"])(one["val"]),
-            "query": baselines.query_similarity(one["val"]),
-            "anchor": baselines.anchor_interval(one["val"]),
-        }
-        mAP = table(free, one["val"].samples)["mAP"]
-        assert mAP["whole"] < mAP["query"] < mAP["anchor"] and mAP["whole"] < mAP["list"] < mAP["anchor"]
-        assert 0.8 < baselines.anchor_inside(one["val"]) < 1
-    assert epochs < 4 or scored["mAP"].idxmax() == "A²FA + F²SGD"
-    losses = history.frame()["loss"]
     assert losses.iloc[-1] < losses.iloc[0] or epochs == 1
 
 batch = val.batch(range(min(16, len(val))))
 labels = replace(batch.labels, **{f.name: getattr(batch.labels, f.name).flip(0) for f in fields(Labels)[:5]})
 told = retriever.predict(batch)
 assert told == retriever.predict(batch.unlabelled()) == retriever.predict(replace(batch, labels=labels))
-order = "baselines are in order on three seeds, " if simulated else ""
-print(f"the truth is the ceiling, {order}predictions do not look at labels")
+print("the truth is the ceiling, baselines are in order for every seed, predictions do not look at labels")

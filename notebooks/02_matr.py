@@ -39,12 +39,17 @@ device: str = "auto"  # auto, cpu, cuda
 out_dir: str = ""  # checkpoints, history and predictions; empty: a fresh temporary folder
 full: bool = False  # also run what is missing of the grid in figures/
 save_figures: bool = False  # write the pictures to figures/
+bad: str = "error"  # odd lines of annotations on disk: error, skip (leave out), clamp (mend what can be)
 n_train: int = 4096  # simulated training pairs; files have what they have
 pretrain_epochs: int = 4  # passes over the unlabelled videos (paper: unknown)
 gamma: float = 0.1  # softness of the alignment (paper: unknown; the released code: 0.1)
 speed: float = 2.0  # a simulated query runs up to so many times faster or slower than the target
 
 # %%
+from mrlib.notebooks import check_parameters
+
+check_parameters(globals())
+
 import tempfile
 from dataclasses import replace
 from functools import partial
@@ -62,7 +67,7 @@ from mrlib.align.dual_stage import cosine_cost
 from mrlib.audit import reads_labels
 from mrlib.data import Widths
 from mrlib.grid import Arm
-from mrlib.ops import alignment
+from mrlib.ops import alignment, drop_alignment, tcc_alignment
 from mrlib.ops.draw import Draw
 from mrlib.train import fit, headline, predict_all, scores_of
 
@@ -75,10 +80,11 @@ size = usual["size"] if size == "auto" else size
 chosen = {"epochs": epochs, "pretrain.epochs": pretrain_epochs, "gamma": gamma}
 paper = papers.get("matr", size, usual["preset"], **chosen, **({"batch_size": batch_size} if batch_size else {}))
 
-options = {"seed": seed, "n_train": n_train, "speed": speed} if simulated else {}
+options = {"seed": seed, "n_train": n_train, "speed": speed} if simulated else {"bad": bad}
 splits = ("train", "val", "test")
 train, val, test = (papers.open_split(paper, dataset, root or None, split, **options) for split in splits)
 clip_s = test.clip_s
+runs = pd.read_csv(figures / "02_seeds.csv")  # what this notebook measured, a row per seed
 
 # %% [markdown]
 # ## 1. Two films of one event
@@ -258,12 +264,12 @@ by_vector = pd.DataFrame({name: scores(lines, test) for name, lines in label_fre
 by_vector.round(1)
 
 # %% [markdown]
-# **Conclusion** (seed 0). The vector finds 27.2 and 35.2 % of the moments, where the blind middle 60 % has 10.2. Told
-# how many clips the query has, it finds 74.8 %: most of what the mean had lost is one number. That is partly a gift of
-# this world, in which the query is the event once more, at most twice as fast or slow, so that one length nearly gives
-# the other. Two videos of an ActivityNet class have no such tie. But it is a warning, too: a model that sees the query
-# clip by clip sees its length, and what it gains over a vector need not come from any alignment. "Mean and length"
-# stays in the tables below.
+# **Conclusion** (simulated, three seeds, `figures/02_seeds.csv`). The vector finds 28.6 ± 1.2 and 35.9 ± 1.6 % of the
+# moments, where the blind middle 60 % has 11.7 ± 2.2. Told how many clips the query has, it finds 74.0 ± 0.8 %: most of
+# what the mean had lost is one number. That is partly a gift of this world, in which the query is the event once more,
+# at most twice as fast or slow, so that one length nearly gives the other. Two videos of an ActivityNet class have no
+# such tie. But it is a warning, too: a model that sees the query clip by clip sees its length, and what it gains over a
+# vector need not come from any alignment. "Mean and length" stays in the tables below.
 #
 # ## 3. Letting time stretch
 #
@@ -451,7 +457,7 @@ def clips(path):
 
 
 trimmed = alignment.hard_alignment(planted, topology="subsequence")
-dropped = alignment.drop_alignment(planted, delta)
+dropped = drop_alignment(planted, delta)
 shifted = alignment.hard_alignment(planted - delta, topology="subsequence")
 assert clips(trimmed) == [3, 7] and clips(dropped) == clips(shifted) == [2, 8]  # the truth is [2, 8)
 assert np.isclose(planted[trimmed].sum(), 0.20) and np.isclose((planted - delta)[shifted].sum(), -1.5)
@@ -498,7 +504,7 @@ def centred(batch):
 
 def aligned_part(batch, cost, topology, delta=0.0):
     if topology == "drop":
-        path = alignment.drop_alignment(cost(batch), delta, batch.lengths, batch.query_mask.sum(1))
+        path = drop_alignment(cost(batch), delta, batch.lengths, batch.query_mask.sum(1))
     else:
         lengths = batch.lengths, batch.query_mask.sum(1)
         path = alignment.hard_alignment(cost(batch) - delta, *lengths, topology=topology)
@@ -540,13 +546,6 @@ for name in ("free ends, centred, δ", "OTAM, centred, δ"):
         untrained[f"{name}; query {how}"] = answers(test, lambda b, w=ways[name], h=how: w(order_of(b, h)))
 by_alignment = pd.DataFrame({name: scores(lines, test) for name, lines in untrained.items()}).T
 by_alignment["δ, from val"] = [deltas.get(name.removesuffix(", centred, δ"), "") for name in by_alignment.index]
-if simulated:
-    r1 = by_alignment["R1@0.5"]
-    blind = r1[["whole target", "centred 60 %", "query similarity", "anchor interval"]].max()
-    assert r1["OTAM, 1 - cos"] > blind + 20 and r1["free ends, 1 - cos"] < blind
-    assert r1["free ends, centred, δ"] > r1["free ends, centred"] + 30
-    for name in ("free ends, centred, δ", "OTAM, centred, δ"):
-        assert r1[name] > r1[f"{name}; query backwards"]
 if save_figures:
     by_alignment.rename_axis("answer").reset_index().round(2).to_csv(figures / "02_untrained.csv", index=False)
 
@@ -554,22 +553,34 @@ if save_figures:
 by_alignment.round(1)
 
 # %% [markdown]
-# **Conclusion** (seed 0; no training, and no label but for $\delta$). With the printed cost and free ends, alignment is
-# worse than the anchor interval, 16.0 to 35.2 in R1@0.5: it cuts the moment short. Forbid that, and the same costs find
-# 75.4 (OTAM). Centre the features and let a match be a gain, and free ends alone have 75.2, with the most exact answers
-# of the table, R1@0.7 53.0 and mIoU 67.4. Drop-DTW gains little, 30.6: it may leave out clips anywhere, and its part
-# runs from the first match to the last, whatever lies between.
+# **Conclusion** (no training, and no label but for $\delta$; three seeds, `figures/02_seeds.csv`). With the printed
+# cost and free ends, alignment is worse than the anchor interval, 16.2 ± 2.1 to 35.9 ± 1.6 in R1@0.5: it cuts the
+# moment short. Forbid that, and the same costs find 74.5 ± 0.8 (OTAM). Centre the features and let a match be a gain,
+# and free ends alone have 73.9 ± 1.2, with the most exact answers, R1@0.7 53.5 ± 0.6 and mIoU 66.6 ± 0.9. Drop-DTW
+# gains little, 31.6 ± 2.3: it may leave out clips anywhere, and its part runs from the first match to the last,
+# whatever lies between.
 #
-# How much of this is *order*? Played backwards, the query loses 7.8 points of R1@0.5, shuffled 4.0; an order that is
-# wrong misleads. But a set of clips, which has no order to be wrong, finds 73.2 with an mIoU of 65.5, so what order
-# adds to knowing the parts is two points. And the mean with the length is at 74.8, though with R1@0.7 40.6 its ends are
-# less exact. In this world, then, a film beats its mean by its length and its parts, and by its order only a little.
-#
-# **This is the yardstick for everything below**: 75.2, 53.0 and 67.4 without a single training step.
+# How much of this is *order*? Played backwards, the query loses 9.7 ± 2.0 points of R1@0.5, shuffled 4.2 ± 0.9; an
+# order that is wrong misleads. But a set of clips, which has no order to be wrong, finds 71.8 ± 1.2 with an mIoU of
+# 64.8 ± 0.6. And the mean with the length is at 74.0 ± 0.8, though with R1@0.7 37.8 ± 3.4 its ends are less exact.
+
+# %%
+r1 = runs.filter(like="R1@0.5, ").rename(columns=lambda name: name.removeprefix("R1@0.5, "))
+unaligned = r1[["whole target", "centred 60 %", "query similarity", "anchor interval"]].max(axis=1)
+assert (r1["OTAM, 1 - cos"] > unaligned + 20).all() and (r1["free ends, 1 - cos"] < unaligned).all()
+assert (r1["free ends, centred, δ"] > r1["free ends, centred"] + 30).all()
+for name in ("free ends, centred, δ", "OTAM, centred, δ"):
+    assert (r1[name] > r1[f"{name}; query backwards"]).all()
+print("For every seed, alignment that cannot trim, or is paid for its matches, finds far more than one that can.")
+
+# %% [markdown]
+# In this world, then, a film beats its mean by its length and its parts, and by its order only a little. **This is the
+# yardstick for everything below**, without a single training step.
 #
 # **And when time stretches more?** The same comparison, with query films that run at the target's speed, up to twice
 # and up to three times faster or slower; three seeds each, every seed a world of its own. The length of the query says
-# less and less; the free-ended alignment does not use it.
+# less and less; the free-ended alignment does not use it. The scores are `figures/02_stretched.csv`; `-p full true`
+# computes them again.
 
 # %%
 ways_by_speed = {
@@ -577,27 +588,26 @@ ways_by_speed = {
     "OTAM, centred, δ": ways["OTAM, centred, δ"],
     "free ends, centred, δ": ways["free ends, centred, δ"],
 }
-rows = []
-for faster, s in product((1.0, 2.0, 3.0), range(3)) if simulated else ():
+stretched_file, rows = figures / "02_stretched.csv", []
+for faster, s in product((1.0, 2.0, 3.0), range(3)) if full and simulated else ():
     data = papers.open_split(paper, "sim", None, "test", seed=s, speed=faster)
     for name, way in ways_by_speed.items():
         rows.append({"speed": faster, "seed": s, "answer": name} | scores(answers(data, way), data))
 if rows:
-    stretched = pd.DataFrame(rows)
-    fig, axes = plots.figure(9, 2.8, ncols=2)
-    for ax, score in zip(axes[0], ("R1@0.5", "R1@0.7"), strict=True):
-        for name, group in stretched.groupby("answer", sort=False):
-            ax.plot(group["speed"].unique(), group.groupby("speed")[score].mean(), marker="o", label=name)
-        ax.set(xlabel="a query runs up to … times faster or slower", ylabel=score, xticks=(1, 2, 3), ylim=(0, None))
-    axes[0, 0].legend(fontsize=8, loc="lower left")
-    if save_figures:
-        plots.save(fig, figures / "02_stretched", stretched.round(2))
-    paired = stretched.pivot(index=["speed", "seed"], columns="answer", values="R1@0.7")
-    gain = paired["free ends, centred, δ"] - paired["mean and length"]
-    assert (gain.loc[1.0] < 0).all() and (gain.loc[3.0] > 10).all()
-    print("At one speed a window of the query's length has more exact answers; at three speeds, the alignment.")
-else:
-    print("Files run at the speed that they have.")
+    pd.DataFrame(rows).round(2).to_csv(stretched_file, index=False)
+stretched = pd.read_csv(stretched_file)
+fig, axes = plots.figure(9, 2.8, ncols=2)
+for ax, score in zip(axes[0], ("R1@0.5", "R1@0.7"), strict=True):
+    for name, group in stretched.groupby("answer", sort=False):
+        ax.plot(group["speed"].unique(), group.groupby("speed")[score].mean(), marker="o", label=name)
+    ax.set(xlabel="a query runs up to … times faster or slower", ylabel=score, xticks=(1, 2, 3), ylim=(0, None))
+axes[0, 0].legend(fontsize=8, loc="lower left")
+if save_figures:
+    plots.save(fig, figures / "02_stretched")
+paired = stretched.pivot(index=["speed", "seed"], columns="answer", values="R1@0.7")
+gain = paired["free ends, centred, δ"] - paired["mean and length"]
+assert (gain.loc[1.0] < 0).all() and (gain.loc[3.0] > 10).all()
+print("At one speed a window of the query's length has more exact answers; at three speeds, the alignment.")
 
 # %% tags=["nbval-ignore-output"]
 columns = ["mIoU", "R1@0.5", "R1@0.7"]
@@ -786,7 +796,7 @@ assert not unlabelled.labelled
 again = papers.AUGMENTERS["clip_query"](torch.arange(half), unlabelled, Draw(seed, "pretrain", 0)).to("cpu")
 assert torch.equal(again.query, asked.query) and torch.equal(again.labels.spans, asked.labels.spans)
 
-nearest = torch.stack(alignment.span_of(alignment.tcc_alignment(asked.target_joint, asked.query, *lengths)), 1)
+nearest = torch.stack(alignment.span_of(tcc_alignment(asked.target_joint, asked.query, *lengths)), 1)
 truth = (asked.labels.spans[:, 0] * lengths[0][:, None]).round().long()
 if simulated:  # videos on disk may show one picture twice
     assert torch.equal(nearest[:half], truth[:half])
@@ -800,8 +810,9 @@ by_change.groupby("query", sort=False).agg(["mean", "size"]).droplevel(0, axis=1
 # %% [markdown]
 # **Conclusion.** The clean half of this task asks for less than an alignment. The published Table 3 agrees: without
 # changes pre-training is worth 0.9 points of mIoU and 0.8 of R@1, with them 3.6 and 2.3. Our changes are made to
-# features, and they do not make it much harder: the nearest clips find all of the reversed, noisy and slow ones
-# exactly, and 96.8 % of the fast. Frames changed before they are encoded would be a harder task, and need the encoder.
+# features, and they do not make it much harder: the nearest clips find all, or nearly all, of the reversed, noisy and
+# slow ones exactly, and most of the fast. Frames changed before they are encoded would be a harder task, and need the
+# encoder.
 #
 # ## 7. The training run
 #
@@ -843,9 +854,6 @@ for ax, (weight, picture) in zip(axes[0], pictures.items(), strict=True):
     ax.images[0].set_clim(0, 1.2)
     ax.set(title=weight if weight == "untrained" else f"weight {weight:g}")
     ax.label_outer()
-if weighed and simulated and len(train) >= 1024:
-    assert collapse.loc[1.0, "mean cost, pre"] < collapse.loc[0.01, "mean cost, pre"] / 3
-    assert collapse.loc[1.0, "loss above its least, pre"] < 0.15 < collapse.loc[0.01, "loss above its least, pre"]
 if save_figures:
     plots.save(fig, figures / "02_collapse", collapse.round(4).reset_index())
 
@@ -853,10 +861,19 @@ if save_figures:
 collapse.round(3)
 
 # %% [markdown]
-# With weight 1 the costs before fusion fall to a mean of 0.03, over clips that belong together and clips that do not;
-# after fusion to 0.000, and both losses are all but at their least. No path is cheaper than another any more. With 0.01
-# they stay at 0.53 before fusion; after it they are nearly gone at this early point as well. Section 8 has trainings to
-# the end with both weights. (A cost that can tell, the contrastive one of the released code, is there too.)
+# Over three seeds: with weight 1 the costs before fusion fall to a mean of 0.03 ± 0.00, over clips that belong together
+# and clips that do not; after fusion to 0.000 ± 0.000. No path is cheaper than another any more. With 0.01 they stay at
+# 0.28 ± 0.22 before fusion; after it, at 0.01 ± 0.01, they are nearly gone at this early point as well.
+
+# %%
+assert (runs["mean cost, pre, weight 1"] < runs["mean cost, pre, weight 0.01"] / 3).all()
+above = "loss above its least, pre, weight"
+assert (runs[f"{above} 1"] < 0.15).all() and (runs[f"{above} 0.01"] > 0.15).all()
+print("With weight 1 the alignment loss makes all clips alike, for every seed.")
+
+# %% [markdown]
+# Section 8 has trainings to the end with both weights. (A cost that can tell, the contrastive one of the released code,
+# is there too.)
 #
 # **Two stages.** Pre-training on the clips of the training videos, labels unread, then fine-tuning on the pairs, from
 # the weights of the first; AdamW in both. The epoch with the best mIoU + R1@0.5 on `val` is kept, and the scores below
@@ -959,21 +976,24 @@ print("Both stages are on disk, the second starts from the first, and prediction
 pd.DataFrame({"own query": results.loc["MATR"], "another pair's query": blind}).T.round(1)
 
 # %% [markdown]
-# **Conclusion** (simulated, seed 0). The curve has a step in it. Through two passes of pre-training little is matched,
-# 15.2 and 21.2 in R1@0.5 on `val`: the network knows how long moments are, and does not compare yet. Then it begins to.
-# Pre-training alone, which has seen no annotated pair, ends at 28.6, the first pass of fine-tuning at 62.4, the fourth
-# at 74.8. How long the plateau lasts is a matter of the seed: another may not leave it in these 4 + 4 passes, as one of
-# three in section 8, and the notebook then says no more than that it beats blind windows.
+# **Conclusion** (simulated, three seeds, `figures/02_seeds.csv`). The curve has a step in it. First little is matched:
+# the network knows how long moments are, and does not compare yet. Then it begins to. How long that plateau lasts is a
+# matter of the seed: two of three have left it after these 4 + 4 passes. Of those, pre-training alone, which has seen
+# no annotated pair, ends at 29.7 ± 1.6 R1@0.5 on `val`, the first pass of fine-tuning at 62.8 ± 0.6, the fourth at 74.2
+# ± 0.8.
 #
-# On `test` the model has 75.2 in R1@0.5, 43.8 in R1@0.7 and an mIoU of 59.6. It does read the query: with another
-# pair's, 15.4 are left. But **the free-ended alignment of raw features, without a training step, has 75.2, 53.0 and
-# 67.4**, and the query's mean and length have 74.8. What was learned here is to match films of unseen actions as well
-# as a formula that matches them from the start.
+# On `test` they have 74.9 ± 0.4 in R1@0.5, 45.7 ± 2.7 in R1@0.7 and an mIoU of 60.4 ± 1.1. They do read the query: with
+# another pair's, 15.3 ± 0.1 are left. But **the free-ended alignment of raw features, without a training step, has 73.9
+# ± 1.2, 53.5 ± 0.6 and 66.6 ± 0.9**, and the query's mean and length have 74.0 ± 0.8 in R1@0.5.
 #
-# And its own alignments say nothing: answers read off the two paths have 0.2 and 0.4. Free ends trim (section 4), and
-# the more so the more alike all clips are: the part that the decoder gets is two clips, in the median. With OTAM, which
-# cannot trim, the costs before fusion still find 37.6 (the raw ones 75.4), those after fusion 4.8. The published Table
-# 4 has 32.6 and 35.2 for its paths, so the authors' alignment cannot have been this one in all respects.
+# And their own alignments say nothing: answers read off the two paths have 1.5 ± 1.8 and 0.3 ± 0.1. Free ends trim
+# (section 4), and the more so the more alike all clips are: the part that the decoder gets is 1.5 ± 0.7 clips, in the
+# median. With OTAM, which cannot trim, the costs before fusion still find 38.9 ± 1.8 (the raw ones 74.5 ± 0.8), those
+# after fusion 4.3 ± 0.7. The published Table 4 has 32.6 and 35.2 for its paths, so the authors' alignment cannot have
+# been this one in all respects.
+
+# %% [markdown]
+# What was learned here is to match films of unseen actions about as well as a formula that matches them from the start.
 #
 # ## 8. The comparison: which part of MATR does what
 #
@@ -1107,13 +1127,11 @@ tables
 
 # %%
 usual_speed = [arm for arm in arms if "speed" not in arm]
-if simulated:
-    yardstick = stretched[(stretched["speed"] == 2.0) & (stretched["answer"] == "free ends, centred, δ")]
+yardstick = stretched[(stretched["speed"] == 2.0) & (stretched["answer"] == "free ends, centred, δ")]
 fig, axes = plots.figure(11, 6.5, ncols=2, sharey=True)
 for ax, score in zip(axes[0], ("mIoU", "R1@0.5"), strict=True):
     plots.arms(ax, rows[rows["arm"].isin(usual_speed)], score)
-    if simulated:
-        ax.axvline(yardstick[score].mean(), color=plots.PREDICTED, ls="--")
+    ax.axvline(yardstick[score].mean(), color=plots.PREDICTED, ls="--")
 if save_figures:
     plots.save(fig, figures / "02_grid")
 
@@ -1183,8 +1201,7 @@ for order in (
     ["Moment-DETR, 20 epochs", "Moment-DETR, 40 epochs", "UniVTG"],
 ):
     assert all((paired["mIoU"][worse] < paired["mIoU"][better]).all() for worse, better in pairwise(order))
-if simulated:
-    assert paired["mIoU"][usual_speed].mean().max() < yardstick["mIoU"].mean()
+assert paired["mIoU"][usual_speed].mean().max() < yardstick["mIoU"].mean()
 
 # %% [markdown]
 # **When time stretches.** The same for queries that run at the target's speed, up to twice, and up to three times
@@ -1210,9 +1227,8 @@ for ax, score in zip(axes[0], ("R1@0.5", "R1@0.7"), strict=True):
     for method, group in by_speed.groupby("method", sort=False):
         (drawn,) = ax.plot((1, 2, 3), group.groupby("speed")[score].mean(), label=method)
         ax.scatter(group["speed"], group[score], s=14, color=drawn.get_color())
-    if simulated:
-        free = stretched[stretched["answer"] == "free ends, centred, δ"].groupby("speed")[score].mean()
-        ax.plot(free.index, free, color="black", ls="--", label="untrained")
+    free = stretched[stretched["answer"] == "free ends, centred, δ"].groupby("speed")[score].mean()
+    ax.plot(free.index, free, color="black", ls="--", label="untrained")
     ax.set(xlabel="a query runs up to … times faster or slower", ylabel=score, xticks=(1, 2, 3), ylim=(0, None))
 axes[0, 0].legend(fontsize=8, loc="lower center", bbox_to_anchor=(1.1, 1), ncols=5)
 if save_figures:
@@ -1286,9 +1302,9 @@ print("Every mIoU here is at least half its R1@0.5; the printed one of Random is
 #
 # ## 11. What the run showed
 #
-# In the small simulated world (seed 0), two films of one event can be matched without training: the raw clips, aligned
-# with free ends, centred and with an offset, find 75.2 % of the moments at an IoU of one half, a network trained on
-# 4,096 pairs after pre-training 75.2 %. What a film has over its mean is, in this order, its length, its parts and
+# In the small simulated world, two films of one event can be matched without training: the raw clips, aligned with free
+# ends, centred and with an offset, find as many of the moments at an IoU of one half as a network trained on 4,096
+# pairs after pre-training. What a film has over its mean is, in this order, its length, its parts and
 # their order; and where films run at different speeds, alignment is what holds. The printed loss, $1 - \cos$ with
 # weight 1, makes all clips alike; the printed place of the decoder's tokens reaches three clips; and a global
 # alignment, which the bare word "soft-DTW" means, selects the whole target.
@@ -1297,13 +1313,33 @@ print("Every mIoU here is at least half its R1@0.5; the printed one of Random is
 # another matter, and an alignment without training should stand beside every model there, too.
 
 # %%
-stages = [group for _, group in curves.groupby("stage", sort=False)]
-assert all(group["loss"].iloc[-1] < group["loss"].iloc[0] for group in stages if len(group) > 1)
-if simulated and len(stages[-1]) * len(train) >= 4 * 4096:
-    length_only = results.loc[["whole target", "centred 60 %"]]
-    assert results.loc["MATR", "R1@0.5"] > length_only["R1@0.5"].max() + 3, "a window of the right length is as good"
-    if results.loc["MATR", "R1@0.5"] > 40:  # it has left the plateau
-        assert results.loc["MATR", "R1@0.5"] > blind["R1@0.5"] + 20, "the query does not matter"
-    print("By hand is mrlib; the loss of each stage falls; the model beats blind windows and reads no label.")
-else:
-    print("By hand is mrlib, and predictions do not depend on labels; how good they are is in the tables.")
+stages = dict(list(curves.groupby("stage", sort=False)))
+measured = {
+    f"loss of {name}, last to first epoch": of["loss"].iloc[-1] / of["loss"].iloc[0] for name, of in stages.items()
+}
+measured |= {
+    f"R1@0.5 on val, {name}, epoch {e}": x for name, of in stages.items() for e, x in enumerate(of["R1@0.5"], 1)
+}
+measured |= {f"R1@0.5, {name}": x for name, x in by_alignment["R1@0.5"].items()}
+measured |= {f"R1@0.5, {name}": x for name, x in results["R1@0.5"].items()}
+measured["R1@0.5, MATR, query of another pair"] = blind["R1@0.5"]
+for name in ("mean and length", "free ends, centred, δ", "a set of clips, centred, δ", "MATR"):
+    measured |= {
+        f"{score}, {name}": (results if name == "MATR" else by_alignment).loc[name, score]
+        for score in ("R1@0.7", "mIoU")
+    }
+measured["clips selected for the decoder, median"] = torch.cat(selected).median()
+measured |= {f"{name}, weight {w:g}": collapse.loc[w, name] for w in weighed for name in collapse}
+measured |= {
+    f"exactly found by nearest clips (%), {kind}": exact[[c == kind for c in change]].mean() for kind in set(change)
+}
+
+# %%
+left = runs["R1@0.5, MATR"] > 40  # the plateau
+length_only = r1[["whole target", "centred 60 %"]].max(axis=1)
+assert (r1["MATR"] > length_only + 3)[left].all(), "a window of the right length is as good"
+assert (r1["MATR"] > r1["MATR, query of another pair"] + 20)[left].all(), "the query does not matter"
+assert all(len(of) == 1 or of["loss"].iloc[-1] < of["loss"].iloc[0] for of in stages.values())
+print(
+    "By hand is mrlib; the loss of each stage falls; no label is read; over the seeds, the model beats blind windows."
+)

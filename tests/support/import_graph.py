@@ -39,10 +39,10 @@ LAYERS = (  # bottom first; a name stands for its submodules too; names in one r
     ("training",),
     ("train", "grid_file"),
     ("grid",),
-    ("plots", "widgets"),
+    ("notebooks", "plots", "widgets"),
 )
 APART = {("detect", "augment")}  # two slots: the first does not import the second, although it lies higher
-HIGHEST = {"plots": "data", "widgets": "data"}  # they import nothing above this
+HIGHEST = {"notebooks": "arguments", "plots": "data", "widgets": "data"}  # they import nothing above this
 
 
 @dataclass(frozen=True)
