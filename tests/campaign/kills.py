@@ -59,7 +59,8 @@ def gridding(folder: Path) -> None:
 def rows(folder: Path) -> dict[str, Any]:
     """A grid without the columns that differ from run to run, and the names of the files beside it."""
     frame = pd.read_csv(folder / "g" / "grid.csv").drop(columns=["train_s", "date"])
-    return {"rows": frame.to_csv(), "files": sorted(path.name for path in (folder / "g").iterdir())}
+    names = sorted(path.name for path in (folder / "g").iterdir() if path.suffix != ".lock")
+    return {"rows": frame.to_csv(), "files": names}
 
 
 def caching(folder: Path) -> str:
