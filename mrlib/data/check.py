@@ -18,7 +18,7 @@ from typing import Any, get_args
 
 from tqdm import tqdm
 
-from mrlib.arguments import escape_output
+from mrlib.arguments import escape_output, has_terminal
 from mrlib.data import Sample
 from mrlib.data.annotations import examined, shared_classes
 from mrlib.data.arrays import same_width
@@ -221,7 +221,7 @@ def _check_queries(
 
 
 def _progress(items: Iterable[tuple[Sample, str]], split: str) -> Iterable[tuple[Sample, str]]:
-    return tqdm(items, desc=split, leave=False, disable=None)
+    return tqdm(items, desc=split, leave=False, disable=not has_terminal())
 
 
 def _json(text: str) -> Any:
