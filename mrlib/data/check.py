@@ -234,7 +234,7 @@ def _json(text: str) -> Any:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the report; returns 0 without problems and 1 with any, and exits with 2 if there is nothing to check."""
-    parser = argparse.ArgumentParser(prog="python -m mrlib.data.check", description=__doc__.split(":")[0])
+    parser = argparse.ArgumentParser(prog="python -m mrlib.data.check", description=(__doc__ or "").split(":")[0])
     parser.add_argument("name", help=", ".join(DATASETS))
     parser.add_argument("root", nargs="?", help="folder with annotations and features; default $MRLIB_DATA/NAME")
     parser.add_argument("--layout", help=f"{', '.join(LAYOUTS)}; default the one whose files are there")

@@ -36,7 +36,7 @@ def chosen(options: argparse.Namespace, folder: Path) -> Iterator[Case]:
     yield from damaged(folder, options.seed, options.files, options.only)
     yield from kills(folder, options.seed, options.kills, options.only)
     if options.environments:
-        yield from environments(folder)
+        yield from environments(folder, options.only)
     if options.hostile:
         yield from hostile(folder, options.seed, options.only)
 
