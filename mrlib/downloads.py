@@ -56,8 +56,8 @@ _KINDS = (
 def what_it_is(path: str | os.PathLike) -> str | None:
     """What a file is if it is not what its name says, as "a web page"; None if nothing speaks against its name.
 
-    Only the first and last bytes are read, and only of regular files, so a pipe does not block. A file that begins as its
-    name says may still be cut off or damaged. A file that is missing or cannot be opened gives None as well.
+    Only the first and last bytes are read, and only of regular files, so a pipe does not block. A file that begins as
+    its name says may still be cut off or damaged. A file that is missing or cannot be opened gives None as well.
     """
     path = Path(path)
     try:
