@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import signal
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from types import NoneType
 from typing import Any
@@ -59,3 +61,14 @@ def escape_output() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+
+
+def warn_in_one_line() -> None:
+    """Let a command print a warning as one line, without the line of code it comes from."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+
+
+def end_with_reader() -> None:
+    """Let a command that only prints end in silence where nobody reads on, as in `| head`."""
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)

@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mrlib import generalized
-from mrlib.arguments import escape_output
+from mrlib.arguments import end_with_reader, escape_output
 from mrlib.data.clips import require_clip_s, scored_clips
 from mrlib.data.lines import (
     EMPTY,
@@ -651,6 +651,8 @@ def _checked(lines: list[Mapping], field: str, lists: list[list], width: int) ->
     )
     no_score = field == "pred_relevant_windows" and width == 3 and _array([row], 2) is not None
     hint = "; unscored=True, or --unscored, takes windows without scores in their order" if no_score else ""
+    if field == "pred_relevant_windows" and width == 2 and _array([row], 3) is not None:
+        hint = "; windows with scores are read without unscored=True or --unscored"
     raise ValueError(f"qid {line['qid']!r}: {field} has {reprlib.repr(row)} where {kind} should stand{hint}")
 
 
@@ -749,4 +751,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    end_with_reader()
     main()

@@ -26,7 +26,7 @@ import torch
 from tqdm.auto import tqdm
 
 from mrlib import baselines, papers, parallel
-from mrlib.arguments import has_terminal, require
+from mrlib.arguments import has_terminal, require, warn_in_one_line
 from mrlib.data import MomentDataset
 from mrlib.papers import Paper, Stage
 from mrlib.probes import PROBES
@@ -301,6 +301,7 @@ def _probe(name: str, scored: MomentDataset, open_split: Callable[[str], MomentD
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line: train a paper and print its scores as JSON."""
     args = cli.parse(arguments)
+    warn_in_one_line()
     size = args.size or papers.usual(args.paper, args.dataset)["size"]
     torch.set_num_threads(args.threads or (1 if size == "small" else torch.get_num_threads()))
     options = {name: getattr(args, name) for name in ("preset", "dataset", "root", "score", "seed", "precision")}

@@ -1,12 +1,21 @@
 """Checks of settings: plain values, values of the right type, and the messages of errors; defaults of keywords."""
 
 import sys
+import warnings
 
 import numpy as np
 import pytest
 import torch
 
-from mrlib.arguments import escape_output, has_terminal, is_plain, keyword_defaults, require, require_like
+from mrlib.arguments import (
+    escape_output,
+    has_terminal,
+    is_plain,
+    keyword_defaults,
+    require,
+    require_like,
+    warn_in_one_line,
+)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +79,13 @@ def test_a_command_prints_what_no_encoding_has(capsys):
     escape_output()
     print("a\ud800 zwölf")
     assert capsys.readouterr().out == "a\\ud800 zwölf\n"
+
+
+def test_a_command_prints_a_warning_as_one_line(monkeypatch):
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    warn_in_one_line()
+    text = warnings.formatwarning(UserWarning("3 lines are left out"), UserWarning, "datasets.py", 30, "return open()")
+    assert text == "warning: 3 lines are left out\n"
 
 
 def test_without_an_output_for_errors_there_is_no_terminal(monkeypatch):

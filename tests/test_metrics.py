@@ -484,7 +484,10 @@ def test_moments_without_scores_rank_in_their_order_if_they_are_said_to():
         assert score(lines, truth, unscored=True) == score(scored, truth)
         with pytest.raises(ValueError, match=r"qid 1: pred_relevant_windows has \[90, 99\] .*; unscored=True, or"):
             score(lines, truth)
-        with pytest.raises(ValueError, match=r"qid 1: pred_relevant_windows has \[90, 99, 1.0\] where 2 finite"):
+        with pytest.raises(
+            ValueError,
+            match=r"qid 1: pred_relevant_windows has \[90, 99, 1.0\] .*; windows with scores are read without",
+        ):
             score(scored, truth, unscored=True)
     assert evaluate([{"qid": 1, "pred_relevant_windows": []}], truth, unscored=True)["brief"]["MR-full-mAP"] == 0
     with pytest.raises(ValueError, match="qid 1: pred_relevant_windows is None"):
@@ -778,6 +781,18 @@ def test_the_command_takes_the_length_of_a_clip_and_moments_without_scores(tmp_p
     done = run(*files, "--clip-s", "1", "--unscored")
     assert (done.returncode, done.stderr) == (0, "")
     assert "HL-min-Good-mAP        100.00" in done.stdout and "MR-full-mAP            100.00" in done.stdout
+
+
+def test_the_command_ends_in_silence_where_nobody_reads_on(tmp_path):
+    """As in `| head -1`, here with a reader that has gone before the first line."""
+    lines, truth = highlights([0] * 9 + [1], [9], [[4, 4, 4]])
+    files = write(tmp_path / "p.jsonl", lines), write(tmp_path / "t.jsonl", truth)
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "mrlib.metrics", *map(str, files), "--clip-s", "1"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert done.stderr == ""
 
 
 def test_a_domain_that_no_encoding_has_is_printed_escaped(tmp_path):

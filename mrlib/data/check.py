@@ -18,7 +18,7 @@ from typing import Any, get_args
 
 from tqdm import tqdm
 
-from mrlib.arguments import escape_output, has_terminal
+from mrlib.arguments import end_with_reader, escape_output, has_terminal
 from mrlib.data import Sample
 from mrlib.data.annotations import examined, shared_classes
 from mrlib.data.arrays import same_width
@@ -35,7 +35,7 @@ from mrlib.data.layouts import (
 )
 from mrlib.data.lenient import Mode, mode_of, refusals, summary
 from mrlib.data.lines import Line
-from mrlib.data.problems import DataError, Problem
+from mrlib.data.problems import DataError, Problem, counted
 from mrlib.data.sources import Layout, choose_layout, find_query, find_source, require_layout
 
 
@@ -142,7 +142,7 @@ def _way_out(file: Path, lines: list[Line], bad: Mode, clip_s: float) -> str:
     """What a mode makes of a file whose lines have fatal problems."""
     refused = len(refusals(file, lines, bad))
     text = summary(lines, bad, clip_s) or f'bad="{bad}" changes nothing'
-    return f"{file}: {text}" + (f"; it still refuses {refused} problems" if refused else "")
+    return f"{file}: {text}" + (f"; it still refuses {counted(refused, 'problem')}" if refused else "")
 
 
 def _check_features(
@@ -263,9 +263,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(text)
     fatal = sum(problem.fatal for problem in report.problems)
     notes = len(report.problems) - fatal
-    print(f"{fatal} problems" + (f", {notes} notes" if notes else ""))
+    print(counted(fatal, "problem") + (f", {counted(notes, 'note')}" if notes else ""))
     return 1 if fatal else 0
 
 
 if __name__ == "__main__":
+    end_with_reader()
     raise SystemExit(main())

@@ -19,11 +19,12 @@ from typing import Literal, get_args
 
 from mrlib.arguments import require
 from mrlib.data import Sample
-from mrlib.data.lines import LATE, Line
+from mrlib.data.lines import EARLY, EMPTY, LATE, Line
 from mrlib.data.problems import DataError, MissingFile, Problem
 
 Mode = Literal["error", "skip", "clamp"]
 FIRST = 3  # lines of each kind that a summary names
+_ONE = {LATE: "ends after its video", EARLY: "starts before its video", EMPTY: "has no length"}
 
 
 def mode_of(bad: str) -> Mode:
@@ -79,13 +80,18 @@ def summary(lines: Sequence[Line], bad: Mode, clip_s: float) -> str:
         every = len({number for number, _, _ in lines if number is not None})
         parts.append(f'bad="skip" leaves out {count} of {every} {unit}s: {kinds}')
     if bad == "clamp" and changed:
-        kinds = ", ".join(f"{len(n)} windows {place} {_first(n, unit)}" for place, n in changed.items())
+        kinds = ", ".join(f"{_windows(n, place)} {_first(n, unit)}" for place, n in changed.items())
         parts.append(f'{kinds}; bad="clamp" changes them')
     elif changed:
         late = changed[LATE]
-        text = f"{len(late)} windows {LATE} by less than a clip of {clip_s:g} s {_first(late, unit)}"
+        text = f"{_windows(late, LATE)} by less than a clip of {clip_s:g} s {_first(late, unit)}"
         parts.append(f"{text}; clamped to its end")
     return "; ".join(parts)
+
+
+def _windows(numbers: list[int], place: str) -> str:
+    """How many windows have a place, as "2 windows have no length"."""
+    return f"1 window {_ONE[place]}" if len(numbers) == 1 else f"{len(numbers)} windows {place}"
 
 
 def _first(numbers: Iterable[int], unit: str) -> str:

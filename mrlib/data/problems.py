@@ -38,3 +38,8 @@ class MissingFile(DataError, FileNotFoundError):
 
 class MissingKey(DataError, KeyError):
     """A file does not contain the array that is needed."""
+
+
+def counted(n: int, noun: str) -> str:
+    """A number with its noun, as "1 problem" and "2 problems"."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

@@ -279,7 +279,8 @@ def find_source(root: Path, stream: Stream, dataset: Spelling, samples: Sequence
     """
     templates = _are_there(root, stream, dataset)
     if not templates:
-        raise missing(root, f"no {' or '.join(stream.templates)}; streams= chooses among the streams that are there")
+        way_out = "streams= chooses among the streams that are there, files=" if video else "query_files="
+        raise missing(root, f"no {' or '.join(stream.templates)}; {way_out} says where others are")
     clip_s, rate = (dataset.clip_s, stream.rate) if video else (None, "clips")
     sources = [Source(root, template, dataset.query, stream.parts, clip_s, rate) for template in templates]
     if len({os.path.dirname(template.partition(":")[0]) for template in templates}) == 1:

@@ -92,7 +92,7 @@ def test_every_problem_is_listed_at_once_with_its_file_and_line(tmp_path, capsys
     assert main(["qvhighlights", str(root)]) == 1
     out = capsys.readouterr().out
     assert all(str(problem) in out for problem in problems)
-    assert out.splitlines()[-1] == "15 problems, 1 notes"
+    assert out.splitlines()[-1] == "15 problems, 1 note"
 
 
 def test_a_problem_that_is_not_fatal_is_a_note(tmp_path, capsys):
@@ -100,7 +100,7 @@ def test_a_problem_that_is_not_fatal_is_a_note(tmp_path, capsys):
     (note,) = check("qvhighlights", root)
     assert (note.line, note.kind, note.fatal) == (1, "relevant_windows", False)
     assert main(["qvhighlights", str(root)]) == 0
-    assert "0 problems, 1 notes" in capsys.readouterr().out
+    assert "0 problems, 1 note\n" in capsys.readouterr().out
 
 
 def test_an_empty_or_missing_annotation_file_is_a_problem(tmp_path):
@@ -291,7 +291,7 @@ def test_the_other_modes_are_described_beside_the_problems(tmp_path, capsys):
     file = root / "highlight_val_release.jsonl"
     out = capsys.readouterr().out.splitlines()
     assert f'{file}: bad="skip" leaves out 2 of 3 lines: 1 for relevant_windows (line 2), 1 for query (line 3)' in out
-    text = '1 windows have no length (line 2); bad="clamp" changes them; it still refuses 1 problems'
+    text = '1 window has no length (line 2); bad="clamp" changes them; it still refuses 1 problem'
     assert f"{file}: {text}" in out
     assert main(["qvhighlights", str(root), "--bad", "skip"]) == 0
     out = capsys.readouterr().out
@@ -320,7 +320,7 @@ def test_the_command_runs_without_warnings(tmp_path):
     command = [sys.executable, "-W", "error", "-m", "mrlib.data.check", "qvhighlights", str(root)]
     process = subprocess.run(command, capture_output=True, text=True)
     assert (process.returncode, process.stderr) == (1, "")
-    assert process.stdout.splitlines()[-1] == "1 problems"
+    assert process.stdout.splitlines()[-1] == "1 problem"
 
 
 def test_the_check_goes_on_after_every_kind_of_damaged_array(tmp_path):

@@ -75,7 +75,7 @@ def test_windows_of_no_length_follow_the_mode(tmp_path):
         open_dataset("ego4d_nlq", tmp_path, "val", **options)
     with pytest.warns(UserWarning, match="leaves out 1 of 3 items"):
         assert len(open_dataset("ego4d_nlq", tmp_path, "val", bad="skip", **options)) == 2
-    with pytest.warns(UserWarning, match="1 windows have no length"):
+    with pytest.warns(UserWarning, match="1 window has no length"):
         clamped = open_dataset("ego4d_nlq", tmp_path, "val", bad="clamp", **options)
     assert [s.relevant_windows for s in clamped.samples] == [[[10.0, 12.5]], [[10.0, 12.0]], [[10.0, 30.0]]]
     assert [p.line for p in check("ego4d_nlq", tmp_path, **options) if p.fatal] == [1]

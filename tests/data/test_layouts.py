@@ -5,13 +5,16 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
+from mrlib.arguments import keyword_defaults
 from mrlib.data import open_dataset
-from mrlib.data.layouts import DATASETS, open_files
+from mrlib.data.layouts import DATASETS, LAYOUTS, open_files
+from mrlib.data.lenient import Mode
 from mrlib.sim import export
 from tests.support.files import (
     labelled,
@@ -699,3 +702,13 @@ def test_a_name_that_is_too_long_for_a_file_is_a_missing_file(tmp_path):
     write_lines(root / "highlight_val_release.jsonl", [line(vid="\N{GRINNING FACE}" * 200)])
     with pytest.raises(FileNotFoundError, match="missing file: no such feature file"):
         open_files("qvhighlights", root, "val")
+
+
+def test_the_page_about_data_names_every_dataset_layout_and_option():
+    page = (Path(__file__).parents[2] / "data/README.md").read_text()
+    options = [*keyword_defaults(open_files)]
+    told = {"domain", "limit", "split"}  # of a single dataset, or for trying out
+    missing = [name for name in (*DATASETS, *LAYOUTS, *set(options) - told) if name not in page]
+    assert not missing
+    for mode in get_args(Mode):
+        assert f'`"{mode}"`' in page

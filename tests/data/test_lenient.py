@@ -33,7 +33,7 @@ def test_clamping_brings_windows_into_the_video_and_says_so_once(tmp_path):
     samples, said = read(path, "clamp")
     assert [s.relevant_windows for s in samples] == [[[4, 8]], [[4, 6], [0, 3]], [[0, 20]], [[16, 20]], [[6, 8]]]
     assert said == [
-        f"{path}: 2 windows have no length (lines 2, 5), 1 windows start before their video (line 2), "
+        f"{path}: 2 windows have no length (lines 2, 5), 1 window starts before its video (line 2), "
         '2 windows end after their video (lines 3, 4); bad="clamp" changes them'
     ]
 
@@ -46,7 +46,7 @@ def test_skipping_leaves_out_lines_and_says_so_once(tmp_path):
     assert said == [
         f'{path}: bad="skip" leaves out 7 of 9 lines: 4 for relevant_windows (lines 2, 3, 5, ...), '
         "1 for json (line 6), 1 for qid (line 8), 1 for duration (line 9); "
-        "1 windows end after their video by less than a clip of 2 s (line 4); clamped to its end"
+        "1 window ends after its video by less than a clip of 2 s (line 4); clamped to its end"
     ]
 
 
@@ -105,4 +105,4 @@ def test_refusals_and_summary_can_be_had_without_opening(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", [*LINES, *BEYOND])
     lines = examined(path, read_annotations(path))
     assert len(refusals(path, lines, "error")) == 8 and refusals(path, lines, "skip") == []
-    assert summary(lines, "error", 2.0).startswith("1 windows end after their video by less than a clip")
+    assert summary(lines, "error", 2.0).startswith("1 window ends after its video by less than a clip")

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from mrlib.data.problems import DataError, MissingFile, MissingKey, Problem
+from mrlib.data.problems import DataError, MissingFile, MissingKey, Problem, counted
 
 
 @pytest.mark.parametrize(
@@ -46,3 +46,7 @@ def test_problems_of_the_same_content_are_equal_and_can_be_pickled():
     problem = Problem("a", 1, "json", "b")
     assert problem == Problem("a", 1, "json", "b") != Problem("a", 2, "json", "b")
     assert pickle.loads(pickle.dumps(problem)) == problem
+
+
+def test_a_number_goes_with_its_noun():
+    assert [counted(n, "problem") for n in (0, 1, 2)] == ["0 problems", "1 problem", "2 problems"]

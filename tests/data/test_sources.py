@@ -244,3 +244,15 @@ def test_the_first_sample_tells_which_of_two_spellings_in_a_folder_is_meant(tmp_
     name, row = choose_layout(root, DATASETS["charades_sta"], [])
     assert (name, row) == ("internvideo2", LAYOUTS["internvideo2"])
     assert len(open_files("charades_sta", root, "train").query) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"files": {"mine": "elsewhere/{vid}.npy"}}, "no elsewhere/{vid}.npy; .*files= says where others are"),
+        ({"query_files": "elsewhere/{qid}.npy"}, "no elsewhere/{qid}.npy; query_files= says where others are"),
+    ],
+)
+def test_a_template_without_files_names_the_option_to_correct(options, message, tmp_path):
+    with pytest.raises(FileNotFoundError, match=message):
+        open_files("qvhighlights", moment_detr(tmp_path), "val", **options)

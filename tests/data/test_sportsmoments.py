@@ -74,7 +74,7 @@ def test_a_jsonl_file_is_read_before_a_csv_file(tmp_path):
 def test_a_moment_that_ends_less_than_a_clip_after_the_video_is_clamped_with_one_warning(tmp_path):
     write(tmp_path / "val.csv", "q.mp4,r.mp4,4,21.9,1,20", ROW)
     write_features(tmp_path, "q", "r", "q__1_5", "r__1_7")
-    with pytest.warns(UserWarning, match="1 windows end after their video") as caught:
+    with pytest.warns(UserWarning, match="1 window ends after its video") as caught:
         opened = open_dataset("sportsmoments", tmp_path, "val")
     assert len(caught) == 1 and opened.samples[0].relevant_windows == [[4, 20.0]]
     (note,) = check("sportsmoments", tmp_path)
@@ -161,7 +161,7 @@ def test_bad_rows_are_clamped_or_left_out(tmp_path):
     with pytest.raises(ValueError, match=r'line 5: reference_segment_start.* ends before it starts.*bad="skip" leaves'):
         open_dataset("sportsmoments", tmp_path, "val", bad="clamp")
     write(tmp_path / "val.csv", *rows[:3])
-    with pytest.warns(UserWarning, match="1 windows end after .*, 1 windows have no length"):
+    with pytest.warns(UserWarning, match="1 window ends after .*, 1 window has no length"):
         opened = open_dataset("sportsmoments", tmp_path, "val", bad="clamp")
     assert [s.relevant_windows for s in opened.samples] == [[[4.2, 8]], [[4, 20]], [[4, 6]]]
 
