@@ -119,6 +119,8 @@ def _problem(path: Path) -> str | None:
             return _problem_of_zip(file, path.stat().st_size)
         if start[:1] == b"\x80":
             return _foreign(file, _LEGACY_PICKLES)
+    if start[:2] == b"\x1f\x8b" and path.suffix.lower() == ".gz":
+        return "is packed; unpack it by gunzip, and give the path of the checkpoint in it"
     return wrong_download(path) or "is not a whole checkpoint of PyTorch (no file of torch.save); copy it again"
 
 

@@ -170,6 +170,13 @@ def test_a_file_that_is_something_else_is_called_so(name, tmp_path):
         read_saved(tmp_path)
 
 
+def test_a_packed_checkpoint_is_to_be_unpacked(tmp_path):
+    path = tmp_path / "model.ckpt.gz"
+    path.write_bytes(gzip.compress(save(tmp_path / "model.ckpt", {"model": {}}).read_bytes()))
+    with pytest.raises(ValueError, match=r"model\.ckpt\.gz is packed; unpack it by gunzip"):
+        read_saved(path)
+
+
 def zipped(path, parts, **options):
     with zipfile.ZipFile(path, "w", **options) as file:
         for name, content in parts.items():
