@@ -213,3 +213,16 @@ def test_a_truncated_gzip_file_is_named(tmp_path):
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}' * 99)[:-10])
     with pytest.raises(ValueError, match=r"a\.jsonl\.gz: cannot be read"):
         read_jsonl(tmp_path / "a.jsonl.gz")
+
+
+def test_a_line_that_is_no_json_object_is_named(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"qid": 1}\n\n{"qid": 2\n')
+    with pytest.raises(ValueError, match=r"lines.jsonl, line 3: Expecting ',' delimiter at column 10"):
+        read_jsonl(path)
+    path.write_text('{"qid": 1}\n[1]\n')
+    with pytest.raises(ValueError, match=r"lines.jsonl, line 2: \[1\] is not a JSON object"):
+        read_jsonl(path)
+    path.with_suffix(".gz").write_bytes(b"no gzip")
+    with pytest.raises(ValueError, match=r"lines.gz: cannot be read"):
+        read_jsonl(path.with_suffix(".gz"))

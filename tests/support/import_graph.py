@@ -30,7 +30,6 @@ LAYERS = (  # bottom first; a name stands for its submodules too; names in one r
     ("datasets",),
     ("augment", "align"),
     ("detect",),  # above align: a detector reads the `Aligned` that an aligner hands over, with its words and dynamics
-    ("generalized",),
     ("metrics",),
     ("baselines",),
     ("retriever",),
