@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from mrlib.downloads import wrong_download
+
 IDENTITY = ("arm", "seed", "paper", "command")  # the columns that every file has
 TEXT = ("arm", "paper", "command", "torch", "date")  # columns of text; all others are numbers
 LARGEST = 4_000_000  # bytes; a row takes about 500
@@ -31,6 +33,8 @@ def read_rows(path: str | os.PathLike) -> pd.DataFrame:
         rows = pd.read_csv(io.StringIO(text), dtype=kinds, keep_default_na=False, na_values=empty)
         _check_values(rows, numbers)
     except (ValueError, OverflowError, csv.Error) as error:
+        if path.stat().st_size and (wrong := wrong_download(path)) is not None:
+            raise ValueError(f"{path} {wrong}, or delete it to train its rows again") from None
         cure = "restore the file, or delete it to train its rows again"
         raise ValueError(f"{path} is no grid, or damaged: {error}; {cure}") from error
     return rows
