@@ -20,7 +20,6 @@ _SUBMODULES = (
     "detect",
     "downloads",
     "files",
-    "generalized",
     "grid",
     "grid_file",
     "layers",

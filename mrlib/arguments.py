@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import signal
+import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import NoneType
 from typing import Any
 
@@ -56,19 +57,25 @@ def has_terminal() -> bool:
     return sys.stderr is not None and sys.stderr.isatty()
 
 
-def escape_output() -> None:
-    """Let a command print any text: what the encoding of the output lacks, as a broken file name, is escaped."""
+@contextmanager
+def printing() -> Iterator[None]:
+    """What a command does whose work is to print; a decorator of its `main`.
+
+    Any text can be printed: what the encoding of the output lacks, as a broken file name, is escaped. If the reader of
+    the output has left, as `head` does, the command ends quietly.
+    """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # which Python flushes when it ends
+        sys.exit(128 + 13)  # as if ended by SIGPIPE
 
 
 def warn_in_one_line() -> None:
     """Let a command print a warning as one line, without the line of code it comes from."""
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
-
-
-def end_with_reader() -> None:
-    """Let a command that only prints end in silence where nobody reads on, as in `| head`."""
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)

@@ -44,6 +44,7 @@ _WRITTEN_AS = {  # what a file of this ending may be; of other endings nothing i
     ".ckpt": ("a zip file",),
     ".gz": ("a gzip file",),
 }
+_READ_PACKED = (".jsonl", ".csv")  # files that may be read as .jsonl.gz, .csv.gz
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a named pipe"),
@@ -85,9 +86,15 @@ def wrong_download(path: str | os.PathLike) -> str | None:
 
     The text continues a sentence about the file: "is a web page, not the file of that name; download it again".
     """
-    kind = what_it_is(path)
+    kind, path = what_it_is(path), Path(path)
     if kind is None:
         return None
+    if kind == "a gzip file":
+        packed = path.suffix.lower() in _READ_PACKED
+        way = f"rename it to {path.name}.gz" if packed else "unpack it with `gunzip`"
+        return f"is {kind}, not the file of that name; {way}, or download it again"
+    if kind.startswith("a text") and path.suffix.lower() == ".gz":
+        return f"is {kind}, not a gzip file; rename it to {path.stem}, or download it again"
     if kind.endswith("Git LFS"):
         return f"is {kind}, not the file itself; fetch it by `git lfs pull`, or download it again"
     if any(kind == name for _, name in _KINDS):
@@ -113,7 +120,7 @@ def _kind(beginning: bytes, suffix: str) -> str | None:
     signature = next((name for start, name in _SIGNATURES.items() if beginning.startswith(start)), None)
     if signature is not None:
         return None if signature in _WRITTEN_AS.get(suffix, ()) else signature
-    if suffix in _WRITTEN_AS and suffix != ".gz" and _is_text(beginning):
+    if suffix in _WRITTEN_AS and _is_text(beginning):
         return f"a text that begins with {_first_words(text)}"
     return None
 

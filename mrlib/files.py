@@ -17,6 +17,8 @@ from itertools import count
 from pathlib import Path
 from typing import IO, Any, AnyStr, BinaryIO
 
+from mrlib.downloads import wrong_download
+
 try:
     import fcntl
 except ImportError:  # Windows, which does not let a process remove a file that another one has open
@@ -32,9 +34,20 @@ MOST_GROWTH = 100  # times the size of a compressed file; annotations and predic
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """The objects of a .jsonl or .jsonl.gz file, one per line; blank lines are skipped.
 
-    raises  ValueError for a file that cannot be read or a line that is no JSON object, naming the file and the line
+    raises  ValueError for a file that cannot be read or a line that is no JSON object, naming the file and the line, or
+            saying what a file is that is no file of lines, such as a web page
     """
-    path, lines = Path(path), []
+    path = Path(path)
+    try:
+        return _json_lines(path)
+    except ValueError:
+        if path.is_file() and (wrong := wrong_download(path)) is not None:
+            raise ValueError(f"{path} {wrong}") from None
+        raise
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    lines = []
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
             for number, text in numbered_lines(file):

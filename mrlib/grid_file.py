@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import os
+import reprlib
 from pathlib import Path
 
 import pandas as pd
+
+from mrlib.downloads import wrong_download
 
 IDENTITY = ("arm", "seed", "paper", "command")  # the columns that every file has
 TEXT = ("arm", "paper", "command", "torch", "date")  # columns of text; all others are numbers
@@ -31,6 +34,8 @@ def read_rows(path: str | os.PathLike) -> pd.DataFrame:
         rows = pd.read_csv(io.StringIO(text), dtype=kinds, keep_default_na=False, na_values=empty)
         _check_values(rows, numbers)
     except (ValueError, OverflowError, csv.Error) as error:
+        if path.stat().st_size and (wrong := wrong_download(path)) is not None:
+            raise ValueError(f"{path} {wrong}, or delete it to train its rows again") from None
         cure = "restore the file, or delete it to train its rows again"
         raise ValueError(f"{path} is no grid, or damaged: {error}; {cure}") from error
     return rows
@@ -61,7 +66,8 @@ def _check_values(rows: pd.DataFrame, numbers: list[str]) -> None:
         if len(rows) and rows[name].dtype.kind not in kinds:
             values = pd.to_numeric(rows[name], errors="coerce").astype(float)  # text becomes NaN
             wrong = values % 1 != 0 if name == "seed" else values.isna() & rows[name].notna()
-            raise ValueError(f"row {wrong.idxmax() + 1}: {name} is {rows[name][wrong.idxmax()]}, not {wanted}")
+            value = reprlib.repr(str(rows[name][wrong.idxmax()]))  # on one line, whatever is in the cell
+            raise ValueError(f"row {wrong.idxmax() + 1}: {name!r} is {value}, not {wanted}")
     twice = rows.duplicated(["arm", "seed"])
     if twice.any():
         arm, seed = rows.loc[twice.idxmax(), ["arm", "seed"]]

@@ -2,7 +2,7 @@
 
     pip install -e ".[mutation]"
     python tests/mutation.py --out runs/mutants.json                       # the sample of 400
-    python tests/mutation.py --modules mrlib/ops mrlib/metrics.py          # those of the 400 that are in these modules
+    python tests/mutation.py --modules mrlib/ops mrlib/metrics          # those of the 400 that are in these modules
     python tests/mutation.py --modules mrlib/ops/spans.py --sample 100000  # all mutants of one module
 
 cosmic-ray makes the mutants: `<` becomes `<=`, 1 becomes 2, a loop runs no round. A mutant has survived if its tests
@@ -36,7 +36,7 @@ from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
 
 ROOT = Path(__file__).resolve().parents[1]
-SAMPLED = ["mrlib/align", "mrlib/detect", "mrlib/augment", "mrlib/ops", "mrlib/metrics.py"]
+SAMPLED = ["mrlib/align", "mrlib/detect", "mrlib/augment", "mrlib/ops", "mrlib/metrics"]
 LEFT_OUT = {"mrlib/ops/alignment_gpu.py": "its kernels run on a GPU only"}
 COPIED = ["mrlib", "tests", "conftest.py", "pyproject.toml"]
 CONTRACTS = {"strict", "frozen", "slots", "kw_only"}  # keywords that only turn a caller's mistake into an error

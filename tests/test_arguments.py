@@ -1,5 +1,6 @@
 """Checks of settings: plain values, values of the right type, and the messages of errors; defaults of keywords."""
 
+import subprocess
 import sys
 import warnings
 
@@ -7,15 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mrlib.arguments import (
-    escape_output,
-    has_terminal,
-    is_plain,
-    keyword_defaults,
-    require,
-    require_like,
-    warn_in_one_line,
-)
+from mrlib.arguments import has_terminal, is_plain, keyword_defaults, printing, require, require_like, warn_in_one_line
 
 
 @pytest.mark.parametrize(
@@ -76,9 +69,22 @@ def test_keyword_defaults_are_those_of_keyword_only_parameters():
 
 
 def test_a_command_prints_what_no_encoding_has(capsys):
-    escape_output()
-    print("a\ud800 zwölf")
+    with printing():
+        print("a\ud800 zwölf")
     assert capsys.readouterr().out == "a\\ud800 zwölf\n"
+
+
+def test_without_an_output_for_errors_there_is_no_terminal(monkeypatch):
+    """As where a command is called with 2>&-, or by a program without a console."""
+    monkeypatch.setattr(sys, "stderr", None)
+    assert not has_terminal()
+
+
+def test_a_command_whose_reader_has_left_ends_quietly():
+    code = "from mrlib.arguments import printing\nwith printing():\n    print(100_000 * 'a')"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 141
 
 
 def test_a_command_prints_a_warning_as_one_line(monkeypatch):
@@ -86,9 +92,3 @@ def test_a_command_prints_a_warning_as_one_line(monkeypatch):
     warn_in_one_line()
     text = warnings.formatwarning(UserWarning("3 lines are left out"), UserWarning, "datasets.py", 30, "return open()")
     assert text == "warning: 3 lines are left out\n"
-
-
-def test_without_an_output_for_errors_there_is_no_terminal(monkeypatch):
-    """As where a command is called with 2>&-, or by a program without a console."""
-    monkeypatch.setattr(sys, "stderr", None)
-    assert not has_terminal()

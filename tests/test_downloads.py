@@ -47,6 +47,17 @@ def test_a_packed_file_without_the_ending_is_called_so(name, tmp_path):
     assert what_it_is(tmp_path / name) == "a gzip file"
 
 
+def test_a_file_that_was_packed_or_unpacked_on_its_way_needs_another_name(tmp_path):
+    for name, content, way in (
+        ("a.jsonl", gzip.compress(b"{}"), "rename it to a.jsonl.gz, or download it again"),
+        ("a.csv", gzip.compress(b"a,b"), "rename it to a.csv.gz, or download it again"),
+        ("a.npz", gzip.compress(b"x"), "unpack it with `gunzip`, or download it again"),
+        ("a.csv.gz", b"a,b", "not a gzip file; rename it to a.csv, or download it again"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        assert wrong_download(tmp_path / name).endswith(way)
+
+
 def test_a_page_that_was_packed_on_its_way_is_called_so(tmp_path):
     file = tmp_path / "a.jsonl.gz"
     for content, kind in (

@@ -214,3 +214,34 @@ def test_a_truncated_gzip_file_is_named(tmp_path):
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}' * 99)[:-10])
     with pytest.raises(ValueError, match=r"a\.jsonl\.gz: cannot be read"):
         read_jsonl(tmp_path / "a.jsonl.gz")
+
+
+def test_a_line_that_is_no_json_object_is_named(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"qid": 1}\n\n{"qid": 2\n')
+    with pytest.raises(ValueError, match=r"lines.jsonl, line 3: Expecting ',' delimiter at column 10"):
+        read_jsonl(path)
+    path.write_text('{"qid": 1}\n[1]\n')
+    with pytest.raises(ValueError, match=r"lines.jsonl, line 2: \[1\] is not a JSON object"):
+        read_jsonl(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("a.jsonl", b"<!DOCTYPE html><html>", "is a web page, not the file of that name; download it again"),
+        ("a.jsonl.gz", gzip.compress(b"<html>"), "is a web page, not the file of that name; download it again"),
+        (
+            "a.jsonl",
+            b"version https://git-lfs.github.com/spec/v1\noid",
+            "is a pointer of Git LFS, .* download it again",
+        ),
+        ("a.jsonl", gzip.compress(b"{}"), "is a gzip file, not the file of that name; rename it to a.jsonl.gz, or"),
+        ("a.jsonl.gz", b"{}", "is a text that begins with '{}', not a gzip file; rename it to a.jsonl, or"),
+        ("a.jsonl", bytes(99), "is a file of zero bytes, as an unfinished download leaves it; download it again"),
+    ],
+)
+def test_lines_that_are_something_else_are_called_so(name, content, problem, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} {problem}"):
+        read_jsonl(tmp_path / name)

@@ -29,17 +29,18 @@ def test_text_stays_text_and_an_empty_number_is_missing(tmp_path):
     ("content", "message"),
     [
         (b"", "it has no column 'arm'"),
-        (b"\x89PNG\r\n\x1a\n\x00\x00", "codec can't decode"),
+        (b"\xff\xfe\x00", "codec can't decode"),
         (TABLE.encode("utf-16-le"), "no text"),
         (TABLE.replace("seed", "sed").encode(), "it has no column 'seed'"),
         (TABLE.replace("mIoU", "arm").encode(), "two columns have the same name"),
         (TABLE.replace(",1.5", "").encode(), "line 2: 4 fields for 5 columns"),
         (TABLE.replace("1.5", "1.5,2").encode(), "line 2: 6 fields for 5 columns"),
-        (TABLE.replace("full,0", "full,").encode(), "row 1: seed is nan, not a whole number"),
-        (TABLE.replace("None,1", "None,1.5").encode(), "row 2: seed is 1.5, not a whole number"),
-        (TABLE.replace("None,1", "None,x").encode(), "row 2: seed is x, not a whole number"),
+        (TABLE.replace("full,0", "full,").encode(), "row 1: 'seed' is 'nan', not a whole number"),
+        (TABLE.replace("None,1", "None,1.5").encode(), "row 2: 'seed' is '1.5', not a whole number"),
+        (TABLE.replace("None,1", "None,x").encode(), "row 2: 'seed' is 'x', not a whole number"),
         (TABLE.replace("None,1", "None,1" + 40 * "0").encode(), "not a whole number"),
-        (TABLE.replace("1.5", "high").encode(), "row 1: mIoU is high, not a number"),
+        (TABLE.replace("1.5", "high").encode(), "row 1: 'mIoU' is 'high', not a number"),
+        (TABLE.replace("1.5", '"a\nb"').encode(), r"row 1: 'mIoU' is 'a\nb', not a number"),
         (TABLE.replace("None,1", "full,0").encode(), "row 2 is a second one for arm 'full', seed 0"),
         (TABLE.replace("full", "").encode(), "row 1 has no arm"),
         ((TABLE + '"').encode(), "unexpected end of data"),
@@ -52,6 +53,20 @@ def test_a_damaged_file_is_refused(content, message, tmp_path):
     with pytest.raises(
         ValueError, match=f"a.csv is no grid, or damaged: .*{re.escape(message)}.*; restore the file, or"
     ):
+        read_rows(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"\x89PNG\r\n\x1a\n\x00\x00", "is a PNG picture, not the file of that name; download it again"),
+        (b"<!DOCTYPE html><html>arm,seed</html>", "is a web page, not the file of that name; download it again"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "is a pointer of Git LFS, .* or download it again"),
+    ],
+)
+def test_a_file_that_is_something_else_is_called_so(content, problem, tmp_path):
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=f"a.csv {problem}, or delete it to train its rows again"):
         read_rows(tmp_path / "a.csv")
 
 

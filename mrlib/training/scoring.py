@@ -61,6 +61,6 @@ def score_names(dataset: MomentDataset) -> list[str]:
 def headline(scores: Mapping[str, Any]) -> dict[str, float]:
     """The scores that a row of a history or grid holds: "brief" of `scores_of` and, if there are moments, the mIoU.
 
-    If the dataset has null queries, "brief" has AUROC, G-mIoU and the other scores of `mrlib.generalized`, too.
+    If the dataset has null queries, "brief" has AUROC, G-mIoU and the other scores of `mrlib.metrics.generalized`, too.
     """
     return scores["brief"] | ({"mIoU": scores["moments"]["mIoU"]} if "moments" in scores else {})

@@ -711,4 +711,4 @@ def test_the_page_about_data_names_every_dataset_layout_and_option():
     missing = [name for name in (*DATASETS, *LAYOUTS, *set(options) - told) if name not in page]
     assert not missing
     for mode in get_args(Mode):
-        assert f'`"{mode}"`' in page
+        assert f"`{mode}`" in page

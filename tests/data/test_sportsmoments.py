@@ -140,6 +140,26 @@ def test_a_file_that_is_not_csv_is_reported(text, tmp_path):
     assert [p.kind for p in read(path)[1]][-1] in ("unreadable", "row")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("val.csv", b"<!DOCTYPE html><html>", "is a web page, not the file of that name; download it again"),
+        ("val.csv.gz", gzip.compress(b"<html>"), "is a web page, not the file of that name; download it again"),
+        ("val.csv", b"version https://git-lfs.github.com/spec/v1\noid", "is a pointer of Git LFS"),
+        ("val.csv", gzip.compress(b"a"), "is a gzip file, not the file of that name; rename it to val.csv.gz, or"),
+        (
+            "val.csv.gz",
+            COLUMNS.encode(),
+            "is a text that begins with 'query_id,reference_id,reference_segme...', not a",
+        ),
+    ],
+)
+def test_a_download_that_is_something_else_is_called_so(name, content, problem, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    samples, (found,) = read(tmp_path / name)
+    assert samples == [] and str(found).startswith(f"{tmp_path / name}: download: {problem}")
+
+
 def test_a_truncated_gzip_file_is_reported(tmp_path):
     path = write(tmp_path / "val.csv.gz", *(f"q{i}.mp4,r.mp4,4,8,1,20" for i in range(99)))
     path.write_bytes(path.read_bytes()[:-20])

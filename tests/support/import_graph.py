@@ -30,7 +30,6 @@ LAYERS = (  # bottom first; a name stands for its submodules too; names in one r
     ("datasets",),
     ("augment", "align"),
     ("detect",),  # above align: a detector reads the `Aligned` that an aligner hands over, with its words and dynamics
-    ("generalized",),
     ("metrics",),
     ("baselines",),
     ("retriever",),
@@ -198,7 +197,8 @@ def draw(file: Path, root: Path = ROOT) -> None:
         text = module.removeprefix(f"{root.name}.{layer(module)}").lstrip(".") or (
             layer(module) if modules(root)[module].name != "__init__.py" else "__init__"
         )
-        ax.text(x, y, text, fontsize=6.5, ha="center", va="center", zorder=4)
+        size = 6.5 * min(1, 16 / len(text))  # long names stay inside their boxes
+        ax.text(x, y, text, fontsize=size, ha="center", va="center", zorder=4)
     file.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(file, dpi=150, metadata={"Software": None})
     plt.close(fig)

@@ -2,9 +2,9 @@ r"""Scores of retrieval in which a query may have nothing to find: its list of w
 
 Paper    Ding et al., "Retrieving Any Relevant Moments: Benchmark and Models for Generalized Moment Retrieval", 2026
          (arXiv 2605.02623); its evaluator is the folder eval of `dymm9977/generalized-moment-retrieval`
-Here     `scores` gives the numbers of that evaluator from arrays; `mrlib.metrics.evaluate` reads the lines and adds
-         them to "brief" if the truth has a query with nothing to find, a null query  [GMR]
-Names    mR@k is not the mR@k of `mrlib.metrics.moment_scores`, which is that of another benchmark
+Here     `scores` gives the numbers of that evaluator from arrays, `percentages` from lines; `mrlib.metrics.evaluate`
+         adds them to "brief" if the truth has a query with nothing to find, a null query  [GMR]
+Names    mR@k and mIoU@k are not those of `mrlib.metrics.moment_scores`, which are of another benchmark, QV-M2
 
 Order    rows of arrays are queries in the order of the truth, since the last bit of a sum depends on it
 Letters  Q queries, K moments in the order of the line (those beyond the fifth do not count), W annotated windows
@@ -16,7 +16,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-IOUS = np.arange(50, 100, 5) / 100  # 0.5, 0.55, ... 0.95
+from mrlib.metrics.moments import IOUS, average_precision, length_iou, ranked_iou, read_retrieval
+from mrlib.metrics.reading import checked_rows, read_rows, with_windows
+from mrlib.metrics.sums import percent
+
 FIRST = (1, 3, 5)  # k, how many moments count
 DECISIONS = (0.4, 0.6)  # a query is answered if its existence score is above
 GATE = 0.4  # the decision before G-mIoU
@@ -51,7 +54,7 @@ def existence(line: Mapping) -> float:
 
 
 def note(lines: Sequence[Mapping], null: int) -> str:
-    """What stands beside printed scores: where the existence scores come from.  null: number of null queries"""
+    """What stands below printed scores: where the existence scores come from.  null: number of null queries"""
     rated = sum("pred_exist_score" in line for line in lines)
     return (
         f"{null} of {len(lines)} queries have nothing to find; {rated} prediction lines give pred_exist_score.\n"
@@ -168,3 +171,43 @@ def set_iou(iou: np.ndarray, answers: np.ndarray, windows: np.ndarray) -> dict[s
         share = pairs.clip(min=0).sum(1) / union.clip(min=1)
         shares[f"G-mIoU@{k}"] = sum(np.where((given == 0) & (windows == 0), 1, share).tolist()) / len(share)
     return shares
+
+
+# ---- from lines ----
+
+
+def percentages(lines: list[Mapping], truth: list[Mapping]) -> dict[str, float]:
+    """The scores of this module as percentages, with the mAP of the queries with windows, under `NAMES`.  [GMR]"""
+    read_rows(truth, "relevant_windows", 2)  # only to name a malformed line
+    timed = [line for line in truth if line.get("duration") is not None]
+    checked_rows(timed, "duration", [[line["duration"]] for line in timed], 1)
+    windows_s = [tidy_windows(line["relevant_windows"], line.get("duration")) for line in truth]
+    truth = [{"qid": line["qid"], "relevant_windows": w} for line, w in zip(truth, windows_s, strict=True)]
+    iou, _ = _pair_iou(lines, truth)
+    moments = [line["pred_relevant_windows"] for line in lines]
+    checked_rows(lines, "pred_relevant_windows", moments, 3)
+    rated = [line for line in lines if "pred_exist_score" in line]
+    checked_rows(rated, "pred_exist_score", [[line["pred_exist_score"]] for line in rated], 1)
+    answers = [
+        {"qid": line["qid"], "pred_relevant_windows": [m for m in rows if m[0] < m[1]]}
+        for line, rows in zip(lines, moments, strict=True)
+    ]
+    exists, windows = np.array([existence(line) for line in lines]), np.array([len(w) for w in windows_s])
+    shares = scores(iou, *_pair_iou(answers, truth), windows, exists)
+    if windows.any():
+        retrieval = read_retrieval(*with_windows(lines, truth))
+        shares["mAP"] = average_precision(ranked_iou(retrieval), retrieval.real).mean(0).mean()
+    return {name: percent(shares[name]) for name in NAMES if name in shares}
+
+
+def _pair_iou(lines: list[Mapping], truth: list[Mapping]) -> tuple[np.ndarray, np.ndarray]:
+    """IoU (Q, K, W) of the first moments, in the order of the file, with the windows, and how many moments, int (Q,).
+
+    -1 where there is no moment or no window
+    """
+    moments, counts = read_rows(lines, "pred_relevant_windows", 3, most=max(FIRST))
+    windows_s, windows = read_rows(truth, "relevant_windows", 2)
+    iou = length_iou(moments[:, :, None, :2], windows_s[:, None])
+    no_moment = np.arange(iou.shape[1]) >= counts[:, None]  # (Q, K)
+    no_window = np.arange(iou.shape[2]) >= windows[:, None]  # (Q, W)
+    return np.where(no_moment[:, :, None] | no_window[:, None], -1, iou), counts

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mrlib.generalized import auroc, existence, matched, tidy_windows
 from mrlib.metrics import evaluate, main, moment_scores, read_jsonl, report, spurious
+from mrlib.metrics.generalized import auroc, existence, matched, tidy_windows
 from tests.reference import reference_generalized as reference
 
 
