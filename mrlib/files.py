@@ -17,6 +17,8 @@ from itertools import count
 from pathlib import Path
 from typing import IO, Any, AnyStr, BinaryIO
 
+from mrlib.downloads import wrong_download
+
 try:
     import fcntl
 except ImportError:  # Windows, which does not let a process remove a file that another one has open
@@ -30,22 +32,27 @@ MOST_GROWTH = 100  # times the size of a compressed file; annotations and predic
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """The objects of a .jsonl or .jsonl.gz file, one per line; blank lines are skipped.
+    """The objects of a .jsonl or .jsonl.gz file, one per line; blank lines, and a byte order mark, are skipped.
 
-    raises  ValueError for a file that cannot be read or a line that is no JSON object, naming the file and the line
+    raises  ValueError for a file that cannot be read or a line that is no JSON object, naming the file and the line, or
+            what the file is instead
     """
     path, lines = Path(path), []
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
             for number, text in numbered_lines(file):
                 lines.append(parse_json(text.rstrip(), f"{path}, line {number}"))
                 if not isinstance(lines[-1], dict):
                     raise ValueError(f"{path}, line {number}: {reprlib.repr(lines[-1])} is not a JSON object")
+        return lines
     except LongLine as error:
-        raise ValueError(f"{path}, line {error.number}: {error}") from None
+        problem = f"{path}, line {error.number}: {error}"
     except (EOFError, UnicodeDecodeError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(f"{path}: cannot be read, {error}") from None
-    return lines
+        problem = f"{path}: cannot be read, {error}"
+    except ValueError as error:
+        problem = str(error)
+    wrong = wrong_download(path)  # only now, since it refuses pipes
+    raise ValueError(f"{path} {wrong}" if wrong else problem)
 
 
 class LongLine(ValueError):

@@ -21,6 +21,7 @@ from typing import IO
 from mrlib.data import Sample
 from mrlib.data.lines import Defect, Line, sample_of
 from mrlib.data.problems import MissingFile, Problem
+from mrlib.downloads import wrong_download
 from mrlib.files import LongLine, numbered_lines
 
 _CRICKET = {
@@ -72,6 +73,9 @@ def read_csv(path: Path, clip_s: float = 2.0, *, clamp: bool = False) -> Iterato
     file, lines = str(path), _Counted()
     if not path.is_file():
         raise MissingFile(Problem(file, None, "missing file", "no such annotation file"))
+    if (wrong := wrong_download(path)) is not None and path.stat().st_size:
+        yield None, None, [Problem(file, None, "download", wrong)]
+        return
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as content:
             text = io.TextIOWrapper(content, "utf-8-sig", newline="")
