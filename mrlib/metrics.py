@@ -63,7 +63,8 @@ def evaluate(
     """The scores of the QVHighlights evaluator: same keys, same order, same rounding.  [QVHighlights]
 
     predictions   lines {"qid", "pred_relevant_windows": [[start, end, score], ...], "pred_saliency_scores": [...]};
-                  times in seconds, one saliency score per clip; the fields of the first line decide what is evaluated
+                  times in seconds, one saliency score per clip; the fields of the first line decide what is evaluated;
+                  arrays and tensors are as good as lists
     ground_truth  lines in the QVHighlights schema, as dicts or as `mrlib.data.Sample`, in any order. A "qid" may occur
                   several times, each time with another "vid"; its predictions then need a "vid" too. Or lines of TVSum
                   or YouTube Highlights: no windows, and "label" holds for each clip a list of the annotators' labels
@@ -572,8 +573,9 @@ def _matched(predictions: Iterable, ground_truth: Iterable) -> tuple[list[Mappin
             )
     if lines.keys() != truth.keys():
         unmatched = [_few([key for key in a if key not in b]) for a, b in ((lines, truth), (truth, lines))]
+        hint = "; in one of the two, numbers are written as text" if {*map(str, lines)} == {*map(str, truth)} else ""
         raise ValueError(
-            f"query ids differ: only in the predictions {unmatched[0]}; only in the ground truth {unmatched[1]}"
+            f"query ids differ: only in the predictions {unmatched[0]}; only in the ground truth {unmatched[1]}{hint}"
         )
     return list(lines.values()), [truth[key] for key in lines]
 
@@ -585,10 +587,18 @@ def _lines(lines: Iterable, name: str) -> list[Mapping]:
         line = line.as_line() if hasattr(line, "as_line") else line
         if not isinstance(line.get("qid") if isinstance(line, Mapping) else None, int | str | np.integer):
             raise ValueError(f"{name}, line {number}: qid is missing, or neither a whole number nor text")
-        dicts.append(line)
+        lists = {field: _as_lists(value) for field, value in line.items()}
+        dicts.append(line if all(lists[field] is line[field] for field in line) else lists)
     if not dicts:
         raise ValueError(f"{name}: no lines")
     return dicts
+
+
+def _as_lists(value: Any) -> Any:
+    """Arrays and tensors, and lists of them, as lists of numbers; anything else as it is."""
+    if isinstance(value, list | tuple):
+        return [_as_lists(row) for row in value] if value and hasattr(value[0], "tolist") else value
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _repeated(lines: list[Mapping]) -> set[int | str]:
