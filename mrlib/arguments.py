@@ -49,6 +49,11 @@ def shown(value: Any, most: int = 80) -> str:
     return repr(value) if type(value) in (int, float, bool, NoneType) else f"a {type(value).__name__}"
 
 
+def has_terminal() -> bool:
+    """Whether a progress bar can be seen: stderr is a terminal, and not closed."""
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
 def escape_output() -> None:
     """Let a command print any text: what the encoding of the output lacks, as a broken file name, is escaped."""
     for stream in (sys.stdout, sys.stderr):

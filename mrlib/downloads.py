@@ -8,6 +8,7 @@ import zlib
 from pathlib import Path
 
 _BEGINNING = 2048  # bytes that are looked at
+_END = 256
 _POINTERS = {  # what stands in a repository for a large file
     b"version https://git-lfs.github.com/spec": "a pointer of Git LFS",
     b"version https://hawser.github.com/spec": "a pointer of Git LFS",
@@ -55,8 +56,8 @@ _KINDS = (
 def what_it_is(path: str | os.PathLike) -> str | None:
     """What a file is if it is not what its name says, as "a web page"; None if nothing speaks against its name.
 
-    Only the first bytes are read, and only of regular files, so a pipe does not block. A file that begins as its
-    name says may still be cut off or damaged. A file that is missing or cannot be opened gives None as well.
+    Only the first and last bytes are read, and only of regular files, so a pipe does not block. A file that begins as
+    its name says may still be cut off or damaged. A file that is missing or cannot be opened gives None as well.
     """
     path = Path(path)
     try:
@@ -65,10 +66,14 @@ def what_it_is(path: str | os.PathLike) -> str | None:
             return kind
         with path.open("rb") as file:
             beginning = file.read(_BEGINNING)
+            file.seek(max(0, status.st_size - _END))
+            end = file.read(_END)
     except (OSError, ValueError):
         return None
     suffix = path.suffix.lower()
     if suffix == ".gz" and beginning.startswith(b"\x1f\x8b"):
+        if len(end) == _END and not any(end):
+            return "a gzip file that ends in zero bytes"  # a gzip reader skips them one by one
         beginning, suffix = _unpacked(beginning), Path(path.stem).suffix.lower()
         if not beginning:
             return None  # of a damaged gzip file nothing can be said

@@ -26,7 +26,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from datetime import date
 from pathlib import Path
@@ -129,6 +129,7 @@ def run(path: str | os.PathLike, arms: Mapping[str, Arm], seeds: Iterable[int], 
     if wanted.keys() - _valid(_rows(path), wanted):
         with locks.hold(path.with_name(f".{path.name}.lock"), f"grid {path}", wait=True):
             _train_missing(path, arms, wanted, processes)
+    _remove_runs(path, wanted.values())
     return read(path, arms, seeds)
 
 
@@ -149,18 +150,30 @@ def _train_missing(
     valid = _valid(rows, wanted)
     rows = [r for r in rows if _key(r) in valid or _key(r) not in wanted]
     order = {key: i for i, key in enumerate(wanted)}
-    runs = path.with_name(f".{path.name}.runs")
-    folders = {key: runs / _digest(json.dumps(wanted[key])) for key in wanted if key not in valid}
+    folders = {key: _runs(path) / _digest(json.dumps(wanted[key])) for key in wanted if key not in valid}
     with _workers(processes) as pool:
         waiting = {pool.submit(_train_in_worker, arms[key[0]], key[1], folder): key for key, folder in folders.items()}
-        for future in tqdm(as_completed(waiting), total=len(waiting), desc=path.name, disable=not waiting):
+        no_bar = not waiting or sys.stderr is None
+        for future in tqdm(as_completed(waiting), total=len(waiting), desc=path.name, disable=no_bar):
             key = waiting[future]
             origin = {"torch": torch.__version__.split("+")[0], "date": date.today().isoformat()}
             rows.append({"arm": key[0], "seed": key[1]} | future.result() | origin | wanted[key])
             rows.sort(key=lambda r: order.get(_key(r), len(order)))
             write_whole(path, pd.DataFrame(rows).to_csv(index=False))
             shutil.rmtree(folders[key], ignore_errors=True)
-    shutil.rmtree(runs, ignore_errors=True)
+
+
+def _runs(path: Path) -> Path:
+    """The folder of the training runs of rows that a file does not hold yet."""
+    return path.with_name(f".{path.name}.runs")
+
+
+def _remove_runs(path: Path, identities: Iterable[Mapping[str, str]]) -> None:
+    """Remove what is left of the training runs of rows that a file holds; a run that was killed may leave it."""
+    for identity in identities:
+        shutil.rmtree(_runs(path) / _digest(json.dumps(identity)), ignore_errors=True)
+    with suppress(OSError):  # rows of other arms go on there
+        _runs(path).rmdir()
 
 
 @contextmanager

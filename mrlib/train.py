@@ -26,7 +26,7 @@ import torch
 from tqdm.auto import tqdm
 
 from mrlib import baselines, papers, parallel
-from mrlib.arguments import require
+from mrlib.arguments import has_terminal, require
 from mrlib.data import MomentDataset
 from mrlib.papers import Paper, Stage
 from mrlib.probes import PROBES
@@ -94,7 +94,8 @@ def _train(setup: Setup, runners: Sequence[TrainingRunner | MiningRunner], state
     for runner in runners[: finished + 1 if state.begun else finished]:
         training_set = runner.replay(training_set, state)
     state.restore_weights(setup.retriever)
-    steps, no_bar = sum(runner.steps for runner in runners), not progress or parallel.rank_and_world()[0] > 0
+    steps = sum(runner.steps for runner in runners)
+    no_bar = not progress or sys.stderr is None or parallel.rank_and_world()[0] > 0
     with tqdm(total=steps, initial=state.steps, unit="step", disable=no_bar) as bar:
         for runner in runners[finished:]:
             training_set = runner.run(training_set, state, bar)
@@ -313,7 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 settings=dict(args.set) | ({} if args.epochs is None else {"epochs": args.epochs}),
                 data=dict(args.data),
                 probes=args.probe,
-                progress=sys.stderr.isatty(),
+                progress=has_terminal(),
                 out_dir=args.out,
                 resume=not args.no_resume,
                 device=args.device,

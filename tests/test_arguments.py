@@ -1,10 +1,12 @@
 """Checks of settings: plain values, values of the right type, and the messages of errors; defaults of keywords."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 
-from mrlib.arguments import escape_output, is_plain, keyword_defaults, require, require_like
+from mrlib.arguments import escape_output, has_terminal, is_plain, keyword_defaults, require, require_like
 
 
 @pytest.mark.parametrize(
@@ -68,3 +70,9 @@ def test_a_command_prints_what_no_encoding_has(capsys):
     escape_output()
     print("a\ud800 zwölf")
     assert capsys.readouterr().out == "a\\ud800 zwölf\n"
+
+
+def test_without_an_output_for_errors_there_is_no_terminal(monkeypatch):
+    """As where a command is called with 2>&-, or by a program without a console."""
+    monkeypatch.setattr(sys, "stderr", None)
+    assert not has_terminal()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from mrlib.data.annotations import load_annotations
 from mrlib.downloads import what_it_is, wrong_download
 from tests.support.files import line, random, save_hdf5, save_npy, save_npz, write_lines
 
@@ -67,6 +68,16 @@ def test_a_file_of_zeros_is_an_unfinished_download(tmp_path):
     for name in ("a.npz", "a.pt", "a.jsonl"):
         (tmp_path / name).write_bytes(bytes(5000))
         assert what_it_is(tmp_path / name) == "a file of zero bytes"
+
+
+def test_a_gzip_file_that_ends_in_zeros_is_an_unfinished_download(tmp_path):
+    """A gzip reader skips zeros at the end byte by byte, so gigabytes of them take minutes."""
+    file = tmp_path / "val.jsonl.gz"
+    file.write_bytes(gzip.compress(json.dumps(line(0)).encode()))
+    os.truncate(file, 2**31)
+    assert what_it_is(file) == "a gzip file that ends in zero bytes"
+    with pytest.raises(ValueError, match=r"val.jsonl.gz.*ends in zero bytes.*download it again"):
+        load_annotations(file)
 
 
 def test_sound_files_are_what_their_names_say(tmp_path):

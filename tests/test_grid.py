@@ -209,6 +209,22 @@ def test_workers_end_with_their_parent_and_its_row_goes_on(number, tmp_path):
     assert {k: again[k] for k in whole} == whole
 
 
+def test_what_a_kill_after_the_last_row_leaves_is_removed(written, tmp_path):
+    """Of rows that the file holds; another arm that was killed can still go on."""
+    file, runs = tmp_path / "00_grid.csv", tmp_path / ".00_grid.csv.runs"
+    file.write_bytes(written[0].read_bytes())
+    done, other = (
+        runs / grid._digest(json.dumps(arm.identity(0))) for arm in (ARMS["full"], Arm("f2sgd", {"epochs": 2}))
+    )
+    for folder in (done, other):
+        folder.mkdir(parents=True)
+    grid.run(file, ARMS, [0, 1])
+    assert list(runs.iterdir()) == [other]
+    other.rmdir()
+    grid.run(file, ARMS, [0, 1])
+    assert list(tmp_path.iterdir()) == [file]
+
+
 def test_a_second_run_of_a_file_waits_and_trains_nothing_twice(written, tmp_path, monkeypatch, capsys):
     """The first one writes the file while the second one waits for it."""
     path = tmp_path / "00_grid.csv"

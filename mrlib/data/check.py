@@ -18,7 +18,7 @@ from typing import Any, get_args
 
 from tqdm import tqdm
 
-from mrlib.arguments import escape_output
+from mrlib.arguments import escape_output, has_terminal
 from mrlib.data import Sample
 from mrlib.data.annotations import examined, shared_classes
 from mrlib.data.arrays import same_width
@@ -221,7 +221,7 @@ def _check_queries(
 
 
 def _progress(items: Iterable[tuple[Sample, str]], split: str) -> Iterable[tuple[Sample, str]]:
-    return tqdm(items, desc=split, leave=False, disable=None)
+    return tqdm(items, desc=split, leave=False, disable=not has_terminal())
 
 
 def _json(text: str) -> Any:
@@ -234,7 +234,7 @@ def _json(text: str) -> Any:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the report; returns 0 without problems and 1 with any, and exits with 2 if there is nothing to check."""
-    parser = argparse.ArgumentParser(prog="python -m mrlib.data.check", description=__doc__.split(":")[0])
+    parser = argparse.ArgumentParser(prog="python -m mrlib.data.check", description=(__doc__ or "").split(":")[0])
     parser.add_argument("name", help=", ".join(DATASETS))
     parser.add_argument("root", nargs="?", help="folder with annotations and features; default $MRLIB_DATA/NAME")
     parser.add_argument("--layout", help=f"{', '.join(LAYOUTS)}; default the one whose files are there")

@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 from tqdm import tqdm
 
+from mrlib.arguments import has_terminal
 from mrlib.data import Sample
 from mrlib.data.annotations import is_plain_name
 from mrlib.data.arrays import Limit, normalized_rows, read_rows, read_vector, same_width
@@ -194,7 +195,7 @@ class Features:
 
     def videos(self, samples: Collection[Sample]) -> Iterator[tuple[np.ndarray, None]]:
         """For every sample the rows of its video, all streams concatenated, (L, D), and None."""
-        for sample in tqdm(samples, desc="videos", leave=False, disable=None):
+        for sample in tqdm(samples, desc="videos", leave=False, disable=not has_terminal()):
             with self.reading(sample):
                 rows = {name: source.rows(sample) for name, source in self.video.items()}
                 files = {name: source.files(sample)[0][0] for name, source in self.video.items()}
@@ -207,7 +208,7 @@ class Features:
     def queries(self, samples: Collection[Sample]) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         """For every sample the rows of its query (N, D') and, if the video has a joint stream, one vector (J,)."""
         width = None
-        for sample in tqdm(samples, desc="queries", leave=False, disable=None):
+        for sample in tqdm(samples, desc="queries", leave=False, disable=not has_terminal()):
             with self.reading(sample):
                 rows, file = self.query.rows(sample), self.query.files(sample)[0][0]
                 width = same_width(rows.shape, width, file)

@@ -31,6 +31,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from mrlib.arguments import has_terminal
 from mrlib.data import Sample
 from mrlib.data.annotations import checked_samples
 from mrlib.data.clips import count_clips
@@ -76,12 +77,12 @@ def write(
         if queries.setdefault(sample.qid, sample).query != sample.query:
             raise ValueError(f"{name}: query {sample.qid} has two sentences in two splits; one qid has one sentence")
         videos.setdefault(sample.vid, []).append(sample)
-    for qid, sample in tqdm(queries.items(), desc="queries", leave=False, disable=None):
+    for qid, sample in tqdm(queries.items(), desc="queries", leave=False, disable=not has_terminal()):
         words = words_of(sample.query)
         tokens = np.stack([word_vector(word, seed) for word in words])
         file = out / "clip_text_features" / f"{dataset.query.format(qid=qid)}.npz"
         _save(file, last_hidden_state=tokens, pooler_output=sentence(words, seed))
-    for vid, video_samples in tqdm(videos.items(), desc="videos", leave=False, disable=None):
+    for vid, video_samples in tqdm(videos.items(), desc="videos", leave=False, disable=not has_terminal()):
         clip, slowfast = video_features(vid, video_samples, dataset.clip_s, seed)
         _save(out / "clip_features" / f"{vid}.npz", features=clip)
         _save(out / "slowfast_features" / f"{vid}.npz", features=slowfast)

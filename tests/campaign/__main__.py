@@ -34,9 +34,9 @@ def table(results: list[Case]) -> str:
 def chosen(options: argparse.Namespace, folder: Path) -> Iterator[Case]:
     """The cases that the options ask for."""
     yield from damaged(folder, options.seed, options.files, options.only)
-    yield from kills(folder, options.seed, options.kills)
+    yield from kills(folder, options.seed, options.kills, options.only)
     if options.environments:
-        yield from environments(folder)
+        yield from environments(folder, options.only)
     if options.hostile:
         yield from hostile(folder, options.seed, options.only)
 
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=0, help="killed runs, grids and caches")
     parser.add_argument("--environments", action="store_true", help="odd environments and names of folders")
     parser.add_argument("--hostile", action="store_true", help="odd ids, and no files in the place of files")
-    parser.add_argument("--only", default="", help="only kinds of files whose names begin with this")
+    parser.add_argument("--only", default="", help="only kinds whose names begin with this")
     options = parser.parse_args()
     results: list[Case] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -112,17 +112,17 @@ NAMES = {
 }
 
 
-def environments(folder: Path) -> Iterator[Case]:
-    """Every place of `PLACES`, and folders of odd names."""
+def environments(folder: Path, only: str = "") -> Iterator[Case]:
+    """The places of `PLACES` whose names begin with `only`, and folders of odd names."""
     usual = setup(folder / "usual")
     subprocess.run(TRAIN, shell=True, cwd=usual, env=BASE, check=True, capture_output=True)
     expected = run_files(usual)
     opened = subprocess.run(OPEN, shell=True, cwd=usual, env=BASE, check=True, capture_output=True, text=True).stdout
-    for place in PLACES:
+    for place in (place for place in PLACES if place.name.startswith(only)):
         here = setup(Path(tempfile.mkdtemp(dir=folder)))
         here.chmod(0o755)
         yield Case(f"environment: {place.name}", place.command, run(place, here, expected, opened))
-    for name, spelled in NAMES.items():
+    for name, spelled in NAMES.items() if "folder".startswith(only) else ():
         here = setup(folder / spelled)
         place = Place(name, "{train} && {open} && {check}")
         yield Case(f"folder with {name}", repr(spelled), run(place, here, expected, opened))

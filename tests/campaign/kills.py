@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import shutil
 import signal
 import time
@@ -58,7 +59,8 @@ def gridding(folder: Path) -> None:
 def rows(folder: Path) -> dict[str, Any]:
     """A grid without the columns that differ from run to run, and the names of the files beside it."""
     frame = pd.read_csv(folder / "g" / "grid.csv").drop(columns=["train_s", "date"])
-    return {"rows": frame.to_csv(), "files": sorted(path.name for path in (folder / "g").iterdir())}
+    names = sorted(path.name for path in (folder / "g").iterdir() if path.suffix != ".lock")
+    return {"rows": frame.to_csv(), "files": names}
 
 
 def caching(folder: Path) -> str:
@@ -66,8 +68,9 @@ def caching(folder: Path) -> str:
 
 
 def cache(folder: Path) -> dict[str, Any]:
-    """The bytes of the cache; a lock's file may stay."""
-    return {name: digest(x) for name, x in files_of(folder).items() if not name.endswith(".lock")}
+    """What the cache gives, and the names of its files without the times of the features that they tell."""
+    names = sorted(re.sub("-[0-9a-f]{16}[.]", ".", path.name) for path in (folder / ".mrlib_cache").iterdir())
+    return {"dataset": cached(folder), "files": [name for name in names if not name.endswith(".lock")]}
 
 
 def run_files(folder: Path) -> dict[str, str]:
@@ -89,22 +92,21 @@ def prepare(victim: Victim, folder: Path) -> Path:
     if victim.name == "cache":
         lines = [line(i, vid=f"v{i}") for i in range(60)]
         moment_detr(folder, lines)
-        for path in folder.rglob("*"):
-            os.utime(path, (1e9, 1e9))
     return folder
 
 
-def kills(folder: Path, seed: int, count: int) -> Iterator[Case]:
+def kills(folder: Path, seed: int, count: int, only: str = "") -> Iterator[Case]:
     """Kill `count` victims, each once or twice, and start each again until it ends."""
     torch.set_num_threads(1)
-    for number, victim in enumerate(VICTIMS if count else ()):
+    victims = [victim for victim in VICTIMS if victim.name.startswith(only)] if count else []
+    for number, victim in enumerate(victims):
         here = folder / f"kill{number}"
         prepare(victim, here)
         start = time.monotonic()
         forked(lambda victim=victim, here=here: quiet(victim, here), 300)
         whole_s = time.monotonic() - start
         expected = victim.left(here)
-        for i in range(count // len(VICTIMS) + (number < count % len(VICTIMS))):
+        for i in range(count // len(victims) + (number < count % len(victims))):
             yield kill(victim, here, f"{seed} {victim.name} {i}", whole_s, expected)
 
 
@@ -176,7 +178,7 @@ def struck(victim: Victim, here: Path, name: signal.Signals, after_s: float) -> 
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     left = members(pid)
-    for _ in range(100):  # a worker may take its time to see that its parent is gone
+    for _ in range(300):  # a worker that has just begun looks for its parent after its imports
         if not left:
             break
         time.sleep(0.1)

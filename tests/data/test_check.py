@@ -365,3 +365,8 @@ def test_the_check_goes_on_after_every_kind_of_damaged_array_in_an_hdf5_file(tmp
     kinds = [p.kind for p in check("qvhighlights", tmp_path, streams="clip")]
     expected = ["shape", "dtype", "pickled", "external link", "external storage", "virtual dataset"]
     assert kinds == [*expected, "unreadable", "missing key"]
+
+
+def test_the_command_runs_without_docstrings():
+    command = [sys.executable, "-OO", "-m", "mrlib.data.check", "--help"]
+    assert subprocess.run(command, capture_output=True).returncode == 0

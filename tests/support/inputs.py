@@ -286,7 +286,8 @@ def keeping(folder: Path) -> str:
 def stopped(step: int, folder: Path) -> None:
     """A run of six steps in two epochs that Ctrl-C stopped after one of them; the third ends the first epoch."""
     steps = iter(range(1, 7))
-    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+    quiet = contextlib.redirect_stderr(io.StringIO())
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(KeyboardInterrupt), quiet:
         patch.setattr(stopping, "requested", lambda device: signal.SIGINT * (next(steps) == step))
         runs.run(world(), paper(), folder)
     assert next(steps) == step + 1
