@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mrlib.data.arrays import as_rows, read_array, read_rows
+from mrlib.data.arrays import as_rows, normalized_rows, read_array, read_rows, same_width
 from mrlib.data.problems import DataError, MissingFile, MissingKey
 from tests.support.files import random, save_hdf5, save_npy, save_npz
 
