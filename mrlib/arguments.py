@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import NoneType
 from typing import Any
 
@@ -54,8 +56,20 @@ def has_terminal() -> bool:
     return sys.stderr is not None and sys.stderr.isatty()
 
 
-def escape_output() -> None:
-    """Let a command print any text: what the encoding of the output lacks, as a broken file name, is escaped."""
+@contextmanager
+def printing() -> Iterator[None]:
+    """What a command does whose work is to print; a decorator of its `main`.
+
+    Any text can be printed: what the encoding of the output lacks, as a broken file name, is escaped. If the reader of
+    the output has left, as `head` does, the command ends quietly.
+    """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # which Python flushes when it ends
+        sys.exit(128 + 13)  # as if ended by SIGPIPE

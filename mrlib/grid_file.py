@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import reprlib
 from pathlib import Path
 
 import pandas as pd
@@ -65,7 +66,8 @@ def _check_values(rows: pd.DataFrame, numbers: list[str]) -> None:
         if len(rows) and rows[name].dtype.kind not in kinds:
             values = pd.to_numeric(rows[name], errors="coerce").astype(float)  # text becomes NaN
             wrong = values % 1 != 0 if name == "seed" else values.isna() & rows[name].notna()
-            raise ValueError(f"row {wrong.idxmax() + 1}: {name} is {rows[name][wrong.idxmax()]}, not {wanted}")
+            value = reprlib.repr(str(rows[name][wrong.idxmax()]))  # on one line, whatever is in the cell
+            raise ValueError(f"row {wrong.idxmax() + 1}: {name!r} is {value}, not {wanted}")
     twice = rows.duplicated(["arm", "seed"])
     if twice.any():
         arm, seed = rows.loc[twice.idxmax(), ["arm", "seed"]]

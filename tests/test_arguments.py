@@ -1,12 +1,13 @@
 """Checks of settings: plain values, values of the right type, and the messages of errors; defaults of keywords."""
 
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
 
-from mrlib.arguments import escape_output, has_terminal, is_plain, keyword_defaults, require, require_like
+from mrlib.arguments import has_terminal, is_plain, keyword_defaults, printing, require, require_like
 
 
 @pytest.mark.parametrize(
@@ -67,8 +68,8 @@ def test_keyword_defaults_are_those_of_keyword_only_parameters():
 
 
 def test_a_command_prints_what_no_encoding_has(capsys):
-    escape_output()
-    print("a\ud800 zwölf")
+    with printing():
+        print("a\ud800 zwölf")
     assert capsys.readouterr().out == "a\\ud800 zwölf\n"
 
 
@@ -76,3 +77,10 @@ def test_without_an_output_for_errors_there_is_no_terminal(monkeypatch):
     """As where a command is called with 2>&-, or by a program without a console."""
     monkeypatch.setattr(sys, "stderr", None)
     assert not has_terminal()
+
+
+def test_a_command_whose_reader_has_left_ends_quietly():
+    code = "from mrlib.arguments import printing\nwith printing():\n    print(100_000 * 'a')"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 141

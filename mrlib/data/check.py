@@ -18,7 +18,7 @@ from typing import Any, get_args
 
 from tqdm import tqdm
 
-from mrlib.arguments import escape_output, has_terminal
+from mrlib.arguments import has_terminal, printing
 from mrlib.data import Sample
 from mrlib.data.annotations import examined, shared_classes
 from mrlib.data.arrays import same_width
@@ -232,6 +232,7 @@ def _json(text: str) -> Any:
         return text
 
 
+@printing()
 def main(arguments: list[str] | None = None) -> int:
     """Print the report; returns 0 without problems and 1 with any, and exits with 2 if there is nothing to check."""
     parser = argparse.ArgumentParser(prog="python -m mrlib.data.check", description=(__doc__ or "").split(":")[0])
@@ -245,7 +246,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--files", type=_json, help="""JSON of templates, as '{"clip": "my/{vid}.npy"}'""")
     parser.add_argument("--query-files", help="a template, as text/{qid}.npy, or glove.6B.300d.txt")
     given = parser.parse_args(arguments)
-    escape_output()
     streams = "joint" if given.streams == ["joint"] else given.streams
     names = ("layout", "clip_s", "bad", "rows_per_s", "files", "query_files")
     options = {"streams": streams} | {name: getattr(given, name) for name in names}

@@ -26,7 +26,7 @@ from typing import Any, get_args
 
 import torch
 
-from mrlib.arguments import escape_output
+from mrlib.arguments import printing
 from mrlib.data import Sample
 from mrlib.data.annotations import shared_classes
 from mrlib.data.arrays import read_array
@@ -337,6 +337,7 @@ def pair_file(root: Path, split: str) -> Path:
     return root / f"activitynet_vrl_{split}.jsonl"
 
 
+@printing()
 def main(arguments: list[str] | None = None) -> int:
     """Write the pair files of the splits that are there and print counts; with any problem, write none and return 1."""
     parser = argparse.ArgumentParser(prog="python -m mrlib.data.pairs", description="Make the pairs of a dataset.")
@@ -348,7 +349,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--bad", choices=get_args(Mode), default="error", help="leave bad items out, or cut them")
     parser.add_argument("--force", action="store_true", help="replace pair files that have other pairs")
     options = parser.parse_args(arguments)
-    escape_output()
     if options.per_item is not None and options.per_item < 1:
         parser.error(f"--per-item is {options.per_item}; at least 1")
     published = find_items(options.root)

@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from mrlib.arguments import has_terminal
+from mrlib.arguments import has_terminal, printing
 from mrlib.data import Sample
 from mrlib.data.annotations import checked_samples
 from mrlib.data.clips import count_clips
@@ -163,6 +163,7 @@ def _limit(text: str) -> tuple[str, int]:
     return split, int(lines)
 
 
+@printing()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write a folder of stand-in features, print its counts and what a score on it means; returns 0."""
     parser = argparse.ArgumentParser(prog="python -m mrlib.data.stand_in", description=(__doc__ or "").split("\n")[0])

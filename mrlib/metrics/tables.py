@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mrlib.arguments import escape_output
+from mrlib.arguments import printing
 from mrlib.files import read_jsonl
 from mrlib.metrics import generalized
 from mrlib.metrics.evaluator import evaluate
@@ -52,6 +52,7 @@ def _table(title: str, rows: dict[str, dict[str, Any]], caption: str = "") -> st
     return "\n".join([head, *filter(None, [caption]), *rest])
 
 
+@printing()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the scores of two files; a line on stderr and exit code 1 if they cannot be scored."""
     parser = argparse.ArgumentParser(
@@ -64,7 +65,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--clip-s", type=float, default=2.0, help="seconds per clip; default 2, Charades-STA has 1")
     parser.add_argument("--unscored", action="store_true", help="windows are [start, end], best first")
     given = parser.parse_args(arguments)
-    escape_output()
     try:
         files = read_jsonl(given.predictions), read_jsonl(given.ground_truth)
     except (OSError, ValueError) as error:
