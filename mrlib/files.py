@@ -37,17 +37,9 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     raises  ValueError for a file that cannot be read or a line that is no JSON object, naming the file and the line, or
             saying what a file is that is no file of lines, such as a web page
     """
-    path = Path(path)
-    try:
-        return _json_lines(path)
-    except ValueError:
-        if path.is_file() and (wrong := wrong_download(path)) is not None:
-            raise ValueError(f"{path} {wrong}") from None
-        raise
-
-
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    lines = []
+    path, lines = Path(path), []
+    if path.is_file() and path.stat().st_size and (wrong := wrong_download(path)) is not None:
+        raise ValueError(f"{path} {wrong}")
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
             for number, text in numbered_lines(file):

@@ -261,6 +261,11 @@ def test_a_line_that_is_no_json_object_is_named(tmp_path):
         ),
         ("a.jsonl", gzip.compress(b"{}"), "is a gzip file, not the file of that name; rename it to a.jsonl.gz, or"),
         ("a.jsonl.gz", b"{}", "is a text that begins with '{}', not a gzip file; rename it to a.jsonl, or"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b"{}") + bytes(4096),
+            "is a gzip file that ends in zero bytes, .* download it again",
+        ),
         ("a.jsonl", bytes(99), "is a file of zero bytes, as an unfinished download leaves it; download it again"),
     ],
 )
