@@ -22,7 +22,7 @@ from mrlib.data import Widths
 from mrlib.files import LONGEST_LINE, parse_json, write_whole
 from mrlib.papers.limits import at_most
 from mrlib.papers.release import load_official as load_official
-from mrlib.retriever import MomentRetriever
+from mrlib.retriever import MomentRetriever, unwrapped
 from mrlib.tensors import Header, check_fit, load_tensors, read_header, save_tensors
 
 WIDEST = 1_000_000  # the largest width of features that is believed
@@ -32,14 +32,16 @@ RECIPE = ("paper", "widths", "seed", "prepared")  # the fields from which a mode
 def save(retriever: MomentRetriever, path: str | os.PathLike, notes: dict[str, Any] | None = None) -> None:
     """Write `path`.safetensors and `path`.json.
 
-    retriever  built by `mrlib.build`
+    retriever  built by `mrlib.build`; also as torch.compile or DataParallel make it, or with compiled parts
     notes      more to write in the JSON, such as the epoch and its scores
     """
+    retriever = unwrapped(retriever)
     if retriever.recipe is None:
         raise ValueError("only a retriever made by mrlib.build can be saved, because loading needs its recipe")
     weights, settings = _paths(path)
     recipe = {**retriever.recipe, "torch": torch.__version__.split("+")[0], "notes": notes or {}}
-    checksum = save_tensors(weights, retriever.state_dict(), json.dumps(recipe))
+    tensors = {name.replace("_orig_mod.", ""): tensor for name, tensor in retriever.state_dict().items()}
+    checksum = save_tensors(weights, tensors, json.dumps(recipe))
     write_whole(settings, json.dumps({**recipe, "checksum": checksum}, indent=1) + "\n")
 
 

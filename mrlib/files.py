@@ -32,24 +32,16 @@ MOST_GROWTH = 100  # times the size of a compressed file; annotations and predic
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """The objects of a .jsonl or .jsonl.gz file, one per line; blank lines are skipped.
+    """The objects of a .jsonl or .jsonl.gz file, one per line; blank lines, and a byte order mark, are skipped.
 
     raises  ValueError for a file that cannot be read or a line that is no JSON object, naming the file and the line, or
             saying what a file is that is no file of lines, such as a web page
     """
-    path = Path(path)
+    path, lines = Path(path), []
+    if path.is_file() and path.stat().st_size and (wrong := wrong_download(path)) is not None:
+        raise ValueError(f"{path} {wrong}")
     try:
-        return _json_lines(path)
-    except ValueError:
-        if path.is_file() and (wrong := wrong_download(path)) is not None:
-            raise ValueError(f"{path} {wrong}") from None
-        raise
-
-
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    lines = []
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
             for number, text in numbered_lines(file):
                 lines.append(parse_json(text.rstrip(), f"{path}, line {number}"))
                 if not isinstance(lines[-1], dict):

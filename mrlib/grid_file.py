@@ -26,7 +26,7 @@ def read_rows(path: str | os.PathLike) -> pd.DataFrame:
     try:
         if path.stat().st_size > LARGEST:
             raise ValueError(f"larger than {LARGEST} bytes")
-        text = path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8-sig")  # as spreadsheets write it
         _check_form(text)
         columns = next(csv.reader(io.StringIO(text)))
         numbers = [name for name in columns if name not in TEXT]

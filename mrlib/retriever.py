@@ -11,6 +11,16 @@ from mrlib.align import Aligned
 from mrlib.data import Batch
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The retriever inside what torch.compile, DataParallel and DistributedDataParallel make of it."""
+    while not isinstance(model, MomentRetriever):
+        inner = next((model._modules[name] for name in ("_orig_mod", "module") if name in model._modules), None)
+        if inner is None:
+            break
+        model = inner
+    return model
+
+
 class MomentRetriever(nn.Module):
     """An aligner and a detector, which together turn a batch into scored moments."""
 

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from mrlib.downloads import wrong_download
 from mrlib.files import parse_json, write_whole
 
 _TYPES = {torch.float32: "F32", torch.float64: "F64", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -104,7 +105,8 @@ def _opened(path: Path) -> Iterator[safetensors.safe_open]:
         with safetensors.safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, OverflowError) as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+        wrong = wrong_download(path)
+        raise ValueError(f"{path} {wrong or f'is not a whole safetensors file: {error}'}") from error
 
 
 def _checksum(tensors: Mapping[str, Tensor], note: str) -> str:

@@ -30,7 +30,7 @@ from mrlib.arguments import has_terminal, require, warn_in_one_line
 from mrlib.data import MomentDataset
 from mrlib.papers import Paper, Stage
 from mrlib.probes import PROBES
-from mrlib.retriever import MomentRetriever
+from mrlib.retriever import MomentRetriever, unwrapped
 from mrlib.training import cli, stopping
 from mrlib.training.run_state import History, RunState
 from mrlib.training.scoring import headline as headline
@@ -70,6 +70,7 @@ def fit(
     FloatingPointError  a loss is not finite; it names term, step and the queries of the batch
     KeyboardInterrupt   after Ctrl-C, SystemExit after SIGTERM: at the next step, with its state saved in out_dir
     """
+    retriever = unwrapped(retriever)
     _check_arguments(retriever, train, val, paper, out_dir, seed, precision, probes or {})
     setup = Setup(retriever, train, val, dict(probes or {}), paper, seed, _device(device), precision, compile)
     setup = _on_device(setup)

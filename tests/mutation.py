@@ -2,7 +2,7 @@
 
     pip install -e ".[mutation]"
     python tests/mutation.py --out runs/mutants.json                       # the sample of 400
-    python tests/mutation.py --modules mrlib/ops mrlib/metrics          # those of the 400 that are in these modules
+    python tests/mutation.py --modules mrlib/ops mrlib/metrics             # those of the 400 that are in these modules
     python tests/mutation.py --modules mrlib/ops/spans.py --sample 100000  # all mutants of one module
 
 cosmic-ray makes the mutants: `<` becomes `<=`, 1 becomes 2, a loop runs no round. A mutant has survived if its tests

@@ -6,6 +6,7 @@ import time
 import pytest
 import safetensors.torch
 import torch
+from torch import nn
 
 from mrlib import checkpoint, files, papers, tensors
 from mrlib.data import Widths
@@ -36,6 +37,20 @@ def test_saving_twice_gives_the_same_bytes(saved):
     checkpoint.save(retriever, folder / "copy", {"epoch": 4})
     for suffix in ("safetensors", "json"):
         assert (folder / f"copy.{suffix}").read_bytes() == (folder / f"best.{suffix}").read_bytes()
+
+
+def compiled_parts(retriever):
+    retriever.aligner = torch.compile(retriever.aligner)
+    return retriever
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel, compiled_parts])
+def test_a_compiled_or_parallel_retriever_is_saved_as_the_one_inside(wrap, saved):
+    """The names of torch.compile and DataParallel, `_orig_mod.` and `module.`, are no part of a checkpoint."""
+    retriever, folder = saved
+    checkpoint.save(wrap(retriever), folder / "wrapped", {"epoch": 4})
+    assert (folder / "wrapped.safetensors").read_bytes() == (folder / "best.safetensors").read_bytes()
+    assert checkpoint.load(folder / "wrapped")
 
 
 def test_a_dot_in_a_name_does_not_start_a_suffix(saved):

@@ -149,6 +149,29 @@ def test_blank_lines_are_skipped_and_gzipped_files_are_read(tmp_path):
     assert read_jsonl(tmp_path / "a.jsonl") == read_jsonl(tmp_path / "a.jsonl.gz") == [{"a": 1}, {"a": 2}]
 
 
+def test_a_byte_order_mark_and_the_line_ends_of_windows_are_skipped(tmp_path):
+    content = b'\xef\xbb\xbf{"a": 1}\r\n{"a": 2}\r\n\r\n'
+    (tmp_path / "a.jsonl").write_bytes(content)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(content))
+    assert read_jsonl(tmp_path / "a.jsonl") == read_jsonl(tmp_path / "a.jsonl.gz") == [{"a": 1}, {"a": 2}]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS"),
+        (b"\n <!DOCTYPE html><html></html>", "a web page"),
+        (b'<?xml version="1.0"?><Error/>', "an XML document"),
+        (b"PK\x03\x04", "a zip file"),
+    ],
+)
+def test_a_file_that_is_something_else_is_called_so(name, content, kind, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} is {kind}, .*download it again"):
+        read_jsonl(tmp_path / name)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -238,6 +261,11 @@ def test_a_line_that_is_no_json_object_is_named(tmp_path):
         ),
         ("a.jsonl", gzip.compress(b"{}"), "is a gzip file, not the file of that name; rename it to a.jsonl.gz, or"),
         ("a.jsonl.gz", b"{}", "is a text that begins with '{}', not a gzip file; rename it to a.jsonl, or"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b"{}") + bytes(4096),
+            "is a gzip file that ends in zero bytes, .* download it again",
+        ),
         ("a.jsonl", bytes(99), "is a file of zero bytes, as an unfinished download leaves it; download it again"),
     ],
 )

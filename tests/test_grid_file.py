@@ -25,6 +25,11 @@ def test_text_stays_text_and_an_empty_number_is_missing(tmp_path):
     assert rows["mIoU"].tolist()[::2] == [1.5, 2.0] and rows["mIoU"].isna().tolist() == [False, True, False]
 
 
+def test_a_file_that_a_spreadsheet_wrote_is_read(tmp_path):
+    (tmp_path / "a.csv").write_text("\ufeff" + TABLE.replace("\n", "\r\n"), encoding="utf-8", newline="")
+    assert read_rows(tmp_path / "a.csv")["arm"].tolist() == ["full", "None"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -10,7 +10,7 @@ from mrlib import papers
 from mrlib.align import Aligned
 from mrlib.data import Widths, open_dataset
 from mrlib.detect import Moments
-from mrlib.retriever import MomentRetriever
+from mrlib.retriever import MomentRetriever, unwrapped
 from mrlib.train import fit
 from tests.support import toy
 from tests.support.batches import make_batch
@@ -232,3 +232,23 @@ def test_another_detector_trains_with_the_stages_of_the_paper(base):
         ValueError, match=r"weights of stage '\w+' name \['fq'\], which are no loss terms; the terms are"
     ):
         fit(papers.build(weighted, data), data, None, weighted, device="cpu", progress=False)
+
+
+def test_the_retriever_inside_of_wrappers_is_found():
+    retriever = papers.build(papers.get("qd_detr", "small"), Widths(target=24, query=12, joint=16))
+    compiled = torch.compile(retriever)
+    for model in (retriever, compiled, nn.DataParallel(retriever), nn.DataParallel(compiled)):
+        assert unwrapped(model) is retriever
+    other = nn.Linear(1, 1)
+    assert unwrapped(other) is other
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
+def test_a_wrapped_retriever_trains_and_goes_on_as_the_one_inside(wrap, sim, tmp_path):
+    paper = papers.get("qd_detr", "small", epochs=1)
+    bytes_of = []
+    for name, around in (("plain", lambda model: model), ("wrapped", wrap)):
+        for _ in range(2):  # the second time it goes on from the end
+            fit(around(papers.build(paper, sim)), sim, None, paper, out_dir=tmp_path / name, device="cpu")
+        bytes_of += [file.read_bytes() for file in (tmp_path / name).rglob("last.safetensors")]
+    assert len(bytes_of) == 2 and bytes_of[0] == bytes_of[1]

@@ -32,6 +32,20 @@ def test_tensors_note_and_checksum_are_read_as_they_were_written(file):
     assert header.checksum != tensors.save_tensors(file, SAVED | {"b": torch.tensor(8)}, "a note, größer")
 
 
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
+        (b"<html>", "a web page"),
+        (b"", "an empty file"),
+    ],
+)
+def test_a_file_that_is_something_else_is_called_so(content, kind, file):
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=f"a.safetensors is {kind}, .*download it again"):
+        tensors.read_header(file)
+
+
 def test_every_bit_that_flips_is_noticed(file):
     whole = file.read_bytes()
     bits = random.Random(0).sample(range(8 * len(whole)), 300)
@@ -43,9 +57,7 @@ def test_every_bit_that_flips_is_noticed(file):
             tensors.load_tensors(file)
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"<html>", b"\xff" * 100, b"\x00" * 8, (1 << 40).to_bytes(8, "little") + b"{}"]
-)
+@pytest.mark.parametrize("content", [b"{}", b"\xff" * 100, b"\x00" * 8, (1 << 40).to_bytes(8, "little") + b"{}"])
 def test_what_is_no_safetensors_file_is_named(content, file):
     file.write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.safetensors is not a whole safetensors file"):

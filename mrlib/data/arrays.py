@@ -182,11 +182,15 @@ def _blocks(rows: int, columns: int, first: np.ndarray | None) -> Iterator[tuple
 def row_shape(shape: tuple[int, ...], dtype: np.dtype, file: Path, parts: int = 1) -> tuple[int, int]:
     """The number of rows and columns of an array (L, D) or (L, parts, D / parts).
 
+    Axes of length 1 around D, as in (L, 1, 1, D), do not matter; networks that pool over space leave them.
+
     raises  ValueError for another type or shape, or an empty array
     """
     if not np.issubdtype(dtype, np.floating):
         raise wrong_dtype(file, dtype)
     stacked = parts > 1 and len(shape) == 3 and shape[1] == parts
+    if len(shape) > 2 and not stacked and sum(n != 1 for n in shape[1:]) == 1 and (shape[0] > 1 or shape[1] == 1):
+        shape = shape[0], math.prod(shape[1:])
     if not (stacked or len(shape) == 2) or 0 in shape or (not stacked and shape[1] % parts):
         expected = "(rows, width)" if parts == 1 else f"(rows, {parts}, width)"
         message = f"{shape} where {expected} is expected; extract the features again"

@@ -137,7 +137,8 @@ def clip_starts(rows: int, duration: float, rate: Rate, clip_s: float) -> np.nda
               "even"   the rows cover the video evenly
               "auto"   the first if there are about as many rows as clips, else the second
               number   rows per second, from the beginning of the video; clips after the last row are left out
-    returns   int64 (L + 1,). A clip is the mean of the rows that begin in it, or the one row that covers it
+    returns   int64 (L + 1,). A clip is the mean of the rows from the one that covers its beginning up to the one that
+              covers the beginning of the next clip, which is left out unless it is the same row
     """
     clips = count_clips(duration)
     if rate == "clips" or (rate == "auto" and abs(rows - clips) <= tolerance(clips)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -56,6 +57,7 @@ def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
     try:
         with file.open("rb") as content:
             for number, line in enumerate(iter(lambda: content.readline(_LONGEST + 1), b""), 1):
+                line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
                 if len(line) > _LONGEST:
                     raise ValueError(f"longer than {_LONGEST} bytes")
                 if not line.isascii():

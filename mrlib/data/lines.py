@@ -240,7 +240,7 @@ def saliency_defects(fields: Mapping[str, Any], clip_s: float) -> list[Defect]:
         message = f"{given} for {len(clips)} relevant_clip_ids; one entry per clip"
         return [*defects, Defect("saliency_scores", message)]
     for clip, row in zip(clips, scores, strict=True):
-        if not isinstance(row, list | tuple) or not row or not all(is_whole(s) and 0 <= s <= 4 for s in row):
+        if not isinstance(row, list | tuple) or not row or not all(map(_is_score, row)):
             message = f"clip {clip} has {short(row)}, not scores from 0 to 4, one of each annotator"
             return [*defects, Defect("saliency_scores", message)]
         if len(row) != len(scores[0]):
@@ -315,6 +315,11 @@ def is_whole(x: Any) -> bool:
 
 def _is_real(x: Any) -> bool:
     return type(x) in (int, float) or (isinstance(x, Real) and type(x) is not bool)
+
+
+def _is_score(x: Any) -> bool:
+    """Whether x is a score of saliency: 0, 1, 2, 3 or 4, also as the float that a table of numbers makes of it."""
+    return _is_real(x) and x in (0, 1, 2, 3, 4)
 
 
 def _is_window(x: Any) -> bool:

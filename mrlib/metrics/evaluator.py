@@ -18,7 +18,8 @@ def evaluate(
     """The scores of the QVHighlights evaluator: same keys, same order, same rounding.  [QVHighlights]
 
     predictions   lines {"qid", "pred_relevant_windows": [[start, end, score], ...], "pred_saliency_scores": [...]};
-                  times in seconds, one saliency score per clip; the fields of the first line decide what is evaluated
+                  times in seconds, one saliency score per clip; the fields of the first line decide what is evaluated;
+                  arrays and tensors are as good as lists
     ground_truth  lines in the QVHighlights schema, as dicts or as `mrlib.data.Sample`, in any order. A "qid" may occur
                   several times, each time with another "vid"; its predictions then need a "vid" too. Or lines of TVSum
                   or YouTube Highlights: no windows, and "label" holds for each clip a list of the annotators' labels

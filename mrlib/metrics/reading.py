@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import chain, compress
 from numbers import Real
+from typing import Any
 
 import numpy as np
 
@@ -30,23 +31,32 @@ def matched_lines(predictions: Iterable, ground_truth: Iterable) -> tuple[list[M
             )
     if lines.keys() != truth.keys():
         unmatched = [_few([key for key in a if key not in b]) for a, b in ((lines, truth), (truth, lines))]
+        hint = "; in one of the two, numbers are written as text" if {*map(str, lines)} == {*map(str, truth)} else ""
         raise ValueError(
-            f"query ids differ: only in the predictions {unmatched[0]}; only in the ground truth {unmatched[1]}"
+            f"query ids differ: only in the predictions {unmatched[0]}; only in the ground truth {unmatched[1]}{hint}"
         )
     return list(lines.values()), [truth[key] for key in lines]
 
 
 def _lines(lines: Iterable, name: str) -> list[Mapping]:
-    """The lines as dicts; ValueError if there are none or one has no valid qid."""
+    """The lines as dicts of plain values; ValueError if there are none or one has no valid qid."""
     dicts = []
     for number, line in enumerate(lines, 1):
         line = line.as_line() if hasattr(line, "as_line") else line
         if not isinstance(line.get("qid") if isinstance(line, Mapping) else None, int | str | np.integer):
             raise ValueError(f"{name}, line {number}: qid is missing, or neither a whole number nor text")
-        dicts.append(line)
+        lists = {field: _as_lists(value) for field, value in line.items()}
+        dicts.append(line if all(lists[field] is line[field] for field in line) else lists)
     if not dicts:
         raise ValueError(f"{name}: no lines")
     return dicts
+
+
+def _as_lists(value: Any) -> Any:
+    """Arrays and tensors, and lists of them, as lists of numbers; anything else as it is."""
+    if isinstance(value, list | tuple):
+        return [_as_lists(row) for row in value] if value and hasattr(value[0], "tolist") else value
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _repeated(lines: list[Mapping]) -> set[int | str]:

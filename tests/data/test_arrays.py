@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mrlib.data.arrays import as_rows, normalized_rows, read_array, same_width
+from mrlib.data.arrays import as_rows, normalized_rows, read_array, read_rows, same_width
 from mrlib.data.problems import DataError, MissingFile, MissingKey
 from tests.support.files import random, save_hdf5, save_npy, save_npz
 
@@ -87,7 +87,8 @@ def test_rows_are_float32_and_the_parts_of_a_row_are_concatenated(tmp_path):
         (np.zeros((0, 3)), 1, "shape", r"\(0, 3\) where"),
         (np.zeros((3, 0)), 1, "shape", r"\(3, 0\) where"),
         (np.zeros((2, 3, 4)), 1, "shape", r"\(2, 3, 4\) where"),
-        (np.zeros((2, 1, 4)), 1, "shape", r"\(2, 1, 4\) where"),
+        (np.zeros((1, 4, 1)), 1, "shape", r"\(1, 4, 1\) where"),  # four rows, or one
+        (np.zeros((1, 2, 4)), 1, "shape", r"\(1, 2, 4\) where"),
         (np.zeros((2, 3, 4)), 4, "shape", r"\(2, 3, 4\) where \(rows, 4, width\) is expected"),
         (np.zeros((2, 6)), 4, "shape", r"\(2, 6\) where"),
         (np.array([[0.0], [np.nan], [1.0], [-np.inf]]), 1, "nan", "NaN or Inf in 2 of 4 rows, the first is 1"),
@@ -114,3 +115,15 @@ def test_rows_are_divided_by_their_norm():
     parts = [3 / 5.00001, 4 / 5.00001, 0, 0.5 / 0.50001]
     np.testing.assert_allclose(normalized_rows(rows, 2), [parts, np.zeros(4)], rtol=1e-6)
     assert normalized_rows(rows).dtype == np.float32 and rows[0, 0] == 3
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 1, 2), (3, 1, 2), (3, 2, 1, 1)])
+def test_axes_of_length_one_around_the_width_do_not_matter(shape, tmp_path):
+    """I3D features of Charades are saved as (rows, 1, 1, width)."""
+    array = np.arange(6, dtype=np.float32)
+    save_npy(tmp_path / "a.npy", array.reshape(shape))
+    rows, count = read_rows(tmp_path / "a.npy")
+    assert count == 3
+    np.testing.assert_array_equal(rows, array.reshape(3, 2))
+    save_npy(tmp_path / "a.npy", array.reshape(1, 1, 1, 6))
+    assert read_rows(tmp_path / "a.npy")[0].shape == (1, 6)

@@ -20,6 +20,11 @@ def test_only_the_vectors_of_the_given_words_are_read(tmp_path):
     np.testing.assert_array_equal(vectors[". ."], np.float32([1, 2, 3]))
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_word(tmp_path):
+    (tmp_path / "glove.txt").write_text("\ufeffcat 1 2\r\ndog 3 4\r\n", encoding="utf-8")
+    assert read_glove(tmp_path / "glove.txt", {"cat", "dog"})["cat"].tolist() == [1, 2]
+
+
 LINES = ["cat x y z", "cat 1 2", "cat 1 2 3 4", "cat 1 nan 3", "cat 1 inf 3", "cat 1 1e99 3", "cat", "cat 1  3"]
 
 

@@ -99,6 +99,7 @@ def test_a_clip_is_in_the_video_in_clips_of_the_dataset(duration, clip_s, clip, 
 @pytest.mark.parametrize("annotators", [1, 2, 5])
 def test_scores_of_any_number_of_annotators_are_read(annotators):
     assert line_defects(line(saliency_scores=[[4] * annotators, [0] * annotators]), 2.0, True) == []
+    assert line_defects(line(saliency_scores=[[4.0] * annotators, [0.0] * annotators]), 2.0, True) == []  # of a table
 
 
 @pytest.mark.parametrize(

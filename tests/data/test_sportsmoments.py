@@ -166,6 +166,13 @@ def test_a_truncated_gzip_file_is_reported(tmp_path):
     assert [p.kind for p in read(path)[1]] == ["unreadable"]
 
 
+@pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1\n", b"<!DOCTYPE html><html>"])
+def test_a_file_that_is_something_else_is_called_so(content, tmp_path):
+    (tmp_path / "train.csv").write_bytes(content)
+    ((_, _, problems),) = read_csv(tmp_path / "train.csv")
+    assert problems[0].kind == "download" and "download it again" in problems[0].message
+
+
 def test_a_byte_order_mark_is_skipped(tmp_path):
     path = tmp_path / "val.csv"
     path.write_text(f"{COLUMNS}\n{ROW}\n", encoding="utf-8-sig")

@@ -1,9 +1,11 @@
 """Which lines are scored together, and what is said of malformed ones."""
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from mrlib.data.lines import EMPTY, LATE, line_defects
 from mrlib.metrics import evaluate, moment_scores, spurious
@@ -95,6 +97,21 @@ def test_ids_that_differ_are_named_up_to_five_on_each_side():
         evaluate(lines, truth)
     message = "query ids differ: only in the predictions 2, 3, 4, 5, 6 and 1 more; only in the ground truth '1'"
     assert str(error.value) == message
+
+
+def test_ids_that_are_numbers_on_one_side_and_text_on_the_other_are_called_so():
+    with pytest.raises(ValueError, match="ground truth '1'; in one of the two, numbers are written as text"):
+        evaluate([GOOD], [TRUTH | {"qid": "1"}])
+
+
+@pytest.mark.parametrize("make", [np.array, torch.tensor, lambda rows: [np.array(row) for row in rows]])
+def test_arrays_and_tensors_are_as_good_as_lists(make):
+    line, truth = GOOD | {"qid": np.int64(1)}, dict(TRUTH)
+    line |= {name: make(line[name]) for name in ("pred_relevant_windows", "pred_saliency_scores")}
+    truth |= {name: make(truth[name]) for name in ("relevant_windows", "relevant_clip_ids", "saliency_scores")}
+    assert evaluate([line], [truth]) == evaluate([GOOD], [TRUTH])
+    with pytest.raises(ValueError, match=r"qid 1: pred_relevant_windows has \[nan, 8.0, 1.0\] where 3 finite"):
+        evaluate([GOOD | {"pred_relevant_windows": make([[math.nan, 8.0, 1.0]])}], [TRUTH])
 
 
 def test_ids_given_twice_are_an_error_on_either_side():
