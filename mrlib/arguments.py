@@ -62,8 +62,10 @@ def printing() -> Iterator[None]:
     """What a command does whose work is to print; a decorator of its `main`.
 
     Any text can be printed: what the encoding of the output lacks, as a broken file name, is escaped. If the reader of
-    the output has left, as `head` does, the command ends quietly.
+    the output has left, as `head` does, the command ends quietly. A warning takes one line.
     """
+    before = warnings.formatwarning
+    warn_in_one_line()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -74,6 +76,8 @@ def printing() -> Iterator[None]:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # which Python flushes when it ends
         sys.exit(128 + 13)  # as if ended by SIGPIPE
+    finally:
+        warnings.formatwarning = before
 
 
 def warn_in_one_line() -> None:

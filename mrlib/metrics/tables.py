@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mrlib.arguments import printing
+from mrlib.data import Sample
+from mrlib.data.annotations import load_annotations
+from mrlib.data.lenient import Mode
 from mrlib.files import read_jsonl
 from mrlib.metrics import generalized
 from mrlib.metrics.evaluator import evaluate
@@ -52,6 +55,13 @@ def _table(title: str, rows: dict[str, dict[str, Any]], caption: str = "") -> st
     return "\n".join([head, *filter(None, [caption]), *rest])
 
 
+def _read_truth(path: str, clip_s: float, bad: Mode | None) -> Sequence[Mapping | Sample]:
+    """The lines of a truth file; with `bad`, the samples that a dataset opened so has."""
+    if bad is None:
+        return read_jsonl(path)
+    return load_annotations(path, clip_s, bad=bad)
+
+
 @printing()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the scores of two files; a line on stderr and exit code 1 if they cannot be scored."""
@@ -64,9 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("ground_truth", help=".jsonl or .jsonl.gz, lines in the QVHighlights schema")
     parser.add_argument("--clip-s", type=float, default=2.0, help="seconds per clip; default 2, Charades-STA has 1")
     parser.add_argument("--unscored", action="store_true", help="windows are [start, end], best first")
+    parser.add_argument(
+        "--bad", choices=["skip", "clamp"], help="what to do with odd lines of the truth, as in training"
+    )
     given = parser.parse_args(arguments)
     try:
-        files = read_jsonl(given.predictions), read_jsonl(given.ground_truth)
+        files = [read_jsonl(given.predictions), _read_truth(given.ground_truth, given.clip_s, given.bad)]
     except (OSError, ValueError) as error:
         sys.exit(f"mrlib.metrics: {error}")
     try:

@@ -60,6 +60,19 @@ def test_the_command_takes_the_length_of_a_clip_and_moments_without_scores(tmp_p
     assert "HL-min-Good-mAP        100.00" in done.stdout and "MR-full-mAP            100.00" in done.stdout
 
 
+def test_the_command_scores_the_lines_that_a_lenient_training_run_has_read(tmp_path):
+    lines, truth = highlights([0] * 4 + [1], [4], [[4, 4, 4]])
+    lines[0]["pred_relevant_windows"] = [[8, 10, 1]]
+    sound = truth[0] | {"query": "a dog", "vid": "a", "relevant_windows": [[8, 10]]}
+    odd = sound | {"qid": 7, "duration": -1}
+    files = write(tmp_path / "p.jsonl", lines), write(tmp_path / "t.jsonl", [sound, odd])
+    assert run(*files).returncode == 1
+    command = [sys.executable, "-m", "mrlib.metrics", *files, "--bad", "skip"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "MR-full-mAP            100.00" in done.stdout
+    assert done.stderr.count("\n") == 1 and 'bad="skip" leaves out 1 of 2 lines' in done.stderr
+
+
 def test_a_domain_that_no_encoding_has_is_printed_escaped(tmp_path):
     lines, truth = youtube(([0, 1], [0, 1], "dog"), ([0, 1], [0, 1], "\ud800"))
     done = run(write(tmp_path / "p.jsonl", lines), write(tmp_path / "t.jsonl", truth))
