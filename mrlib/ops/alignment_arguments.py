@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,12 +52,18 @@ def checked_cost(
     N_b = checked_lengths("query_lengths", query_lengths, cost, 2)
     cost = cost.to(torch.promote_types(cost.dtype, torch.float32))
     values = cost.detach()
-    if not bool(
-        values.sum() > -torch.inf
-    ):  # NaN if any cost is, -inf or NaN if any is -inf; or on padding, or overflow
+    if not _sum(values) > -math.inf:  # NaN if a cost is NaN, NaN or -inf if one is -inf; or on padding, or overflow
         wrong = (values.isnan() | (values == -torch.inf)) & valid(values, T_b, N_b)
         refuse("the cost", values, wrong, ("batch element", "target clip", "query clip"))
     return cost, T_b, N_b
+
+
+def _sum(values: Tensor) -> float:
+    """The sum of all values; on the CPU by NumPy, because a forked process cannot use the threads of PyTorch."""
+    if values.device.type != "cpu":
+        return float(values.sum())
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(values.numpy().sum())
 
 
 def _is_table(x: Tensor) -> bool:
