@@ -741,11 +741,11 @@ if save_figures:
 widgets.browse(show, followed, "video")
 
 # %% [markdown]
-# **Conclusion.** Simulated, three seeds (`figures/00_seeds.csv`), four epochs, on the validation queries: mAP rises
-# from 25.9 ± 4.1 for the anchor interval, the best of the answers without training, to 40.1 ± 2.2, and R1@0.7 from 29.9
-# ± 4.9 to 35.3 ± 2.1. Part of the step in mAP is ten predictions against one. At the loose end the untrained interval
-# is still ahead, 50.8 ± 7.6 against 44.2 ± 2.1 in R1@0.5 and 49.9 ± 4.2 against 40.8 ± 2.6 in mIoU: it is seldom far
-# off and seldom exact, while the model puts its trust in sharp corners,
+# **Conclusion.** Simulated, ten seeds (`figures/00_seeds.csv`), four epochs, on the validation queries: mAP rises from
+# 25.2 ± 2.1 for the anchor interval, the best of the answers without training, to 39.7 ± 1.5, and R1@0.7 from 29.5 ±
+# 2.7 to 34.2 ± 2.0. Part of the step in mAP is ten predictions against one. At the loose end the untrained interval is
+# still ahead, 50.6 ± 4.0 against 42.8 ± 2.1 in R1@0.5 and 49.5 ± 2.2 against 39.4 ± 1.9 in mIoU: it is seldom far off
+# and seldom exact, while the model puts its trust in sharp corners,
 # some of them the wrong ones. What ten epochs, more training queries, a test set and several seeds say is in notebook
 # 04.
 #

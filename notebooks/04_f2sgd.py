@@ -391,15 +391,15 @@ for name in paired:
 # %% [markdown]
 # ## 9. What the run showed
 #
-# In the small simulated world, trained on 2,048 queries for ten epochs (three seeds, `figures/04_seeds.csv`), the
-# system has R1@0.7 34.9 ± 1.4 and mAP 42.3 ± 0.1 on 500 test queries. The interval around the anchor, which needs no
-# training, has 30.4 ± 2.6 and 25.4 ± 1.6; the blind list of ten windows 10.7 ± 1.3 and 18.9 ± 0.5. So most of the first
-# answer is in the anchor already, and the network adds exact borders and the second and third answers. It pays for them
-# in R1@0.5, where the untrained interval is ahead, 50.5 ± 3.1 to 43.2 ± 1.7: the map is trained to hit one cell, and a
-# near miss counts as a miss. The learning curve shows it: R1@0.5 on `val` is 42.3 ± 4.5 after the first epoch and 41.4
-# ± 2.3 after the last, while mAP rises from 36.8 ± 2.3 to 40.8 ± 1.8.
+# In the small simulated world, trained on 2,048 queries for ten epochs (ten seeds, `figures/04_seeds.csv`), the system
+# has R1@0.7 35.1 ± 2.3 and mAP 42.4 ± 1.7 on 500 test queries. The interval around the anchor, which needs no training,
+# has 29.3 ± 2.1 and 24.8 ± 1.3; the blind list of ten windows 10.3 ± 1.2 and 18.6 ± 0.7. So most of the first answer is
+# in the anchor already, and the network adds exact borders and the second and third answers. It pays for them in
+# R1@0.5, where the untrained interval is ahead, 50.6 ± 2.3 to 43.9 ± 2.3: the map is trained to hit one cell, and a
+# near miss counts as a miss. The learning curve shows it: R1@0.5 on `val` is 43.2 ± 3.8 after the first epoch and 42.5
+# ± 2.6 after the last, while mAP rises from 36.9 ± 1.5 to 41.7 ± 2.0.
 #
-# Asked another sample's query, the same model keeps 20.5 ± 1.6 and 30.6 ± 1.7. Much of a score in ten guesses is
+# Asked another sample's query, the same model keeps 20.7 ± 1.5 and 30.4 ± 1.3. Much of a score in ten guesses is
 # knowing where
 # *some* event begins and ends; that is why a blind list, and a blind model, should stand beside every table of this
 # field.
