@@ -247,7 +247,7 @@ def experiment(
     returns   the scores, the history, the retriever. The scores are `scores_of` on the split `score`; as "beside", the
               headline scores of baselines that know only the length of the video; as "probes", the scores of each
               probe, "beside" them those of a fixed list of windows chosen on the training set
-    raises    ValueError, before anything is trained, for an unknown probe
+    raises    ValueError, before anything is trained, for an unknown probe, or for data to score without annotations
     """
     _check_seed(seed)
     _refuse("settings", settings, ("name", "size", "preset"))
@@ -262,7 +262,10 @@ def experiment(
     validation = papers.validation_split(dataset)
     train, val = open_split("train"), open_split(validation)
     test = val if score in (None, validation) else open_split(score)
+    require_annotations(score or validation, test, scored=True)
     probed = {name: _probe(name, test, open_split) for name in probes}
+    for name, probe in probed.items():
+        require_annotations(f"probe {name!r}", probe, scored=True)
     retriever = papers.build(chosen_paper, train, seed)
     history = fit(retriever, train, val, chosen_paper, seed=seed, progress=progress, **options)
 

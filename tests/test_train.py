@@ -12,6 +12,7 @@ from mrlib.data import open_dataset
 from mrlib.probes import PROBES, mask_moments
 from mrlib.retriever import MomentRetriever
 from mrlib.train import experiment, fit, headline, main, predict_all, scores_of
+from tests.support.files import line, moment_detr, write_lines
 from tests.support.runs import SIZE, contents, open_world, run, small, stop_at_rename
 
 
@@ -159,6 +160,20 @@ def test_a_score_that_validation_cannot_give_is_refused_before_the_first_step(wo
     labels = [replace(s, relevant_windows=None, extra={"label": clips}) for s in bare]
     with pytest.raises(ValueError, match="names 'MR-full-mAP', which is no score of its epochs; they have HL-mAP"):
         run((world[0], replace(world[1], samples=labels, _annotations=None)), small(keep="MR-full-mAP"))
+
+
+@pytest.mark.parametrize(("options", "name"), [({"score": "test"}, "test"), ({"probes": ["test"]}, "probe 'test'")])
+def test_a_split_without_annotations_that_is_to_be_scored_is_refused_before_anything_is_trained(
+    options, name, tmp_path, monkeypatch
+):
+    """As the test split of QVHighlights was for years."""
+    for split in ("train", "val", "test"):
+        moment_detr(tmp_path, split=split)
+    unlabelled = [{k: line(i)[k] for k in ("qid", "query", "duration", "vid")} for i in (1, 2)]
+    write_lines(tmp_path / "highlight_test_release.jsonl", unlabelled)
+    monkeypatch.setattr("mrlib.train.fit", None)
+    with pytest.raises(ValueError, match=f"the {name} data, qvhighlights test, has no annotated samples to score"):
+        experiment("qd_detr", size="small", dataset="qvhighlights", root=str(tmp_path), **options)
 
 
 def test_a_query_that_is_scored_comes_once(world):
