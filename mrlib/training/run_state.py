@@ -17,6 +17,7 @@ time, or rank 0 for all of its run, holds the folder, by the lock `.lock`.
 from __future__ import annotations
 
 import json
+import reprlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -119,12 +120,15 @@ class RunState:
         if len(lines) != 1:
             raise ValueError(f"{file} is damaged: it has {len(lines)} lines, not one; give another out_dir")
         before = lines[0]
-        numbers = {name: before.pop(name) for name in MACHINE if isinstance(before.get(name), list)}
-        differences = _differences(before, {k: v for k, v in settings.items() if k not in MACHINE})
-        if differences:
-            raise ValueError(
-                f"{self.folder} holds a run of other settings: {'; '.join(differences)}. Give another out_dir"
-            )
+        numbers = {name: before.pop(name) for name in MACHINE if name in before}
+        if differences := _differences(before, {k: v for k, v in settings.items() if k not in MACHINE}):
+            more = f"; and {len(differences) - 5} more" if len(differences) > 5 else ""
+            text = "; ".join(differences[:5])
+            raise ValueError(f"{self.folder} holds a run of other settings: {text}{more}. Give another out_dir")
+        for name, values in numbers.items():
+            whole = isinstance(values, list) and all(type(x) is int and x > 0 for x in values)
+            if not whole or len(set(values)) < max(1, len(values)):
+                raise ValueError(f"{file} is damaged: {name} is {reprlib.repr(values)}; give another out_dir")
         return settings | {name: self._with_numbers(name, numbers[name], settings[name]) for name in numbers}
 
     def _with_numbers(self, name: str, before: list[int], now: list[int]) -> list[int]:
@@ -245,7 +249,7 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         pairs = [(i, a, b) for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b]
         return [line for i, a, b in pairs for line in _differences(a, b, f"{path}[{i}]")]
-    return [] if old == new else [f"{path} was {old!r} and is {new!r}"]
+    return [] if old == new else [f"{path} was {reprlib.repr(old)} and is {reprlib.repr(new)}"]
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

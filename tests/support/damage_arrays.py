@@ -36,7 +36,7 @@ def odd_array(array: np.ndarray, random: Random) -> np.ndarray:
             [
                 lambda: array[0],
                 lambda: array[:0],
-                lambda: array[:, :0],
+                lambda: array[..., :0],
                 lambda: array[None],
                 lambda: array[:1],
                 lambda: np.concatenate([array] * 40),

@@ -196,6 +196,15 @@ def test_a_damaged_file_of_a_run_is_refused_with_its_name_and_a_way_out(content,
         run(world, small(epochs=1), tmp_path / "run")
 
 
+@pytest.mark.parametrize("threads", [[[1]], [1, 1], [], [0], [True], "1", None])
+def test_numbers_of_threads_that_are_none_are_refused(threads, finished, tmp_path, world):
+    shutil.copytree(finished, tmp_path / "run")
+    file = tmp_path / "run" / "run.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"threads": threads}) + "\n")
+    with pytest.raises(ValueError, match=r"run.json is damaged: threads is .*; give another out_dir"):
+        run(world, small(epochs=1), tmp_path / "run")
+
+
 @pytest.mark.parametrize("name", ["history.jsonl", "predictions.jsonl", "metrics.json", "train/best.json"])
 def test_a_damaged_file_that_a_run_only_writes_is_written_again(name, finished, tmp_path, world):
     shutil.copytree(finished, tmp_path / "run")
@@ -237,6 +246,13 @@ def test_a_folder_is_refused_with_every_setting_that_differs(tmp_path):
     assert f"holds a run of other settings: {differences}. Give another out_dir" in str(error.value)
     with pytest.raises(ValueError, match="stages was .* and is "):
         RunState(tmp_path).open(SETTINGS | {"paper": {"stages": [{"epochs": 1}]}}, resume=True)
+
+
+def test_many_and_long_differences_take_one_line(tmp_path):
+    RunState(tmp_path).open(SETTINGS | {"seed": list(range(1000))} | {f"a{i}": i for i in range(9)}, resume=True)
+    with pytest.raises(ValueError, match=r"seed was \[0, 1, 2, .*, \.\.\.\] and is 0; .*; and 5 more. Give") as error:
+        RunState(tmp_path).open(SETTINGS, resume=True)
+    assert len(str(error.value)) < 400
 
 
 def test_a_folder_of_another_run_is_refused_and_stays_unchanged(world, tmp_path):
