@@ -113,6 +113,7 @@ def opened_splits(words, first, monkeypatch):
         raise ModelReached
 
     monkeypatch.setattr(papers, "open_split", open_split)
+    monkeypatch.setattr(train, "require_annotations", lambda *_, **__: None)  # nothing was opened
     monkeypatch.setattr(papers, "build", stop)
     assert [first, *words[:2]] == ["python", "-m", "mrlib.train"]
     with pytest.raises(ModelReached):
