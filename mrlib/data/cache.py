@@ -117,7 +117,7 @@ def _is_private(folder: Path) -> bool:
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.lstat()
-        own = not hasattr(os, "getuid") or (status.st_uid == os.getuid() and not status.st_mode & 0o022)
-        return own and not folder.is_symlink() and _is_writable(folder)
+        private = not hasattr(os, "getuid") or (status.st_uid == os.getuid() and not status.st_mode & 0o022)
+        return private and not folder.is_symlink() and _is_writable(folder)
     except OSError:
         return False

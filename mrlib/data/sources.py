@@ -169,21 +169,21 @@ def choose_layout(
     raises   ValueError naming the option; FileNotFoundError if no layout is there, ValueError if several are
     """
     require_layout(layout)
-    own = {} if files is None else _checked_files(files)
+    templates = {} if files is None else _checked_files(files)
     if query_files is not None:
         _check_template("query_files", query_files, ("qid", "query"))
-    name = layout or (None if own else _known_layout(root, dataset)) or OWN
+    name = layout or (None if templates else _known_layout(root, dataset)) or OWN
     if name == OWN:
         if not samples:
             raise missing(root, f"no sample whose features could be looked for; of known layouts,\n{_table()}")
-        row = Layout({stream: Stream((each,), rate="auto") for stream, each in own.items()}, Stream(()))
-        if not own:
+        row = Layout({stream: Stream((each,), rate="auto") for stream, each in templates.items()}, Stream(()))
+        if not templates:
             row = replace(row, video=_search_video(root, dataset, samples[0]))
         query_files = query_files or _search_query(root, samples[0])
     else:
         row = LAYOUTS[name]
-        usual = {stream: row.video.get(stream, Stream((), rate="auto")) for stream in own}
-        row = replace(row, video=row.video | {s: replace(usual[s], templates=(each,)) for s, each in own.items()})
+        usual = {stream: row.video.get(stream, Stream((), rate="auto")) for stream in templates}
+        row = replace(row, video=row.video | {s: replace(usual[s], templates=(each,)) for s, each in templates.items()})
     if query_files is not None:
         row = replace(row, query=replace(row.query, templates=(query_files,)))
     return name, replace(row, video=_with_rates(row.video, rows_per_s))

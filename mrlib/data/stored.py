@@ -124,9 +124,9 @@ def _npy(file: Path, content: BinaryIO, size: int, exact: bool = False) -> Store
     if dtype.kind not in "fiu":
         raise wrong_dtype(file, dtype)
     declared = math.prod(shape) * dtype.itemsize
-    there = size - content.tell()
-    if declared > there or (exact and declared < there):
-        raise unreadable(file, f"an array {shape} of {dtype} takes {declared} bytes, and there are {there}")
+    remaining = size - content.tell()
+    if declared > remaining or (exact and declared < remaining):
+        raise unreadable(file, f"an array {shape} of {dtype} takes {declared} bytes, and there are {remaining}")
     row = math.prod(shape[1:])
     kept: list[np.ndarray] = []  # an array in Fortran's order, which is read as a whole
 

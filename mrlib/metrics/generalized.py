@@ -130,10 +130,10 @@ def matched(iou: np.ndarray, least: float) -> np.ndarray:
 def recall(iou: np.ndarray, windows: np.ndarray) -> dict[str, float]:
     """mR@k, the share of the windows that the first k moments reach; mR+@k, beyond the first that they reach.  [GMR]"""
     taken, real, several = np.stack([matched(iou, t) >= 0 for t in IOUS]), windows > 0, windows > 1
-    found = {k: taken[:, :, :k].sum(2) for k in FIRST}  # int (10, Q)
-    shares = {f"mR@{k}": _mean_of_means(found[k][:, real] / windows[real]) for k in FIRST}
+    matches = {k: taken[:, :, :k].sum(2) for k in FIRST}  # int (10, Q)
+    shares = {f"mR@{k}": _mean_of_means(matches[k][:, real] / windows[real]) for k in FIRST}
     for k in FIRST:
-        further = np.maximum(found[k][:, several] - 1, 0) / (windows[several] - 1)
+        further = np.maximum(matches[k][:, several] - 1, 0) / (windows[several] - 1)
         shares[f"mR+@{k}"] = _mean_of_means(further) if several.any() else 0.0
     return shares
 
