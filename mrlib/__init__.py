@@ -20,6 +20,7 @@ _SUBMODULES = (
     "detect",
     "downloads",
     "files",
+    "find",
     "grid",
     "grid_file",
     "layers",
@@ -36,6 +37,7 @@ _SUBMODULES = (
     "tensors",
     "train",
     "training",
+    "video",
     "widgets",
 )
 _MEMBERS = {

@@ -37,7 +37,8 @@ LAYERS = (  # bottom first; a name stands for its submodules too; names in one r
     ("checkpoint", "probes", "audit"),
     ("training",),
     ("train", "grid_file"),
-    ("grid",),
+    ("video", "grid"),
+    ("find",),
     ("notebooks", "plots", "widgets"),
 )
 APART = {("detect", "augment")}  # two slots: the first does not import the second, although it lies higher
