@@ -20,7 +20,6 @@ _SUBMODULES = (
     "detect",
     "downloads",
     "files",
-    "find",
     "grid",
     "grid_file",
     "layers",

@@ -38,7 +38,6 @@ LAYERS = (  # bottom first; a name stands for its submodules too; names in one r
     ("training",),
     ("train", "grid_file"),
     ("video", "grid"),
-    ("find",),
     ("notebooks", "plots", "widgets"),
 )
 APART = {("detect", "augment")}  # two slots: the first does not import the second, although it lies higher
