@@ -25,6 +25,7 @@ class Facts:
     duration_s: float  # until the end of the last frame
     width: int  # as shown, after rotation
     height: int
+    pixel_aspect: Fraction  # width : height of a pixel, as shown
     fps: float  # mean
     has_audio: bool
     first_s: float  # time of the first frame
@@ -60,11 +61,14 @@ def _probe(path: str, size: int, changed_ns: int) -> Facts:
         zero = _zero(file, extents)
         first, end = _shown(file, seen, zero)
         longest = max([end, *(extent.end_s for extent in extents if extent.stream.type != "data")])
-        size = (picture.height, picture.width) if is_turned(picture) else (picture.width, picture.height)
+        size, aspect = (picture.width, picture.height), stream.sample_aspect_ratio or Fraction(1)
+        if is_turned(picture):
+            size, aspect = size[::-1], 1 / aspect
         return Facts(
             path,
             float(end - zero),
             *size,
+            aspect,
             float(seen.packets / (end - first)),
             best_audio(file, stream) is not None,
             float(first - zero),
