@@ -14,6 +14,7 @@ from mrlib.video.container import av, best_audio, best_video, check_file, contai
 from mrlib.video.filters import is_turned
 
 HEADED = ("mov,mp4", "matroska", "avi", "flv", "asf")  # formats whose header says how long the video is
+LONGEST_LAST_S = 60  # of a last frame that is shown longer than all others together; a longer one is not believed
 TIMED = ("mov,mp4", "matroska", "gif")  # formats that say how long each frame is shown
 
 
@@ -125,7 +126,10 @@ def _shown(file: av.container.InputContainer, seen: Extent, zero: Fraction) -> t
     if seen.last is None:  # a bare stream without time stamps
         return zero, zero + seen.packets * step * stream.time_base
     is_told = name.startswith(TIMED) and not (name.startswith("mov,mp4") and stream.codec_context.has_b_frames)
-    end = seen.last + ((is_told and seen.last_duration) or step)
+    told = seen.last_duration if is_told else 0
+    if told * stream.time_base > LONGEST_LAST_S and told > seen.last - seen.first:
+        told = 0  # broken
+    end = seen.last + (told or step)
     return seen.first * stream.time_base, end * stream.time_base
 
 

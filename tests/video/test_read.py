@@ -23,6 +23,7 @@ from tests.support.videos import (
     real_video,
     repeat,
     set_header_duration,
+    set_last_duration,
     truncate,
 )
 
@@ -126,9 +127,10 @@ def test_a_video_shorter_than_half_a_clip_is_shown_by_its_last_frame(seconds, tm
     assert (time, frame_number(picture)) == (1.0, round(10 * seconds) - 1)
 
 
-def test_a_late_first_frame_also_stands_for_the_clips_before_it(tmp_path):
+def test_the_first_picture_also_stands_for_clips_before_the_video_begins(tmp_path):
+    """The first frame comes at 5 s, in clip 2, which goes on until 6 s; ffmpeg counts 2.5 as 3."""
     path = make_video(tmp_path / "a.mp4", seconds=4, start=5, audio=True, size=(224, 224))
-    assert [frame_number(picture) for _, picture in pictures(path)] == [0, 0, 0, 19, 39]
+    assert [frame_number(picture) for _, picture in pictures(path)] == [19, 19, 19, 19, 39]
 
 
 def test_clips_can_be_gone_through_again_and_turned_into_an_array(tmp_path):
@@ -139,14 +141,19 @@ def test_clips_can_be_gone_through_again_and_turned_into_an_array(tmp_path):
     np.testing.assert_array_equal(np.stack(list(frames)), array)
 
 
+def ramp(n: int, size: tuple[int, int]) -> np.ndarray:
+    """Grey that grows to the right and downwards, and with time."""
+    rows, columns = np.mgrid[: size[1], : size[0]]
+    return np.repeat((rows + columns + n)[..., None], 3, -1).astype(np.uint8)
+
+
 def test_thumbnails_are_means_over_the_whole_frame(tmp_path):
-    """A frame of 64 x 64 that keeps its colours: each thumbnail pixel is the mean of 8 x 8 pixels."""
-    path = make_video(tmp_path / "a.mkv", seconds=2, size=(64, 64), codec="ffv1")
-    rows, times = thumbnails(path)
+    """64 x 64 pixels become 8 x 8, each the mean of 8 x 8; the frames before 0.25, 0.75, … s are 2, 7, ..."""
+    rows, times = thumbnails(make_video(tmp_path / "a.mkv", seconds=2, size=(64, 64), codec="ffv1", picture=ramp))
     np.testing.assert_array_equal(times, [0.25, 0.75, 1.25, 1.75])
-    frames = [every_frame(path)[n] for n in (2, 7, 12, 17)]
-    means = [frame.reshape(8, 8, 8, 8, 3).mean((1, 3)) for frame in frames]
-    assert rows.shape == (4, 8, 8, 3) and np.abs(rows - np.stack(means)).max() < 6
+    means = [ramp(n, (64, 64)).reshape(8, 8, 8, 8, 3).mean((1, 3)) for n in (2, 7, 12, 17)]
+    assert rows.dtype == np.uint8
+    np.testing.assert_allclose(rows, means, atol=2)
 
 
 def test_progress_goes_by_time_and_ends_with_the_video(tmp_path):
@@ -195,13 +202,21 @@ def test_damage_in_the_middle_is_skipped_and_counted(tmp_path):
 
 
 def test_a_header_of_ten_hours_is_not_believed(tmp_path):
-    path = set_header_duration(make_video(tmp_path / "a.mp4", seconds=6), 36_000)
+    path = set_header_duration(make_video(tmp_path / "a.mkv", seconds=6), 36_000)
     with pytest.warns(UserWarning, match="its header says 36000.0 s, but 6.0 s can be read"):
         assert len(np.asarray(clips(path)[0])) == 3
 
 
-def test_a_header_of_zero_seconds_is_not_believed(tmp_path):
-    path = set_header_duration(make_video(tmp_path / "a.mp4", seconds=6), 0)
+def test_a_last_frame_of_ten_hours_is_not_believed(tmp_path):
+    times = [n / 10 for n in range(59)] + [5.91]
+    path = make_video(tmp_path / "a.mp4", times=times, b_frames=0)
+    assert len(np.asarray(clips(set_last_duration(path, 36_000))[0])) == 3
+
+
+@pytest.mark.parametrize(("name", "seconds"), [("a.mp4", 0), ("a.mkv", 0), ("a.mp4", 36_000)])
+def test_a_header_that_ffmpeg_corrects_goes_unnoticed(name, seconds, tmp_path):
+    """Of zero seconds, and in an MP4 of any."""
+    path = set_header_duration(make_video(tmp_path / name, seconds=6), seconds)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(np.asarray(clips(path)[0])) == 3
