@@ -26,6 +26,7 @@ from mrlib.data.features import Features, Rate, Source, WordVectors
 from mrlib.data.lenient import Mode, mode_of
 from mrlib.data.lines import Line
 from mrlib.data.pairs import SPLITS, read_pairs
+from mrlib.data.recipes import read_recipe
 from mrlib.data.sources import LAYOUTS as LAYOUTS
 from mrlib.data.sources import Layout, choose_layout, find_query, find_source, missing, own_settings
 from mrlib.data.sportsmoments import read_csv
@@ -156,7 +157,7 @@ def open_files(
                  written, `mrlib` under $XDG_CACHE_HOME or ~/.cache, or a folder for temporary files
     limit        only the first samples
     domain       only the samples of this domain; on TVSum the official recipe trains one model per domain
-    clip_s       seconds per clip; None: that of the dataset
+    clip_s       seconds per clip; None: that of the encoder in `mrlib.data.recipes.RECORD`, or else of the dataset
     rows_per_s   of streams whose rows are no clips, and are averaged over clips: a number of rows per second; "even" if
                  the rows cover each video evenly; "auto" for "even" only where there are not about as many rows as
                  clips; "clips" if rows are clips; or one of these by the name of a stream. None: as the layout says
@@ -172,7 +173,8 @@ def open_files(
     """
     dtype, limit = checked_dtype(dtype), checked_limit(limit)
     root = dataset_root(name, root)
-    dataset = dataset_of(name, clip_s)
+    recipe = read_recipe(root)
+    dataset = dataset_of(name, clip_s, recipe)
     file = _annotation_file(name, root, split)
     lines = read_samples(name, file, dataset.clip_s, clamp=mode_of(bad) == "clamp")
     samples = checked_samples(file, dataset.clip_s, lines, bad)
@@ -191,14 +193,20 @@ def open_files(
     settings |= {} if domain is None else {"domain": domain}
     settings |= {} if clip_s is None else {"clip_s": dataset.clip_s}
     settings |= {} if bad == "error" else {"bad": bad}
+    settings |= {} if recipe is None else {"encoder": recipe}
     settings |= own_settings(layout, row, features.video)
     digest = hashlib.sha256(json.dumps([str(root.resolve()), settings]).encode()).hexdigest()[:8]
     stem = cache_folder(root, cache) / f"{name}-{split}-{digest}"
     return _read_dataset(name, split, samples, features, dtype, stem, settings)
 
 
-def dataset_of(name: str, clip_s: float | None = None) -> Dataset:
-    """A row of DATASETS, with another length of clips if one is given; ValueError for no length."""
+def dataset_of(name: str, clip_s: float | None = None, recipe: Mapping[str, Any] | None = None) -> Dataset:
+    """A row of DATASETS, with another length of clips if one is given; ValueError for no length.
+
+    recipe  of the encoder that made the features, see `mrlib.data.recipes`; its clips count if no `clip_s` is given
+    """
+    if clip_s is None and recipe is not None:
+        clip_s = recipe["clip_s"]
     if clip_s is None:
         return DATASETS[name]
     number = type(clip_s) in (int, float) and SHORTEST_CLIP_S <= clip_s <= LONGEST_CLIP_S
