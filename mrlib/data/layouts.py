@@ -26,7 +26,7 @@ from mrlib.data.features import Features, Rate, Source, WordVectors
 from mrlib.data.lenient import Mode, mode_of
 from mrlib.data.lines import Line
 from mrlib.data.pairs import SPLITS, read_pairs
-from mrlib.data.recipes import read_recipe
+from mrlib.data.recipes import read_recipe, usual_options
 from mrlib.data.sources import LAYOUTS as LAYOUTS
 from mrlib.data.sources import Layout, choose_layout, find_query, find_source, missing, own_settings
 from mrlib.data.sportsmoments import read_csv
@@ -157,7 +157,7 @@ def open_files(
                  written, `mrlib` under $XDG_CACHE_HOME or ~/.cache, or a folder for temporary files
     limit        only the first samples
     domain       only the samples of this domain; on TVSum the official recipe trains one model per domain
-    clip_s       seconds per clip; None: that of the encoder in `mrlib.data.recipes.RECORD`, or else of the dataset
+    clip_s       seconds per clip; None: that of the dataset
     rows_per_s   of streams whose rows are no clips, and are averaged over clips: a number of rows per second; "even" if
                  the rows cover each video evenly; "auto" for "even" only where there are not about as many rows as
                  clips; "clips" if rows are clips; or one of these by the name of a stream. None: as the layout says
@@ -167,6 +167,8 @@ def open_files(
     bad          what to do with annotated lines that are not right, "error", "skip", "clamp": see `mrlib.data.lenient`
     raises       ValueError, FileNotFoundError or KeyError, naming the file or option, the problem and what to do
 
+    In a folder that says which encoder made it, see `mrlib.data.recipes`, other streams and clips are usual.
+
     The streams of a video are cut to the shortest and to the video's duration; a query is cut to what the official
     loader reads (32 tokens for Moment-DETR and AMR). How large an array may be is decided before it is read, see
     `mrlib.data.arrays.Limit`.
@@ -174,7 +176,8 @@ def open_files(
     dtype, limit = checked_dtype(dtype), checked_limit(limit)
     root = dataset_root(name, root)
     recipe = read_recipe(root)
-    dataset = dataset_of(name, clip_s, recipe)
+    row_s, streams = usual_options(recipe, clip_s, streams)
+    dataset = dataset_of(name, row_s)
     file = _annotation_file(name, root, split)
     lines = read_samples(name, file, dataset.clip_s, clamp=mode_of(bad) == "clamp")
     samples = checked_samples(file, dataset.clip_s, lines, bad)
@@ -200,13 +203,8 @@ def open_files(
     return _read_dataset(name, split, samples, features, dtype, stem, settings)
 
 
-def dataset_of(name: str, clip_s: float | None = None, recipe: Mapping[str, Any] | None = None) -> Dataset:
-    """A row of DATASETS, with another length of clips if one is given; ValueError for no length.
-
-    recipe  of the encoder that made the features, see `mrlib.data.recipes`; its clips count if no `clip_s` is given
-    """
-    if clip_s is None and recipe is not None:
-        clip_s = recipe["clip_s"]
+def dataset_of(name: str, clip_s: float | None = None) -> Dataset:
+    """A row of DATASETS, with another length of clips if one is given; ValueError for no length."""
     if clip_s is None:
         return DATASETS[name]
     number = type(clip_s) in (int, float) and SHORTEST_CLIP_S <= clip_s <= LONGEST_CLIP_S

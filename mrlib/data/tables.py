@@ -1,4 +1,4 @@
-"""Rows of a CSV file with a header, each with its line; what is wrong with the file is a problem that names its place."""
+"""Rows of a CSV file with a header, each with its line; problems name the file and the place."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """A folder of features says which encoder made them."""
 
 import json
+import shutil
 
 import pytest
 
@@ -13,12 +14,12 @@ RECIPE = {"encoder": "fake", "clip_s": 1.0, "width": 4}
 
 
 def test_settings_have_the_recipe_of_the_folder_and_clips_its_length(tmp_path):
-    root = moment_detr(tmp_path, [line(1, duration=10)])
+    root = moment_detr(tmp_path, [line(1, duration=10)])  # ten rows, of 1 s
+    shutil.rmtree(root / "slowfast_features")
     (root / RECORD).write_text(json.dumps(RECIPE))
-    lines = json.loads((root / "highlight_val_release.jsonl").read_text())
-    assert lines["duration"] == 10  # ten rows of 1 s
     opened = open_dataset("qvhighlights", root, "val")
     assert (opened.settings["encoder"], opened.clip_s, "clip_s" in opened.settings) == (RECIPE, 1.0, False)
+    assert list(opened.streams) == ["clip"]
     assert check("qvhighlights", root) == [] and read_recipe(root) == RECIPE
     assert open_dataset("qvhighlights", root, "val", clip_s=1.1).clip_s == 1.1  # an option goes before it
 
@@ -26,6 +27,7 @@ def test_settings_have_the_recipe_of_the_folder_and_clips_its_length(tmp_path):
 def test_without_a_record_nothing_changes(tmp_path):
     opened = open_dataset("qvhighlights", moment_detr(tmp_path), "val")
     assert (opened.clip_s, "encoder" in opened.settings, read_recipe(tmp_path)) == (2.0, False, None)
+    assert list(opened.streams) == ["slowfast", "clip"]
 
 
 @pytest.mark.parametrize(

@@ -47,5 +47,6 @@ def own_folder(
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """The content of every file below a folder, by its path."""
-    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+    """The content of every file below a folder, by its path; not of the cache that readers keep there."""
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and ".mrlib_cache" not in file.parts]
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
