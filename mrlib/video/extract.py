@@ -19,14 +19,13 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from mrlib.arguments import has_terminal, printing
@@ -36,8 +35,8 @@ from mrlib.training import stopping
 from mrlib.video.annotated import Annotated, read_folder
 from mrlib.video.encode import Encoder
 from mrlib.video.feature_files import FeatureFolder
-from mrlib.video.index import encode, plain_recipe
-from mrlib.video.read import probe
+from mrlib.video.index import fresh_index, plain_recipe
+from mrlib.video.read import Progress, probe
 from mrlib.video.shards import Shard, parse_shard, shard_of_process
 
 
@@ -85,7 +84,8 @@ def extract(
     recipe, shard = plain_recipe(encoder), shard or Shard()
     annotated = read_folder(Path(folder), annotations)
     files = FeatureFolder(Path(out), recipe, words=annotated.words)
-    work = _Work(annotated, files, encoder, shard, _vector_width(encoder) if annotated.words else None)
+    sentences = annotated.sentences() if annotated.words and _reads_sentences(encoder) else {}
+    work = _Work(annotated, files, encoder, shard, sentences)
     work.look()
     annotated.check(work.durations, work.report.failed, recipe["clip_s"], bad)
     from mrlib.locks import hold  # filelock is imported only where something is written
@@ -98,31 +98,36 @@ def extract(
     return work.report
 
 
-def _vector_width(encoder: Encoder) -> int | None:
-    """The width of an encoder's sentences, None with a warning if it reads none; ValueError if clips have another."""
+def _reads_sentences(encoder: Encoder) -> bool:
+    """Whether an encoder reads sentences, with a warning if not; ValueError if they are not in the space of clips."""
     name, width = encoder.recipe["encoder"], encoder.recipe["width"]
     try:
         _, vector = encoder.text("a video")
     except ValueError as error:
         warnings.warn(f"no features of sentences are written, and no model of sentences trains: {error}", stacklevel=3)
-        return None
+        return False
     if vector.shape != (width,):
         raise ValueError(
             f"encoder {name} gives clips of width {width} and sentences of {tuple(vector.shape)}, but the layout needs "
             "one joint space; take an encoder that has one"
         )
-    return width
+    return True
 
 
 class _Work:
     """The videos of one process: which are there, which are to be encoded, which cannot be."""
 
     def __init__(
-        self, annotated: Annotated, files: FeatureFolder, encoder: Encoder, shard: Shard, text_width: int | None
+        self,
+        annotated: Annotated,
+        files: FeatureFolder,
+        encoder: Encoder,
+        shard: Shard,
+        sentences: Mapping[str, Mapping[int | str, str]],
     ):
-        self.annotated, self.files, self.encoder = annotated, files, encoder
+        """sentences  to be encoded, by the name of their video and their qid"""
+        self.annotated, self.files, self.encoder, self.sentences = annotated, files, encoder, sentences
         self.paths = {**annotated.queries, **annotated.videos}
-        self.sentences = annotated.sentences() if text_width else {}
         self.own = [name for name in self.paths if shard.has(name)]
         self.pending: list[str] = []
         self.durations: dict[str, float] = {}  # of videos, in seconds
@@ -148,41 +153,36 @@ class _Work:
         """Encode the videos that are not there yet, one after the other."""
         for name, reason in self.report.failed.items():
             self.files.fail(name, reason)
-        total = round(sum(self.durations[name] for name in self.pending))
-        with tqdm(total=total, unit="s", desc="video", disable=not progress) as bar:
+        done_s, total_s = 0.0, sum(self.durations[name] for name in self.pending)
+        with tqdm(total=round(total_s), unit="s", desc="video", disable=not progress) as bar:
+
+            def show(video_s: float, _: float) -> None:
+                bar.update(round(done_s + video_s) - bar.n)
+
             for name in self.pending:
-                before = bar.n
-
-                def show(done_s: float, total_s: float, before: float = before) -> None:
-                    bar.update(round(before + done_s) - bar.n)
-
-                with self._collecting(name):
-                    made = encode(self.paths[name], self.encoder, show)
-                    texts = {qid: self._text(sentence) for qid, sentence in self.sentences.get(name, {}).items()}
-                if name in self.report.failed:
-                    self.files.fail(name, self.report.failed[name])
-                    continue
-                self._write(name, made.features, made.duration_s, texts)
-                self.report.encoded += 1
-                bar.update(round(before + made.duration_s) - bar.n)
+                self._encode(name, show)
+                done_s += self.durations[name]
+                show(0, 0)
                 if number := stopping.requested(torch.device("cpu")):
                     raise stopping.Stopped(number, f"after {self.paths[name]}")
 
-    def _text(self, sentence: str) -> tuple[Tensor, Tensor]:
-        tokens, vector = self.encoder.text(sentence)
-        return tokens.detach().cpu().float(), vector.detach().cpu().float()
-
-    def _write(
-        self, name: str, features: Tensor, duration_s: float, texts: dict[int | str, tuple[Tensor, Tensor]]
-    ) -> None:
+    def _encode(self, name: str, progress: Progress) -> None:
+        """Write the features of a video and of the sentences about it, or why there are none."""
+        with self._collecting(name):
+            index = fresh_index(self.paths[name], self.encoder, progress)
+            texts = {qid: self.encoder.text(sentence) for qid, sentence in self.sentences.get(name, {}).items()}
+        if name in self.report.failed:
+            self.files.fail(name, self.report.failed[name])
+            return
         size = self.paths[name].stat().st_size
         for qid, (tokens, vector) in texts.items():
             self.files.write_query(qid, self.sentences[name][qid], tokens, vector)
         if name in self.annotated.queries:
-            self.files.write_query(name, size, features)
+            self.files.write_query(name, size, index.features)
         if name in self.annotated.videos:
-            self.files.write_video(name, features, duration_s, size)
+            self.files.write_video(name, index.features, index.duration_s, size)
         self.files.succeed(name)
+        self.report.encoded += 1
 
     @contextmanager
     def _collecting(self, name: str) -> Iterator[None]:

@@ -96,7 +96,7 @@ class FeatureFolder:
 
     def write_query(self, qid: int | str, source: str | int, rows: Tensor, vector: Tensor | None = None) -> None:
         """Write the tokens (N, D') of a sentence and its vector (D,), or the features of a query video."""
-        beside = {} if vector is None else {self._sentence: vector.numpy()}
+        beside = {} if vector is None else {self._sentence: _array(vector)}
         self._write(self._query, source, {"qid": qid}, rows, **beside)
 
     def _place(self, template: str, **ids: int | str) -> tuple[Path, str]:
@@ -107,7 +107,7 @@ class FeatureFolder:
 
     def _write(self, template: str, source: str | int, ids: dict, rows: Tensor, **beside: np.ndarray) -> None:
         file, key = self._place(template, **ids)
-        arrays = {key: rows.numpy(), **beside, "made_from": self._made_from(source)}
+        arrays = {key: _array(rows), **beside, "made_from": self._made_from(source)}
         with whole_file(file) as out:
             np.savez(out, **arrays)  # entries of a zip file that numpy writes have a fixed time
 
@@ -145,6 +145,10 @@ class FeatureFolder:
         """Write the annotation file of a split, unless the same one is there."""
         file = self.root / self._annotations.format(split=split)
         write_jsonl(file, [sample.as_line() for sample in samples])
+
+
+def _array(x: Tensor) -> np.ndarray:
+    return x.detach().cpu().float().numpy()
 
 
 def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

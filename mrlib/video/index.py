@@ -89,7 +89,7 @@ def index(
         remove_dead(file.parent, file.name)
         content = content_digest(path)
         if (cached := _cached(file, path, recipe, content=content)) is None:
-            cached = encode(path, encoder, progress)
+            cached = fresh_index(path, encoder, progress)
         try:
             _write(file, cached, {"stamp": marks, "content": content})
         except OSError as error:
@@ -97,7 +97,7 @@ def index(
         return cached
 
 
-def encode(path: str | os.PathLike, encoder: Encoder, progress: Progress | None = None) -> Index:
+def fresh_index(path: str | os.PathLike, encoder: Encoder, progress: Progress | None = None) -> Index:
     """The index of a video, encoded now; ValueError, naming the encoder, for features that are not as its recipe says.
 
     raises  what reading the video raises

@@ -232,6 +232,13 @@ def test_a_second_process_of_the_same_shard_is_refused(folder, tmp_path, fake, c
     process.communicate()
 
 
+def test_the_bar_counts_seconds_of_video(folder, tmp_path, capsys):
+    extract(folder, tmp_path, FakeEncoder(), progress=True)
+    assert "| 95/95 [" in capsys.readouterr().err
+    extract(folder, tmp_path, FakeEncoder())
+    assert capsys.readouterr().err == ""
+
+
 # ---- what goes wrong
 
 

@@ -13,7 +13,7 @@ import torch
 from mrlib.tensors import save_tensors
 from mrlib.video import index as module
 from mrlib.video.encode import Pixels
-from mrlib.video.index import Index, encode, index
+from mrlib.video.index import Index, fresh_index, index
 from tests.support.encoders import FakeEncoder
 from tests.support.own_videos import small_video
 
@@ -145,7 +145,7 @@ def test_of_two_processes_one_encodes(video):
 
 
 def test_an_index_is_saved_and_loaded(video, tmp_path):
-    made = encode(video, FakeEncoder())
+    made = fresh_index(video, FakeEncoder())
     made.save(tmp_path / "a.index.safetensors")
     assert same(made, Index.load(tmp_path / "a.index.safetensors"))
     index(video, FakeEncoder())
@@ -161,7 +161,7 @@ def test_a_foreign_or_damaged_index_is_refused_by_name(video, tmp_path):
     save_tensors(tmp_path / "other.safetensors", {"features": torch.ones(2, 3)}, '{"kind": "model"}')
     with pytest.raises(ValueError, match="other.safetensors is no index of a video; make one with"):
         Index.load(tmp_path / "other.safetensors")
-    encode(video, FakeEncoder()).save(file := tmp_path / "cut.safetensors")
+    fresh_index(video, FakeEncoder()).save(file := tmp_path / "cut.safetensors")
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(ValueError, match="cut.safetensors is not a whole"):
         Index.load(file)
