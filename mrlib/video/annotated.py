@@ -21,6 +21,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from mrlib.data import Sample
 from mrlib.data.annotations import checked_samples, examined
@@ -210,7 +211,7 @@ class _Videos:
             below[:] = sorted(name for name in below if not name.startswith("."))
             for file in sorted(files):
                 if not file.startswith(".") and file.lower().endswith(ENDINGS):
-                    self.files[Path(file).stem].append(Path(path, file))
+                    self.files[normalize("NFC", Path(file).stem)].append(Path(path, file))
 
     def find(self, name: str, searched: bool = True) -> str | Defect:
         """The name, without folder and ending, of the video that annotations call so; or what is wrong with it.
@@ -218,14 +219,14 @@ class _Videos:
         searched  it is searched in; False: it is a query
         raises    ValueError, naming both, if two files have that name
         """
-        last = name.replace("\\", "/").rpartition("/")[2]
+        last = normalize("NFC", name.replace("\\", "/").rpartition("/")[2])  # macOS writes accents as letters
         stem = Path(last).stem if last.lower().endswith(ENDINGS) else last
         files = self.files.get(stem, [])
         if len(files) > 1:
             names = " and ".join(str(file) for file in files)
             message = f"{names} have one name, which their features would share; rename or move one"
             raise DataError(Problem(str(self.folder), None, "ambiguous", message))
-        if not files or stem != last and files[0].name != last:
+        if not files or stem != last and normalize("NFC", files[0].name) != last:
             others = f"; there is {files[0].name}" if files else ""
             message = f"{short(name)} is not in {self.folder}{others}; correct the name, or add the video"
             return Defect("video" if searched else "query_video", message)

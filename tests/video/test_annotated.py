@@ -45,6 +45,11 @@ def test_a_video_is_named_with_or_without_its_ending_and_folder(folder):
     assert [s.vid for s in every(folder)].count("cat") == 2
 
 
+def test_an_accent_may_be_spelled_in_two_ways(folder):
+    (folder / "cafe\u0301.mp4").write_text("")
+    assert read_folder(table(folder, ("caf\u00e9.mp4", 0, 4, "a cup"))).videos.keys() == {"caf\u00e9"}
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [("0", 0), ("2.5", 2.5), (" 3 ", 3), ("0:04", 4), ("00:00:04.5", 4.5), (".5", 0.5), ("0:2.", 2)],
