@@ -98,6 +98,7 @@ def storyboard(
     step = duration_s / len(frames)
     for i, frame in enumerate(frames):
         strip.imshow(frame, extent=(i * step, (i + 1) * step, 0, 1), aspect="auto", interpolation="antialiased")
+        strip.axvline(i * step, color="white", lw=1)
     strip.set(xlim=(0, duration_s), ylim=(0, 1), yticks=[])
     strip.tick_params(bottom=False, labelbottom=False)
     strip.set_title(_short(query), loc="left", fontsize=12, fontweight="bold", parse_math=False)

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from mrlib import plots
 from mrlib.arguments import require
-from mrlib.video.read import probe
+from mrlib.video.read import Facts, probe
 from mrlib.video.write import proxy
 
 Moment = Mapping[str, Any] | Sequence[float]  # {"start_s", "end_s", "score"}, as of `find`; or start, end (and score)
@@ -61,18 +61,27 @@ def scene(
     moments   predicted, best first; none: the query is not in the video. What lies partly outside the video is cut off
     saliency  (n,)  any scale
     truth     the annotated windows
-    raises    ValueError for a moment that is no moment, lies outside the video or belongs to another one; FileNotFoundError
+    raises    ValueError for a moment that is none, lies outside the video or belongs to another one, and as `probe`
     """
     facts = probe(video)
     require(isinstance(query, str), "query", query, "text")
-    rows = [np.array([*_rows(m, n, facts)]).reshape(-1, 3) for n, m in (("moments", moments), ("truth", truth or ()))]
-    values = None if saliency is None else np.asarray(saliency, np.float64)
-    if values is not None and (values.ndim != 1 or not np.isfinite(values).any()):
-        raise ValueError(f"saliency must be one number per clip, (n,), not of shape {values.shape} or without a number")
+    given = {"moments": moments, "truth": () if truth is None else truth}
+    rows = [np.array([*_rows(windows, name, facts)]).reshape(-1, 3) for name, windows in given.items()]
+    values = None if saliency is None else _curve(saliency)
     return Scene(os.fspath(video), " ".join(query.split()), facts.duration_s, facts.width / facts.height, *rows, values)
 
 
-def _rows(moments: Sequence[Moment], name: str, facts) -> Iterator[tuple[float, float, float]]:
+def _curve(saliency: Sequence[float]) -> np.ndarray:
+    """Saliency as float64 (n,), NaN where it is not finite."""
+    values = np.array(saliency, np.float64)
+    if values.ndim != 1 or not np.isfinite(values).any():
+        raise ValueError(
+            f"saliency must be a number per clip, (n,), and one of them finite; its shape is {values.shape}"
+        )
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def _rows(moments: Sequence[Moment], name: str, facts: Facts) -> Iterator[tuple[float, float, float]]:
     """Start, end and score of every moment, inside the video."""
     for i, moment in enumerate(moments):
         if isinstance(moment, Mapping):

@@ -145,12 +145,13 @@ def parts(shown: Scene) -> tuple[list[Part], list[int]]:
 
     returns  the parts; an index into them for every predicted moment, then for every true one
     """
-    windows = [(start, min(end, start + LONGEST_S)) for start, end, _ in (*shown.moments, *shown.truth)]
+    windows = np.concatenate([shown.moments, shown.truth])[:, :2].tolist()
     if shown.duration_s <= LONGEST_S:
         return [Part(0.0, shown.duration_s)], [0] * len(windows)
     found: list[Part] = []
     places = []
     for start, end in windows:
+        end = min(end, start + LONGEST_S)
         for place, part in enumerate(found):
             both = Part(min(start, part.start_s), max(end, part.end_s))
             if start <= part.end_s and part.start_s <= end and both.end_s - both.start_s <= LONGEST_S:
@@ -216,7 +217,6 @@ def _bars(windows: np.ndarray, opacity: np.ndarray, places: Sequence[int | None]
 
 
 def _unit(values: np.ndarray) -> list[float | None]:
-    """Values between 0 and 1; None where there is none."""
-    finite = np.isfinite(values)
-    low, high = values[finite].min(), values[finite].max()
-    return [round(float((v - low) / (high - low or 1)), 4) if ok else None for v, ok in zip(values, finite, strict=True)]
+    """Values between 0 and 1; None for NaN."""
+    low, high = np.nanmin(values), np.nanmax(values)
+    return [None if math.isnan(v) else round((v - low) / (high - low or 1), 4) for v in values.tolist()]
