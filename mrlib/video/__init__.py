@@ -11,6 +11,8 @@ _MEMBERS = {
     "Encoder": "encode",
     "Pixels": "encode",
     "Index": "index",
+    "Player": "show",
+    "storyboard": "scene",
 }
 
 
