@@ -280,6 +280,18 @@ def test_an_error_while_a_video_is_encoded_is_that_of_the_video(folder, tmp_path
     assert report.failed == {"dog": f"{folder / 'dog.mp4'}: no frames"} and report.encoded == 3
 
 
+def test_a_sentence_that_an_encoder_does_not_know_is_an_error_of_its_video(folder, tmp_path):
+    class Narrow(FakeEncoder):
+        def text(self, query):
+            if not {"cat", "dog"} & set(query.split()):
+                raise ValueError(f"{query!r} names nothing that is known")
+            return super().text(query)
+
+    report = extract(folder, tmp_path, Narrow())
+    assert report.failed.keys() == {"bird", "fish"} and "'a fish swims' names nothing" in report.failed["fish"]
+    assert check("qvhighlights", tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("rows", "header", "message"),
     [
@@ -312,10 +324,10 @@ def test_what_is_wrong_with_a_table_is_named_before_work_begins(rows, header, me
 
 def test_bad_lines_are_left_out_if_asked(folder, written, tmp_path):
     table = tmp_path / "moments.csv"
-    table.write_text("\n".join([HEADER, *ROWS, "cow,2,6,a cow", "dog,20,90,a dog barks"]))
+    table.write_text("\n".join([HEADER, *ROWS, "cow,2,6,a cow", "hen,2,6,a hen", "dog,20,90,a dog barks"]))
     with pytest.raises(ValueError, match="line 8: video: 'cow' is not in .*; beside it there is 1 problem"):
         extract(folder, tmp_path / "out", FakeEncoder(), annotations=[table])
-    with pytest.warns(UserWarning, match='bad="skip" leaves out 2 of 8 lines') as told:
+    with pytest.warns(UserWarning, match='bad="skip" leaves out 3 of 9 lines') as told:
         extract(folder, tmp_path / "skip", FakeEncoder(), annotations=[table], bad="skip")
     assert len(told) == 1 and files_of(tmp_path / "skip").items() >= files_of(written).items()
     assert check("qvhighlights", tmp_path / "skip") == []
