@@ -16,11 +16,13 @@ from mrlib import open_dataset, papers, train
 from mrlib.data.check import check
 from mrlib.data.check import main as check_command
 from mrlib.video import encode
+from mrlib.video.clip import Clip
 from mrlib.video.encode import Pixels
 from mrlib.video.extract import extract, main
 from mrlib.video.shards import Shard
 from tests.support.encoders import FakeEncoder, Wordless
 from tests.support.own_videos import HEADER, ROWS, VIDEOS, files_of, own_folder, small_video
+from tests.support.tiny_clip import write_tiny_clip
 
 TEXT_PAPERS = [name for name, paper in papers.PAPERS.items() if paper.query == "text"]
 
@@ -115,6 +117,22 @@ def test_an_encoder_without_words_writes_the_videos_and_says_so(folder, tmp_path
     with pytest.warns(UserWarning, match="no features of sentences are written.*Wordless cannot read a sentence"):
         report = extract(folder, tmp_path, Wordless())
     assert report.encoded == 4 and not (tmp_path / "clip_text_features").exists()
+
+
+def test_the_command_with_a_clip_folder_writes_what_clip_gives(folder, tmp_path):
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    clip = write_tiny_clip(tmp_path / "clip", projection=24)
+    command = [sys.executable, "-m", "mrlib.video.extract", folder, tmp_path / "out", "--encoder", clip]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert process.stdout == f"4 videos encoded, 0 kept, 0 failed; train 2, val 3 queries: {tmp_path / 'out'}\n"
+    encoder = Clip(clip)
+    with np.load(tmp_path / "out/clip_features/bird.npz") as arrays:
+        np.testing.assert_allclose(arrays["features"], encoder.video(folder / "bird.mp4"), atol=1e-5)
+        assert arrays["features"].shape == (11, 24)  # 21 s, as published
+    opened = open_dataset("qvhighlights", tmp_path / "out", "val")
+    assert opened.settings["encoder"] == encoder.recipe and opened.widths.query == 32
+    assert check("qvhighlights", tmp_path / "out") == []
 
 
 # ---- going on
