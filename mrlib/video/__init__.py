@@ -11,6 +11,10 @@ _MEMBERS = {
     "Encoder": "encode",
     "Pixels": "encode",
     "Index": "index",
+    "Toy": "toy",
+    "moments": "rendered",
+    "render": "rendered",
+    "train_toy": "toy",
 }
 
 
