@@ -7,13 +7,15 @@ one video and `corpus` in many, `show` plays them. Names load on first use [PEP 
 from importlib import import_module
 
 _MEMBERS = {
-    "Clip": "encode",
+    "Clip": "clip",
     "Encoder": "encode",
-    "Pixels": "encode",
     "Index": "index",
+    "Pixels": "encode",
+    "Player": "show",
     "Toy": "toy",
     "moments": "rendered",
     "render": "rendered",
+    "storyboard": "scene",
     "train_toy": "toy",
 }
 
