@@ -9,10 +9,14 @@ from importlib import import_module
 _MEMBERS = {
     "Clip": "clip",
     "Encoder": "encode",
-    "Pixels": "encode",
     "Index": "index",
+    "Pixels": "encode",
     "Player": "show",
+    "Toy": "toy",
+    "moments": "rendered",
+    "render": "rendered",
     "storyboard": "scene",
+    "train_toy": "toy",
 }
 
 
