@@ -11,6 +11,7 @@ _MEMBERS = {
     "Encoder": "encode",
     "Pixels": "encode",
     "Index": "index",
+    "find": "search",
 }
 
 

@@ -38,7 +38,7 @@ LAYERS = (  # bottom first; a name stands for its submodules too; names in one r
     ("training",),
     ("train", "grid_file"),
     ("video", "grid"),
-    ("notebooks", "plots", "widgets"),
+    ("notebooks", "plots", "widgets", "find"),
 )
 APART = {("detect", "augment")}  # two slots: the first does not import the second, although it lies higher
 HIGHEST = {"notebooks": "arguments", "plots": "data", "widgets": "data"}  # they import nothing above this
