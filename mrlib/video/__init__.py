@@ -7,7 +7,7 @@ one video and `corpus` in many, `show` plays them. Names load on first use [PEP 
 from importlib import import_module
 
 _MEMBERS = {
-    "Clip": "encode",
+    "Clip": "clip",
     "Encoder": "encode",
     "Pixels": "encode",
     "Index": "index",
