@@ -11,7 +11,9 @@ _MEMBERS = {
     "Encoder": "encode",
     "Pixels": "encode",
     "Index": "index",
+    "Player": "show",
     "find": "search",
+    "storyboard": "scene",
 }
 
 
