@@ -13,6 +13,7 @@ _MEMBERS = {
     "Pixels": "encode",
     "Player": "show",
     "Toy": "toy",
+    "find": "search",
     "moments": "rendered",
     "render": "rendered",
     "storyboard": "scene",
