@@ -8,6 +8,7 @@ from importlib import import_module
 
 _MEMBERS = {
     "Clip": "encode",
+    "Corpus": "corpus",
     "Encoder": "encode",
     "Pixels": "encode",
     "Index": "index",
