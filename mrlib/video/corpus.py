@@ -56,8 +56,8 @@ class Corpus:
         """Open a corpus file, or make one if there is none.
 
         encoder  makes the features of videos and queries; None: what is in the file can be listed and removed
-        raises   ValueError for a file that is no corpus, is damaged, or was made with another encoder; FileNotFoundError
-                 if there is no file and no encoder
+        raises   ValueError for a file that is no corpus, is damaged or was made with another encoder;
+                 FileNotFoundError if there is no file and no encoder
         """
         file = Path(file)
         if not file.exists():
@@ -90,12 +90,13 @@ class Corpus:
     def bank(self) -> Bank:
         """The features, an item per video: float16 rows of norm 1, memory-mapped."""
         if self._bank is None:
-            width, spans = self.recipe["width"], [(p.first, p.entry.rows) for p in self._placed.values()]
-            rows = (self._end - self._start) // (2 * width)
-            mapped = np.memmap(self.file, "<f2", "c", self._start, (rows, width))
-            offsets = torch.tensor([0, *np.cumsum([count for _, count in spans])])
-            places = np.concatenate([np.arange(first, first + count) for first, count in spans])
-            self._bank = Bank(torch.from_numpy(mapped), offsets, torch.from_numpy(places))
+            shape = (self._end - self._start) // (2 * self.recipe["width"]), self.recipe["width"]
+            rows = np.memmap(self.file, "<f2", "c", self._start, shape) if shape[0] else np.zeros(shape, "<f2")
+            first = np.array([placed.first for placed in self._placed.values()], np.int64)
+            counts = np.array([entry.rows for entry in self], np.int64)
+            offsets = np.concatenate([[0], counts.cumsum()])
+            places = np.arange(offsets[-1]) + np.repeat(first - offsets[:-1], counts)
+            self._bank = Bank(*map(torch.from_numpy, (rows, offsets, places)))
         return self._bank
 
     # ---- adding and removing
@@ -141,11 +142,7 @@ class Corpus:
             return "unchanged"
         if not isinstance(video, Index):
             video = index(video, self._encoder(), progress=progress)
-        _require_recipe(f"the encoder of {self.file}", self.recipe, video.recipe)
-        require(len(video.features) > 0, f"the number of clips of {path}", 0, "at least 1")
-        rows = _unit(video.features).numpy().astype("<f2")
-        if not np.isfinite(rows).all():
-            raise ValueError(f"{path}: its features are not finite; make its index again")
+        rows = self._rows(video)
         entry = Entry(path, float(video.duration_s), len(rows), *facts)
         with self._writing():
             before = self._placed.get(path)
@@ -156,6 +153,16 @@ class Corpus:
             return "added"
         warnings.warn(f"{path} has changed since it was added to {self.file}; it was replaced", stacklevel=3)
         return "replaced"
+
+    def _rows(self, video: Index) -> np.ndarray:
+        """The rows of a video as the file has them; ValueError, naming the video, for features that do not fit."""
+        _require_recipe(f"the encoder of {self.file}", self.recipe, video.recipe)
+        width, shape = self.recipe["width"], tuple(video.features.shape)
+        fits = len(shape) == 2 and shape[0] > 0 and shape[1] == width
+        require(fits, f"the features of {video.path}", shape, f"one row or more of {width} numbers")
+        if not bool(video.features.isfinite().all()):
+            raise ValueError(f"the features of {video.path} are not finite; make its index again")
+        return _unit(video.features).numpy().astype("<f2")
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -171,6 +178,8 @@ class Corpus:
     def _read_new(self, header: corpus_file.Header | None = None) -> None:
         """Read what has been appended to the file since it was read last."""
         header = corpus_file.read_header(self.file) if header is None else header
+        if header.end < self._end:
+            raise ValueError(f"{self.file} is not the file that was opened; open it again")
         if header.end == self._end:
             return
         for placed in corpus_file.read_entries(self.file, header, self.recipe["width"], self._end):
@@ -200,7 +209,10 @@ class Corpus:
                    "score" is the coarse one. [] if nothing is found
         raises     ValueError for an argument that does not fit, or a corpus without videos
         """
-        require((query is None) != (clip is None), "query or clip", query, "one of them, not both")
+        if (query is None) == (clip is None):
+            raise ValueError("give either query= or clip=, not both and not neither")
+        is_sentence = isinstance(query, str) and bool(query.strip())
+        require(query is None or is_sentence, "query", query, "a sentence")
         require(type(windows) is int and windows > 0, "windows", windows, "a whole number of at least 1")
         require(top is None or type(top) is int and top > 0, "top", top, "a whole number of at least 1, or None")
         self._read_new()
@@ -279,4 +291,6 @@ def _require_recipe(subject: str, expected: Mapping[str, Any], given: Mapping[st
     if names:
         name = "encoder" if "encoder" in names else names[0]
         wanted = f"{expected.get(name)!r}, as in the file"
-        require(False, f"{name} of {subject}", given.get(name), f"{wanted}; open it with that encoder, or another file,")
+        require(
+            False, f"{name} of {subject}", given.get(name), f"{wanted}; open it with that encoder, or another file,"
+        )

@@ -199,5 +199,3 @@ def _unsealed(
 
 def _damage(file: Path, subject: str) -> ValueError:
     return ValueError(f"{file} is damaged, {subject} is not what was written; copy it again, or make a new corpus")
-
-
