@@ -32,25 +32,31 @@ MOST_GROWTH = 100  # times the size of a compressed file; annotations and predic
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """The objects of a .jsonl or .jsonl.gz file, one per line; blank lines, and a byte order mark, are skipped.
+    """The objects of a .jsonl or .jsonl.gz file, one per line, see `numbered_objects`."""
+    return [fields for _, fields in numbered_objects(Path(path))]
+
+
+def numbered_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number, from 1, and object of every line of a .jsonl or .jsonl.gz file.
+
+    Blank lines, and a byte order mark, are skipped.
 
     raises  ValueError for a file that cannot be read or a line that is no JSON object, naming the file and the line, or
             saying what a file is that is no file of lines, such as a web page
     """
-    path, lines = Path(path), []
     if path.is_file() and path.stat().st_size and (wrong := wrong_download(path)) is not None:
         raise ValueError(f"{path} {wrong}")
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig") as file:
             for number, text in numbered_lines(file):
-                lines.append(parse_json(text.rstrip(), f"{path}, line {number}"))
-                if not isinstance(lines[-1], dict):
-                    raise ValueError(f"{path}, line {number}: {reprlib.repr(lines[-1])} is not a JSON object")
+                fields = parse_json(text.rstrip(), f"{path}, line {number}")
+                if not isinstance(fields, dict):
+                    raise ValueError(f"{path}, line {number}: {reprlib.repr(fields)} is not a JSON object")
+                yield number, fields
     except LongLine as error:
         raise ValueError(f"{path}, line {error.number}: {error}") from None
     except (EOFError, UnicodeDecodeError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path}: cannot be read, {error}") from None
-    return lines
 
 
 class LongLine(ValueError):

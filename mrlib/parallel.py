@@ -1,4 +1,4 @@
-"""Distributed training helpers: rank, barrier, broadcast of weights, averages over the ranks."""
+"""Devices, and distributed training helpers: rank, barrier, broadcast of weights, averages over the ranks."""
 
 from __future__ import annotations
 
@@ -50,6 +50,23 @@ def on_first(action: Callable[[], Any]) -> None:
             dist.broadcast_object_list(errors)
     if errors[0] is not None:
         raise errors[0]
+
+
+def find_device(name: str) -> torch.device:
+    """The device of a name, "auto": CUDA if available; ValueError for one that this PyTorch does not find."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {name!r}; known: auto, cpu, cuda") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {name!r} is not supported; known: auto, cpu, cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("this PyTorch finds no CUDA device; take device auto or cpu")
+    if device.index is not None and device.index >= (torch.cuda.device_count() if device.type == "cuda" else 1):
+        raise ValueError(f"there is no device {name!r}; take device auto or cpu")
+    return device
 
 
 def start(device: str, local_rank: int) -> None:

@@ -73,6 +73,100 @@ def along(ax: Axes, values: Mapping[str, np.ndarray], clip_s: float, windows_s: 
         ax.legend(loc="upper right", fontsize=8)
 
 
+def storyboard(
+    axes: Sequence[Axes],
+    frames: Sequence[np.ndarray],
+    duration_s: float,
+    *,
+    query: str = "",
+    moments_s: Sequence[Sequence[float]] = (),
+    opacity: Sequence[float] | None = None,
+    truth_s: Sequence[Sequence[float]] = (),
+    saliency: np.ndarray | None = None,
+) -> None:
+    """A video as a strip of frames, with its moments below: the first moment is cut out of the strip.
+
+    axes       the strip's and, below it, the timeline's
+    frames     (H, W, 3) uint8 each, at the middles of equal parts of the video
+    query      the sentence, the title
+    moments_s  (K, 2 or more)  predicted: start and end in seconds, best first, and perhaps the score
+    opacity    (K,)  of the moments' bars
+    truth_s    (W, 2 or more)  true windows in seconds
+    saliency   (n,)  values evenly along the video
+    """
+    strip, rows = axes
+    step = duration_s / len(frames)
+    for i, frame in enumerate(frames):
+        strip.imshow(frame, extent=(i * step, (i + 1) * step, 0, 1), aspect="auto", interpolation="antialiased")
+        strip.axvline(i * step, color="white", lw=1)
+    strip.set(xlim=(0, duration_s), ylim=(0, 1), yticks=[])
+    strip.tick_params(bottom=False, labelbottom=False)
+    strip.set_title(_short(query), loc="left", fontsize=12, fontweight="bold", parse_math=False)
+    strip.set_title(_answer(moments_s), loc="right", fontsize=10, color=PREDICTED if len(moments_s) else "0.4")
+    for start, end, *_ in moments_s[:1]:
+        for left, right in ((0, start), (end, duration_s)):
+            strip.axvspan(left, right, color="white", alpha=0.6, lw=0)
+        strip.axvspan(start, end, facecolor="none", edgecolor=PREDICTED, lw=3, clip_on=False, zorder=4)
+        rows.axvspan(start, end, color=PREDICTED, alpha=0.1, lw=0)
+    _timeline_rows(rows, duration_s, moments_s, opacity, truth_s, saliency)
+    for ax in axes:
+        ax.grid(visible=False)
+        ax.spines[["top", "right", "left"]].set_visible(False)
+    strip.spines["bottom"].set_visible(False)
+
+
+def _timeline_rows(ax: Axes, duration_s: float, moments_s, opacity, truth_s, saliency) -> None:
+    """Saliency, predicted and true moments below one another, each row with its name at the left."""
+    names, top = {}, 0.0
+    if saliency is not None:
+        low, high = np.nanmin(saliency), np.nanmax(saliency)
+        curve = (saliency - low) / (high - low or 1) * 1.6
+        time_s = (np.arange(len(curve)) + 0.5) * duration_s / len(curve)
+        ax.fill_between(time_s, curve + 0.2, 0.2, color=QUERY, alpha=0.2, lw=0)
+        ax.plot(time_s, curve + 0.2, color=QUERY, lw=1.5)
+        names["saliency"] = 0.9
+    for name, windows, colour in (("predicted", moments_s, PREDICTED), ("truth", truth_s, TRUTH)):
+        places = lanes(windows)
+        shades = np.ones(len(windows)) if opacity is None or name == "truth" else opacity
+        for (start, end, *_), lane, shade in zip(windows, places, shades, strict=True):
+            ax.broken_barh([(start, end - start)], (top - lane - 0.85, 0.7), facecolor=colour, alpha=shade, lw=0)
+        if len(windows):
+            height = 1 + places.max()
+            names[name], top = top - height / 2, top - height
+    ax.set(ylim=(top - 0.15, 2 if saliency is not None else 0.1), yticks=[*names.values()], yticklabels=names)
+    ax.tick_params(left=False)
+    ax.set(xlim=(0, duration_s), xlabel="target video (s)")
+
+
+def lanes(windows: Sequence[Sequence[float]], most: int = 4) -> np.ndarray:
+    """A row (K,) int for every window, so that windows in one row do not overlap unless `most` rows are not enough.
+
+    windows  (K, 2 or more)  start and end
+    """
+    ends, rows = np.full(most, -np.inf), np.zeros(len(windows), int)
+    for i in np.argsort([start for start, *_ in windows], kind="stable"):
+        start, end, *_ = windows[i]
+        free = np.flatnonzero(ends <= start)
+        rows[i] = free[0] if len(free) else ends.argmin()
+        ends[rows[i]] = max(end, ends[rows[i]])
+    return rows
+
+
+def _short(query: str, most: int = 90) -> str:
+    """A sentence in quotes, on one line."""
+    words = " ".join(query.split())
+    return words and f"“{words if len(words) <= most else words[: most - 1] + '…'}”"
+
+
+def _answer(moments_s: Sequence[Sequence[float]]) -> str:
+    """The best moment in words."""
+    if not len(moments_s):
+        return "not here"
+    start, end, *score = moments_s[0]
+    known = score and np.isfinite(score[0])
+    return f"{start:.1f}–{end:.1f} s" + (f", score {score[0]:.3g}" if known else "")
+
+
 def time_map(
     ax: Axes,
     cells: np.ndarray,

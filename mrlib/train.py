@@ -72,7 +72,9 @@ def fit(
     """
     retriever = unwrapped(retriever)
     _check_arguments(retriever, train, val, paper, out_dir, seed, precision, probes or {})
-    setup = Setup(retriever, train, val, dict(probes or {}), paper, seed, _device(device), precision, compile)
+    setup = Setup(
+        retriever, train, val, dict(probes or {}), paper, seed, parallel.find_device(device), precision, compile
+    )
     setup = _on_device(setup)
     parallel.broadcast_weights(retriever)
     runners = [_runner(setup, stage, progress) for stage in paper.stages]
@@ -164,22 +166,6 @@ def _check_arguments(
 
 def _check_seed(seed: int) -> None:
     require(isinstance(seed, Integral) and -(2**63) <= seed < 2**63, "seed", seed, "a whole number of 64 bits")
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"unknown device {name!r}; known: auto, cpu, cuda") from error
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device {name!r} is not supported; known: auto, cpu, cuda")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("this PyTorch finds no CUDA device; take device auto or cpu")
-    if device.index is not None and device.index >= (torch.cuda.device_count() if device.type == "cuda" else 1):
-        raise ValueError(f"there is no device {name!r}; take device auto or cpu")
-    return device
 
 
 def _on_device(setup: Setup) -> Setup:

@@ -122,3 +122,43 @@ def test_videos_of_null_queries_are_drawn_without_windows(ax):
     plots.inside_outside(ax, np.array([]), np.array([0.1, 0.3]), "cosine")
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     assert "outside" in labels and "inside" not in labels
+
+
+def test_windows_that_overlap_are_in_different_rows():
+    assert plots.lanes([[0, 4], [3, 6], [4, 8], [6, 9]]).tolist() == [0, 1, 0, 1]
+    assert plots.lanes([[3, 6], [0, 4, 0.5]]).tolist() == [1, 0]
+    assert plots.lanes([]).tolist() == []
+
+
+def test_there_are_no_more_rows_than_allowed():
+    assert plots.lanes([[i, 10 + i] for i in range(9)], most=3).tolist() == [0, 1, 2] * 3
+
+
+def storyboard(**options):
+    fig, axes = plots.figure(6, 2, nrows=2)
+    plots.storyboard(axes[:, 0], [np.zeros((3, 4, 3), np.uint8)] * 4, 8.0, **options)
+    plt.close(fig)
+    return axes[:, 0]
+
+
+def test_a_storyboard_has_a_frame_for_every_part_and_bars_for_moments_in_seconds():
+    strip, rows = storyboard(moments_s=[[2, 5, 0.9], [4, 7]], truth_s=[[1, 2]], opacity=[1, 0.5])
+    assert [image.get_extent() for image in strip.images] == [[i, i + 2, 0, 1] for i in (0, 2, 4, 6)]
+    spans = [bars.get_paths()[0].get_extents().intervalx.tolist() for bars in rows.collections]
+    assert spans == [[2, 5], [4, 7], [1, 2]]
+    assert [bars.get_alpha() for bars in rows.collections] == [1, 0.5, 1]
+    assert [to_rgb(bars.get_facecolor()[0]) for bars in rows.collections] == [plots.PREDICTED] * 2 + [plots.TRUTH]
+    assert rows.get_xlim() == strip.get_xlim() == (0, 8)
+
+
+def test_a_storyboard_puts_saliency_in_the_middles_of_its_clips():
+    _, rows = storyboard(saliency=np.array([1.0, 3.0, 2.0, np.nan]))
+    (curve,) = rows.lines
+    assert curve.get_xdata().tolist() == [1, 3, 5, 7]
+    np.testing.assert_allclose(curve.get_ydata(), [0.2, 1.8, 1.0, np.nan])
+    storyboard(saliency=np.ones(3))
+
+
+def test_a_long_sentence_is_cut_in_the_title():
+    strip, _ = storyboard(query="word " * 100)
+    assert len(strip.get_title("left")) == 92 and strip.get_title("left").endswith("…”")

@@ -36,6 +36,7 @@ from mrlib.data.layouts import (
 from mrlib.data.lenient import Mode, mode_of, refusals, summary
 from mrlib.data.lines import Line
 from mrlib.data.problems import DataError, Problem, counted
+from mrlib.data.recipes import read_recipe, usual_options
 from mrlib.data.sources import Layout, choose_layout, find_query, find_source, require_layout
 
 
@@ -94,7 +95,8 @@ def check(name: str, root: str | os.PathLike | None = None, layout: str | None =
 
 def _check(name: str, root: Path, options: dict[str, Any]) -> _Report:
     report, found = _Report(), _Report()
-    dataset, streams = dataset_of(name, options.pop("clip_s", None)), options.pop("streams", None)
+    row_s, streams = usual_options(read_recipe(root), options.pop("clip_s", None), options.pop("streams", None))
+    dataset = dataset_of(name, row_s)
     bad = mode_of(options.pop("bad", "error"))
     splits = find_annotations(name, root)
     if not splits:

@@ -26,6 +26,7 @@ from mrlib.data.features import Features, Rate, Source, WordVectors
 from mrlib.data.lenient import Mode, mode_of
 from mrlib.data.lines import Line
 from mrlib.data.pairs import SPLITS, read_pairs
+from mrlib.data.recipes import read_recipe, usual_options
 from mrlib.data.sources import LAYOUTS as LAYOUTS
 from mrlib.data.sources import Layout, choose_layout, find_query, find_source, missing, own_settings
 from mrlib.data.sportsmoments import read_csv
@@ -166,13 +167,17 @@ def open_files(
     bad          what to do with annotated lines that are not right, "error", "skip", "clamp": see `mrlib.data.lenient`
     raises       ValueError, FileNotFoundError or KeyError, naming the file or option, the problem and what to do
 
+    In a folder that says which encoder made it, see `mrlib.data.recipes`, other streams and clips are usual.
+
     The streams of a video are cut to the shortest and to the video's duration; a query is cut to what the official
     loader reads (32 tokens for Moment-DETR and AMR). How large an array may be is decided before it is read, see
     `mrlib.data.arrays.Limit`.
     """
     dtype, limit = checked_dtype(dtype), checked_limit(limit)
     root = dataset_root(name, root)
-    dataset = dataset_of(name, clip_s)
+    recipe = read_recipe(root)
+    row_s, streams = usual_options(recipe, clip_s, streams)
+    dataset = dataset_of(name, row_s)
     file = _annotation_file(name, root, split)
     lines = read_samples(name, file, dataset.clip_s, clamp=mode_of(bad) == "clamp")
     samples = checked_samples(file, dataset.clip_s, lines, bad)
@@ -191,6 +196,7 @@ def open_files(
     settings |= {} if domain is None else {"domain": domain}
     settings |= {} if clip_s is None else {"clip_s": dataset.clip_s}
     settings |= {} if bad == "error" else {"bad": bad}
+    settings |= {} if recipe is None else {"encoder": recipe}
     settings |= own_settings(layout, row, features.video)
     digest = hashlib.sha256(json.dumps([str(root.resolve()), settings]).encode()).hexdigest()[:8]
     stem = cache_folder(root, cache) / f"{name}-{split}-{digest}"

@@ -10,19 +10,13 @@ vl2g/MATR has the files for val and test, and the names of the classes in `id_cl
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 from mrlib.data import Sample
 from mrlib.data.lines import Defect, Line, sample_of
-from mrlib.data.problems import MissingFile, Problem
-from mrlib.downloads import wrong_download
-from mrlib.files import LongLine, numbered_lines
+from mrlib.data.problems import Problem
+from mrlib.data.tables import table_rows
 
 _CRICKET = {
     1: "lbw",
@@ -70,41 +64,11 @@ def read_csv(path: Path, clip_s: float = 2.0, *, clamp: bool = False) -> Iterato
     clip_s  seconds per clip
     clamp   as in `mrlib.data.lines.sample_of`
     """
-    file, lines = str(path), _Counted()
-    if not path.is_file():
-        raise MissingFile(Problem(file, None, "missing file", "no such annotation file"))
-    if (wrong := wrong_download(path)) is not None and path.stat().st_size:
-        yield None, None, [Problem(file, None, "download", wrong)]
-        return
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as content:
-            text = io.TextIOWrapper(content, "utf-8-sig", newline="")
-            rows = csv.DictReader(lines.read(text), strict=True)
-            yield from _rows(rows, lines, file, clip_s, clamp)
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error, LongLine) as error:
-        number = lines.number + 1
-        yield None, None, [Problem(file, number, "unreadable", f"{error}; copy or download the file again")]
-
-
-class _Counted:
-    """The lines of a file, and the number of the last one that was read."""
-
-    number = 0
-
-    def read(self, text: IO[str]) -> Iterator[str]:
-        for self.number, line in numbered_lines(text):
-            yield line
-
-
-def _rows(rows: csv.DictReader, lines: _Counted, file: str, clip_s: float, clamp: bool) -> Iterator[Line]:
-    columns = rows.fieldnames or ()
-    if missing := [column for column in _COLUMNS if column not in columns]:
-        message = f"no such column; needed are {', '.join(_COLUMNS)}, there are {', '.join(columns) or 'none'}"
-        yield None, None, [Problem(file, 1, missing[0], message)]
-        return
-    first_uses, repeated, empty = {}, [], True
-    for row in rows:
-        empty, number = False, lines.number
+    file, first_uses, repeated = str(path), {}, []
+    for number, row, problems in table_rows(path, _COLUMNS):
+        if row is None:
+            yield number, None, problems
+            continue
         sample, defects = _sample(row, clip_s, clamp)
         if sample is not None:
             first_number, first_sample = first_uses.setdefault((sample.qid, sample.vid), (number, sample))
@@ -118,14 +82,10 @@ def _rows(rows: csv.DictReader, lines: _Counted, file: str, clip_s: float, clamp
     if repeated:
         message = f"{len(repeated)} rows repeat an earlier one, the first on line {repeated[0]}; each is read once"
         yield None, None, [Problem(file, None, "query_id", message, fatal=False)]
-    if empty:
-        yield None, None, [Problem(file, None, "empty", "no row in this file; copy or download it again")]
 
 
 def _sample(row: dict, clip_s: float, clamp: bool) -> tuple[Sample | None, list[Defect]]:
     """The sample of a row, None if a defect is fatal, and the row's defects, by column."""
-    if None in row or None in row.values():  # fields beyond the columns, columns without a field
-        return None, [Defect("row", "has more or fewer fields than there are columns")]
     fields = {
         "qid": row["query_id"].removesuffix(".mp4"),
         "vid": row["reference_id"].removesuffix(".mp4"),

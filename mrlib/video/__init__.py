@@ -7,11 +7,13 @@ one video and `corpus` in many, `show` plays them. Names load on first use [PEP 
 from importlib import import_module
 
 _MEMBERS = {
-    "Clip": "encode",
+    "Clip": "clip",
     "Corpus": "corpus",
     "Encoder": "encode",
     "Pixels": "encode",
     "Index": "index",
+    "Player": "show",
+    "storyboard": "scene",
 }
 
 

@@ -1,24 +1,31 @@
-"""Encoders: pictures and sentences to vectors."""
+"""Encoders: what turns the pictures of a video, and sentences, into vectors of one space."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mrlib.video.clip import Clip
 from mrlib.video.read import Progress, pictures
 
 
 class Encoder(Protocol):
     """What turns a video into a row of features per clip, and a sentence into vectors of the same space."""
 
-    recipe: Mapping[
-        str, Any
-    ]  # plain JSON: "encoder", "clip_s", "width", "joint" (width of the joint space, or None), …
+    recipe: Mapping[str, Any]
+    """Plain JSON, equal for two encoders exactly if their features can be compared:
+
+    encoder   name of the kind
+    clip_s    seconds per row
+    width     D, numbers per row
+    joint     J, width of the space that rows and sentences share; None if there is none
+    """
 
     def video(self, path: str | os.PathLike, progress: Progress | None = None) -> Tensor:
         """The features of a video, float32 (n, D), a row per `recipe["clip_s"]` seconds, not normalised."""
@@ -40,3 +47,23 @@ class Pixels:
     def text(self, query: str) -> tuple[Tensor, Tensor]:
         """ValueError: thumbnails know no words."""
         raise ValueError("Pixels cannot read a sentence; ask by clip, or give an encoder with words")
+
+
+def open_encoder(name: str | None = None) -> Encoder:
+    """The encoder of a word of the command line.
+
+    name    "pixels"; a folder that `mrlib.video.toy.Toy` saved; a folder or hub name of CLIP; None: what the
+            environment's MRLIB_CLIP says
+    raises  ValueError if there is no name, and what opening the encoder raises
+    """
+    name = name or os.environ.get("MRLIB_CLIP")
+    if not name:
+        ways = "pixels (by clip only), a folder of Toy, a folder or hub name of CLIP"
+        raise ValueError(f"no encoder is given and MRLIB_CLIP is not set; give one of: {ways}")
+    if name == "pixels":
+        return Pixels()
+    if Path(name, "toy.json").is_file():
+        from mrlib.video.toy import Toy
+
+        return Toy.load(name)
+    return Clip(name)

@@ -37,8 +37,9 @@ LAYERS = (  # bottom first; a name stands for its submodules too; names in one r
     ("checkpoint", "probes", "audit"),
     ("training",),
     ("train", "grid_file"),
+    ("plots",),
     ("video", "grid"),
-    ("notebooks", "plots", "widgets"),
+    ("notebooks", "widgets"),
 )
 APART = {("detect", "augment")}  # two slots: the first does not import the second, although it lies higher
 HIGHEST = {"notebooks": "arguments", "plots": "data", "widgets": "data"}  # they import nothing above this

@@ -1,0 +1,254 @@
+"""Write the features of a folder of videos in an official layout: `python -m mrlib.video.extract FOLDER OUT`.
+
+    python -m mrlib.video.extract my_videos my_data --encoder clip-vit-base-patch32
+    python -m mrlib.video.extract my_videos my_data --encoder clip-vit-base-patch32 --shard 0/4
+    python -m mrlib.train qd_detr --dataset qvhighlights --root my_data --out runs/mine
+
+FOLDER has the videos and their annotations, see `mrlib.video.annotated`; OUT is described in
+`mrlib.video.feature_files`. The same command goes on where it was stopped or killed, and keeps whatever is whole and
+made with the same recipe from the same input. A video that cannot be read does not stop the others.
+
+Several processes share the work by --shard k/n, or as torchrun or an array of SLURM numbers them: a video belongs to
+shard hash(name) mod n. The one that ends last writes the annotation files. Together they write what one alone writes,
+byte for byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import get_args
+
+import torch
+from tqdm import tqdm
+
+from mrlib.arguments import has_terminal, printing
+from mrlib.data.lenient import Mode, mode_of
+from mrlib.data.problems import counted
+from mrlib.training import stopping
+from mrlib.video.annotated import Annotated, read_folder
+from mrlib.video.encode import Encoder
+from mrlib.video.feature_files import FeatureFolder
+from mrlib.video.index import fresh_index, plain_recipe
+from mrlib.video.read import Progress, probe
+from mrlib.video.shards import Shard, parse_shard, shard_of_process
+
+
+@dataclass
+class Report:
+    """What an extraction did."""
+
+    name: str  # of the dataset, for `mrlib.open_dataset`
+    encoded: int = 0  # videos
+    kept: int = 0  # videos that were there already
+    failed: dict[str, str] = field(default_factory=dict)  # video of this shard -> why it could not be read
+    splits: dict[str, int] = field(default_factory=dict)  # queries in every annotation file, if they were written
+    waiting: int = 0  # videos of other shards that are not there yet
+
+    def __str__(self) -> str:
+        text = f"{counted(self.encoded, 'video')} encoded, {self.kept} kept, {len(self.failed)} failed"
+        if self.waiting:
+            return f"{text}; {self.waiting} of other shards are not there yet; the last process writes the annotations"
+        return f"{text}; {', '.join(f'{split} {n}' for split, n in self.splits.items()) or 'no'} queries"
+
+
+def extract(
+    folder: str | os.PathLike,
+    out: str | os.PathLike,
+    encoder: Encoder,
+    shard: Shard | None = None,
+    annotations: Sequence[str | os.PathLike] = (),
+    bad: Mode = "error",
+    progress: bool = False,
+) -> Report:
+    """Write the features and annotations of a folder of videos.
+
+    folder       of videos, with annotations
+    out          folder of a dataset: a new or empty one, or one that was begun with the same encoder
+    shard        which videos to encode; None: all
+    annotations  files, see `mrlib.video.annotated`; none: those of the folder
+    bad          what to do with annotated lines that are not right, see `mrlib.data.lenient`
+    progress     show a bar of seconds of video
+
+    ValueError, FileNotFoundError  before anything is written: a folder, an annotated line or an option is wrong
+    OSError                        something cannot be written
+    KeyboardInterrupt              after Ctrl-C, SystemExit after SIGTERM: when the video in work is done
+    """
+    mode_of(bad)
+    recipe, shard = plain_recipe(encoder), shard or Shard()
+    annotated = read_folder(Path(folder), annotations)
+    files = FeatureFolder(Path(out), recipe, words=annotated.words)
+    sentences = annotated.sentences() if annotated.words and _reads_sentences(encoder) else {}
+    work = _Work(annotated, files, encoder, shard, sentences)
+    work.look()
+    annotated.check(work.durations, work.report.failed, recipe["clip_s"], bad)
+    from mrlib.locks import hold  # filelock is imported only where something is written
+
+    with hold(files.root / f".shard-{shard.k}-of-{shard.n}.lock", f"shard {shard} of {files.root}"):
+        files.begin()
+        with stopping.at_next_step(files.root):
+            work.encode_all(progress)
+        work.annotate(bad)
+    return work.report
+
+
+def _reads_sentences(encoder: Encoder) -> bool:
+    """Whether an encoder reads sentences, with a warning if not; ValueError if they are not in the space of clips."""
+    name, width = encoder.recipe["encoder"], encoder.recipe["width"]
+    try:
+        _, vector = encoder.text("a video")
+    except ValueError as error:
+        warnings.warn(f"no features of sentences are written, and no model of sentences trains: {error}", stacklevel=3)
+        return False
+    if vector.shape != (width,):
+        raise ValueError(
+            f"encoder {name} gives clips of width {width} and sentences of {tuple(vector.shape)}, but the layout needs "
+            "one joint space; take an encoder that has one"
+        )
+    return True
+
+
+class _Work:
+    """The videos of one process: which are there, which are to be encoded, which cannot be."""
+
+    def __init__(
+        self,
+        annotated: Annotated,
+        files: FeatureFolder,
+        encoder: Encoder,
+        shard: Shard,
+        sentences: Mapping[str, Mapping[int | str, str]],
+    ):
+        """sentences  to be encoded, by the name of their video and their qid"""
+        self.annotated, self.files, self.encoder, self.sentences = annotated, files, encoder, sentences
+        self.paths = {**annotated.queries, **annotated.videos}
+        self.own = [name for name in self.paths if shard.has(name)]
+        self.pending: list[str] = []
+        self.durations: dict[str, float] = {}  # of videos, in seconds
+        self.report = Report(files.name)
+
+    def look(self) -> None:
+        """Find out which videos of this shard are there, and the durations of all of them."""
+        for name in self.own:
+            size = self.paths[name].stat().st_size
+            duration_s = self.files.duration_s(name, size) if name in self.annotated.videos else None
+            whole = duration_s is not None or name not in self.annotated.videos
+            whole = whole and (name not in self.annotated.queries or self.files.has_query(name, size))
+            if whole and all(self.files.has_query(*each) for each in self.sentences.get(name, {}).items()):
+                self.report.kept += 1
+            else:
+                with self._collecting(name):
+                    duration_s = float(probe(self.paths[name]).duration_s)
+                    self.pending.append(name)
+            if duration_s is not None:
+                self.durations[name] = duration_s
+
+    def encode_all(self, progress: bool) -> None:
+        """Encode the videos that are not there yet, one after the other."""
+        for name, reason in self.report.failed.items():
+            self.files.fail(name, reason)
+        done_s, total_s = 0.0, sum(self.durations[name] for name in self.pending)
+        with tqdm(total=round(total_s), unit="s", desc="video", disable=not progress) as bar:
+
+            def show(video_s: float, _: float) -> None:
+                bar.update(round(done_s + video_s) - bar.n)
+
+            for name in self.pending:
+                self._encode(name, show)
+                done_s += self.durations[name]
+                show(0, 0)
+                if number := stopping.requested(torch.device("cpu")):
+                    raise stopping.Stopped(number, f"after {self.paths[name]}")
+
+    def _encode(self, name: str, progress: Progress) -> None:
+        """Write the features of a video and of the sentences about it, or why there are none."""
+        with self._collecting(name):
+            index = fresh_index(self.paths[name], self.encoder, progress)
+            texts = {qid: self.encoder.text(sentence) for qid, sentence in self.sentences.get(name, {}).items()}
+        if name in self.report.failed:
+            self.files.fail(name, self.report.failed[name])
+            return
+        size = self.paths[name].stat().st_size
+        for qid, (tokens, vector) in texts.items():
+            self.files.write_query(qid, self.sentences[name][qid], tokens, vector)
+        if name in self.annotated.queries:
+            self.files.write_query(name, size, index.features)
+        if name in self.annotated.videos:
+            self.files.write_video(name, index.features, index.duration_s, size)
+        self.files.succeed(name)
+        self.report.encoded += 1
+
+    @contextmanager
+    def _collecting(self, name: str) -> Iterator[None]:
+        """Note the error of a video that cannot be read."""
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            self.report.failed[name] = str(error)
+
+    def annotate(self, bad: Mode) -> None:
+        """Write the annotation files, if the videos of all shards are there or have failed."""
+        failed = self.files.failed() & self.paths.keys()
+        for name in self.paths.keys() - failed - self.durations.keys():
+            if name in self.annotated.queries and not self.files.has_query(name, self.paths[name].stat().st_size):
+                self.report.waiting += 1
+            elif name in self.annotated.videos:
+                duration_s = self.files.duration_s(name)
+                self.report.waiting += duration_s is None
+                self.durations[name] = duration_s or 0.0
+        if self.report.waiting:
+            return
+        splits = self.annotated.samples(self.durations, failed, self.files.recipe["clip_s"], bad)
+        for split, samples in sorted(splits.items()):
+            self.files.write_annotations(split, samples)
+            self.report.splits[split] = len(samples)
+
+
+@printing()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns 0, 1 if a video could not be read or a file not be written, 2 if nothing was done."""
+    parser = argparse.ArgumentParser(prog="python -m mrlib.video.extract", description=(__doc__ or "").split(":")[0])
+    add = parser.add_argument
+    add("folder", help="of videos, with a .csv file of video,start,end,query or .jsonl files")
+    add("out", help="folder to write, for mrlib.open_dataset")
+    add(
+        "--encoder",
+        metavar="NAME",
+        help="folder or hub name of CLIP, folder of Toy, or pixels; default $MRLIB_CLIP",
+    )
+    add("--annotations", nargs="+", default=[], metavar="FILE", help="default: those of the folder")
+    add("--bad", choices=get_args(Mode), default="error", help="lines that are not right; default error")
+    shards = "encode shard k of n, from 0; default: as RANK and WORLD_SIZE or an array of SLURM say, or all"
+    add("--shard", metavar="k/n", help=shards)
+    given = parser.parse_args(arguments)
+    try:
+        with stopping.with_status():
+            shard, source = (parse_shard(given.shard), "") if given.shard else shard_of_process()
+            if source:
+                print(f"shard {shard}, as {source} say", file=sys.stderr)
+            from mrlib.video.encode import open_encoder  # here, so that --help and a wrong shard take no time
+
+            encoder = open_encoder(given.encoder)
+            report = extract(
+                given.folder, given.out, encoder, shard, given.annotations, given.bad, progress=has_terminal()
+            )
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for name, reason in report.failed.items():
+        print(f"{name}: {reason}", file=sys.stderr)
+    print(f"{report}: {given.out}")
+    return 1 if report.failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
