@@ -52,28 +52,32 @@ class Windows:
         return cls(video, start, n[video].clamp(max=length), owner, cell, torch.stack([half, half + several[video]], 1))
 
 
-def best_by_vector(bank: Bank, windows: Windows, vector: Tensor, most: int) -> tuple[Tensor, Tensor]:
+def cosines_with(bank: Bank, vector: Tensor) -> Tensor:
+    """The cosines of all clips with a vector (D,), float32 (P,)."""
+    parts = [part for _, part in products(bank.rows, F.normalize(vector.float(), dim=0)[:, None])]
+    return torch.cat(parts)[:, 0][bank.places]
+
+
+def best_by_cosine(windows: Windows, scores: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """The windows with the best clips, one window for each clip: that in whose middle it is most.
 
-    vector   (D,)  the query
+    scores   (P,)  smoothed cosines of all clips with the query
     most     windows to return, at most
     returns  int64 (K,) numbers of windows, best first; (K,) their scores
     """
-    cosines = torch.cat([part for _, part in products(bank.rows, F.normalize(vector, dim=0)[:, None])])[:, 0]
-    scores = smoothed(cosines[bank.places], bank.lengths)  # (P,)
     best = torch.full((len(windows.video),), -torch.inf).scatter_reduce_(0, windows.owner, scores, "amax")  # (W,)
     values, numbers = best.topk(min(most, len(best)))
     return numbers, values
 
 
-def best_by_clip(bank: Bank, windows: Windows, clip: Tensor, mean: Tensor, most: int) -> tuple[Tensor, Tensor]:
+def best_by_clip(bank: Bank, windows: Windows, clip: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """The windows that show most of a clip, without those that overlap a better one.
 
     clip     (N, D)  features of the query video, of norm 1
-    mean     (D,)    of the corpus, see `mean_of`
     most     windows to return, at most
     returns  int64 (K,) numbers of windows, best first; (K,) their scores
     """
+    mean = mean_of(bank)
     query = F.normalize(clip - mean, dim=1).T  # (D, N)
     shift, square = mean @ query, mean @ mean  # (N,), ()
     cells = int(windows.cell.max()) + 1

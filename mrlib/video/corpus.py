@@ -6,33 +6,34 @@ one finds the moment in each of them, without training or by any retriever.
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mrlib.arguments import require
-from mrlib.data.arrays import normalized_rows
+from mrlib.baselines import existence
 from mrlib.data.bank import Bank
 from mrlib.data.problems import counted
 from mrlib.locks import hold
 from mrlib.retriever import MomentRetriever
-from mrlib.video import corpus_file, fine
-from mrlib.video.coarse import Windows, best_by_clip, best_by_vector, mean_of
+from mrlib.video import corpus_file, retrievers, zero_shot
+from mrlib.video.coarse import Windows, best_by_clip, best_by_cosine, cosines_with, smoothed
 from mrlib.video.corpus_file import Entry, Placed
 from mrlib.video.encode import Encoder
-from mrlib.video.fine import Asked
-from mrlib.video.index import Index, index
+from mrlib.video.index import Index, index, plain_recipe
 from mrlib.video.read import Progress
-
-WINDOW_S = 150.0  # as long as the videos of QVHighlights
+from mrlib.video.retrievers import normalised
+from mrlib.video.search import HERE
+from mrlib.video.windows import USUAL_S, Query, Window, moments_in, without_overlap
 
 
 class Corpus:
@@ -65,10 +66,10 @@ class Corpus:
                 raise FileNotFoundError(f"{file}: no such corpus; give encoder= to make a new one")
             with hold(_lock(file), f"the corpus {file}", wait=True):
                 if not file.exists():  # no other process was first
-                    corpus_file.create(file, encoder.recipe)
+                    corpus_file.create(file, plain_recipe(encoder))
         header = corpus_file.read_header(file)
         if encoder is not None:
-            _require_recipe(f"the encoder of {file}", header.recipe, encoder.recipe)
+            _require_recipe(f"the encoder of {file}", header.recipe, plain_recipe(encoder))
         return cls(file, header, encoder)
 
     def __len__(self) -> int:
@@ -162,7 +163,7 @@ class Corpus:
         require(fits, f"the features of {video.path}", shape, f"one row or more of {width} numbers")
         if not bool(video.features.isfinite().all()):
             raise ValueError(f"the features of {video.path} are not finite; make its index again")
-        return _unit(video.features).numpy().astype("<f2")
+        return normalised(video.features).numpy().astype("<f2")
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -194,71 +195,150 @@ class Corpus:
         self,
         query: str | None = None,
         clip: str | os.PathLike | Index | None = None,
-        retriever: MomentRetriever | None = None,
+        retriever: str | os.PathLike | nn.Module | None = None,
         windows: int = 10,
+        *,
         top: int | None = None,
+        here: float | None = None,
     ) -> list[dict[str, Any]]:
-        """The moments that answer a sentence or show what a clip shows, best first.
+        """The moments that answer a sentence, or show what a clip shows, best first.
 
         query      a sentence; or else
         clip       a video, or its index
-        retriever  finds the moment in each of the best windows; None: it is found without training
-        windows    windows that are looked at closely, each gives one moment
+        retriever  finds the moment in each of the best windows, see `mrlib.video.retrievers.open_retriever`; None: it
+                   is found without training, see `mrlib.video.zero_shot`
+        windows    windows that are looked at closely; each gives its best moment
         top        moments to return, at most; None: all
+        here       the existence score, 0 to 1, from which something is here; 0: always answer. None: as `find` has it
         returns    dicts of "video", "start_s", "end_s", "score", "coarse" and "fine", by coarse score, then fine score;
-                   "score" is the coarse one. [] if nothing is found
+                   "score" is the coarse one. [] if nothing is here
         raises     ValueError for an argument that does not fit, or a corpus without videos
         """
+        require(top is None or type(top) is int and top > 0, "top", top, "a whole number of at least 1, or None")
+        model = None if retriever is None else retrievers.open_retriever(retriever)
+        asked = self._asked(query, clip)
+        chosen, exists = self._coarse(asked, self._length(asked, model), windows)
+        moments = [self._zero_shot(asked, window) for window, _ in chosen]
+        if asked.by_clip:
+            exists = max(score for _, _, score in moments)
+        if exists < (HERE[asked.by_clip] if here is None else here):
+            return []
+        if model is not None:
+            found = moments_in(model, [window for window, _ in chosen], asked.of(model), self.recipe["clip_s"])
+            moments = [each[0] if each else None for each in found]
+        answers = [
+            {"video": window.video, "start_s": start, "end_s": end, "score": coarse, "coarse": coarse, "fine": fine}
+            for (window, coarse), (start, end, fine) in zip(chosen, moments, strict=True)
+        ]
+        return _once(sorted(answers, key=lambda answer: (-answer["coarse"], -answer["fine"])))[:top]
+
+    def windows(
+        self, query: str | None = None, clip: str | os.PathLike | Index | None = None, most: int = 10
+    ) -> list[dict[str, Any]]:
+        """The coarse step alone: windows of 150 s as dicts of "video", "start_s", "end_s", "score", best first.
+
+        query, clip  as in `search`
+        most         windows, at most
+        """
+        asked = self._asked(query, clip)
+        return [
+            {"video": window.video, "start_s": window.start_s, "end_s": window.start_s + window.duration_s, "score": score}
+            for window, score in self._coarse(asked, self._length(asked, None), most)[0]
+        ]
+
+    def _asked(self, query: str | None, clip: str | os.PathLike | Index | None) -> _Asked:
+        """What is asked, as features of the encoder."""
         if (query is None) == (clip is None):
             raise ValueError("give either query= or clip=, not both and not neither")
-        is_sentence = isinstance(query, str) and bool(query.strip())
-        require(query is None or is_sentence, "query", query, "a sentence")
-        require(type(windows) is int and windows > 0, "windows", windows, "a whole number of at least 1")
-        require(top is None or type(top) is int and top > 0, "top", top, "a whole number of at least 1, or None")
+        if query is not None:
+            is_sentence = isinstance(query, str) and bool(query.strip())
+            require(is_sentence, "query", query, "a sentence with at least one word")
+            tokens, vector = self._encoder().text(query)
+            width = self.recipe["width"]
+            require(len(vector) == width, f"the width of a sentence's vector in {self.file}", len(vector), f"{width}")
+            return _Asked(query, tokens, vector)
+        if not isinstance(clip, Index):
+            clip = index(clip, self._encoder())
+        self._rows(clip)  # which checks it
+        return _Asked(os.fspath(clip.path), clip.features, None)
+
+    def _length(self, asked: _Asked, model: MomentRetriever | None) -> int:
+        """Clips of a window: as long as the videos that the retriever was trained on, which must fit; or else 150 s."""
+        if model is None:
+            usual = max(1, round(USUAL_S / self.recipe["clip_s"]))
+            return max(usual, 2 * len(asked.rows)) if asked.by_clip else usual
+        training = retrievers.facts_of(model)
+        retrievers.require_fit(training, self.recipe, asked.by_clip)
+        if not set(training.streams) <= set(training.normalize):
+            raise ValueError(f"the retriever was trained on features as they are, {self.file} has them normalised")
+        return retrievers.window_clips(training, self.recipe["clip_s"])
+
+    def _coarse(self, asked: _Asked, length: int, most: int) -> tuple[list[tuple[Window, float]], float]:
+        """The best windows of `length` clips with their scores, and for a sentence its existence score."""
+        require(type(most) is int and most > 0, "windows", most, "a whole number of at least 1")
         self._read_new()
         if not len(self):
             raise ValueError(f"{self.file} has no videos yet; add some with Corpus.add")
-        asked = self._by_clip(clip) if query is None else self._by_sentence(query)
-        table = Windows.of(self.bank.lengths, max(round(WINDOW_S / self.recipe["clip_s"]), 1))
-        if query is None:
-            numbers, coarse = best_by_clip(self.bank, table, asked.tokens, mean_of(self.bank), windows)
+        table, exists = Windows.of(self.bank.lengths, length), 1.0
+        if asked.by_clip:
+            numbers, scores = best_by_clip(self.bank, table, normalised(asked.rows), most)
         else:
-            numbers, coarse = best_by_vector(self.bank, table, asked.vector, windows)
-        found = fine.moments(asked, self._windows(table, numbers), self.recipe["clip_s"], retriever)
-        answers = []
-        entries = list(self)
-        for number, score, moments in zip(numbers.tolist(), coarse.tolist(), found, strict=True):
-            entry, before = entries[table.video[number]], table.start[number].item() * self.recipe["clip_s"]
-            for start, end, fine_score in moments[:1]:
-                times = {"start_s": before + start, "end_s": min(before + end, entry.duration_s)}
-                scores = {"score": score, "coarse": score, "fine": fine_score}
-                answers.append({"video": entry.path, **times, **scores})
-        return sorted(answers, key=lambda answer: (-answer["coarse"], -answer["fine"]))[:top]
+            cosines = cosines_with(self.bank, asked.vector)
+            numbers, scores = best_by_cosine(table, smoothed(cosines, self.bank.lengths), most)
+            exists = existence(cosines.numpy())
+        return list(zip(self._cut_out(table, numbers), scores.tolist(), strict=True)), exists
 
-    def _windows(self, table: Windows, numbers: Tensor) -> list[Tensor]:
-        """The features of some windows, float32 (n, D) each."""
-        rows = self.bank.places
-        starts = self.bank.offsets[table.video[numbers]] + table.start[numbers]
-        pairs = zip(starts.tolist(), table.count[numbers].tolist(), strict=True)
-        return [self.bank.rows[rows[start : start + count]].float() for start, count in pairs]
+    def _cut_out(self, table: Windows, numbers: Tensor) -> list[Window]:
+        """Windows of a table, with their features."""
+        entries, windows, clip_s = list(self), [], self.recipe["clip_s"]
+        starts, counts, videos = (column[numbers].tolist() for column in (table.start, table.count, table.video))
+        for start, count, video in zip(starts, counts, videos, strict=True):
+            first, entry = self.bank.offsets[video] + start, entries[video]
+            rows = self.bank.rows[self.bank.places[first : first + count]].float()
+            is_last = start + count == entry.rows
+            duration_s = entry.duration_s - start * clip_s if is_last else count * clip_s
+            windows.append(Window(entry.path, rows, start * clip_s, duration_s))
+        return windows
 
-    def _by_sentence(self, query: str) -> Asked:
-        tokens, vector = self._encoder().text(query)
-        width = self.recipe["width"]
-        require(len(vector) == width, f"the width of a sentence's vector in {self.file}", len(vector), f"{width}")
-        return Asked(query, _unit(tokens), _unit(vector[None])[0], by_clip=False)
-
-    def _by_clip(self, clip: str | os.PathLike | Index) -> Asked:
-        if not isinstance(clip, Index):
-            clip = index(clip, self._encoder())
-        _require_recipe(f"the encoder of {self.file}", self.recipe, clip.recipe)
-        rows = _unit(clip.features)
-        return Asked(os.fspath(clip.path), rows, _unit(rows.mean(0, keepdim=True))[0], by_clip=True)
+    def _zero_shot(self, asked: _Asked, window: Window) -> tuple[float, float, float]:
+        """Start, end and score of the best moment in a window, without training."""
+        answer = zero_shot.by_rows if asked.by_clip else zero_shot.by_vector
+        what = asked.rows if asked.by_clip else asked.vector
+        (start, end, score), *_ = answer(window.rows, what, self.recipe["clip_s"], window.duration_s, 1)[0]
+        return window.start_s + start, window.start_s + end, score
 
     def _encoder(self) -> Encoder:
         if self.encoder is None:
             raise ValueError(f"{self.file} was opened without an encoder; give Corpus.open one to add and to search")
         return self.encoder
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is searched for, as features of the encoder."""
+
+    text: str  # the sentence, or the path of the query video
+    rows: Tensor  # (N, D') of its words, or of the clips of the query video
+    vector: Tensor | None  # (J,) of the sentence; None for a query video
+
+    @property
+    def by_clip(self) -> bool:
+        return self.vector is None
+
+    def of(self, model: MomentRetriever) -> Query:
+        """The same as a retriever reads it."""
+        if self.by_clip:
+            return retrievers.query_of_clip(model, self.text, self.rows)
+        return retrievers.query_of_words(model, self.text, self.rows, self.vector)
+
+
+def _once(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Answers, best first, without those that overlapping windows of one video have in common with a better one."""
+    spans = defaultdict(list)
+    for rank, answer in enumerate(answers):
+        spans[answer["video"]].append([answer["start_s"], answer["end_s"], -rank])
+    kept = {-moment[2] for moments in spans.values() for moment in without_overlap(moments, len(moments))}
+    return [answer for rank, answer in enumerate(answers) if rank in kept]
 
 
 def _lock(file: Path) -> Path:
@@ -268,11 +348,6 @@ def _lock(file: Path) -> Path:
 def _path(path: str | os.PathLike) -> str:
     """The name by which a video is known: without symbolic links and dots; of a file that is not there, as it is."""
     return os.path.realpath(path) if os.path.exists(path) else os.fspath(path)
-
-
-def _unit(rows: Tensor) -> Tensor:
-    """Rows (L, D) divided by their norms, as in the official loaders."""
-    return torch.from_numpy(normalized_rows(rows.float().numpy()))
 
 
 def _facts(path: str) -> tuple[int | None, int | None]:
@@ -286,7 +361,6 @@ def _facts(path: str) -> tuple[int | None, int | None]:
 
 def _require_recipe(subject: str, expected: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """ValueError, saying what differs, unless two recipes of encoders are the same."""
-    given = json.loads(json.dumps(dict(given)))
     names = sorted(name for name in {*expected, *given} if expected.get(name) != given.get(name))
     if names:
         name = "encoder" if "encoder" in names else names[0]

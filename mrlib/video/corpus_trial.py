@@ -139,7 +139,7 @@ def _rank(answers: list[dict], moments: list[tuple[str, float, float]], least: f
         for start, end in by_video.get(answer["video"], ()):
             shared = min(end, answer["end_s"]) - max(start, answer["start_s"])
             union = max(end, answer["end_s"]) - min(start, answer["start_s"])
-            if not least or shared / union >= least - 1e-9:
+            if shared > 0 and not least or shared / union >= least - 1e-9:
                 return rank
     return math.inf
 
