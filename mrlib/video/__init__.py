@@ -13,6 +13,7 @@ _MEMBERS = {
     "Pixels": "encode",
     "Index": "index",
     "Player": "show",
+    "find": "search",
     "storyboard": "scene",
 }
 

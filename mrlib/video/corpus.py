@@ -225,7 +225,7 @@ class Corpus:
             return []
         if model is not None:
             found = moments_in(model, [window for window, _ in chosen], asked.of(model), self.recipe["clip_s"])
-            moments = [each[0] if each else None for each in found]
+            chosen, moments = zip(*((pair, each[0]) for pair, each in zip(chosen, found, strict=True) if each), strict=True)
         answers = [
             {"video": window.video, "start_s": start, "end_s": end, "score": coarse, "coarse": coarse, "fine": fine}
             for (window, coarse), (start, end, fine) in zip(chosen, moments, strict=True)
