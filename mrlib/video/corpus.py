@@ -225,7 +225,9 @@ class Corpus:
             return []
         if model is not None:
             found = moments_in(model, [window for window, _ in chosen], asked.of(model), self.recipe["clip_s"])
-            chosen, moments = zip(*((pair, each[0]) for pair, each in zip(chosen, found, strict=True) if each), strict=True)
+            chosen, moments = zip(
+                *((pair, each[0]) for pair, each in zip(chosen, found, strict=True) if each), strict=True
+            )
         answers = [
             {"video": window.video, "start_s": start, "end_s": end, "score": coarse, "coarse": coarse, "fine": fine}
             for (window, coarse), (start, end, fine) in zip(chosen, moments, strict=True)
@@ -242,7 +244,12 @@ class Corpus:
         """
         asked = self._asked(query, clip)
         return [
-            {"video": window.video, "start_s": window.start_s, "end_s": window.start_s + window.duration_s, "score": score}
+            {
+                "video": window.video,
+                "start_s": window.start_s,
+                "end_s": window.start_s + window.duration_s,
+                "score": score,
+            }
             for window, score in self._coarse(asked, self._length(asked, None), most)[0]
         ]
 

@@ -100,6 +100,4 @@ def test_by_clip_a_window_has_the_mean_over_the_query_of_the_best_cosine(bank):
     for number in set(range(len(expected))) - set(chosen):  # a window that is left out overlaps a better one
         beside = [k for k in (number - 1, number + 1) if k in chosen and windows.video[k] == windows.video[number]]
         assert max(expected[k] for k in beside) >= expected[number]
-    assert (
-        best_by_clip(bank, windows, torch.from_numpy(query).float(), 2)[0].tolist() == chosen[:2]
-    )
+    assert best_by_clip(bank, windows, torch.from_numpy(query).float(), 2)[0].tolist() == chosen[:2]
