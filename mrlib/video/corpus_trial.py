@@ -104,7 +104,8 @@ def measure(
                 answer         "window" of the coarse step alone, "zero-shot", or the name of a retriever
                 truth          "any" occurrence, or "strict"
                 k              answers that are looked at, at most
-                window         percent of queries with a true moment in a window among the k best
+                overlap        percent of queries with an answer that overlaps a moment at all among the k best: for
+                               windows, the recall of the true window
                 R@0.5, R@0.7   percent of queries with an answer of that IoU among the k best
                 seconds        per query, for `ANSWERED` windows
     """
@@ -131,7 +132,7 @@ def measure(
 
 
 def _rank(answers: list[dict], moments: list[tuple[str, float, float]], least: float) -> float:
-    """The number, from 0, of the first answer that has this IoU with a moment; 0: of the first in a window with one."""
+    """The number, from 0, of the first answer whose IoU with a moment is at least this, and above 0; else inf."""
     by_video = defaultdict(list)
     for video, start, end in moments:
         by_video[video].append((start, end))
@@ -139,7 +140,7 @@ def _rank(answers: list[dict], moments: list[tuple[str, float, float]], least: f
         for start, end in by_video.get(answer["video"], ()):
             shared = min(end, answer["end_s"]) - max(start, answer["start_s"])
             union = max(end, answer["end_s"]) - min(start, answer["start_s"])
-            if shared > 0 and not least or shared / union >= least - 1e-9:
+            if shared > 0 and shared / union >= least - 1e-9:
                 return rank
     return math.inf
 
@@ -149,7 +150,7 @@ def _rows(answer: str, ranks: dict[str, list[list[float]]], seconds: float) -> l
     for truth, values in ranks.items():
         for k in RANKS:
             if answer == "window" or k <= ANSWERED:
-                window, *recalls = (100 * (np.array(values) < k).mean(0)).round(2).tolist()
+                overlap, *recalls = (100 * (np.array(values) < k).mean(0)).round(2).tolist()
                 scores = {f"R@{iou}": recall for iou, recall in zip(IOUS, recalls, strict=True)}
-                rows.append({"answer": answer, "truth": truth, "k": k, "window": window, **scores})
+                rows.append({"answer": answer, "truth": truth, "k": k, "overlap": overlap, **scores})
     return [row | {"seconds": round(seconds, 4)} for row in rows]
