@@ -8,6 +8,7 @@ from importlib import import_module
 
 _MEMBERS = {
     "Clip": "clip",
+    "Corpus": "corpus",
     "Encoder": "encode",
     "Index": "index",
     "Pixels": "encode",
