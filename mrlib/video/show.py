@@ -90,7 +90,7 @@ class Player(AnyWidget):
         )
 
     def __repr__(self) -> str:
-        return f"Player({Path(self._scene.video).name!r}, moments: {len(self._scene.moments)})"
+        return f"Player({Path(self._scene.video).name!r}, {counted(len(self._scene.moments), 'moment')})"
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         bundle = {"text/plain": repr(self), "text/html": self.html()}
