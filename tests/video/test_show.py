@@ -14,6 +14,7 @@ import av
 import nbformat
 import numpy as np
 import pytest
+from ipywidgets import VBox
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
 from nbformat.v4 import new_code_cell, new_notebook
@@ -22,6 +23,7 @@ from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
+from traitlets import TraitError
 
 from mrlib.video import show
 from mrlib.video.scene import scene
@@ -159,6 +161,18 @@ def test_a_player_in_a_front_end_is_a_widget_and_html(video, monkeypatch):
     player = Player(video, [[5, 8]])
     bundle = player._repr_mimebundle_()
     assert bundle[VIEW]["model_id"] == player.model_id and bundle["text/html"] == player.html()
+
+
+def test_a_player_fits_into_other_widgets(video):
+    player = Player(video, [[5, 8]])
+    assert VBox([player]).get_state()["children"] == [f"IPY_MODEL_{player.model_id}"]
+
+
+@pytest.mark.parametrize("number", [-1, 3, "first", 1.5])
+def test_only_a_moment_can_be_selected(number, player):
+    with pytest.raises(TraitError, match="selected"):
+        player.selected = number
+    assert player.selected is None
 
 
 def test_without_anywidget_the_player_says_so_and_the_picture_is_drawn(video):
