@@ -9,8 +9,8 @@ from importlib import import_module
 _MEMBERS = {
     "Clip": "encode",
     "Encoder": "encode",
-    "Pixels": "encode",
     "Index": "index",
+    "Pixels": "encode",
     "Player": "show",
     "storyboard": "scene",
 }

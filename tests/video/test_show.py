@@ -335,7 +335,7 @@ def test_the_timeline_plays_what_the_page_holds_and_says_what_it_does_not(seen):
         mouse.click().perform()
 
     click(20 / 40)
-    assert seen.text("status").endswith("cannot be shown: this page holds the moments only, not the whole video.")
+    assert seen.text("status").endswith("cannot be shown: this page holds the moments, not the whole video.")
     assert seen.paused
     click(31 / 40)
     seen.plays_inside(30.9, 33)
