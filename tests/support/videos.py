@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 CODECS = {".webm": "libvpx", ".avi": "mpeg4", ".mpg": "mpeg2video", ".gif": "gif"}  # else H.264
-TICKS = 90_000  # a second in the time base of made videos; a container may round it
+TICKS = 90_000  # a second in the time base of a video of variable frame rate; a container may round it
 BITS = 16  # of a frame's number, in 2 rows of 8 blocks
 
 
@@ -91,7 +91,7 @@ def make_video(
     picture   draws frame n
     times     of the frames in seconds, increasing: a variable frame rate, `seconds` and `fps` are not used
     start     time of the first frame
-    audio     whether to add a tone as long as the video
+    audio     whether to add a tone, from time 0 to the end of the video
     second    size of a second video stream
     rotation  degrees that a player turns the frames clockwise: 90, 180 or 270
     gop       frames from one key frame to the next
@@ -99,60 +99,65 @@ def make_video(
     muxer     options of the container
     aspect    of a pixel, width : height
     """
-    times = [n / Fraction(fps) for n in range(round(seconds * fps))] if times is None else times
-    codec = codec or CODECS.get(path.suffix, "libx264")
+    fps, codec = Fraction(fps).limit_denominator(1001), codec or CODECS.get(path.suffix, "libx264")
+    tick_s = 1 / fps if times is None else Fraction(1, TICKS)
+    times = [n / fps for n in range(round(seconds * fps))] if times is None else times
     if path.suffix in (".mp4", ".mov"):
         muxer = {"movflags": "faststart"} | (muxer or {})
     with av.open(os.fspath(path), "w", options=muxer or {}) as file:
-        streams = [_add_stream(file, codec, fps, each, gop, b_frames, options) for each in (size, second) if each]
+        streams = [_add_stream(file, codec, fps, each) for each in (size, second) if each]
+        for stream in streams:
+            stream.options, stream.gop_size, stream.codec_context.max_b_frames = options or {}, gop, b_frames
+            stream.codec_context.time_base = tick_s
         if rotation:
             streams[0].set_display_rotation(rotation)
         if aspect:
             streams[0].codec_context.sample_aspect_ratio = aspect
-        tone = _add_tone(file, path) if audio else None
+        tone = _Tone(file, path) if audio else None
         for n, time in enumerate(times):
             for stream, each in zip(streams, (size, second), strict=False):
                 frame = av.VideoFrame.from_ndarray(picture(n, each), "rgb24")
-                frame.time_base = stream.codec_context.time_base
-                frame.pts = round((start + time) / frame.time_base)
+                frame.time_base, frame.pts = tick_s, round(time / tick_s) + round(start / tick_s)
                 file.mux(stream.encode(frame))
+            if tone is not None:
+                tone.write(float(start + time))
         for stream in streams:
             file.mux(stream.encode())
         if tone is not None:
-            _write_tone(file, tone, float(times[-1] + 1 / Fraction(fps)))
+            tone.write(float(start + times[-1] + 1 / fps), last=True)
     return path
 
 
-def _add_stream(file, codec: str, fps, size, gop: int, b_frames: int, options):
-    stream = file.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options or {})
+def _add_stream(file, codec: str, fps: Fraction, size: tuple[int, int]):
+    stream = file.add_stream(codec, rate=fps)
     stream.width, stream.height = size
     stream.pix_fmt = {"gif": "rgb8"}.get(codec, "yuv420p" if size[0] % 2 == size[1] % 2 == 0 else "yuv444p")
-    stream.gop_size = gop
-    stream.codec_context.max_b_frames = b_frames
-    any_time = codec in ("libx264", "libvpx", "ffv1")  # other encoders know only a constant rate
-    stream.codec_context.time_base = Fraction(1, TICKS) if any_time else 1 / Fraction(fps).limit_denominator(1001)
     stream.codec_context.thread_count = 1
     return stream
 
 
-def _add_tone(file, path: Path):
-    return file.add_stream("libopus" if path.suffix == ".webm" else "aac", rate=48_000, layout="mono")
+class _Tone:
+    """An audio stream with a tone of 440 Hz, from time 0 on."""
 
+    def __init__(self, file, path: Path):
+        self.file, self.samples = file, 0
+        self.stream = file.add_stream("libopus" if path.suffix == ".webm" else "aac", rate=48_000, layout="mono")
 
-def _write_tone(file, stream, seconds: float) -> None:
-    """A tone of 440 Hz."""
-    for first in range(0, int(seconds * 48_000), 960):
-        wave = np.sin(2 * np.pi * 440 * np.arange(first, first + 960) / 48_000)
-        frame = av.AudioFrame.from_ndarray((wave * 8_000).astype(np.int16)[None], "s16", "mono")
-        frame.sample_rate, frame.pts, frame.time_base = 48_000, first, Fraction(1, 48_000)
-        file.mux(stream.encode(frame))
-    file.mux(stream.encode())
+    def write(self, until_s: float, last: bool = False) -> None:
+        while self.samples < until_s * 48_000:
+            wave = np.sin(2 * np.pi * 440 * np.arange(self.samples, self.samples + 960) / 48_000)
+            frame = av.AudioFrame.from_ndarray((wave * 8_000).astype(np.int16)[None], "s16", "mono")
+            frame.sample_rate, frame.pts, frame.time_base = 48_000, self.samples, Fraction(1, 48_000)
+            self.samples += 960
+            self.file.mux(self.stream.encode(frame))
+        if last:
+            self.file.mux(self.stream.encode())
 
 
 def audio_only(path: Path, seconds: float = 2.0) -> Path:
     """A file with a tone and no video."""
     with av.open(os.fspath(path), "w") as file:
-        _write_tone(file, _add_tone(file, path), seconds)
+        _Tone(file, path).write(seconds, last=True)
     return path
 
 
