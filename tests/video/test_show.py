@@ -373,7 +373,7 @@ def test_in_jupyterlab_the_player_is_a_widget_that_python_sees_and_sets(video, t
         new_notebook(cells=[*map(new_code_cell, cells)], metadata={"kernelspec": kernel}), tmp_path / "lab.ipynb"
     )
     with jupyterlab(tmp_path) as address, browser() as chrome:
-        wait = WebDriverWait(chrome, 90, ignored_exceptions=[WebDriverException, IndexError])
+        wait = WebDriverWait(chrome, 90, ignored_exceptions=[WebDriverException, IndexError, OSError])
         chrome.get(f"{address}/lab/tree/lab.ipynb")
 
         def find(selector: str):
