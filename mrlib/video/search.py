@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def find(
 
     video      a file, or what `mrlib.video.index` made of it
     query      a sentence; or else
-    clip       a video, no longer than the one that is searched, or its index
+    clip       a video, or its index; one that is longer than the searched video can only be slow motion of it
     retriever  what `mrlib.video.retrievers.open_retriever` opens: a run's folder, a checkpoint, an official release;
                None: answers without training, see `mrlib.video.zero_shot`
     encoder    makes the features, or its name, see `mrlib.video.encode.open_encoder`. None: CLIP as MRLIB_CLIP says;
@@ -63,8 +64,11 @@ def find(
         moments, exists = _by_words(target, query, tokens, vector, model, top)
     else:
         moments, exists = _by_clip(target, _indexed(clip, encoder, cache, progress), model, top)
-    if exists < (usually_here(target.recipe, clip is not None) if here is None else here):
+    least = usually_here(target.recipe, clip is not None) if here is None else here
+    if exists < least:
         return []
+    if clip is not None and model is None:  # each moment has an existence score of its own
+        moments = [moment for moment in moments if moment[2] >= least] or moments[:1]
     return [{"video": target.path, "start_s": start, "end_s": end, "score": score} for start, end, score in moments]
 
 
@@ -133,10 +137,13 @@ def _by_words(
 def _by_clip(target: Index, clip: Index, model: MomentRetriever | None, top: int) -> tuple[list[list[float]], float]:
     """The moments that show what a clip shows, and the existence score."""
     if len(clip.features) > len(target.features):
-        raise ValueError(
+        longer = (
             f"the clip {shown_path(clip.path)}, {clip.duration_s:g} s, is longer than the video "
-            f"{shown_path(target.path)}, {target.duration_s:g} s; give a shorter clip, or swap the two"
+            f"{shown_path(target.path)}, {target.duration_s:g} s"
         )
+        if len(clip.features) > len(target.features) * max(zero_shot.SPEEDS):
+            raise ValueError(f"{longer}; give a shorter clip, or swap the two")
+        warnings.warn(f"{longer}; it can only be found as slow motion", stacklevel=3)
     moments, exists = zero_shot.by_rows(target.features, clip.features, target.clip_s, target.duration_s, top)
     if model is None:
         return moments, exists

@@ -26,7 +26,7 @@ from mrlib.video.windows import USUAL_S, window_starts, without_overlap
 
 SMOOTHED = 3  # clips
 SAME = 0.7  # of two candidates with a larger IoU, one is left out
-SPEEDS = (2.0, 1.75, 1.5, 1.25, 1.0, 0.8, 0.66, 0.57, 0.5)  # at which the clip may run, compared with the video
+SPEEDS = (2.0, 1.75, 1.5, 1.25, 1.0, 0.8, 0.66, 0.57, 0.5)  # of the video, as a multiple of that of the clip
 PER_OCTAVE = 0.05  # what half or twice the speed costs
 STILL = 0.003  # of the mean energy of a clip, added to how much a part changes, so that noise is no change
 CELLS = 4_000_000  # products of a clip of the video and one of the query that are in memory at once
