@@ -29,7 +29,7 @@ from mrlib.video import show
 from mrlib.video.scene import scene
 from mrlib.video.show import Player
 from tests.support.browser import browser, errors, jupyterlab
-from tests.support.videos import frame_number, make_video, real_video
+from tests.support.videos import frame_number, make_video, overwrite, real_video, truncate
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 ODD = 'a "door" & it\'s\n</script><b>open</b> <!-- \\u003c ${x} `y` {z}'
@@ -94,6 +94,13 @@ def test_what_does_not_fit_the_budget_is_left_out_and_said(player, video, monkey
 @pytest.mark.parametrize(("name", "codec"), [("v.webm", "libvpx-vp9"), ("v.mp4", "libx265"), ("v.avi", "mpeg4")])
 def test_other_codecs_are_encoded_again_for_browsers(name, codec, tmp_path):
     file = make_video(tmp_path / name, 2.0, size=(128, 72), codec=codec)
+    first_frame(Player(file, [[0, 1]]).shown["copies"][0])
+
+
+@pytest.mark.parametrize("damage", [truncate, overwrite])
+def test_what_can_be_read_of_a_damaged_video_is_copied(damage, tmp_path):
+    file = make_video(tmp_path / ("v.mkv" if damage is truncate else "v.mp4"), 8.0, size=(128, 72))
+    damage(file)
     first_frame(Player(file, [[0, 1]]).shown["copies"][0])
 
 
