@@ -117,7 +117,10 @@ def storyboard(
     truth: Sequence[Moment] | None = None,
     query: str = "",
 ) -> Figure:
-    """Frames of a video along a timeline, the query above, moments, truth and saliency below; arguments of `Player`."""
+    """Frames of a video along a timeline, the query above, moments, truth and saliency below; arguments as of `scene`.
+
+    returns  an open figure: in a notebook, give it a name, or it is shown twice
+    """
     return draw(scene(video, moments, saliency, truth, query))
 
 

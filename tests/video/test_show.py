@@ -25,7 +25,8 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 from traitlets import TraitError
 
-from mrlib.video import show
+from mrlib.video import Pixels, find, show
+from mrlib.video.cut import cut
 from mrlib.video.scene import scene
 from mrlib.video.show import Player
 from tests.support.browser import browser, errors, jupyterlab
@@ -109,6 +110,14 @@ def test_a_second_of_a_real_video_takes_few_kilobytes():
     assert len(copies) == 2
     for copy in copies:
         assert 2_000 < len(base64.b64decode(copy["data"])) / (copy["end"] - copy["start"]) < 20_000
+
+
+def test_what_find_returns_is_shown_as_it_is(video, tmp_path):
+    cut(video, 12.0, 16.0, tmp_path / "clip.mp4")
+    moments = find(video, clip=tmp_path / "clip.mp4", encoder=Pixels())
+    shown = Player(video, moments, query="clip.mp4").shown
+    assert [moment["score"] for moment in shown["moments"]] == [moment["score"] for moment in moments]
+    assert [shown["moments"][0][end] for end in ("start", "end")] == pytest.approx([12, 16], abs=1)
 
 
 # ---- HTML and widget
