@@ -29,9 +29,8 @@ def container(path: str) -> Iterator[av.container.InputContainer]:
         try:
             opened = av.open(file, container_options={"protocol_whitelist": "file"}, metadata_errors="replace")
         except av.FFmpegError as error:
-            reason = (error.log[2] if error.log else error.strerror).strip()
-            hint = "it is no video, or was cut off before its index; convert or copy it again"
-            raise ValueError(f"{shown_path(path)} cannot be read as a video ({reason!r}): {hint}") from None
+            hint = "it is none, or was cut off before its index; convert or copy it again"
+            raise ValueError(f"{shown_path(path)} cannot be read as a video, {error.strerror}: {hint}") from None
         with opened:
             yield opened
 
@@ -61,10 +60,11 @@ def best_video(container: av.container.InputContainer, path: str) -> av.VideoStr
     if best is None or is_cover(best):
         best = next((stream for stream in container.streams.video if not is_cover(stream)), None)
     if best is None:
-        kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
+        kinds = ", ".join(sorted({stream.type for stream in container.streams} - {"video"})) or "nothing"
         raise ValueError(f"{shown_path(path)} has no video stream, only {kinds}; give a file with pictures")
     if best.codec_context is None:
-        raise ValueError(f"{shown_path(path)}: PyAV has no decoder for its video; convert it to H.264")
+        hint = "convert it to H.264, or copy it again"
+        raise ValueError(f"{shown_path(path)}: the coding of its video is unknown or lost; {hint}")
     return best
 
 

@@ -41,7 +41,7 @@ def write(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: float) -> 
     with writing(path) as file:
         stream = None
         for n, array in enumerate(chain([first], frames)):
-            _check_frame(array, first.shape, n)
+            _check_frame(array, first, n)
             stream = stream or H264(file, rate, first.shape[1::-1])
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), "rgb24")
             frame.pts, frame.time_base = n, 1 / rate
@@ -143,8 +143,14 @@ def writing(path: str | os.PathLike) -> Iterator[av.container.OutputContainer]:
 def _container(file: BinaryIO, name: str, read: Callable[[], BinaryIO]) -> Iterator[av.container.OutputContainer]:
     """A container that is written to a file. An MP4 is read again at its end, to move the index to its beginning."""
     options = {} if name == "matroska" else {"movflags": "faststart"}
-    with av.open(file, "w", name, options=options, io_open=lambda url, flags, options: read()) as container:
+    container = av.open(file, "w", name, options=options, io_open=lambda url, flags, options: read())
+    try:
         yield container
+    except BaseException:
+        file.close()  # then nothing more is written
+        container.close()
+        raise
+    container.close()
 
 
 def _moved(frames: Iterable[av.VideoFrame], by_s: Fraction) -> Iterator[av.VideoFrame]:
@@ -154,10 +160,10 @@ def _moved(frames: Iterable[av.VideoFrame], by_s: Fraction) -> Iterator[av.Video
         yield frame
 
 
-def _check_frame(array: np.ndarray, shape: tuple[int, ...], n: int) -> None:
+def _check_frame(array: np.ndarray, first: np.ndarray, n: int) -> None:
     fits = isinstance(array, np.ndarray) and array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3
     if not fits or 0 in array.shape:
         shown = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
         raise ValueError(f"frame {n} must be uint8 (height, width, 3), not {shown}")
-    if array.shape != shape:
-        raise ValueError(f"frame {n} has the shape {array.shape}, the first one {shape}")
+    if array.shape != first.shape:
+        raise ValueError(f"frame {n} has the shape {array.shape}, the first one {first.shape}")
