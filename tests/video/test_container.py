@@ -50,7 +50,7 @@ def without_index(path: Path) -> Path:
     ("make", "message"),
     [
         (text, "a.mp4 cannot be read as a video, .*: it is none, or was cut off"),
-        (without_index, "a.mp4 cannot be read as a video .*was cut off before its index"),
+        (without_index, "a.mp4 cannot be read as a video.*was cut off before its index"),
         (empty, "a.mp4 is empty; copy or download it again"),
         (folder, "a.mp4 is a folder; give one video file"),
         (fifo, "a.mp4 is a pipe or a device; save the video to a file first"),
