@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 
+from mrlib.files import shown_path
+
 try:
     import av
 except ImportError as error:
@@ -111,8 +113,3 @@ def ticks(time_s: Fraction, time_base: Fraction) -> int:
 def exact(time_s: float) -> Fraction:
     """The simple fraction that a number of seconds stands for: 1.1 is 11 / 10."""
     return Fraction(time_s).limit_denominator(1_000_000)
-
-
-def shown_path(path: str) -> str:
-    """A path as part of a message, which has one line."""
-    return path if path.isprintable() else repr(path)

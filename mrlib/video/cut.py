@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
 
-from mrlib.video.container import av, best_audio, exact, packets, shown_path, ticks
+from mrlib.files import shown_path
+from mrlib.video.container import av, best_audio, exact, packets, ticks
 from mrlib.video.filters import ready
 from mrlib.video.frames import Source, frames_from, held, inside, positions
 from mrlib.video.probe import Facts, probe

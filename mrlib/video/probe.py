@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
-from mrlib.video.container import av, best_audio, best_video, check_file, container, packets, shown_path, ticks
+from mrlib.files import shown_path
+from mrlib.video.container import av, best_audio, best_video, check_file, container, packets, ticks
 from mrlib.video.filters import is_turned
 
 HEADED = ("mov,mp4", "matroska", "avi", "flv", "asf")  # formats whose header says how long the video is

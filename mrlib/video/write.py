@@ -15,8 +15,8 @@ from typing import BinaryIO
 import numpy as np
 
 from mrlib.arguments import require
-from mrlib.files import whole_file
-from mrlib.video.container import av, exact, shown_path, ticks
+from mrlib.files import shown_path, whole_file
+from mrlib.video.container import av, exact, ticks
 from mrlib.video.filters import Filters, at_rate
 from mrlib.video.frames import frames_from, held, inside
 from mrlib.video.probe import probe
@@ -127,16 +127,21 @@ class Aac:
 
 @contextmanager
 def writing(path: str | os.PathLike) -> Iterator[av.container.OutputContainer]:
-    """A new video file, complete at the end of the block or not written at all; the suffix tells the format."""
+    """A new video file, complete at the end of the block or not written at all; the suffix tells the format.
+
+    raises  ValueError for another suffix, or what the format cannot hold; OSError that names the file if there is no
+            space
+    """
     path = os.fsdecode(path)
     suffix = Path(path).suffix.lower()
     if suffix not in FORMATS:
         raise ValueError(f"{shown_path(path)}: the name of a video ends in {', '.join(FORMATS)}")
-    with (
-        whole_file(path) as file,
-        _container(file.raw, FORMATS[suffix], lambda: open(file.raw.temporary, "rb")) as container,
-    ):
-        yield container
+    with whole_file(path) as file:
+        try:
+            with _container(file.raw, FORMATS[suffix], lambda: open(file.raw.temporary, "rb")) as container:
+                yield container
+        except av.FFmpegError as error:
+            raise ValueError(f"{shown_path(path)}: this video cannot be written so, {error.strerror}") from None
 
 
 @contextmanager

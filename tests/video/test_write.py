@@ -130,6 +130,12 @@ def test_a_wrong_suffix_is_refused(tmp_path):
         write(tmp_path / "a.gif", frames(), 10)
 
 
+def test_frames_that_h264_cannot_hold_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="a.mp4: this video cannot be written so"):
+        write(tmp_path / "a.mp4", [np.zeros((2, 40_000, 3), np.uint8)], 10)
+    assert list(tmp_path.iterdir()) == []
+
+
 # ---- proxies
 
 
