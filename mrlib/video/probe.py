@@ -92,7 +92,9 @@ class Extent:
     end: int = 0  # of the packet that ends last
 
     def add(self, packet: av.Packet) -> None:
-        """Take a packet into account."""
+        """Take a packet into account, unless an edit list hides it."""
+        if packet.is_discard:
+            return
         self.packets += 1
         time, duration = packet.dts if packet.pts is None else packet.pts, packet.duration or 0
         if time is None:
