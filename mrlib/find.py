@@ -21,7 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 from mrlib.arguments import has_terminal, printing
-from mrlib.video import read
+from mrlib.video.cut import cut
 from mrlib.video.search import HERE, TOP, find
 
 FOUND, NOT_HERE, WRONG = 0, 1, 2
@@ -101,7 +101,7 @@ def _save(folder: Path, number: int, moment: dict[str, Any]) -> None:
     stem = re.sub(r"[^\w.-]+", "_", Path(moment["video"]).stem).strip("._")[:60] or "video"
     file = folder / f"{stem}_{number:02}_{start}-{end}.mp4"
     folder.mkdir(parents=True, exist_ok=True)
-    made = read.cut(moment["video"], moment["start_s"], moment["end_s"], file)
+    made = cut(moment["video"], moment["start_s"], moment["end_s"], file)
     print(f"saved {_one_line(str(file))}{f': {made.note}' if made.note else ''}", file=sys.stderr)
 
 
