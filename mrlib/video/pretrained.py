@@ -37,7 +37,8 @@ _FORM = (
 )
 _CONVERT = (
     "nothing is unpickled here; write the weights as safetensors, once: "
-    "python -c \"from transformers import CLIPModel; CLIPModel.from_pretrained('{0}').save_pretrained('{1}')\""
+    'python -c "import transformers as t; '
+    "[c.from_pretrained('{0}').save_pretrained('{1}') for c in (t.CLIPModel, t.CLIPTokenizer)]\""
 )
 
 
@@ -133,11 +134,15 @@ def _snapshot(name: str) -> Path:
     except (OSError, ValueError):  # not there, not whole, or no name that a repository can have
         pass
     try:
-        return Path(snapshot_download(name, allow_patterns=_FETCHED))
+        folder = Path(snapshot_download(name, allow_patterns=_FETCHED))
     except Exception as error:  # whatever the hub's client raises without a network, a token, or such a repository
         reason = f"{type(error).__name__}: {_first_line(error)}"
         message = f"{name} is no folder, is not in the local cache and cannot be fetched from the hub ({reason})"
         raise FileNotFoundError(f"{message}; give {_FORM}") from error
+    if not any(folder.glob("model*.safetensors")):
+        message = f"{name}: no {_WEIGHTS} in the local cache or on the hub; {_CONVERT.format(name, 'clip')}"
+        raise ValueError(f"{message}; then give the folder clip")
+    return folder
 
 
 def _parts(folder: Path) -> list[Path]:

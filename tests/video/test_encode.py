@@ -1,5 +1,9 @@
 """Encoders: Pixels, and how a word of the command line becomes an encoder."""
 
+import subprocess
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -28,6 +32,19 @@ def test_a_word_opens_an_encoder(tmp_path, monkeypatch):
     monkeypatch.setenv("MRLIB_CLIP", str(folder))
     assert open_encoder(None).recipe == open_encoder(str(folder)).recipe
     assert isinstance(open_encoder("pixels"), Pixels)
+
+
+def test_a_folder_of_toy_opens_toy(tmp_path, monkeypatch):
+    loader = SimpleNamespace(Toy=SimpleNamespace(load=lambda folder: f"Toy from {folder}"))
+    monkeypatch.setitem(sys.modules, "mrlib.video.toy", loader)
+    (tmp_path / "toy.json").touch()
+    assert open_encoder(str(tmp_path)) == f"Toy from {tmp_path}"
+
+
+def test_without_av_the_error_says_how_to_install_it():
+    program = "import sys; sys.modules['av'] = None; import mrlib.video; mrlib.video.Pixels"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert 'pip install -e ".[video]"' in run.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("value", [None, ""])

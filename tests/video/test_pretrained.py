@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from fnmatch import fnmatch
 
 import pytest
 import torch
@@ -164,6 +165,34 @@ def test_a_hub_name_in_the_cache_needs_no_network(whole, no_network, tmp_path, m
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert Clip("somebody/clip").recipe == Clip(whole).recipe and Clip("somebody/clip").notes["name"] == "clip"
     assert no_network == []
+
+
+def test_a_hub_repository_with_pickled_weights_only_says_how_to_convert_them(whole, tmp_path, monkeypatch):
+    """As older repositories are, of which the pickled file is not even fetched."""
+    wanted = []
+
+    def fetch(name, allow_patterns, local_files_only=False):
+        if local_files_only:
+            raise FileNotFoundError(name)
+        wanted.extend(allow_patterns)
+        for file in whole.glob("*.json"):
+            shutil.copy(file, tmp_path)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    with pytest.raises(ValueError, match="somebody/old: no model.safetensors in the local cache or on the hub"):
+        load("somebody/old")
+    assert not any(fnmatch("pytorch_model.bin", pattern) for pattern in wanted)
+
+
+def test_the_command_that_converts_weights_makes_a_folder_that_can_be_read(whole, folder):
+    (folder / "model.safetensors").unlink()
+    torch.save(load_file(whole / "model.safetensors"), folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="nothing is unpickled") as error:
+        load(folder)
+    command = re.search('python -c "(.*)"', str(error.value))[1]
+    exec(command, {})
+    assert equal(whole, folder)
 
 
 # ---- what is refused ----
