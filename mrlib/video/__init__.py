@@ -8,11 +8,17 @@ from importlib import import_module
 
 _MEMBERS = {
     "Clip": "clip",
+    "Corpus": "corpus",
     "Encoder": "encode",
-    "Pixels": "encode",
     "Index": "index",
+    "Pixels": "encode",
     "Player": "show",
+    "Toy": "toy",
+    "find": "search",
+    "moments": "rendered",
+    "render": "rendered",
     "storyboard": "scene",
+    "train_toy": "toy",
 }
 
 
