@@ -16,7 +16,10 @@ from mrlib.video.read import Progress, pictures
 
 
 class Encoder(Protocol):
-    """What turns a video into a row of features per clip, and a sentence into vectors of the same space."""
+    """What turns a video into a row of features per clip, and a sentence into vectors of the same space.
+
+    An encoder may also have `notes`, texts by name that an index keeps and that do not tell encoders apart.
+    """
 
     recipe: Mapping[str, Any]
     """Plain JSON, equal for two encoders exactly if their features can be compared:

@@ -1,6 +1,8 @@
 """CLIP as an encoder: a small one against its definition, the real one, where it is, against published features."""
 
+import json
 import os
+import shutil
 import weakref
 
 import numpy as np
@@ -9,8 +11,10 @@ import torch
 from torch import nn
 
 from mrlib.data import load_annotations
+from mrlib.tensors import read_header
 from mrlib.video import clip as clip_module
 from mrlib.video.clip import MEAN, STD, Clip
+from mrlib.video.index import index
 from mrlib.video.read import pictures
 from tests.reference.clip_towers import Towers
 from tests.support.tiny_clip import END, START, vocabulary, write_tiny_clip
@@ -221,6 +225,15 @@ def test_the_recipe_says_the_widths(tmp_path):
         "side": 32,
         "weights": "",
     }
+
+
+def test_an_index_keeps_the_type_of_the_numbers_and_serves_any(folder, tmp_path, monkeypatch):
+    video = shutil.copy(real_video(), tmp_path)
+    fast = index(video, Clip(folder, dtype=torch.bfloat16), cache=tmp_path)
+    (file,) = tmp_path.glob("*.safetensors")
+    assert json.loads(read_header(file).note)["source"].items() >= {("name", "tiny"), ("dtype", "bfloat16")}
+    monkeypatch.setattr(Clip, "video", None)  # it is not encoded again
+    assert torch.equal(index(video, Clip(folder, dtype=torch.float32), cache=tmp_path).features, fast.features)
 
 
 def test_a_wrong_argument_is_refused(folder):
