@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
+import sys
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -97,7 +99,7 @@ def _quiet() -> Iterator[None]:
     hub.setLevel(logging.CRITICAL)
     of_transformers.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _no_standard_output():
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -105,6 +107,26 @@ def _quiet() -> Iterator[None]:
         hub.setLevel(levels[1])
         if bars:
             of_transformers.enable_progress_bar()
+
+
+@contextmanager
+def _no_standard_output() -> Iterator[None]:
+    """Drop what is written to standard output past Python, as the tokenizer's Rust code does for some settings."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # it is closed
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 # ---- where the files are ----

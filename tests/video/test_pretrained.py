@@ -88,6 +88,18 @@ def test_the_folder_that_transformers_saves_is_the_same_model(whole, tmp_path):
     assert torch.equal(Clip(whole).text(sentence)[0], Clip(tmp_path).text(sentence)[0])
 
 
+def test_a_tokenizer_in_the_older_form_of_one_file_is_the_same(whole, folder):
+    """Whose merges are texts of two parts; both forms of the files lie in OpenAI's repositories."""
+    transformers.CLIPTokenizer.from_pretrained(whole).save_pretrained(folder)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["merges"] = [" ".join(merge) for merge in content["model"]["merges"]]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copy(whole / name, folder)
+    sentence = "A man opens the door's lock, 12 times"
+    assert load(folder)[1](sentence)["input_ids"] == load(whole)[1](sentence)["input_ids"]
+
+
 def test_half_precision_files_are_read_as_float32(whole, folder):
     change_weights(folder, lambda weights: weights.update({k: v.half() for k, v in weights.items()}))
     assert {value.dtype for value in load(folder)[0].state_dict().values()} == {torch.float32}
@@ -121,7 +133,10 @@ def test_the_home_folder_is_found(whole, monkeypatch):
 
 
 def test_nothing_is_printed(folder, capfd):
-    """Neither when all is well, nor where transformers prints a report, nor for a sentence that is too long."""
+    """Neither when all is well, nor where transformers prints a report, nor for a sentence that is too long.
+
+    The older form of special_tokens_map.json makes the tokenizer's Rust code print a line for every mark.
+    """
     name = "vision_model.embeddings.position_ids"
     change_weights(folder, lambda weights: weights.update({name: torch.arange(5)[None]}))
     encoder = Clip(folder)
@@ -131,6 +146,19 @@ def test_nothing_is_printed(folder, capfd):
     with pytest.raises(ValueError, match="missing"):
         load(folder)
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_is_printed_before_and_after_arrives(whole, capfd):
+    print("before")
+    load(whole)
+    print("after")
+    assert capfd.readouterr().out == "before\nafter\n"
+
+
+def test_a_process_without_standard_output_loads_a_model(whole):
+    program = f"import os, sys; os.close(1); from mrlib.video.pretrained import load; load({str(whole)!r})"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
 
 
 def test_how_much_transformers_says_is_as_before(whole):
