@@ -222,7 +222,7 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _check_config(file: Path) -> None:
-    """ValueError for a configuration of another architecture than CLIP, or of pictures that are not square RGB."""
+    """ValueError for a configuration of another architecture than CLIP."""
     try:
         config = parse_json(file.read_text("utf-8"), str(file))
     except UnicodeDecodeError as error:
@@ -254,8 +254,8 @@ def _load_model(model_class: type, folder: Path) -> nn.Module:
         raise ValueError(f"{folder}: {broken[0]} is not finite; copy or download the weights again")
     vision = model.config.vision_config
     if vision.image_size <= 0 or vision.num_channels != 3:
-        shape = f"side {vision.image_size} with {vision.num_channels} channels"
-        raise ValueError(f"{folder}: pictures of {shape}; only RGB pictures are read")
+        shape = f"{vision.image_size} pixels a side and {vision.num_channels} channels"
+        raise ValueError(f"{folder}: config.json asks for pictures of {shape}; only RGB pictures are read")
     return model.eval().requires_grad_(False)
 
 
