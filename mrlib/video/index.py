@@ -91,7 +91,7 @@ def index(
         if (cached := _cached(file, path, recipe, content=content)) is None:
             cached = fresh_index(path, encoder, progress)
         try:
-            _write(file, cached, {"stamp": marks, "content": content})
+            _write(file, cached, {"stamp": marks, "content": content, **getattr(encoder, "notes", {})})
         except OSError as error:
             warnings.warn(f"{error}; the features of {path} are not cached", stacklevel=2)
         return cached
