@@ -13,7 +13,8 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -34,6 +35,8 @@ from mrlib.sim.drawing import Drawing
 from mrlib.sim.simulator import CLIP_S, world_of
 from mrlib.sim.world import COLORS, LOOKS, STATES, TAILS, World
 from mrlib.tensors import check_fit, load_tensors, read_header, save_tensors
+from mrlib.video.container import exact, half_up
+from mrlib.video.probe import probe
 from mrlib.video.read import Progress, pictures
 from mrlib.video.rendered import WORDS, another_take, sample_at
 from mrlib.video.towers import FRAMES, JOINT, SIDE, Towers, contrast
@@ -67,15 +70,12 @@ class Toy:
     def video(self, path: str | os.PathLike, progress: Progress | None = None) -> Tensor:
         """The features of a video, float32 (n, 128), in the joint space, not normalised."""
         stream = (picture for _, picture in pictures(path, STEP_S, SIDE, progress))
-        features, left = [], []
-        while chunk := list(islice(stream, BATCH * FRAMES)):
-            if len(chunk) < BATCH * FRAMES:
-                left = chunk
-                break
-            features.append(self.encode(np.stack(chunk)))
-        if len(left) >= FRAMES / 2 or not features:  # half a clip counts as one, as when clips are counted
-            features.append(self.encode(np.stack(_whole_clips(left))))
-        return torch.cat(features)
+        clips = max(1, half_up(exact(probe(path).duration_s) / exact(CLIP_S)))
+        whole = islice(_endless(stream), clips * FRAMES)
+        chunks = iter(lambda: list(islice(whole, BATCH * FRAMES)), [])
+        features = torch.cat([self.encode(np.stack(chunk)) for chunk in chunks])
+        deque(stream, 0)  # to its end, where it may warn
+        return features
 
     def drawn(self, sample: Sample, seed: int = 0) -> Tensor:
         """The features (n, 128) of a simulated sample without a video: pictures are drawn at their small size."""
@@ -132,7 +132,7 @@ class Toy:
             query_joint=torch.from_numpy(normalized_rows(torch.stack([vector for _, vector in queries]).numpy())),
             streams={"toy": slice(0, JOINT)},
             joint="toy",
-            settings=dataset.settings | {"encoder": self.recipe["weights"]},
+            settings=dataset.settings | {"encoder": self.recipe},
         )
 
     def save(self, folder: str | os.PathLike) -> None:
@@ -179,10 +179,12 @@ def _read_settings(file: Path) -> dict[str, Any]:
     return settings
 
 
-def _whole_clips(pictures: list[np.ndarray]) -> list[np.ndarray]:
-    """Pictures of whole clips: less than half a clip at the end is dropped, more is filled with its last picture."""
-    clips = max(1, int(len(pictures) / FRAMES + 0.5))
-    return (pictures + pictures[-1:] * FRAMES)[: clips * FRAMES]
+def _endless(pictures: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """Pictures, the last one again and again: a video may end before its last clip does."""
+    for picture in pictures:
+        yield picture
+    while True:
+        yield picture
 
 
 def drawn_pictures(sample: Sample, seed: int = 0) -> np.ndarray:

@@ -14,9 +14,11 @@ from mrlib.metrics import evaluate
 from mrlib.ops.runs import runs_of_true
 from mrlib.sim import open_sim
 from mrlib.tensors import save_tensors
+from mrlib.video.read import pictures
 from mrlib.video.rendered import another_take, render
 from mrlib.video.towers import FRAMES, JOINT, SIDE, TOKEN
 from mrlib.video.toy import Toy, drawn_pictures, train_toy
+from mrlib.video.write import write
 from tests.support.simulated import val
 
 VIDEOS = 8
@@ -45,7 +47,7 @@ def folder(toy, tmp_path_factory):
 def videos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("videos")
     for i in range(VIDEOS):
-        render(val(), i, folder / f"{i}.mp4", fps=8)
+        render(val(), i, folder / f"{i}.mp4", fps=8, width=320, height=180)
     return [folder / f"{i}.mp4" for i in range(VIDEOS)]
 
 
@@ -118,12 +120,20 @@ def test_its_pictures_are_drawn_every_half_second():
 
 
 @pytest.mark.parametrize(
-    ("pictures", "clips"), [(1, 1), (4, 1), (5, 1), (6, 2), (9, 2), (4 * 64, 64), (4 * 64 + 2, 65)]
+    ("duration", "clips"), [(0.2, 1), (2.0, 1), (2.9, 1), (3.0, 2), (20.9, 10), (21.0, 11), (131.1, 66)]
 )
-def test_half_a_clip_counts_as_one(pictures, clips, toy, monkeypatch):
-    stream = [(0.0, np.full((SIDE, SIDE, 3), k % 256, np.uint8)) for k in range(pictures)]
-    monkeypatch.setattr("mrlib.video.toy.pictures", lambda *_: iter(stream))
-    assert toy.video("any.mp4").shape == (clips, JOINT)
+def test_a_video_has_as_many_clips_as_for_every_encoder(duration, clips, toy, tmp_path):
+    """round(duration / 2), halves up; also those that end after the video."""
+    frames = (np.full((36, 64, 3), k % 256, np.uint8) for k in range(round(10 * duration)))
+    write(tmp_path / "a.mp4", frames, 10)
+    times = list(pictures(tmp_path / "a.mp4", toy.recipe["clip_s"]))
+    assert toy.video(tmp_path / "a.mp4").shape == (len(times), JOINT) == (clips, JOINT)
+
+
+def test_progress_reaches_the_end(toy, videos):
+    seen = []
+    toy.video(videos[0], lambda done, of: seen.append((done, of)))
+    assert seen[-1] == (64.0, 64.0) and len(seen) == 32 * FRAMES
 
 
 def test_the_same_seed_gives_the_same_weights():
