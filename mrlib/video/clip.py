@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mrlib.arguments import require, shown
 from mrlib.parallel import find_device
@@ -48,7 +48,7 @@ class Clip:
         name    a folder, or a name on the Hugging Face hub, see `mrlib.video.pretrained`
         device  "auto": CUDA if available, see `mrlib.parallel.find_device`
         dtype   of the products in the vision tower, float32 or bfloat16; None: bfloat16 where the processor has
-                instructions for it. Weights, sums and the text tower are float32 in any case
+                instructions for it. Sums, norms, the projection and the text tower are float32 in any case
         raises  as `mrlib.video.pretrained.load`
         """
         require(dtype in (None, torch.float32, torch.bfloat16), "dtype", dtype, "torch.float32, torch.bfloat16 or None")
@@ -69,6 +69,9 @@ class Clip:
         }
         self.notes = {"name": Path(name).name, "dtype": str(self._dtype).removeprefix("torch.")}
         self._model.to(self._device)
+        for module in self._model.vision_model.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                module.to(self._dtype)  # now, not in every batch
 
     def video(self, path: str | os.PathLike, progress: Progress | None = None) -> Tensor:
         """The features of a video, float32 (n, width), a row for every two seconds, not normalised.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 WORDS = ("a", "man", "opens", "the", "door", "dog", "runs", "in", "water")  # each is one token; others are spelled
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -49,26 +51,36 @@ def write_tiny_clip(
     legacy      the marks of the text tower are numbered wrongly, as in OpenAI's configurations: [EOT] is 2
     text        other settings of the text tower
     """
+    vocab, _ = vocabulary()
+    marks = (0, 2) if legacy else (vocab[START], vocab[END])
+    sizes = {"intermediate_size": 64, "num_hidden_layers": 2}
+    text = {"hidden_size": 32, "num_attention_heads": 4} | text | {"bos_token_id": marks[0], "eos_token_id": marks[1]}
+    vision = {"hidden_size": 48, "num_attention_heads": 3, "image_size": side, "patch_size": 16}
+    return write_clip(folder, projection, seed, text=sizes | text, vision=sizes | vision)
+
+
+def write_clip(
+    folder: Path, projection: int = 512, seed: int = 0, *, text: Mapping[str, Any] = {}, vision: Mapping[str, Any] = {}
+) -> Path:
+    """Write a CLIP with random weights, of the size of ViT-B/32 where the settings of the towers say nothing else."""
     from transformers import CLIPConfig, CLIPModel
 
     folder.mkdir(parents=True, exist_ok=True)
     write_tokenizer(folder)
     vocab, _ = vocabulary()
-    marks = (0, 2) if legacy else (vocab[START], vocab[END])
-    sizes = {"intermediate_size": 64, "num_hidden_layers": 2, "projection_dim": projection}
-    text = {"hidden_size": 32, "num_attention_heads": 4, "vocab_size": len(vocab)} | text
-    config = CLIPConfig(
-        text_config=sizes | text | {"bos_token_id": marks[0], "eos_token_id": marks[1]},
-        vision_config=sizes | {"hidden_size": 48, "num_attention_heads": 3, "image_size": side, "patch_size": 16},
-        projection_dim=projection,
-    )
+    known = {"vocab_size": len(vocab), "bos_token_id": vocab[START], "eos_token_id": vocab[END]}
+    width = {"projection_dim": projection}
+    config = CLIPConfig(text_config=known | width | text, vision_config=width | vision, projection_dim=projection)
     (folder / "config.json").write_text(json.dumps(config.to_dict() | {"architectures": ["CLIPModel"]}))
     g = torch.Generator().manual_seed(seed)
-    weights = {
-        name: torch.randn(weight.shape, generator=g) / max(weight[0].numel(), 1) ** 0.5 + 1.0 * ("norm" in name)
-        if weight.ndim
-        else weight.clone()
-        for name, weight in CLIPModel(config).state_dict().items()
-    }
+    weights = {name: _random(name, weight, g) for name, weight in CLIPModel(config).state_dict().items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+def _random(name: str, weight: Tensor, g: torch.Generator) -> Tensor:
+    """Weights with which pictures and sentences differ, as they do not with those that a training begins with."""
+    if not weight.ndim:
+        return weight.clone()
+    numbers = torch.randn(weight.shape, generator=g) / weight[0].numel() ** 0.5
+    return 1 + 0.1 * numbers if "norm" in name and name.endswith("weight") else numbers
