@@ -196,7 +196,9 @@ class Canvas:
         """A position in pixels."""
         return self.middle + x * self.scale, self.top + y * self.scale
 
-    def shape(self, kind: str, colour: str, numbers: tuple[float, ...], x: float = 0, y: float = 0, **outline: Any):
+    def shape(
+        self, kind: str, colour: str, numbers: tuple[float, ...], x: float = 0, y: float = 0, **outline: Any
+    ) -> None:
         """Draw one shape, shifted by (x, y)."""
         if kind == "disc":
             a, b, r = numbers
