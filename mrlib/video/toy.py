@@ -200,7 +200,7 @@ def drawn_pictures(sample: Sample, seed: int = 0) -> np.ndarray:
 def train_toy(
     dataset: MomentDataset,
     *,
-    steps: int = 300,
+    steps: int = 240,
     batch_size: int = 64,
     seed: int = 0,
     watch: Callable[[int, float], None] | None = None,
@@ -269,11 +269,11 @@ class _Clips:
 
 
 def _altered(pictures: Tensor, draw: np.random.Generator) -> Tensor:
-    """Pictures with another brightness, contrast and tint per clip, noise, and shifted by up to two pixels."""
-    x, n = pictures.float(), len(pictures)
-    x = x * (1 + 0.15 * torch.randn(n, 1, 1, 1, 1)) + 8 * torch.randn(n, 1, 1, 1, 3) + 6 * torch.randn(x.shape)
+    """Pictures shifted by up to two pixels, with other brightness, contrast and tint per clip, and noise, float32."""
+    n, single = len(pictures), pictures[0].shape  # (FRAMES, SIDE, SIDE, 3)
     down, right = draw.integers(-2, 3, size=2).tolist()
-    return x.clamp(0, 255).roll((down, right), (2, 3))
+    x = pictures.roll((down, right), (2, 3)) * (1 + 0.15 * torch.randn(n, 1, 1, 1, 1))
+    return x.add_(8 * torch.randn(n, 1, 1, 1, 3)).add_(6 * torch.randn(single))
 
 
 def _vocabulary(world: World) -> list[str]:

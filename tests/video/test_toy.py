@@ -14,6 +14,7 @@ from mrlib.metrics import evaluate
 from mrlib.ops.runs import runs_of_true
 from mrlib.sim import open_sim
 from mrlib.tensors import save_tensors
+from mrlib.video import find
 from mrlib.video.read import pictures
 from mrlib.video.rendered import another_take, render
 from mrlib.video.towers import FRAMES, JOINT, SIDE, TOKEN
@@ -31,7 +32,7 @@ def losses() -> list[float]:
 
 @pytest.fixture(scope="module")
 def toy(losses) -> Toy:
-    """About a quarter of the default training."""
+    """A sixth of the default training."""
     train = open_sim("train", n=128)
     return train_toy(train, steps=80, batch_size=32, watch=lambda step, loss: losses.append(loss))
 
@@ -81,6 +82,19 @@ def test_it_finds_moments_in_videos_that_it_has_not_seen(toy, losses, videos):
     sighted = recall(answers(features, vectors))
     blind = recall(answers(features, vectors[1:] + vectors[:1]))
     assert sighted["MR-full-R1@0.5"] >= 60 and blind["MR-full-R1@0.5"] <= sighted["MR-full-R1@0.5"] / 2
+
+
+def test_find_answers_in_words(folder, videos):
+    """As a user asks, with the encoder by the name of its folder: the best answer overlaps a true window."""
+    first = [
+        find(path, sample.query, encoder=str(folder), here=0)[0]
+        for path, sample in zip(videos, val().samples[:VIDEOS], strict=True)
+    ]
+    hits = [
+        any(s["start_s"] < end and start < s["end_s"] for start, end in sample.relevant_windows)
+        for s, sample in zip(first, val().samples[:VIDEOS], strict=True)
+    ]
+    assert np.mean(hits) >= 0.75
 
 
 def test_drawn_features_stand_for_rendered_ones(toy, videos):
