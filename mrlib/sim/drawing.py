@@ -62,7 +62,11 @@ class Drawing:
     """The frames of one sample, a function of the time alone."""
 
     def __init__(self, sample: Sample, seed: int = 0):
-        """seed  of what no label says: where the actor stands, how large everything is, the pace of the action"""
+        """A sample, ready to be drawn.
+
+        seed    of what no label says: where the actor stands, how large everything is, the pace of the action
+        raises  ValueError as `script_of`
+        """
         self.events = script_of(sample)
         self.duration_s = float(sample.duration)
         self._starts = [event["start"] for event in self.events]

@@ -49,7 +49,9 @@ class Toy:
     """A trained encoder, see `mrlib.video.encode.Encoder`."""
 
     def __init__(self, towers: Towers, words: Sequence[str], named: Sequence[str]):
-        """words  the vocabulary, in the order of the embeddings
+        """An encoder of trained towers.
+
+        words  the vocabulary, in the order of the embeddings
         named  those that stand for something that can be seen: actors, actions, objects
         """
         self.towers = towers.eval().requires_grad_(False)
@@ -84,8 +86,8 @@ class Toy:
     def encode(self, pictures: np.ndarray) -> Tensor:
         """Pictures, uint8 (n * 4, 64, 64, 3), every half second one -> (n, 128)."""
         chunks = torch.from_numpy(pictures).unflatten(0, (-1, FRAMES)).split(BATCH)
-        with torch.inference_mode():
-            return torch.cat([self.towers.pictures(chunk) for chunk in chunks]).clone()
+        with torch.no_grad():
+            return torch.cat([self.towers.pictures(chunk) for chunk in chunks])
 
     def text(self, query: str) -> tuple[Tensor, Tensor]:
         """The tokens (N, 64) of a sentence and its vector (128,) in the joint space, float32, not normalised.
@@ -103,9 +105,9 @@ class Toy:
         if unknown := [word for word in dict.fromkeys(words) if word not in self._number]:
             warnings.warn(f"Toy does not know {', '.join(unknown)}; the sentence is read without", stacklevel=2)
         numbers = torch.tensor([known])
-        with torch.inference_mode():
+        with torch.no_grad():
             tokens, vector = self.towers.words(numbers, torch.ones_like(numbers, dtype=torch.bool))
-        return tokens[0].clone(), vector[0].clone()
+        return tokens[0], vector[0]
 
     def dataset(self, dataset: MomentDataset, seed: int = 0) -> MomentDataset:
         """A simulated dataset with the features of this encoder, drawn and not rendered, to train a retriever on.
@@ -118,7 +120,7 @@ class Toy:
         items, video = torch.unique(dataset.video, return_inverse=True)
         shown_by = {v: sample_at(dataset, i) for i, v in enumerate(video.tolist())}
         targets = [normalized_rows(self.drawn(shown_by[v], seed).numpy()) for v in range(len(items))]
-        if dataset.settings["query"] == "video":
+        if dataset.settings.get("query") == "video":
             takes = (self.drawn(another_take(dataset, i, seed=seed), seed) for i in range(len(dataset)))
             queries = [(rows, torch.from_numpy(normalized_rows(rows.numpy())).mean(0)) for rows in takes]
         else:
@@ -211,7 +213,7 @@ def train_toy(
     batch_size  clips with a caption per step; a quarter as many idle ones, which show only a place, stand beside them
     seed        same seed, number of threads and machine: same weights
     watch       is called after every step with its number, from 1, and its loss
-    raises      ValueError for a dataset without scripts
+    raises      ValueError for a dataset that is not simulated, or cannot be drawn
     """
     for name, value in (("steps", steps), ("batch_size", batch_size)):
         require(type(value) is int and value >= 2, name, value, "a whole number of at least 2")
