@@ -20,6 +20,7 @@ _SUBMODULES = (
     "detect",
     "downloads",
     "files",
+    "find",
     "grid",
     "grid_file",
     "layers",

@@ -141,12 +141,23 @@ def similarity_or_nothing(dataset: MomentDataset) -> list[dict]:
     """
     lines = []
     for sample, c in _cosines(dataset):
-        median = np.median(c)
-        spread = np.sqrt(2 * np.square(np.minimum(c - median, 0)).mean())
-        z = (c.max() - median) / spread if spread > 0 else 0.0
-        exists = float(torch.special.ndtr(torch.tensor(z, dtype=torch.float64)) ** len(c))
-        lines.append(_similar_runs(sample, c, dataset.clip_s) | {"pred_exist_score": exists})
+        lines.append(_similar_runs(sample, c, dataset.clip_s) | {"pred_exist_score": existence(c)})
     return lines
+
+
+def existence(c: np.ndarray) -> float:
+    """The score of `similarity_or_nothing`, 0 to 1, for the cosines (n,) of a video's clips with the query."""
+    median = np.median(c)
+    spread = np.sqrt(2 * np.square(np.minimum(c - median, 0)).mean())
+    z = (c.max() - median) / spread if spread > 0 else 0.0
+    return float(torch.special.ndtr(torch.tensor(z, dtype=torch.float64)) ** len(c))
+
+
+def above_usual(c: np.ndarray) -> np.ndarray:
+    """Which of the values (n,) of a video's clips are above their mean + 1 sd; the highest always is."""
+    above = c > c.mean() + c.std()
+    above[c.argmax()] = True
+    return above
 
 
 def _cosines(dataset: MomentDataset) -> Iterator[tuple[Sample, np.ndarray]]:
@@ -159,8 +170,7 @@ def _cosines(dataset: MomentDataset) -> Iterator[tuple[Sample, np.ndarray]]:
 
 def _similar_runs(sample: Sample, c: np.ndarray, clip_s: float) -> dict:
     """The line of `query_similarity` for the cosines c (n,) of one sample."""
-    above = c > c.mean() + c.std()
-    above[c.argmax()] = True
+    above = above_usual(c)
     ends = np.flatnonzero(np.diff(above, prepend=False, append=False)).reshape(-1, 2)
     scores = np.add.reduceat(np.append(c, 0), ends.ravel())[::2] / np.diff(ends)[:, 0]
     best = np.argsort(-scores, kind="stable")[:MAX_MOMENTS]

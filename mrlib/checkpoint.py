@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from mrlib.data import Widths
 from mrlib.files import LONGEST_LINE, parse_json, write_whole
 from mrlib.papers.limits import at_most
 from mrlib.papers.release import load_official as load_official
-from mrlib.retriever import MomentRetriever, unwrapped
+from mrlib.retriever import MomentRetriever, Training, unwrapped
 from mrlib.tensors import Header, check_fit, load_tensors, read_header, save_tensors
 
 WIDEST = 1_000_000  # the largest width of features that is believed
@@ -39,7 +40,8 @@ def save(retriever: MomentRetriever, path: str | os.PathLike, notes: dict[str, A
     if retriever.recipe is None:
         raise ValueError("only a retriever made by mrlib.build can be saved, because loading needs its recipe")
     weights, settings = _paths(path)
-    recipe = {**retriever.recipe, "torch": torch.__version__.split("+")[0], "notes": notes or {}}
+    known = {} if retriever.training_data is None else {"training_data": asdict(retriever.training_data)}
+    recipe = {**retriever.recipe, **known, "torch": torch.__version__.split("+")[0], "notes": notes or {}}
     tensors = {name.replace("_orig_mod.", ""): tensor for name, tensor in retriever.state_dict().items()}
     checksum = save_tensors(weights, tensors, json.dumps(recipe))
     write_whole(settings, json.dumps({**recipe, "checksum": checksum}, indent=1) + "\n")
@@ -66,6 +68,7 @@ def load(path: str | os.PathLike) -> MomentRetriever:
         if source == settings:
             _check_pair(recipe, settings, weights, header)
         retriever.load_state_dict(load_tensors(weights, header))
+        retriever.training_data = _training_data(recipe)
     except ValueError as error:
         raise ValueError(f"{error}; {cure}") from error
     return retriever.eval()
@@ -111,7 +114,33 @@ def _checked(text: str, source: Path) -> dict[str, Any]:
     steps = [] if prepared is None else prepared
     fits = isinstance(steps, list) and all(isinstance(x, str) and x in mrlib.papers.PREPARATIONS for x in steps)
     require("prepared", fits, f"a list of some of {', '.join(mrlib.papers.PREPARATIONS)}")
+    fits = "training_data" not in recipe or _describes_data(recipe["training_data"], widths["target"])
+    require("training_data", fits, "an object of the streams, clips and other facts of the training's data")
     return recipe
+
+
+def _describes_data(data: Any, width: int) -> bool:
+    """Whether a value of a JSON file is a `Training` of videos whose streams have this width together."""
+    if not isinstance(data, dict) or data.keys() != {f.name for f in fields(Training)}:
+        return False
+    streams, clip_s, normalize = data["streams"], data["clip_s"], data["normalize"]
+    counts = [value for value in (data["clips"], data["tokens"]) if value is not None]
+    numbers = [*streams.values(), *counts] if isinstance(streams, dict) else [None]
+    return (
+        all(type(n) is int and 1 <= n <= WIDEST for n in numbers)
+        and sum(streams.values()) == width
+        and (clip_s is None or (type(clip_s) in (int, float) and 0 < clip_s < math.inf))
+        and isinstance(normalize, list)
+        and all(isinstance(name, str) for name in normalize)
+        and data["query"] in (None, "text", "video")
+        and (data["encoder"] is None or isinstance(data["encoder"], str | dict))
+    )
+
+
+def _training_data(recipe: dict[str, Any]) -> Training | None:
+    """What a checked recipe says about the training's data; None in checkpoints of earlier versions."""
+    data = recipe.get("training_data")
+    return None if data is None else Training(**{**data, "normalize": tuple(data["normalize"])})
 
 
 def _build(recipe: dict[str, Any], source: Path, header: Header) -> MomentRetriever:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +24,19 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """The data that a retriever was trained on, as far as it is known; plain values, which checkpoints hold."""
+
+    streams: Mapping[str, int]  # width of every stream of the videos, in their order
+    clip_s: float | None  # seconds per clip
+    clips: int | None  # of the longest video
+    normalize: tuple[str, ...]  # names of streams and "query" whose vectors were divided by their L2 norm
+    query: str | None = None  # "text" or "video"
+    tokens: int | None = None  # the most rows of a sentence that the model was given
+    encoder: Mapping[str, Any] | str | None = None  # recipe of the encoder, or the digest of its weights
+
+
 class MomentRetriever(nn.Module):
     """An aligner and a detector, which together turn a batch into scored moments."""
 
@@ -32,16 +48,19 @@ class MomentRetriever(nn.Module):
         round_s: float | None = None,
         max_windows: int = 10,
         recipe: dict[str, Any] | None = None,
+        training_data: Training | None = None,
     ):
         """Combine an aligner and a detector.
 
         round_s      predicted times are rounded to multiples of this, in seconds; None: they are not rounded
         max_windows  largest number of predictions per query
         recipe       the arguments by which `mrlib.papers` builds this model again; checkpoints need it
+        training_data  set by `mrlib.fit`, and by `mrlib.checkpoint` where a checkpoint says it
         """
         super().__init__()
         self.aligner, self.detector = aligner, detector
         self.round_s, self.max_windows, self.recipe = round_s, max_windows, recipe
+        self.training_data = training_data
 
     def forward(self, batch: Batch) -> tuple[Aligned, dict[str, Tensor]]:
         """The outputs of the aligner and of the detector for a batch; neither reads its labels."""
@@ -58,8 +77,28 @@ class MomentRetriever(nn.Module):
         options = {} if teacher is None else {"teacher": teacher}
         return {**self.aligner.losses(aligned, batch), **self.detector.losses(outputs, aligned, batch, **options)}
 
-    @torch.no_grad()
     def predict(self, batch: Batch) -> list[dict[str, Any]]:
+        """Predict the lines of a QVHighlights submission, see `lines_of`; warn of videos that are too long.
+
+        Most models predict fractions of the video, which mean nothing for videos longer than those of the training.
+        """
+        longest = batch.target.shape[1] and int(batch.lengths.max())
+        if (message := self.too_long(longest)) is not None:
+            warnings.warn(message, stacklevel=2)
+        return self.lines_of(batch)
+
+    def too_long(self, clips: int) -> str | None:
+        """A warning if a video of so many clips is longer than those of the training; None if it is not, or unknown."""
+        known = None if self.training_data is None else self.training_data.clips
+        if known is None or clips <= known:
+            return None
+        return (
+            f"a video has {clips} clips, and the longest of the training had {known}; moments beyond that length mean "
+            "little, so ask mrlib.video.find, which searches in windows of that length"
+        )
+
+    @torch.no_grad()
+    def lines_of(self, batch: Batch) -> list[dict[str, Any]]:
         """Predict the lines of a QVHighlights submission, one per sample; windows in seconds, best first.
 
         Lines have `pred_saliency_scores`, one per clip, if the aligner gives saliency. They have no `pred_exist_score`:

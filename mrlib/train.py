@@ -28,14 +28,15 @@ from tqdm.auto import tqdm
 from mrlib import baselines, papers, parallel
 from mrlib.arguments import has_terminal, require, warn_in_one_line
 from mrlib.data import MomentDataset
+from mrlib.data.sources import LAYOUTS
 from mrlib.papers import Paper, Stage
 from mrlib.probes import PROBES
-from mrlib.retriever import MomentRetriever, unwrapped
+from mrlib.retriever import MomentRetriever, Training, unwrapped
 from mrlib.training import cli, stopping
 from mrlib.training.run_state import History, RunState
 from mrlib.training.scoring import headline as headline
+from mrlib.training.scoring import longest_video, require_annotations
 from mrlib.training.scoring import predict_all as predict_all
-from mrlib.training.scoring import require_annotations
 from mrlib.training.scoring import scores_of as scores_of
 from mrlib.training.stages import MiningRunner, TrainingRunner
 from mrlib.training.trainer import Setup
@@ -75,6 +76,7 @@ def fit(
     setup = Setup(
         retriever, train, val, dict(probes or {}), paper, seed, parallel.find_device(device), precision, compile
     )
+    retriever.training_data = _training_data(train, paper)
     setup = _on_device(setup)
     parallel.broadcast_weights(retriever)
     runners = [_runner(setup, stage, progress) for stage in paper.stages]
@@ -191,6 +193,21 @@ def _describe_run(setup: Setup) -> dict[str, Any]:
     if setup.probes:
         settings["probes"] = {name: _dataset_identity(probe) for name, probe in setup.probes.items()}
     return settings | {"threads": [torch.get_num_threads()], "processes": [parallel.rank_and_world()[1]]}
+
+
+def _training_data(train: MomentDataset, paper: Paper) -> Training:
+    """What checkpoints say about the training data, so that other videos can be prepared in the same way."""
+    settings, layout = train.settings, LAYOUTS.get(train.settings.get("layout"))
+    streams = {name: columns.stop - columns.start for name, columns in train.streams.items()}
+    return Training(
+        streams=streams,
+        clip_s=train.clip_s,
+        clips=longest_video(train),
+        normalize=tuple(settings.get("normalize", (*streams, "query") if "encoder" in settings else ())),
+        query=paper.query,
+        tokens=None if layout is None else layout.tokens,
+        encoder=settings.get("encoder"),
+    )
 
 
 def _dataset_identity(dataset: MomentDataset) -> dict[str, Any]:

@@ -25,11 +25,11 @@ from torch.overrides import TorchFunctionMode
 from mrlib.arguments import require, shown
 from mrlib.data import Widths
 from mrlib.papers.models import build, prepare
-from mrlib.papers.networks import refusal
+from mrlib.papers.networks import network_of, refusal
 from mrlib.papers.registry import RELEASES
 from mrlib.papers.saved import read_saved
 from mrlib.papers.settings import get
-from mrlib.retriever import MomentRetriever
+from mrlib.retriever import MomentRetriever, Training
 
 Tensors = dict[str, Tensor]
 SHOWN = 10  # most keys that an error lists
@@ -112,21 +112,27 @@ class Options(dict[str, Any]):
             raise ValueError(f"{name} of opt must be {wanted}, not {shown(self.get(name))}")
 
 
-def load_official(path: str | os.PathLike, paper: str, corrected: bool = False) -> MomentRetriever:
+def load_official(path: str | os.PathLike, paper: str | None = None, corrected: bool = False) -> MomentRetriever:
     """The model of a checkpoint that an official release wrote, on the CPU, in evaluation mode.
 
     path       the file; options that it lacks are read from an opt.json beside it
-    paper      a name of `RELEASES`
+    paper      a name of `RELEASES`; None: the one that the names of its tensors tell
     corrected  False: the outputs are those of the official network for a padded batch. True: those of the official
                network for each sample alone, whatever the padding
     raises     ValueError that names the file and the keys, shapes or options that do not fit; FileNotFoundError
     """
-    if paper not in RELEASES:
+    if paper is not None and paper not in RELEASES:
         raise ValueError(f"unknown release {paper!r}; known: {', '.join(RELEASES)}")
-    path, release = Path(path), RELEASES[paper]
+    path = Path(path)
     tensors, options = _read(path)
+    paper = paper or network_of(tensors, options)
+    if paper is None:
+        raise ValueError(f"{path} does not tell whose network it holds; known: {', '.join(RELEASES)}")
     if (reason := refusal(paper, tensors, options)) is not None:
         raise ValueError(f"{path} {reason}")
+    if paper not in RELEASES:
+        raise ValueError(f"{path} holds a network of {paper}, which cannot be loaded; known: {', '.join(RELEASES)}")
+    release = RELEASES[paper]
     _require_floats(path, {name: x for name, x in tensors.items() if not name.startswith(release.unread)})
     try:
         settings = release.settings(options, tensors) | (dict(release.corrected) if corrected else {})
@@ -139,6 +145,7 @@ def load_official(path: str | os.PathLike, paper: str, corrected: bool = False) 
     except ValueError as error:
         raise ValueError(f"{path} does not describe a network that can be built: {error}") from error
     retriever.load_state_dict(_matched(path, release, retriever.state_dict(), tensors), assign=True)
+    retriever.training_data = _training_data(options, retriever.recipe["widths"]["target"], described.query)
     return retriever.eval()
 
 
@@ -152,6 +159,25 @@ class _Unset(TorchFunctionMode):
         if function is Tensor.mul:  # a draw times a number
             return args[0]
         return (torch.empty if function is torch.randn else function)(*args, **kwargs)
+
+
+def _training_data(opt: Options, width: int, query: str) -> Training:
+    """What the options say about the data of the training; official loaders normalise unless they say otherwise."""
+    folders = opt.get("v_feat_dirs")
+    named = [str(folder).lower() for folder in folders] if isinstance(folders, list | tuple) else []
+    streams = {"slowfast": 2304, "clip": 512}  # of the published features
+    streams = {name: w for name, w in streams.items() if any(name in folder for folder in named)}
+    streams = streams if sum(streams.values()) == width else {"features": width}
+    clip_s, clips, tokens = (opt.get(name) for name in ("clip_length", "max_v_l", "max_q_l"))
+    normalised = [name for name in streams if opt.get("no_norm_vfeat") is not True]
+    return Training(
+        streams=streams,
+        clip_s=float(clip_s) if type(clip_s) in (int, float) and 0 < clip_s < 1e3 else None,
+        clips=clips if type(clips) is int and clips >= 1 else None,
+        normalize=(*normalised, *(() if opt.get("no_norm_tfeat") is True else ("query",))),
+        query=query,
+        tokens=tokens if type(tokens) is int and tokens >= 1 else None,
+    )
 
 
 def _read(path: Path) -> tuple[Tensors, Options]:

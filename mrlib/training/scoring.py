@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,11 +15,27 @@ from mrlib.retriever import MomentRetriever
 
 
 def predict_all(retriever: MomentRetriever, dataset: MomentDataset, batch_size: int = 128) -> list[dict[str, Any]]:
-    """The predictions for a whole dataset, in its order; with several ranks, each predicts a share of the batches."""
+    """The predictions for a whole dataset, in its order; with several ranks, each predicts a share of the batches.
+
+    One warning, if the dataset has videos that are longer than those of the training.
+    """
+    message = retriever.too_long(longest_video(dataset))
+    if message is not None and parallel.rank_and_world()[0] == 0:
+        warnings.warn(message, stacklevel=2)
+    return lines_of_all(retriever, dataset, batch_size)
+
+
+def lines_of_all(retriever: MomentRetriever, dataset: MomentDataset, batch_size: int) -> list[dict[str, Any]]:
+    """`predict_all` without the warning, for a training run, whose scores show what long videos do."""
     rank, world = parallel.rank_and_world()
     batches = list(torch.arange(len(dataset)).split(batch_size))
-    parts = [retriever.predict(dataset.batch(indices)) for indices in batches[rank::world]]
+    parts = [retriever.lines_of(dataset.batch(indices)) for indices in batches[rank::world]]
     return [line for part in parallel.gather(parts) for line in part]
+
+
+def longest_video(dataset: MomentDataset) -> int:
+    """The number of clips of the longest video that the samples search in."""
+    return int(dataset.target.lengths[dataset.video].max())
 
 
 def scores_of(lines: Sequence[Mapping[str, Any]], dataset: MomentDataset) -> dict[str, Any]:

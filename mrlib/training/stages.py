@@ -31,7 +31,7 @@ from mrlib.ops.draw import Draw
 from mrlib.papers import Stage
 from mrlib.retriever import MomentRetriever
 from mrlib.training.run_state import History, RunState
-from mrlib.training.scoring import headline, predict_all, score_names, scores_of
+from mrlib.training.scoring import headline, lines_of_all, score_names, scores_of
 from mrlib.training.trainer import Setup, Trainer, seed_of
 
 
@@ -163,7 +163,7 @@ class MiningRunner:
             history = self.train_model(model, train.subset(seen), stage, folder)
             state.history.rows += history.rows
             state.history.times += history.times
-            windows = mining.confusing(predict_all(model, others, stage.batch_size), others, self.stage.mine)
+            windows = mining.confusing(lines_of_all(model, others, stage.batch_size), others, self.stage.mine)
             mined |= dict(zip(unseen.tolist(), windows, strict=True))
         return [mined[i] for i in range(len(train))]
 

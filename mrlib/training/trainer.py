@@ -19,7 +19,7 @@ from mrlib.papers import Paper, Stage
 from mrlib.retriever import MomentRetriever
 from mrlib.training import stopping
 from mrlib.training.run_state import RunState
-from mrlib.training.scoring import predict_all, scores_of
+from mrlib.training.scoring import lines_of_all, scores_of
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Setup:
 
     def predict(self, dataset: MomentDataset) -> list[dict[str, Any]]:
         """The predictions of the retriever as it is now."""
-        return predict_all(self.retriever, dataset, self.paper.stages[-1].batch_size)
+        return lines_of_all(self.retriever, dataset, self.paper.stages[-1].batch_size)
 
     def probe_scores(self) -> dict[str, dict[str, Any]]:
         """`scores_of` the retriever as it is now, for every probe."""

@@ -8,11 +8,13 @@ from importlib import import_module
 
 _MEMBERS = {
     "Clip": "clip",
+    "Corpus": "corpus",
     "Encoder": "encode",
     "Index": "index",
     "Pixels": "encode",
     "Player": "show",
     "Toy": "toy",
+    "find": "search",
     "moments": "rendered",
     "render": "rendered",
     "storyboard": "scene",

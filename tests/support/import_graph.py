@@ -39,7 +39,7 @@ LAYERS = (  # bottom first; a name stands for its submodules too; names in one r
     ("train", "grid_file"),
     ("plots",),
     ("video", "grid"),
-    ("notebooks", "widgets"),
+    ("notebooks", "widgets", "find"),
 )
 APART = {("detect", "augment")}  # two slots: the first does not import the second, although it lies higher
 HIGHEST = {"notebooks": "arguments", "plots": "data", "widgets": "data"}  # they import nothing above this

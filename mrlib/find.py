@@ -1,0 +1,114 @@
+"""Find a moment in a video from the command line: `python -m mrlib.find VIDEO "a sentence"`, or VIDEO --clip CLIP.
+
+    python -m mrlib.find match.mp4 "a man opens the door" --encoder clip-vit-base-patch32
+    python -m mrlib.find match.mp4 --clip replay.mp4 --save clips
+    python -m mrlib.find match.mp4 "a man opens the door" --retriever runs/first --json
+
+Without --retriever the answer needs no training. The exit status is 0 if something is found, 1 if nothing is here, 2
+for wrong input. Only the answer goes to standard output; notes and progress go to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from mrlib.arguments import has_terminal, printing
+from mrlib.video import read
+from mrlib.video.search import HERE, TOP, find
+
+FOUND, NOT_HERE, WRONG = 0, 1, 2
+
+
+@printing()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the moments; returns the exit status."""
+    args = _parser().parse_args(arguments)
+    try:
+        moments = _answer(args)
+        print(json.dumps(moments) if args.json else _table(moments))
+        for number, moment in enumerate(moments, 1) if args.save else ():
+            _save(args.save, number, moment)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {_one_line(str(error))}", file=sys.stderr)
+        return WRONG
+    except KeyboardInterrupt:
+        return 130
+    return FOUND if moments else NOT_HERE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m mrlib.find", description=(__doc__ or "").split(":")[0])
+    add = parser.add_argument
+    add("video", help="the video to search in")
+    add("query", nargs="?", help="a sentence")
+    add("--clip", help="a video to search for, instead of a sentence")
+    encoders = "pixels; a folder of Toy; a folder or hub name of CLIP; default $MRLIB_CLIP, for --clip pixels"
+    add("--encoder", help=encoders)
+    add("--retriever", help="a run's folder, a checkpoint, or the file of an official release; default none")
+    add("--top", type=int, default=TOP, metavar="K", help=f"the most moments; default {TOP}")
+    usual = f"{HERE[False]:g} for a sentence, {HERE[True]:g} for a clip"
+    add("--here", type=float, metavar="SCORE", help=f"answer from this existence score on, 0 to 1; default {usual}")
+    add("--save", type=Path, metavar="FOLDER", help="write every moment as a video into this folder")
+    add("--cache", help="folder for the features; default .mrlib_cache beside the video")
+    add("--json", action="store_true", help="print the moments as JSON")
+    return parser
+
+
+def _answer(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The moments that the options ask for; a bar shows the seconds that are encoded."""
+    if args.save is not None and args.save.exists() and not args.save.is_dir():
+        raise ValueError(f"{args.save} is a file; give a folder to --save into")
+    with tqdm(unit="s", desc="encoding", leave=False, disable=not has_terminal()) as bar:
+
+        def show(done_s: float, total_s: float) -> None:
+            bar.total = round(total_s)
+            bar.update(round(done_s) - bar.n)
+
+        names = ("query", "clip", "retriever", "encoder", "top", "here", "cache")
+        return find(args.video, **{name: getattr(args, name) for name in names}, progress=show)
+
+
+def _table(moments: Sequence[dict[str, Any]]) -> str:
+    """The moments in columns."""
+    if not moments:
+        return "not here"
+    rows = [("", "start", "end", "score")]
+    for number, moment in enumerate(moments, 1):
+        rows.append((str(number), _clock(moment["start_s"]), _clock(moment["end_s"]), f"{moment['score']:.3f}"))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    return "\n".join("  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows)
+
+
+def _clock(seconds: float) -> str:
+    """Seconds as m:ss.s, from an hour on as h:mm:ss.s."""
+    tenths = round(10 * seconds)
+    minutes, rest = divmod(tenths, 600)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest / 10:04.1f}" if hours else f"{minutes}:{rest / 10:04.1f}"
+
+
+def _save(folder: Path, number: int, moment: dict[str, Any]) -> None:
+    """Cut one moment into the folder, and say where."""
+    start, end = (_clock(moment[name]).replace(":", "m", 1).replace(":", "") for name in ("start_s", "end_s"))
+    stem = re.sub(r"[^\w.-]+", "_", Path(moment["video"]).stem).strip("._")[:60] or "video"
+    file = folder / f"{stem}_{number:02}_{start}-{end}.mp4"
+    folder.mkdir(parents=True, exist_ok=True)
+    made = read.cut(moment["video"], moment["start_s"], moment["end_s"], file)
+    print(f"saved {_one_line(str(file))}{f': {made.note}' if made.note else ''}", file=sys.stderr)
+
+
+def _one_line(text: str) -> str:
+    """A text in one line; characters that would break it, as in the name of a file, are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

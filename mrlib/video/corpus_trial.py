@@ -1,0 +1,156 @@
+"""How well a corpus is searched: simulated videos, whose scripts say where every queried event happens.
+
+An answer is right if it overlaps enough with any moment of the whole corpus that shows the queried actor, action and
+object; "strict" counts only those of the video that the query was written for. What the scores of a simulated world are
+worth is said in `mrlib.sim`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from mrlib.arguments import require
+from mrlib.data import MomentDataset, Sample, open_dataset
+from mrlib.retriever import MomentRetriever
+from mrlib.video.corpus import Corpus
+from mrlib.video.index import Index
+
+RANKS = 1, 3, 10, 30, 100, 300, 1000
+IOUS = 0.5, 0.7
+ANSWERED = 100  # windows that are looked at closely
+Occurrences = dict[tuple[str, ...], list[tuple[str, float, float]]]  # event -> video, start, end in seconds
+
+
+class Simulated:
+    """The encoder of a simulated dataset: the features of its queries are known by their sentences."""
+
+    def __init__(self, dataset: MomentDataset):
+        """Encode the queries of `dataset`."""
+        settings, width = dataset.settings, dataset.widths.joint
+        world = {name: settings[name] for name in ("size", "seed", "query")}
+        self.recipe = {"encoder": "simulated", "clip_s": dataset.clip_s, "width": width, "joint": width, **world}
+        self.dataset = dataset
+        self._numbers = {sample.query: i for i, sample in enumerate(dataset.samples)}
+
+    def video(self, path: str | os.PathLike, progress: Any = None) -> Tensor:
+        """ValueError: no file shows a simulated video."""
+        raise ValueError(f"{path}: simulated features are not made from files; give an index")
+
+    def text(self, query: str) -> tuple[Tensor, Tensor]:
+        """The words (N, J) and the vector (J,) of a sentence of the dataset."""
+        require(query in self._numbers, "query", query, "a sentence of the dataset")
+        i = self._numbers[query]
+        return query_rows(self.dataset, i), self.dataset.query_joint[i]
+
+
+def simulate(
+    file: str | os.PathLike, hours: float, *, size: str = "small", query: str = "text", seed: int = 0
+) -> tuple[Corpus, MomentDataset]:
+    """A corpus of simulated videos in a new file, and the dataset whose videos and queries they are.
+
+    hours  of video
+    size   "small", videos of 64 s with 864 events; or "paper", videos of 150 s with 9,600
+    query  "text", or "video": a query is another rendition of the event
+    """
+    options = {"size": size, "query": query, "seed": seed, "split": "val", "streams": "joint"}
+    duration_s = open_dataset("sim", n=1, **options).samples[0].duration
+    dataset = open_dataset("sim", n=math.ceil(hours * 3600 / duration_s), **options)
+    encoder = Simulated(dataset)
+    corpus = Corpus.open(file, encoder)
+    rows = dataset.target.rows.split(dataset.target.lengths.tolist())
+    corpus.add(*(Index(s.vid, s.duration, x, encoder.recipe) for s, x in zip(dataset.samples, rows, strict=True)))
+    return corpus, dataset
+
+
+def query_rows(dataset: MomentDataset, i: int) -> Tensor:
+    """The words or clips of query i, (N, J)."""
+    return dataset.query.rows[dataset.query.index(torch.tensor([i]))[0]]
+
+
+def occurrences(samples: Iterable[Sample]) -> Occurrences:
+    """Every moment of every event in simulated videos."""
+    moments = defaultdict(list)
+    for sample in samples:
+        for event in sample.extra["script"]:
+            moments[_event(event)] += [(sample.vid, *window) for window in event["windows"]]
+    return moments
+
+
+def _event(words: dict[str, Any]) -> tuple[str, ...]:
+    return words["actor"], words["action"], words["object"]
+
+
+def measure(
+    corpus: Corpus,
+    dataset: MomentDataset,
+    queries: int,
+    retrievers: dict[str, MomentRetriever] | None = None,
+) -> pd.DataFrame:
+    """Recall and time of a search, for several numbers of answers.
+
+    queries     how many of the dataset's are asked, evenly spread
+    retrievers  name -> retriever, for the fine step beside the one without training
+    returns     a row per kind of answer, truth and k:
+                answer         "window" of the coarse step alone, "zero-shot", or the name of a retriever
+                truth          "any" occurrence, or "strict"
+                k              answers that are looked at, at most
+                overlap        percent of queries with an answer that overlaps a moment at all among the k best: for
+                               windows, the recall of the true window
+                R@0.5, R@0.7   percent of queries with an answer of that IoU among the k best
+                seconds        per query, for `ANSWERED` windows
+    """
+    by_clip = dataset.settings["query"] == "video"
+    ways: dict[str, Callable[..., list[dict]]] = {"window": lambda **asked: corpus.windows(**asked, most=RANKS[-1])}
+    for name, retriever in {"zero-shot": None, **(retrievers or {})}.items():
+        ways[name] = lambda model=retriever, **asked: corpus.search(**asked, retriever=model, windows=ANSWERED, here=0)
+    truths, rows = occurrences(dataset.samples), []
+    chosen = np.linspace(0, len(dataset) - 1, queries).astype(int).tolist()
+    for name, way in ways.items():
+        ranks, seconds = defaultdict(list), 0.0
+        for i in chosen:
+            sample = dataset.samples[i]
+            clip = Index(f"query {sample.qid}", 0.0, query_rows(dataset, i), corpus.recipe)
+            start = time.perf_counter()
+            answers = way(clip=clip) if by_clip else way(query=sample.query)
+            seconds += time.perf_counter() - start
+            moments = truths[_event(sample.extra)]
+            for truth, counted in (("any", moments), ("strict", [m for m in moments if m[0] == sample.vid])):
+                ranks[truth].append([_rank(answers, counted, least) for least in (0, *IOUS)])
+        rows += _rows(name, ranks, seconds / queries)
+    settings = {"hours": round(corpus.hours, 2), "videos": len(corpus), "size": dataset.settings["size"]}
+    return pd.DataFrame([settings | {"query": dataset.settings["query"], "queries": queries} | row for row in rows])
+
+
+def _rank(answers: list[dict], moments: list[tuple[str, float, float]], least: float) -> float:
+    """The number, from 0, of the first answer whose IoU with a moment is at least this, and above 0; else inf."""
+    by_video = defaultdict(list)
+    for video, start, end in moments:
+        by_video[video].append((start, end))
+    for rank, answer in enumerate(answers):
+        for start, end in by_video.get(answer["video"], ()):
+            shared = min(end, answer["end_s"]) - max(start, answer["start_s"])
+            union = max(end, answer["end_s"]) - min(start, answer["start_s"])
+            if shared > 0 and shared / union >= least - 1e-9:
+                return rank
+    return math.inf
+
+
+def _rows(answer: str, ranks: dict[str, list[list[float]]], seconds: float) -> list[dict[str, Any]]:
+    rows = []
+    for truth, values in ranks.items():
+        for k in RANKS:
+            if answer == "window" or k <= ANSWERED:
+                overlap, *recalls = (100 * (np.array(values) < k).mean(0)).round(2).tolist()
+                scores = {f"R@{iou}": recall for iou, recall in zip(IOUS, recalls, strict=True)}
+                rows.append({"answer": answer, "truth": truth, "k": k, "overlap": overlap, **scores})
+    return [row | {"seconds": round(seconds, 4)} for row in rows]

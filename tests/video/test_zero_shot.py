@@ -1,0 +1,86 @@
+"""Answers from features alone."""
+
+import numpy as np
+import pytest
+import torch
+
+from mrlib import baselines
+from mrlib.data import open_dataset
+from mrlib.ops.boundary_search import boundaries
+from mrlib.ops.spans import iou
+from mrlib.video.zero_shot import by_rows, by_vector, smoothed
+from tests.support.fixed import JOINT, scene
+
+
+def test_smoothing_is_the_mean_of_three_neighbours():
+    assert smoothed(np.array([3.0, 0.0, 0.0, 6.0])).tolist() == [1.5, 1.0, 2.0, 3.0]
+    assert smoothed(np.array([5.0])).tolist() == [5.0]
+
+
+def test_a_sentence_is_found_where_the_clips_are_like_it():
+    rows, vector = scene((0, 10), (1, 5), (2, 10), (1, 4), (3, 6)), torch.eye(JOINT)[1]
+    moments, exists = by_vector(rows, vector, 2.0, 70.0, most=5)
+    spans = torch.tensor([moment[:2] for moment in moments], dtype=torch.float64)
+    for event in ((20.0, 30.0), (50.0, 58.0)):
+        assert iou(spans, torch.tensor(event, dtype=torch.float64)).max() > 0.7
+    assert exists > 0.9
+    assert [m[2] for m in moments] == sorted((m[2] for m in moments), reverse=True)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_the_shortest_videos_have_an_answer(n):
+    moments, exists = by_vector(scene((0, n)), torch.ones(JOINT), 2.0, 2.0 * n - 0.5, most=5)
+    assert moments and all(0 <= a < b <= 2 * n - 0.5 for a, b, _ in moments) and 0 <= exists <= 1
+
+
+def test_the_first_answer_is_the_anchors_interval_where_the_video_is_short():
+    """[A2FA Eq. 5] On the simulator, whose videos last 150 s or less."""
+    data = open_dataset("sim", split="val", n=40, size="small")
+    batch = data.batch(range(40))
+    _, left, right = boundaries(batch.target_joint, batch.target_mask, batch.query_joint)
+    same = 0
+    for b in range(40):
+        moments, _ = by_vector(batch.target_joint[b], batch.query_joint[b], 2.0, 64.0, 10)
+        same += moments[0][:2] == [2.0 * left[b], 2.0 * (right[b] + 1)]
+    assert same >= 30  # in the others a run has a higher peak
+
+
+def test_the_existence_score_is_the_baselines():
+    data = open_dataset("sim", split="val", n=10, size="small", null=0.3)
+    batch = data.batch(range(10))
+    scores = [by_vector(t, q, 2.0, 64.0, 1)[1] for t, q in zip(batch.target_joint, batch.query_joint, strict=True)]
+    expected = [line["pred_exist_score"] for line in baselines.similarity_or_nothing(data)]
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+
+
+def test_a_long_video_has_an_anchor_in_every_window():
+    """The event lies an hour in, where the whole video's first and last clips say nothing."""
+    rows = scene(*[(i % 6, 30) for i in range(60)], (7, 6), *[(i % 6, 30) for i in range(60)])
+    moments, _ = by_vector(rows, torch.eye(JOINT)[7], 2.0, 2.0 * len(rows), most=5)
+    assert all(start <= 3600 and end >= 3612 for start, end, _ in moments[:2])
+    assert moments[0][1] - moments[0][0] < 30 and moments[2][2] < 0.5 < moments[0][2]
+
+
+def changing(n: int, seed: int = 0, width: int = 32) -> torch.Tensor:
+    """A video (n, width) that changes smoothly."""
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(n, width, generator=g).cumsum(0) * 0.5 + torch.randn(n, width, generator=g) * 0.1
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_clip_is_found_where_it_was_cut(step):
+    """Also at twice the speed, under noise."""
+    rows = changing(100)
+    query = rows[40:60:step] + 0.05 * torch.randn(20 // step, 32, generator=torch.Generator().manual_seed(1))
+    moments, exists = by_rows(rows, query, 0.5, 50.0, most=3)
+    start, end, score = moments[0]
+    assert abs(start - 20) <= 0.5 * step and abs(end - 30) <= 0.5 * step and score > 0.9 and exists == score
+
+
+def test_further_answers_are_elsewhere():
+    rows = torch.cat([changing(40), changing(30, 1), changing(40)])  # the same scene twice
+    moments, _ = by_rows(rows, changing(40)[10:30], 1.0, 110.0, most=3)
+    assert {tuple(round(x) for x in m[:2]) for m in moments[:2]} == {(10, 30), (80, 100)}
+    assert len(moments) <= 3 and [m[2] for m in moments] == sorted((m[2] for m in moments), reverse=True)
+    spans = sorted(m[:2] for m in moments)
+    assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False))
