@@ -21,6 +21,7 @@ from mrlib.video.clip import Clip
 from mrlib.video.encode import Pixels
 from mrlib.video.extract import extract, main
 from mrlib.video.rendered import render
+from mrlib.video.search import find
 from mrlib.video.shards import Shard
 from mrlib.video.toy import train_toy
 from tests.support.encoders import FakeEncoder, Wordless
@@ -92,12 +93,22 @@ def test_what_is_written_passes_the_check_and_opens_without_options(clip_s, fold
 
 
 @pytest.mark.parametrize("paper", TEXT_PAPERS)
-def test_every_text_paper_trains_on_it_and_its_run_says_which_encoder(paper, written, tmp_path):
+def test_every_text_paper_trains_on_it_and_then_finds_moments_in_the_videos(paper, folder, written, tmp_path):
     options = {"settings": {"epochs": 1}, "dataset": "qvhighlights", "root": str(written), "out_dir": tmp_path / "run"}
-    scores, _, _ = train.experiment(paper, size="small", **options)
-    assert "brief" in scores
+    scores, _, retriever = train.experiment(paper, size="small", **options)
     run = json.loads((tmp_path / "run/run.json").read_text())
-    assert run["train"]["encoder"] == run["val"]["encoder"] == FakeEncoder().recipe
+    assert "brief" in scores and run["train"]["encoder"] == run["val"]["encoder"] == FakeEncoder().recipe
+    opened = open_dataset("qvhighlights", written, "val")
+    (line,) = retriever.predict(opened.batch([0]))
+    video, asked = (
+        folder / f"{line['vid']}.mp4",
+        {"retriever": tmp_path / "run", "cache": tmp_path / "cache", "here": 0},
+    )
+    found = find(video, line["query"], encoder=FakeEncoder(), **asked)
+    windows = [[moment["start_s"], moment["end_s"], moment["score"]] for moment in found]
+    assert windows and windows == line["pred_relevant_windows"][: len(windows)]  # the same numbers, to the last bit
+    with pytest.raises(ValueError, match="of another encoder"):
+        find(video, line["query"], encoder=FakeEncoder(version=2), **asked)
 
 
 def test_videos_as_queries_get_the_layout_of_matr(tmp_path):
