@@ -121,11 +121,14 @@ def test_videos_as_queries_get_the_layout_of_matr(tmp_path):
     splits = [open_dataset("activitynet_vrl", tmp_path / "out", split) for split in ("train", "val")]
     pairs = {(s.qid, s.vid): s.relevant_windows for split in splits for s in split.samples}
     assert pairs == {("short", "cat"): [[2, 6]], ("short", "dog"): [[12, 20]], ("cat", "bird"): [[4, 8], [10, 12]]}
-    scores, _, _ = train.experiment(
-        "matr", size="small", settings={"epochs": 1}, dataset="activitynet_vrl", root=str(tmp_path / "out")
-    )
-    assert "brief" in scores
     assert extract(folder, tmp_path / "out", Pixels()).kept == 4
+    options = {"settings": {"epochs": 1}, "dataset": "activitynet_vrl", "root": str(tmp_path / "out")}
+    _, _, retriever = train.experiment("matr", size="small", out_dir=tmp_path / "run", **options)
+    (line,) = retriever.predict(splits[1].batch([0]))
+    video, clip = (folder / f"{line[name]}.mp4" for name in ("vid", "qid"))
+    found = find(video, clip=clip, retriever=tmp_path / "run", encoder=Pixels(), cache=tmp_path / "cache", here=0)
+    windows = [[moment["start_s"], moment["end_s"], moment["score"]] for moment in found]
+    assert windows and windows == line["pred_relevant_windows"][: len(windows)]
 
 
 def test_an_encoder_without_words_writes_the_videos_and_says_so(folder, tmp_path):
