@@ -113,6 +113,7 @@ def whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """Open a file for writing; it gets its name, complete, when the block ends, and is dropped if the block fails.
 
     An existing file of that name is replaced only then. Temporary files that dead processes left of it are removed.
+    A writer that has to read what it wrote finds it at `raw.temporary` of the file, after a flush.
 
     raises  OSError that names the file and says what to do, if it cannot be written; other errors of the block as
             they are
@@ -137,11 +138,11 @@ def whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 class _NamedFile(io.FileIO):
-    """A file whose errors of writing name the path that it will have."""
+    """A file whose errors of writing name the path that it will have; until then it is at `temporary`."""
 
-    def __init__(self, handle: int, path: Path):
+    def __init__(self, handle: int, path: Path, temporary: Path):
         super().__init__(handle, "w")
-        self.path = path
+        self.path, self.temporary = path, temporary
 
     def write(self, data) -> int:
         with _naming(self.path):
@@ -168,7 +169,7 @@ def _new_temporary(path: Path) -> tuple[Path, _NamedFile]:
             with suppress(OSError):  # a file system without locks: nobody takes the file for dead there
                 fcntl.flock(handle, fcntl.LOCK_EX)
         if os.fstat(handle).st_nlink:
-            return temporary, _NamedFile(handle, path)
+            return temporary, _NamedFile(handle, path, temporary)
         os.close(handle)  # `remove_dead` of another process came before the lock
 
 

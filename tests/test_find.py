@@ -26,8 +26,8 @@ def test_a_table_for_people(answers, capsys):
     out, err = capsys.readouterr()
     assert out.splitlines() == [
         "       start        end  score",
-        "1      0:02.0     1:15.2  0.500",
-        "2   1:01:01.0  1:01:40.0  0.250",
+        "1     0:02.0     1:15.2  0.500",
+        "2  1:01:01.0  1:01:40.0  0.250",
     ]
     assert err == "" and (answers[0]["query"], answers[0]["encoder"], answers[0]["top"]) == ("a dog", "e", 5)
 

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from mrlib import papers
+from mrlib import checkpoint, papers
 from mrlib.align import Aligned
 from mrlib.data import Widths, open_dataset
+from mrlib.data.bank import Bank
 from mrlib.detect import Moments
 from mrlib.retriever import MomentRetriever, unwrapped
-from mrlib.train import fit
+from mrlib.train import fit, predict_all
 from tests.support import toy
 from tests.support.batches import make_batch
 
@@ -252,3 +253,33 @@ def test_a_wrapped_retriever_trains_and_goes_on_as_the_one_inside(wrap, sim, tmp
             fit(around(papers.build(paper, sim)), sim, None, paper, out_dir=tmp_path / name, device="cpu")
         bytes_of += [file.read_bytes() for file in (tmp_path / name).rglob("last.safetensors")]
     assert len(bytes_of) == 2 and bytes_of[0] == bytes_of[1]
+
+
+def test_a_video_longer_than_those_of_the_training_is_predicted_with_a_warning(tmp_path):
+    """Once a call; the length is recorded by `fit` and in checkpoints, and unknown for an untrained model."""
+    paper = papers.get("univtg", "small", epochs=1)
+    data = papers.open_split(paper, "sim", split="train", n=8)
+    retriever = papers.build(paper, data)
+    longer = data.gather(data.target.index(data.video[:2]).repeat(1, 2), torch.arange(2), labels=data.labels([0, 1]))
+    expected = retriever.predict(longer)
+    assert len(expected) == 2 and retriever.training_data is None
+    fit(retriever, data, None, paper, out_dir=tmp_path / "run", device="cpu", progress=False)
+    assert retriever.training_data.clips == 32 and retriever.predict(data.batch([0, 1]))
+    for model in (retriever, checkpoint.load(tmp_path / "run" / "train" / "best")):
+        with pytest.warns(UserWarning, match="has 64 clips, and the longest of the training had 32.* mrlib.video.find"):
+            lines = model.predict(longer)
+        assert model.lines_of(longer) == lines
+
+
+def test_a_dataset_of_longer_videos_is_predicted_with_one_warning(sim):
+    """`fit` says nothing of longer validation videos: their scores show what they are worth."""
+    paper = papers.get("univtg", "small", epochs=1, streams="joint")
+    lengths = torch.full((len(sim.target),), 20)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
+    rows = sim.target.rows.view(len(sim.target), 32, -1)[:, :20].flatten(0, 1)
+    short = replace(sim, target=Bank(rows, offsets)).subset(range(8))
+    retriever = papers.build(paper, short)
+    fit(retriever, short, sim.subset(range(8)), paper, device="cpu", progress=False)
+    with pytest.warns(UserWarning, match="has 32 clips, and the longest of the training had 20") as caught:
+        predict_all(retriever, sim.subset(range(8)), batch_size=2)
+    assert len(caught) == 1

@@ -193,6 +193,16 @@ def _events(world: World, timeline: Timeline, i: int) -> list[dict]:
     return events
 
 
+def world_of(dataset: MomentDataset) -> World:
+    """The world of a simulated dataset; ValueError for another dataset."""
+    settings = dict(dataset.settings)
+    if dataset.name != "sim" or not {"size", "seed", "query", "preset"} <= settings.keys():
+        raise ValueError(f'{dataset.name} {dataset.split} is not simulated; open one with mrlib.open_dataset("sim")')
+    size, seed, query, preset = (settings.pop(name) for name in ("size", "seed", "query", "preset"))
+    settings.pop("absent", None)
+    return World(parameters(size, query, preset, settings), seed)
+
+
 def export(dataset: MomentDataset, root: str | os.PathLike) -> None:
     """Write a simulated dataset as files in the layout of official releases, for `mrlib.data.layouts.open_files`.
 

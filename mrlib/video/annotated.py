@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -108,6 +109,7 @@ class Annotated:
         splits: dict[str, list[Sample]] = defaultdict(list)
         for (split, _, _), sample in merged.items():
             splits[split].append(sample)
+        _warn_of_shared_videos(splits)
         return splits
 
     def _lines(
@@ -145,6 +147,21 @@ def _drawn_splits(videos: Collection[str]) -> dict[str, str]:
     train = sum(stable_hash(f"split {name}") < TRAIN * 2**64 for name in order)
     train = min(max(train, 1), max(len(order) - 1, 1))
     return {name: "train" if i < train else "val" for i, name in enumerate(order)}
+
+
+def _warn_of_shared_videos(splits: Mapping[str, Sequence[Sample]]) -> None:
+    """One warning if a video is in two splits."""
+    first: dict[str, str] = {}
+    shared = {
+        sample.vid: (first[sample.vid], split)
+        for split, samples in splits.items()
+        for sample in samples
+        if first.setdefault(sample.vid, split) != split
+    }
+    if shared:
+        vid, (one, other) = next(iter(shared.items()))
+        message = f"{counted(len(shared), 'video')} in two splits, as {vid} in {one} and {other}"
+        warnings.warn(f"{message}; a model is then scored on what it was trained on", stacklevel=4)
 
 
 # ---- read ----

@@ -19,7 +19,7 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,7 +84,10 @@ def extract(
     recipe, shard = plain_recipe(encoder), shard or Shard()
     annotated = read_folder(Path(folder), annotations)
     files = FeatureFolder(Path(out), recipe, words=annotated.words)
-    sentences = annotated.sentences() if annotated.words and _reads_sentences(encoder) else {}
+    annotated.check({}, (), recipe["clip_s"], bad)  # what needs no video first
+    sentences = annotated.sentences()
+    if annotated.words and not _check_sentences(encoder, (text for of in sentences.values() for text in of.values())):
+        sentences = {}
     work = _Work(annotated, files, encoder, shard, sentences)
     work.look()
     annotated.check(work.durations, work.report.failed, recipe["clip_s"], bad)
@@ -98,20 +101,26 @@ def extract(
     return work.report
 
 
-def _reads_sentences(encoder: Encoder) -> bool:
-    """Whether an encoder reads sentences, with a warning if not; ValueError if they are not in the space of clips."""
-    name, width = encoder.recipe["encoder"], encoder.recipe["width"]
-    try:
-        _, vector = encoder.text("a video")
-    except ValueError as error:
-        warnings.warn(f"no features of sentences are written, and no model of sentences trains: {error}", stacklevel=3)
-        return False
-    if vector.shape != (width,):
+def _check_sentences(encoder: Encoder, sentences: Iterable[str]) -> bool:
+    """Whether an encoder reads any of these sentences, with a warning if it reads none.
+
+    raises  ValueError if sentences are not in the space of clips
+    """
+    name, width, reason = encoder.recipe["encoder"], encoder.recipe["width"], "there is none"
+    for sentence in sentences:
+        try:
+            _, vector = encoder.text(sentence)
+        except ValueError as error:
+            reason = error
+            continue
+        if vector.shape == (width,):
+            return True
         raise ValueError(
             f"encoder {name} gives clips of width {width} and sentences of {tuple(vector.shape)}, but the layout needs "
             "one joint space; take an encoder that has one"
         )
-    return True
+    warnings.warn(f"no features of sentences are written, and no model of sentences trains: {reason}", stacklevel=3)
+    return False
 
 
 class _Work:

@@ -23,7 +23,7 @@ class Filters:
         """A frame, upright and filtered."""
         kind = frame.width, frame.height, frame.format.name
         if kind != self._kind:
-            self._kind, self._graph = kind, _graph(frame, *_upright(frame), *self._filters)
+            self._kind, self._graph = kind, graph_for(frame, *_upright(frame), *self._filters)
         self._graph.push(frame)
         return self._graph.pull()
 
@@ -32,15 +32,15 @@ def at_rate(frames: Iterable[av.VideoFrame], rate: Fraction) -> Iterator[av.Vide
     """Frames at a constant rate: at time t, the last one before t + half a frame; `pts` counts them from time 0."""
     graph = None
     for frame in frames:
-        graph = graph or _graph(frame, ("fps", str(rate)))
+        graph = graph or graph_for(frame, ("fps", str(rate)))
         graph.push(frame)
-        yield from _ready(graph)
+        yield from ready(graph)
     if graph is not None:
         graph.push(None)
-        yield from _ready(graph)
+        yield from ready(graph)
 
 
-def _graph(frame: av.VideoFrame, *filters: Filter) -> av.filter.Graph:
+def graph_for(frame: av.VideoFrame, *filters: Filter) -> av.filter.Graph:
     """A graph for frames like this one."""
     graph = av.filter.Graph()
     source = graph.add(
@@ -55,7 +55,7 @@ def _graph(frame: av.VideoFrame, *filters: Filter) -> av.filter.Graph:
     return graph
 
 
-def _ready(graph: av.filter.Graph) -> Iterator[av.VideoFrame]:
+def ready(graph: av.filter.Graph) -> Iterator[av.VideoFrame]:
     """The frames that a graph has ready."""
     while True:
         try:

@@ -29,6 +29,7 @@ from mrlib.data.cache import cache_folder
 from mrlib.data.digests import content_digest, stamp
 from mrlib.files import parse_json, remove_dead
 from mrlib.tensors import load_tensors, read_header, save_tensors
+from mrlib.video.container import check_file
 from mrlib.video.encode import Encoder
 from mrlib.video.read import Progress, probe
 
@@ -75,8 +76,7 @@ def index(
     If the cache runs out of space, a warning says so, and the features are returned all the same.
     """
     path, recipe = Path(path), plain_recipe(encoder)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such video file")
+    check_file(os.fspath(path))
     file = _cache_file(path, cache_folder(path.parent, cache), recipe)
     marks = stamp(path)
     if (cached := _cached(file, path, recipe, marks)) is not None:

@@ -14,6 +14,7 @@ from mrlib.video.container import av, best_audio, best_video, check_file, contai
 from mrlib.video.filters import is_turned
 
 HEADED = ("mov,mp4", "matroska", "avi", "flv", "asf")  # formats whose header says how long the video is
+LONGEST_LAST_S = 60  # of a last frame that is shown longer than all others together; a longer one is not believed
 TIMED = ("mov,mp4", "matroska", "gif")  # formats that say how long each frame is shown
 
 
@@ -25,6 +26,7 @@ class Facts:
     duration_s: float  # until the end of the last frame
     width: int  # as shown, after rotation
     height: int
+    pixel_aspect: Fraction  # width : height of a pixel, as shown
     fps: float  # mean
     has_audio: bool
     first_s: float  # time of the first frame
@@ -60,11 +62,14 @@ def _probe(path: str, size: int, changed_ns: int) -> Facts:
         zero = _zero(file, extents)
         first, end = _shown(file, seen, zero)
         longest = max([end, *(extent.end_s for extent in extents if extent.stream.type != "data")])
-        size = (picture.height, picture.width) if is_turned(picture) else (picture.width, picture.height)
+        size, aspect = (picture.width, picture.height), stream.sample_aspect_ratio or Fraction(1)
+        if is_turned(picture):
+            size, aspect = size[::-1], 1 / aspect
         return Facts(
             path,
             float(end - zero),
             *size,
+            aspect,
             float(seen.packets / (end - first)),
             best_audio(file, stream) is not None,
             float(first - zero),
@@ -121,7 +126,10 @@ def _shown(file: av.container.InputContainer, seen: Extent, zero: Fraction) -> t
     if seen.last is None:  # a bare stream without time stamps
         return zero, zero + seen.packets * step * stream.time_base
     is_told = name.startswith(TIMED) and not (name.startswith("mov,mp4") and stream.codec_context.has_b_frames)
-    end = seen.last + ((is_told and seen.last_duration) or step)
+    told = seen.last_duration if is_told else 0
+    if told * stream.time_base > LONGEST_LAST_S and told > seen.last - seen.first:
+        told = 0  # broken
+    end = seen.last + (told or step)
     return seen.first * stream.time_base, end * stream.time_base
 
 

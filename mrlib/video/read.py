@@ -19,13 +19,14 @@ import numpy as np
 
 from mrlib.arguments import require
 from mrlib.data.problems import counted
-from mrlib.video.container import av, exact, half_up, shown_path
+from mrlib.video.container import exact, half_up, shown_path
 from mrlib.video.filters import Filter, Filters, at_rate
-from mrlib.video.frames import Source, opened
+from mrlib.video.frames import Source, held, opened
 from mrlib.video.probe import Facts, probe
 
 Progress = Callable[[float, float], None]  # (seconds done, seconds in all)
 SIDE = 224  # pixels of a picture
+SHORTEST_S = 0.001  # of a clip
 UNNOTICED_S = 1.0  # by which a header may differ from the packets
 
 
@@ -85,7 +86,7 @@ def thumbnails(
 
 
 def _check(clip_s: float, side: int) -> None:
-    require(math.isfinite(clip_s) and clip_s > 0, "clip_s", clip_s, "a number of seconds above 0")
+    require(math.isfinite(clip_s) and clip_s >= SHORTEST_S, "clip_s", clip_s, f"{SHORTEST_S} seconds or more")
     require(isinstance(side, int) and side > 0, "side", side, "a whole number of pixels above 0")
 
 
@@ -97,7 +98,7 @@ def _sampled(
     end_s = max(exact(facts.duration_s), (_count(facts, clip_s) - Fraction(1, 2)) * exact(clip_s))
     with opened(facts.path) as source:
         _warn_if_cut_off(facts)
-        for frame in at_rate(_held(source.frames(source.video), end_s), 1 / exact(clip_s)):
+        for frame in at_rate(held(source.frames(source.video), end_s), 1 / exact(clip_s)):
             picture = chain.push(frame).to_ndarray()
             while n <= frame.pts:  # the first frame also stands for the clips before it
                 yield (n + 0.5) * clip_s, picture
@@ -113,18 +114,6 @@ def _count(facts: Facts, clip_s: float) -> int:
     """The number of clips, at least one with the first frame."""
     first, last = (half_up(exact(x) / exact(clip_s)) for x in (facts.first_s, facts.duration_s))
     return max(first + 1, last)
-
-
-def _held(frames: Iterator[av.VideoFrame], end_s: Fraction) -> Iterator[av.VideoFrame]:
-    """The frames; the last one lasts until the end of the video, so that it is shown by the clips until there."""
-    last = None
-    for frame in frames:
-        if last is not None:
-            yield last
-        last = frame
-    if last is not None:
-        last.duration = max(1, math.ceil(end_s / last.time_base) - last.pts)
-        yield last
 
 
 def _warn_if_cut_off(facts: Facts) -> None:

@@ -118,7 +118,8 @@ class Playback {
 function roving(group, buttons) {
   buttons.forEach((button, i) => (button.tabIndex = i === 0 ? 0 : -1));
   group.addEventListener("focusin", (event) => {
-    if (buttons.includes(event.target)) buttons.forEach((button) => (button.tabIndex = button === event.target ? 0 : -1));
+    if (!buttons.includes(event.target)) return;
+    buttons.forEach((button) => (button.tabIndex = button === event.target ? 0 : -1));
   });
   group.addEventListener("keydown", (event) => {
     const i = buttons.indexOf(event.target);
@@ -169,6 +170,7 @@ function axis(duration) {
 /** The rows of the timeline, with a bar for every item. */
 function timeline(shown, all) {
   const at = (time) => `${(100 * time) / shown.duration}%`;
+  const place = ({ start, end }) => `left: ${at(start)}; width: ${at(end - start)}`;
   const playhead = node("div", "playhead", { "aria-hidden": "true" });
   const tooltip = node("div", "tooltip", { "aria-hidden": "true", hidden: "" });
   const over = node("div", "over", {}, playhead, tooltip);
@@ -185,7 +187,7 @@ function timeline(shown, all) {
     node("button", `bar mrlib-${item.kind}`, {
       type: "button",
       "aria-label": item.spoken,
-      style: `left: ${at(item.start)}; width: ${at(item.end - item.start)}; opacity: ${item.opacity}; --lane: ${item.lane}`,
+      style: `${place(item)}; opacity: ${item.opacity}; --lane: ${item.lane}`,
     }),
   );
   for (const kind of ["predicted", "truth"]) {
@@ -194,9 +196,7 @@ function timeline(shown, all) {
     if (of.length) addRow(kind, node("div", "row", { style: `--lanes: ${lanes}` }, ...of));
   }
   const copied = node("div", "row mrlib-copies", { "aria-hidden": "true" });
-  for (const { start, end } of shown.copies) {
-    copied.append(node("div", "copy", { style: `left: ${at(start)}; width: ${at(end - start)}` }));
-  }
+  copied.append(...shown.copies.map((copy) => node("div", "copy", { style: place(copy) })));
   const whole = shown.copies.some(({ start, end }) => end - start >= shown.duration);
   if (shown.copies.length && !whole) addRow("playable", copied);
   addRow("", axis(shown.duration));
@@ -229,9 +229,8 @@ function list(all) {
   return { group, buttons };
 }
 
-function render({ model, el }) {
-  const shown = model.get("shown");
-  const all = items(shown);
+/** The elements of a player, inside `el`. */
+function build(shown, all, el) {
   const line = timeline(shown, all);
   const menu = list(all);
   const video = node("video", "video", { playsinline: "", tabindex: "-1", "aria-label": shown.name });
@@ -239,103 +238,138 @@ function render({ model, el }) {
   const button = node("button", "play", { type: "button", "aria-label": "play" });
   const time = node("output", "time", { "aria-label": "time in the video" });
   const status = node("p", "status", { role: "status" });
-  const say = (text) => (status.textContent = text);
-  const first = all.findIndex((item) => item.copy !== null);
-  let chosen = null; // number of the item that plays
-  let started = false;
-
-  const playback = new Playback(video, shown.copies, () => {
-    time.textContent = `${clock(playback.time)} / ${clock(shown.duration)}`;
-    time.dataset.seconds = playback.time.toFixed(3);
-    line.move(playback.time);
-    button.classList.toggle("mrlib-on", !video.paused);
-    button.setAttribute("aria-label", video.paused ? "play" : "pause");
-  });
-
-  const choose = (i) => {
-    chosen = i;
-    for (const buttons of [line.bars, menu.buttons]) {
-      buttons.forEach((one, j) => {
-        one.classList.toggle("mrlib-on", j === i);
-        j === i ? one.setAttribute("aria-current", "true") : one.removeAttribute("aria-current");
-      });
-    }
-  };
-  const playItem = (i) => {
-    const item = all[i];
-    if (item.copy === null) return say(`${item.title} is left out of this page to keep it small.`);
-    started = true;
-    choose(i);
-    const stop = Math.min(item.end, shown.copies[item.copy].end);
-    say(stop < item.end ? `${item.title}: its first ${(stop - item.start).toFixed(0)} seconds.` : "");
-    if (item.kind === "predicted") {
-      model.set("selected", i);
-      model.save_changes();
-    }
-    playback.play(item.copy, item.start, stop);
-  };
-  const seek = (seconds) => {
-    const copy = shown.copies.findIndex(({ start, end }) => start <= seconds && seconds <= end);
-    if (copy < 0) return say(`${clock(seconds)} cannot be shown: this page holds the moments only, not the whole video.`);
-    started = true;
-    choose(null);
-    say("");
-    playback.play(copy, seconds, shown.copies[copy].end);
-  };
-  const toggle = () => {
-    if (!video.paused) video.pause();
-    else if (!started && first >= 0) playItem(first);
-    else if (playback.copy !== null) playback.resume();
-  };
-
-  for (const buttons of [line.bars, menu.buttons]) {
-    buttons.forEach((one, i) => {
-      const light = (on) => [line.bars[i], menu.buttons[i]].forEach((each) => each.classList.toggle("mrlib-light", on));
-      const enter = () => (light(true), line.hint(i));
-      const leave = () => (light(false), line.hint(null));
-      one.addEventListener("click", () => playItem(i));
-      for (const event of ["mouseenter", "focus"]) one.addEventListener(event, enter);
-      for (const event of ["mouseleave", "blur"]) one.addEventListener(event, leave);
-    });
-  }
-  line.tracks.addEventListener("click", (event) => {
-    const { left, width } = line.over.getBoundingClientRect();
-    const share = (event.clientX - left) / width;
-    if (!event.target.closest("button") && share >= 0 && share <= 1) seek(share * shown.duration);
-  });
-  for (const each of [button, video]) each.addEventListener("click", toggle);
-  video.addEventListener("error", () => {
-    if (video.src) say("This browser cannot play the video (H.264); the picture shows where the moments are.");
-  });
-  el.addEventListener("keydown", (event) => {
-    if (event.key !== " " || event.ctrlKey || event.metaKey || event.altKey) return;
-    event.preventDefault(); // no scrolling
-    if (!event.repeat) toggle();
-  });
-  el.addEventListener("keyup", (event) => event.key === " " && event.preventDefault()); // no click on the button
-  const listen = () => {
-    const i = model.get("selected");
-    if (i !== null && i !== chosen && i >= 0 && i < shown.moments.length) playItem(i);
-  };
-  model.on("change:selected", listen);
-
+  const stage = node("div", "stage", {}, video, node("div", "controls", {}, button, time));
+  const none = shown.moments.length ? [] : [node("p", "nothere", {}, "Not here")];
+  const screen = node("div", "screen", {}, node("div", "answer", {}, ...none, menu.group));
+  if (shown.copies.length) screen.prepend(stage);
+  const query = shown.query ? `“${shown.query}”` : shown.name;
   el.classList.add("mrlib-player");
   el.dataset.lmSuppressShortcuts = "true"; // JupyterLab leaves the keys to the player
-  for (const [name, colour] of Object.entries(shown.colours)) el.style.setProperty(`--mrlib-${name}`, colour);
-  const query = shown.query ? `“${shown.query}”` : shown.name;
-  const stage = node("div", "stage", {}, video, node("div", "controls", {}, button, time));
-  const answer = node("div", "answer", {}, ...(shown.moments.length ? [] : [node("p", "nothere", {}, "Not here")]), menu.group);
-  const screen = node("div", "screen", {}, ...(shown.copies.length ? [stage] : []), answer);
   el.setAttribute("role", "group");
   el.setAttribute("aria-label", `player: ${query}`);
+  for (const [name, colour] of Object.entries(shown.colours)) el.style.setProperty(`--mrlib-${name}`, colour);
   el.append(node("p", "query", {}, query), screen, line.tracks, status);
   if (shown.note) el.append(node("p", "note", {}, shown.note));
-  if (first >= 0) playback.load(all[first].copy, all[first].start, all[first].end);
-  else if (shown.copies.length) playback.load(0, shown.copies[0].start, shown.copies[0].end);
-  return () => {
-    model.off("change:selected", listen);
-    playback.close();
-  };
+  return { line, buttons: [line.bars, menu.buttons], video, button, time, status };
+}
+
+/** What the elements do. */
+class Player {
+  constructor(model, el) {
+    this.model = model;
+    this.shown = model.get("shown");
+    this.all = items(this.shown);
+    Object.assign(this, build(this.shown, this.all, el));
+    this.playback = new Playback(this.video, this.shown.copies, () => this.update());
+    this.first = this.all.findIndex((item) => item.copy !== null);
+    this.chosen = null; // number of the item that was played last
+    this.started = false;
+    this.listen(el);
+    const begin = this.all[this.first] ?? { copy: 0, ...this.shown.copies[0] };
+    if (this.shown.copies.length) this.playback.load(begin.copy, begin.start, begin.end);
+  }
+
+  say(text) {
+    this.status.textContent = text;
+  }
+
+  /** Show the time, and whether the video plays. */
+  update() {
+    const time = this.playback.time;
+    const paused = this.video.paused;
+    this.time.textContent = `${clock(time)} / ${clock(this.shown.duration)}`;
+    this.time.dataset.seconds = time.toFixed(3);
+    this.line.move(time);
+    this.button.classList.toggle("mrlib-on", !paused);
+    this.button.setAttribute("aria-label", paused ? "play" : "pause");
+  }
+
+  /** Mark an item, or none, as the one that plays. */
+  choose(i) {
+    this.chosen = i;
+    this.started = true;
+    for (const button of this.buttons.flat()) button.classList.remove("mrlib-on");
+    for (const button of this.buttons.flat()) button.removeAttribute("aria-current");
+    if (i === null) return;
+    for (const button of this.buttons.map((group) => group[i])) {
+      button.classList.add("mrlib-on");
+      button.setAttribute("aria-current", "true");
+    }
+  }
+
+  playItem(i) {
+    const { title, kind, start, end, copy } = this.all[i];
+    if (copy === null) return this.say(`${title} is left out of this page to keep it small.`);
+    this.choose(i);
+    const stop = Math.min(end, this.shown.copies[copy].end);
+    this.say(stop < end ? `${title}: its first ${(stop - start).toFixed(0)} seconds.` : "");
+    if (kind === "predicted") {
+      this.model.set("selected", i);
+      this.model.save_changes();
+    }
+    this.playback.play(copy, start, stop);
+  }
+
+  /** Play from a time on, to the end of what the page holds of it. */
+  seek(time) {
+    const copy = this.shown.copies.findIndex(({ start, end }) => start <= time && time <= end);
+    this.say(copy < 0 ? `${clock(time)} cannot be shown: this page holds the moments, not the whole video.` : "");
+    if (copy < 0) return;
+    this.choose(null);
+    this.playback.play(copy, time, this.shown.copies[copy].end);
+  }
+
+  toggle() {
+    if (!this.video.paused) this.video.pause();
+    else if (!this.started && this.first >= 0) this.playItem(this.first);
+    else if (this.playback.copy !== null) this.playback.resume();
+  }
+
+  /** Brighten an item's bar and button and show its score, or stop it. */
+  hint(i, on) {
+    for (const group of this.buttons) group[i].classList.toggle("mrlib-light", on);
+    this.line.hint(on ? i : null);
+  }
+
+  listen(el) {
+    for (const group of this.buttons) {
+      group.forEach((button, i) => {
+        button.addEventListener("click", () => this.playItem(i));
+        for (const event of ["mouseenter", "focus"]) button.addEventListener(event, () => this.hint(i, true));
+        for (const event of ["mouseleave", "blur"]) button.addEventListener(event, () => this.hint(i, false));
+      });
+    }
+    this.line.tracks.addEventListener("click", (event) => {
+      const { left, width } = this.line.over.getBoundingClientRect();
+      const share = (event.clientX - left) / width;
+      if (!event.target.closest("button") && share >= 0 && share <= 1) this.seek(share * this.shown.duration);
+    });
+    for (const each of [this.button, this.video]) each.addEventListener("click", () => this.toggle());
+    this.video.addEventListener("error", () => {
+      if (this.video.src) this.say("This browser cannot play H.264; the picture shows where the moments are.");
+    });
+    el.addEventListener("keydown", (event) => {
+      if (event.key !== " " || event.ctrlKey || event.metaKey || event.altKey) return;
+      event.preventDefault(); // no scrolling
+      if (!event.repeat) this.toggle();
+    });
+    el.addEventListener("keyup", (event) => event.key === " " && event.preventDefault()); // no click on the button
+    this.selected = () => {
+      const i = this.model.get("selected");
+      if (i !== null && i !== this.chosen) this.playItem(i);
+    };
+    this.model.on("change:selected", this.selected);
+  }
+
+  close() {
+    this.model.off("change:selected", this.selected);
+    this.playback.close();
+  }
+}
+
+function render({ model, el }) {
+  const player = new Player(model, el);
+  return () => player.close();
 }
 
 export default { render };

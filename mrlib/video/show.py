@@ -26,7 +26,7 @@ from matplotlib.colors import to_hex
 
 try:
     from anywidget import AnyWidget
-    from traitlets import Dict, Int
+    from traitlets import Dict, Int, TraitError, validate
 except ImportError as error:
     raise ImportError(
         'Player needs anywidget: pip install -e ".[video]"; without it mrlib.video.storyboard draws the picture'
@@ -38,7 +38,7 @@ from mrlib.video.scene import Moment, Scene, draw, scene
 from mrlib.video.write import proxy
 
 LONGEST_S = 30.0  # of a copy; a video that is no longer is copied as a whole
-BUDGET = 3_000_000  # bytes of all copies
+BUDGET = 2_000_000  # bytes of all copies
 SOURCE = Path(__file__).with_suffix(".js")
 STYLE = Path(__file__).with_suffix(".css")
 
@@ -77,6 +77,19 @@ class Player(AnyWidget):
         if _has_front_end():
             super().open()
 
+    @property
+    def model_id(self) -> str:
+        """The widget's name in front ends; needed without one only inside another widget, such as a `VBox`."""
+        super().open()
+        return super().model_id
+
+    @validate("selected")
+    def _is_moment(self, proposal: Any) -> int | None:
+        number, count = proposal["value"], len(self._scene.moments)
+        if number is not None and not 0 <= number < count:
+            raise TraitError(f"selected must be None or the number of a moment, 0 to {count - 1}, not {number}")
+        return number
+
     def html(self) -> str:
         """The player as HTML without references to anything outside, for any page."""
         data = json.dumps(self.shown).replace("<", "\\u003c")  # no "</script>" in it
@@ -90,7 +103,7 @@ class Player(AnyWidget):
         )
 
     def __repr__(self) -> str:
-        return f"Player({Path(self._scene.video).name!r}, moments: {len(self._scene.moments)})"
+        return f"Player({Path(self._scene.video).name!r}, {counted(len(self._scene.moments), 'moment')})"
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         bundle = {"text/plain": repr(self), "text/html": self.html()}

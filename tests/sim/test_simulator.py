@@ -18,7 +18,8 @@ from mrlib.baselines import anchor_inside, anchor_interval, query_similarity
 from mrlib.data import MomentDataset, Sample, load_annotations, open_dataset
 from mrlib.metrics import evaluate
 from mrlib.sim import SPLITS, export, open_sim
-from mrlib.sim.world import KNOBS, SIZES
+from mrlib.sim.simulator import world_of
+from mrlib.sim.world import KNOBS, SIZES, parameters
 from tests.support.simulated import val
 
 # --- calibration -----------------------------------------------------------------------------------------------------
@@ -375,3 +376,17 @@ def test_a_dataset_without_its_joint_stream_is_not_exported(tmp_path):
     with pytest.raises(ValueError, match="there is no appearance stream to export"):
         export(open_sim("val", n=2, streams="motion"), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("options", [{}, {"query": "video"}, {"preset": "context", "absent": True}, {"noise": 0.1}])
+def test_the_world_of_a_dataset(options):
+    """With its parameters and its seed, also of a part of the dataset."""
+    dataset = open_sim("val", seed=3, n=2, **options)
+    world = world_of(dataset.subset([1]))
+    preset, knobs = options.get("preset"), {k: v for k, v in options.items() if k == "noise"}
+    assert (world.p, world.seed) == (parameters("small", options.get("query", "text"), preset, knobs), 3)
+
+
+def test_a_dataset_that_is_not_simulated_has_no_world():
+    with pytest.raises(ValueError, match="charades_sta val is not simulated"):
+        world_of(replace(open_sim("val", n=2), name="charades_sta"))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import av
 import numpy as np
+
+from tests.support.videos import make_video
 
 HEADER = "video,start,end,query"
 VIDEOS = {"cat.mp4": 20, "dog.mp4": 24, "bird.mp4": 21, "fish.mp4": 30}
@@ -21,19 +21,13 @@ ROWS = (
 )
 
 
-def small_video(path: Path, seconds: float, fps: int = 2) -> Path:
-    """A video of 32 x 32 pixels whose bytes are a function of its name and length."""
+def small_video(path: Path, seconds: float) -> Path:
+    """A video of 32 x 32 pixels, two frames a second, whose bytes are a function of its name and length."""
     random = np.random.default_rng(list(path.name.encode()))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(os.fspath(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps)
-        stream.width = stream.height = 32
-        stream.pix_fmt = "yuv420p"
-        for _ in range(round(seconds * fps)):
-            picture = np.full((32, 32, 3), random.integers(0, 256, 3), np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
-        container.mux(stream.encode())
-    return path
+    return make_video(
+        path, seconds, 2, (32, 32), picture=lambda n, size: np.full((*size, 3), random.integers(0, 256, 3), np.uint8)
+    )
 
 
 def own_folder(

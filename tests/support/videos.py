@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+import struct
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -209,20 +210,29 @@ def overwrite(path: Path, start: float = 0.5, end: float = 0.55) -> Path:
     return path
 
 
-def set_header_duration(path: Path, seconds: float, boxes: Iterable[bytes] = (b"mvhd", b"tkhd", b"mdhd")) -> Path:
-    """Let the header of an .mp4 of `make_video` claim another duration; the packets stay as they are.
-
-    boxes  that say it: of the movie, of the track, of its media; b"elst" is the edit list, which hides frames behind it
-    """
+def set_header_duration(path: Path, seconds: float) -> Path:
+    """Let the header of an .mp4 or .mkv of `make_video` claim another duration; the packets stay as they are."""
     data = bytearray(path.read_bytes())
-    movie_scale = _scale(data, data.index(b"mvhd"))
-    for box in boxes:
-        place = data.find(box)
-        while place >= 0:
-            scale = _scale(data, place) if box == b"mdhd" else movie_scale
-            at = place + {b"mvhd": 20, b"mdhd": 20, b"tkhd": 24, b"elst": 12}[box]  # all of version 0
-            data[at : at + 4] = round(seconds * scale).to_bytes(4, "big")
-            place = data.find(box, place + 4)
+    if path.suffix == ".mkv":
+        at = data.index(b"\x44\x89\x88") + 3
+        data[at : at + 8] = struct.pack(">d", 1000 * seconds)
+    else:
+        movie, media = data.index(b"mvhd"), data.index(b"mdhd")
+        for box, place, scale in ((movie, 20, movie), (data.index(b"tkhd"), 24, movie), (media, 20, media)):
+            claimed = round(seconds * _scale(data, scale))
+            data[box + place : box + place + 4] = claimed.to_bytes(4, "big")
+    path.write_bytes(data)
+    return path
+
+
+def set_last_duration(path: Path, seconds: float) -> Path:
+    """Let an .mp4 of `make_video` without B-frames claim that its last frame is shown for so long."""
+    data = bytearray(path.read_bytes())
+    at = data.index(b"stts") + 8  # entries of frame count and duration
+    count, scale = int.from_bytes(data[at : at + 4], "big"), _scale(data, data.index(b"mdhd"))
+    assert count > 1, "the last frame of this video has no entry of its own; give it other times"
+    last = at + 8 * count
+    data[last : last + 4] = round(seconds * scale).to_bytes(4, "big")
     path.write_bytes(data)
     return path
 

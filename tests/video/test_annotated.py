@@ -100,6 +100,13 @@ def test_the_split_is_that_of_the_column_or_else_drawn_by_the_video(folder):
     assert {split: len(of_split) for split, of_split in drawn.items()} == {"train": 1, "val": 1}
 
 
+def test_a_video_in_two_splits_is_noted(folder):
+    rows = [("cat", 0, 4, "a", "train"), ("cat", 4, 8, "b", "val"), ("dog", 0, 4, "b", "val")]
+    table(folder, *rows, header="video,start,end,query,split")
+    with pytest.warns(UserWarning, match="1 video in two splits, as cat in train and val; a model is then scored on"):
+        assert {split: len(of_split) for split, of_split in samples(folder).items()} == {"train": 1, "val": 2}
+
+
 def test_four_of_five_videos_are_drawn_for_training(tmp_path):
     names = [f"v{i}" for i in range(500)]
     for name in names:

@@ -16,11 +16,13 @@ from mrlib import open_dataset, papers, train
 from mrlib.data.check import check
 from mrlib.data.check import main as check_command
 from mrlib.video import encode
+from mrlib.video.clip import Clip
 from mrlib.video.encode import Pixels
 from mrlib.video.extract import extract, main
 from mrlib.video.shards import Shard
 from tests.support.encoders import FakeEncoder, Wordless
 from tests.support.own_videos import HEADER, ROWS, VIDEOS, files_of, own_folder, small_video
+from tests.support.tiny_clip import write_tiny_clip
 
 TEXT_PAPERS = [name for name, paper in papers.PAPERS.items() if paper.query == "text"]
 
@@ -115,6 +117,22 @@ def test_an_encoder_without_words_writes_the_videos_and_says_so(folder, tmp_path
     with pytest.warns(UserWarning, match="no features of sentences are written.*Wordless cannot read a sentence"):
         report = extract(folder, tmp_path, Wordless())
     assert report.encoded == 4 and not (tmp_path / "clip_text_features").exists()
+
+
+def test_the_command_with_a_clip_folder_writes_what_clip_gives(folder, tmp_path):
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    clip = write_tiny_clip(tmp_path / "clip", projection=24)
+    command = [sys.executable, "-m", "mrlib.video.extract", folder, tmp_path / "out", "--encoder", clip]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert process.stdout == f"4 videos encoded, 0 kept, 0 failed; train 2, val 3 queries: {tmp_path / 'out'}\n"
+    encoder = Clip(clip)
+    with np.load(tmp_path / "out/clip_features/bird.npz") as arrays:
+        np.testing.assert_allclose(arrays["features"], encoder.video(folder / "bird.mp4"), atol=1e-5)
+        assert arrays["features"].shape == (11, 24)  # 21 s, as published
+    opened = open_dataset("qvhighlights", tmp_path / "out", "val")
+    assert opened.settings["encoder"] == encoder.recipe and opened.widths.query == 32
+    assert check("qvhighlights", tmp_path / "out") == []
 
 
 # ---- going on
@@ -280,6 +298,18 @@ def test_an_error_while_a_video_is_encoded_is_that_of_the_video(folder, tmp_path
     assert report.failed == {"dog": f"{folder / 'dog.mp4'}: no frames"} and report.encoded == 3
 
 
+def test_a_sentence_that_an_encoder_does_not_know_is_an_error_of_its_video(folder, tmp_path):
+    class Narrow(FakeEncoder):
+        def text(self, query):
+            if not {"cat", "dog"} & set(query.split()):
+                raise ValueError(f"{query!r} names nothing that is known")
+            return super().text(query)
+
+    report = extract(folder, tmp_path, Narrow())
+    assert report.failed.keys() == {"bird", "fish"} and "'a fish swims' names nothing" in report.failed["fish"]
+    assert check("qvhighlights", tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("rows", "header", "message"),
     [
@@ -312,10 +342,10 @@ def test_what_is_wrong_with_a_table_is_named_before_work_begins(rows, header, me
 
 def test_bad_lines_are_left_out_if_asked(folder, written, tmp_path):
     table = tmp_path / "moments.csv"
-    table.write_text("\n".join([HEADER, *ROWS, "cow,2,6,a cow", "dog,20,90,a dog barks"]))
+    table.write_text("\n".join([HEADER, *ROWS, "cow,2,6,a cow", "hen,2,6,a hen", "dog,20,90,a dog barks"]))
     with pytest.raises(ValueError, match="line 8: video: 'cow' is not in .*; beside it there is 1 problem"):
         extract(folder, tmp_path / "out", FakeEncoder(), annotations=[table])
-    with pytest.warns(UserWarning, match='bad="skip" leaves out 2 of 8 lines') as told:
+    with pytest.warns(UserWarning, match='bad="skip" leaves out 3 of 9 lines') as told:
         extract(folder, tmp_path / "skip", FakeEncoder(), annotations=[table], bad="skip")
     assert len(told) == 1 and files_of(tmp_path / "skip").items() >= files_of(written).items()
     assert check("qvhighlights", tmp_path / "skip") == []

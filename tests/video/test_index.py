@@ -168,8 +168,10 @@ def test_a_foreign_or_damaged_index_is_refused_by_name(video, tmp_path):
 
 
 def test_bad_arguments_are_named(video, tmp_path):
-    with pytest.raises(FileNotFoundError, match="none.mp4: no such video"):
+    with pytest.raises(FileNotFoundError, match="none.mp4: no such file"):
         index(tmp_path / "none.mp4", FakeEncoder())
+    with pytest.raises(ValueError, match="is a folder; give one video file"):
+        index(tmp_path, FakeEncoder())
     with pytest.raises(ValueError, match="cache: cannot be written"):
         index(video, FakeEncoder(), cache=video)
     wrong = FakeEncoder()

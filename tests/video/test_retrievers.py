@@ -90,9 +90,9 @@ def test_an_official_checkpoint_of_clip_alone_fits_a_clip_index(tmp_path):
 
 
 def test_what_an_official_checkpoint_does_not_say_is_unknown(tmp_path):
-    path = official(tmp_path, max_v_l=-1, max_q_l=None, v_feat_dirs=None, no_norm_vfeat=True)
+    path = official(tmp_path, max_v_l=-1, v_feat_dirs=None, no_norm_vfeat=True)
     training = open_retriever(path).training_data
-    assert (training.clips, training.tokens, training.streams) == (None, None, {"features": 512})
+    assert (training.clips, training.streams) == (None, {"features": 512})
     assert training.normalize == ("query",)
     assert window_clips(training, 2.0) == 75 and window_clips(training, 0.5) == 300
 

@@ -8,22 +8,29 @@ import subprocess
 import sys
 import time
 from html.parser import HTMLParser
+from urllib.request import urlopen
 
 import av
+import nbformat
 import numpy as np
 import pytest
+from ipywidgets import VBox
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
 from nbformat.v4 import new_code_cell, new_notebook
+from selenium.common.exceptions import WebDriverException
 from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+from traitlets import TraitError
 
-from mrlib.video import show
+from mrlib.video import Pixels, find, show
+from mrlib.video.cut import cut
 from mrlib.video.scene import scene
 from mrlib.video.show import Player
-from tests.support.browser import browser, errors
-from tests.support.videos import frame_number, make_video, real_video
+from tests.support.browser import browser, errors, jupyterlab
+from tests.support.videos import frame_number, make_video, overwrite, real_video, truncate
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 ODD = 'a "door" & it\'s\n</script><b>open</b> <!-- \\u003c ${x} `y` {z}'
@@ -91,11 +98,26 @@ def test_other_codecs_are_encoded_again_for_browsers(name, codec, tmp_path):
     first_frame(Player(file, [[0, 1]]).shown["copies"][0])
 
 
+@pytest.mark.parametrize("damage", [truncate, overwrite])
+def test_what_can_be_read_of_a_damaged_video_is_copied(damage, tmp_path):
+    file = make_video(tmp_path / ("v.mkv" if damage is truncate else "v.mp4"), 8.0, size=(128, 72))
+    damage(file)
+    first_frame(Player(file, [[0, 1]]).shown["copies"][0])
+
+
 def test_a_second_of_a_real_video_takes_few_kilobytes():
     copies = Player(real_video(), [[6, 14], [20, 26]]).shown["copies"]
     assert len(copies) == 2
     for copy in copies:
         assert 2_000 < len(base64.b64decode(copy["data"])) / (copy["end"] - copy["start"]) < 20_000
+
+
+def test_what_find_returns_is_shown_as_it_is(video, tmp_path):
+    cut(video, 12.0, 16.0, tmp_path / "clip.mp4")
+    moments = find(video, clip=tmp_path / "clip.mp4", encoder=Pixels())
+    shown = Player(video, moments, query="clip.mp4").shown
+    assert [moment["score"] for moment in shown["moments"]] == [moment["score"] for moment in moments]
+    assert [shown["moments"][0][end] for end in ("start", "end")] == pytest.approx([12, 16], abs=1)
 
 
 # ---- HTML and widget
@@ -147,7 +169,7 @@ def test_a_player_without_a_front_end_is_html_beside_a_picture(player, monkeypat
     player._ipython_display_()
     picture, page = displayed
     assert base64.b64decode(picture["image/png"]).startswith(b"\x89PNG")
-    assert set(page) == {"text/plain", "text/html"} and page["text/plain"] == "Player('numbers.mp4', moments: 3)"
+    assert set(page) == {"text/plain", "text/html"} and page["text/plain"] == "Player('numbers.mp4', 3 moments)"
 
 
 def test_a_player_in_a_front_end_is_a_widget_and_html(video, monkeypatch):
@@ -155,6 +177,18 @@ def test_a_player_in_a_front_end_is_a_widget_and_html(video, monkeypatch):
     player = Player(video, [[5, 8]])
     bundle = player._repr_mimebundle_()
     assert bundle[VIEW]["model_id"] == player.model_id and bundle["text/html"] == player.html()
+
+
+def test_a_player_fits_into_other_widgets(video):
+    player = Player(video, [[5, 8]])
+    assert VBox([player]).get_state()["children"] == [f"IPY_MODEL_{player.model_id}"]
+
+
+@pytest.mark.parametrize("number", [-1, 3, "first", 1.5])
+def test_only_a_moment_can_be_selected(number, player):
+    with pytest.raises(TraitError, match="selected"):
+        player.selected = number
+    assert player.selected is None
 
 
 def test_without_anywidget_the_player_says_so_and_the_picture_is_drawn(video):
@@ -317,7 +351,7 @@ def test_the_timeline_plays_what_the_page_holds_and_says_what_it_does_not(seen):
         mouse.click().perform()
 
     click(20 / 40)
-    assert seen.text("status").endswith("cannot be shown: this page holds the moments only, not the whole video.")
+    assert seen.text("status").endswith("cannot be shown: this page holds the moments, not the whole video.")
     assert seen.paused
     click(31 / 40)
     seen.plays_inside(30.9, 33)
@@ -345,3 +379,47 @@ def test_a_player_without_moments_says_not_here(chrome, video, tmp_path):
     finally:
         chrome.close()
         chrome.switch_to.window(chrome.window_handles[0])
+
+
+def test_in_jupyterlab_the_player_is_a_widget_that_python_sees_and_sets(video, tmp_path):
+    code = f"from mrlib.video import Player\nplayer = Player({str(video)!r}, [[5, 8, 0.9], [30, 33, 0.2]])\nplayer"
+    cells = [code, "print('played', player.selected)\nplayer.selected = 0"]
+    kernel = {"name": "python3", "display_name": "Python 3"}
+    nbformat.write(
+        new_notebook(cells=[*map(new_code_cell, cells)], metadata={"kernelspec": kernel}), tmp_path / "lab.ipynb"
+    )
+    with jupyterlab(tmp_path) as address, browser() as chrome:
+        wait = WebDriverWait(chrome, 90, ignored_exceptions=[WebDriverException, IndexError, OSError])
+        chrome.get(f"{address}/lab/tree/lab.ipynb")
+
+        def find(selector: str):
+            return chrome.find_elements(By.CSS_SELECTOR, selector)
+
+        def run(cell: int) -> None:
+            wait.until(lambda _: find(".jp-CodeCell .cm-content")[cell].click() is None)
+            ActionChains(chrome).key_down(Keys.SHIFT).send_keys(Keys.ENTER).key_up(Keys.SHIFT).perform()
+
+        def kernel_is_ready(_) -> bool:
+            with urlopen(f"{address}/api/kernels", timeout=10) as reply:
+                return any(each["connections"] and each["execution_state"] == "idle" for each in json.load(reply))
+
+        wait.until(kernel_is_ready)
+        run(0)
+        wait.until(lambda _: find(".lm-Widget.mrlib-player .mrlib-moment"))
+        seen = Seen(chrome)
+        seen.wait(lambda: seen.time == pytest.approx(5, abs=0.01))
+        seen.moments[0].send_keys(Keys.ARROW_DOWN)
+        seen.moments[1].send_keys(Keys.ENTER)
+        seen.plays_inside(30, 33)
+        seen.moments[1].send_keys(Keys.SPACE)
+        seen.wait(lambda: seen.paused)
+        run(1)
+        seen.plays_inside(5, 8)
+        wait.until(lambda _: "played 1" in find(".jp-Notebook")[0].text)
+        ActionChains(chrome).key_down(Keys.CONTROL).send_keys("s").key_up(Keys.CONTROL).perform()
+        wait.until(lambda _: VIEW in (tmp_path / "lab.ipynb").read_text())
+        assert errors(chrome) == []
+    saved = nbformat.read(tmp_path / "lab.ipynb", 4)
+    assert {"image/png", "text/html", VIEW} <= {kind for output in saved.cells[0].outputs for kind in output.data}
+    name = re.search('data-name="([0-9a-f]+)"', Player(video, [[5, 8, 0.9], [30, 33, 0.2]]).html())[0]
+    assert name in HTMLExporter().from_notebook_node(saved)[0]

@@ -56,9 +56,9 @@ def test_the_existence_score_is_the_baselines():
 def test_a_long_video_has_an_anchor_in_every_window():
     """The event lies an hour in, where the whole video's first and last clips say nothing."""
     rows = scene(*[(i % 6, 30) for i in range(60)], (7, 6), *[(i % 6, 30) for i in range(60)])
-    moments, _ = by_vector(rows, torch.eye(JOINT)[7], 2.0, 2.0 * len(rows), most=3)
-    assert 3596 <= moments[0][0] <= 3604 and moments[0][1] < 3630
-    assert any(abs(start - 3600) <= 2 and abs(end - 3612) <= 4 for start, end, _ in moments)
+    moments, _ = by_vector(rows, torch.eye(JOINT)[7], 2.0, 2.0 * len(rows), most=5)
+    assert all(start <= 3600 and end >= 3612 for start, end, _ in moments[:2])
+    assert moments[0][1] - moments[0][0] < 30 and moments[2][2] < 0.5 < moments[0][2]
 
 
 def changing(n: int, seed: int = 0, width: int = 32) -> torch.Tensor:
