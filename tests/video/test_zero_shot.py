@@ -8,7 +8,7 @@ from mrlib import baselines
 from mrlib.data import open_dataset
 from mrlib.ops.boundary_search import boundaries
 from mrlib.ops.spans import iou
-from mrlib.video.zero_shot import by_rows, by_vector, smoothed
+from mrlib.video.zero_shot import STILL, _likeness, by_rows, by_vector, smoothed
 from tests.support.fixed import JOINT, scene
 
 
@@ -84,3 +84,39 @@ def test_further_answers_are_elsewhere():
     assert len(moments) <= 3 and [m[2] for m in moments] == sorted((m[2] for m in moments), reverse=True)
     spans = sorted(m[:2] for m in moments)
     assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False))
+
+
+def test_likeness_is_half_look_and_half_change():
+    """The definition, part by part."""
+    rows, query = changing(12), changing(4, 1)
+    centred = rows - rows.mean(0)
+    expected = []
+    for start in range(9):
+        part, asked = centred[start : start + 4], query - rows.mean(0)
+        look = torch.cosine_similarity(part, asked, dim=1).mean()
+        a, b = part - part.mean(0), asked - asked.mean(0)
+        still = STILL * 4 * centred.square().sum(1).mean()
+        expected.append((look + (a * b).sum() / (a.norm() * b.norm() + still)) / 2)
+    likeness = _likeness(rows, query, 4)
+    torch.testing.assert_close(likeness, torch.stack(expected).double(), atol=1e-5, rtol=1e-4)
+
+
+def test_a_long_clip_in_a_long_video_is_compared_in_pieces(monkeypatch):
+    rows, query = changing(300), changing(40, 1)
+    expected = _likeness(rows, query, 40)
+    monkeypatch.setattr("mrlib.video.zero_shot.CELLS", 1000)
+    torch.testing.assert_close(_likeness(rows, query, 40), expected)
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (5, 1), (5, 5), (3, 20)])
+def test_the_shortest_clips_and_videos_are_compared(n, m):
+    """A clip of one picture does not change, and a video may be shorter than half the clip."""
+    moments, exists = by_rows(changing(n), changing(m, 1), 1.0, n - 0.5, most=3)
+    assert moments and all(0 <= a < b <= n - 0.5 for a, b, _ in moments) and 0 <= exists <= 1
+
+
+def test_a_copy_that_is_graded_anew_is_found():
+    """All its clips are shifted alike."""
+    rows = changing(100)
+    moments, _ = by_rows(rows, 0.7 * rows[30:50] + 3, 0.5, 50.0, most=1)
+    assert moments[0][:2] == [15.0, 25.0]
