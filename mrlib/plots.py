@@ -266,6 +266,29 @@ def arms(ax: Axes, rows: pd.DataFrame, score: str) -> None:
     ax.set(ylabel="")
 
 
+def corpus(axes: Sequence[Axes], table: pd.DataFrame) -> None:
+    """Recall of the search in a corpus against the number of answers, as `mrlib.video.corpus_trial` measures it.
+
+    axes   three: the coarse step, then moments by sentence and by clip
+    table  rows with "query", "answer", "truth", "k", "overlap" and "R@0.5", "R@0.7"; others are left out
+    """
+    names = {"text": "by sentence", "video": "by clip"}
+    rows = table.dropna(subset="k")
+    for (query, truth), part in rows[rows["answer"] == "window"].groupby(["query", "truth"]):
+        style = {"color": QUERY if query == "text" else PREDICTED, "linestyle": "-" if truth == "any" else ":"}
+        axes[0].plot(part["k"], part["overlap"], marker=".", label=f"{names[query]}, {truth}", **style)
+    axes[0].set(title="coarse step: the true window", xlabel="windows kept", ylabel="recall (%)")
+    for ax, query in zip(axes[1:], names, strict=True):
+        some = rows[(rows["query"] == query) & (rows["truth"] == "any")]
+        for colour, (answer, part) in zip(sns.color_palette(), some.groupby("answer", sort=False), strict=False):
+            for score, style in (("R@0.5", "-"), ("R@0.7", ":")):
+                ax.plot(part["k"], part[score], style, color=colour, marker=".", label=f"{answer}, {score}")
+        ax.set(title=f"moments {names[query]}", xlabel="moments looked at", ylabel="recall (%)")
+    for ax in axes:
+        ax.set(xscale="log", ylim=(-2, 102))
+        ax.legend(fontsize=7)
+
+
 def figure(width: float, height: float, **grid) -> tuple[Figure, np.ndarray]:
     """A figure and its axes, always as an array (rows, columns); width and height in inches."""
     return plt.subplots(figsize=(width, height), squeeze=False, layout="constrained", **grid)

@@ -162,3 +162,22 @@ def test_a_storyboard_puts_saliency_in_the_middles_of_its_clips():
 def test_a_long_sentence_is_cut_in_the_title():
     strip, _ = storyboard(query="word " * 100)
     assert len(strip.get_title("left")) == 92 and strip.get_title("left").endswith("…”")
+
+
+def test_recall_in_a_corpus_is_drawn_for_every_kind_of_query_and_answer():
+    plt.switch_backend("agg")
+    rows = [
+        {"query": query, "answer": answer, "truth": truth, "k": k, "overlap": 9.0 * k, "R@0.5": 5.0 * k, "R@0.7": k}
+        for query in ("text", "video")
+        for answer in ("window", "zero-shot")
+        for truth in ("any", "strict")
+        for k in (1, 10)
+    ]
+    table = pd.DataFrame([*rows, {"query": "text", "answer": "numpy", "seconds": 0.1}])
+    fig, axes = plots.figure(9, 3, ncols=3)
+    plots.corpus(axes[0], table)
+    assert [len(ax.lines) for ax in axes[0]] == [4, 4, 4]
+    assert axes[0][0].lines[0].get_label() == "by sentence, any" and list(axes[0][0].lines[0].get_ydata()) == [9, 90]
+    assert [line.get_label() for line in axes[0][2].lines[:2]] == ["window, R@0.5", "window, R@0.7"]
+    assert all(ax.get_xscale() == "log" for ax in axes[0])
+    plt.close(fig)

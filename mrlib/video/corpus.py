@@ -11,29 +11,27 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mrlib.arguments import require
-from mrlib.baselines import existence
 from mrlib.data.bank import Bank
 from mrlib.data.problems import counted
 from mrlib.locks import hold
 from mrlib.retriever import MomentRetriever
-from mrlib.video import corpus_file, retrievers, zero_shot
-from mrlib.video.coarse import Windows, best_by_clip, best_by_cosine, cosines_with, smoothed
+from mrlib.video import corpus_file, retrievers
+from mrlib.video.asked import Asked
 from mrlib.video.corpus_file import Entry, Placed
 from mrlib.video.encode import Encoder
 from mrlib.video.index import Index, index, plain_recipe
 from mrlib.video.read import Progress
 from mrlib.video.retrievers import normalised
 from mrlib.video.search import usually_here
-from mrlib.video.windows import USUAL_S, Query, Window, moments_in, without_overlap
+from mrlib.video.windows import Window, moments_in, without_overlap
 
 
 class Corpus:
@@ -142,12 +140,12 @@ class Corpus:
         if before is not None and facts != (None, None) and facts == (before.entry.size, before.entry.mtime_ns):
             return "unchanged"
         if not isinstance(video, Index):
-            video = index(video, self._encoder(), progress=progress)
+            video = index(path, self._encoder(), progress=progress)
         rows = self._rows(video)
         entry = Entry(path, float(video.duration_s), len(rows), *facts)
         with self._writing():
             before = self._placed.get(path)
-            if before is not None and before.checksum == corpus_file.checksum(entry, rows):
+            if before is not None and self._same(before, entry, rows):
                 return "unchanged"
             self._append(entry, rows)
         if before is None:
@@ -164,6 +162,11 @@ class Corpus:
         if not bool(video.features.isfinite().all()):
             raise ValueError(f"the features of {video.path} are not finite; make its index again")
         return normalised(video.features).numpy().astype("<f2")
+
+    def _same(self, placed: Placed, entry: Entry, rows: np.ndarray) -> bool:
+        """Whether a video has the rows that are in the file, as after a copy."""
+        known, here = placed.entry, slice(placed.first, placed.first + placed.entry.rows)
+        return known.duration_s == entry.duration_s and np.array_equal(self.bank.rows[here].numpy(), rows)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -217,8 +220,10 @@ class Corpus:
         require(top is None or type(top) is int and top > 0, "top", top, "a whole number of at least 1, or None")
         model = None if retriever is None else retrievers.open_retriever(retriever)
         asked = self._asked(query, clip)
-        chosen, exists = self._coarse(asked, self._length(asked, model), windows)
-        moments = [self._zero_shot(asked, window) for window, _ in chosen]
+        length = asked.window if model is None else self._require_fit(model, asked.by_clip)
+        chosen, exists = self._coarse(asked, length, windows)
+        if model is None or asked.by_clip:
+            moments = [asked.moment_in(window) for window, _ in chosen]
         if asked.by_clip:
             exists = max(score for _, _, score in moments)
         if exists < (usually_here(self.recipe, asked.by_clip) if here is None else here):
@@ -250,93 +255,57 @@ class Corpus:
                 "end_s": window.start_s + window.duration_s,
                 "score": score,
             }
-            for window, score in self._coarse(asked, self._length(asked, None), most)[0]
+            for window, score in self._coarse(asked, asked.window, most)[0]
         ]
 
-    def _asked(self, query: str | None, clip: str | os.PathLike | Index | None) -> _Asked:
+    def _asked(self, query: str | None, clip: str | os.PathLike | Index | None) -> Asked:
         """What is asked, as features of the encoder."""
         if (query is None) == (clip is None):
-            raise ValueError("give either query= or clip=, not both and not neither")
+            raise ValueError("give either query=, a sentence, or clip=, a video, not both and not neither")
         if query is not None:
             is_sentence = isinstance(query, str) and bool(query.strip())
             require(is_sentence, "query", query, "a sentence with at least one word")
             tokens, vector = self._encoder().text(query)
             width = self.recipe["width"]
             require(len(vector) == width, f"the width of a sentence's vector in {self.file}", len(vector), f"{width}")
-            return _Asked(query, tokens, vector)
+            return Asked(query, tokens, vector, self.recipe["clip_s"])
         if not isinstance(clip, Index):
             clip = index(clip, self._encoder())
         self._rows(clip)  # which checks it
-        return _Asked(os.fspath(clip.path), clip.features, None)
+        return Asked(os.fspath(clip.path), clip.features, None, self.recipe["clip_s"])
 
-    def _length(self, asked: _Asked, model: MomentRetriever | None) -> int:
-        """Clips of a window: as long as the videos that the retriever was trained on, which must fit; or else 150 s."""
-        if model is None:
-            usual = max(1, round(USUAL_S / self.recipe["clip_s"]))
-            return max(usual, 2 * len(asked.rows)) if asked.by_clip else usual
+    def _require_fit(self, model: MomentRetriever, by_clip: bool) -> int:
+        """Clips of a window for a retriever; ValueError unless it was trained on such features and such queries."""
         training = retrievers.facts_of(model)
-        retrievers.require_fit(training, self.recipe, asked.by_clip)
+        retrievers.require_fit(training, self.recipe, by_clip)
         if not set(training.streams) <= set(training.normalize):
-            raise ValueError(f"the retriever was trained on features as they are, {self.file} has them normalised")
+            raise ValueError(
+                f"the retriever was trained on features as they are, and {self.file} has them divided by their norms; "
+                "give a retriever that was trained with normalize="
+            )
         return retrievers.window_clips(training, self.recipe["clip_s"])
 
-    def _coarse(self, asked: _Asked, length: int, most: int) -> tuple[list[tuple[Window, float]], float]:
-        """The best windows of `length` clips with their scores, and for a sentence its existence score."""
+    def _coarse(self, asked: Asked, length: int, most: int) -> tuple[list[tuple[Window, float]], float]:
+        """The best windows with their scores, and the existence score, see `Asked.best_windows`."""
         require(type(most) is int and most > 0, "windows", most, "a whole number of at least 1")
         self._read_new()
         if not len(self):
             raise ValueError(f"{self.file} has no videos yet; add some with Corpus.add")
-        table, exists = Windows.of(self.bank.lengths, length), 1.0
-        if asked.by_clip:
-            numbers, scores = best_by_clip(self.bank, table, normalised(asked.rows), most)
-        else:
-            cosines = cosines_with(self.bank, asked.vector)
-            numbers, scores = best_by_cosine(table, smoothed(cosines, self.bank.lengths), most)
-            exists = existence(cosines.numpy())
-        return list(zip(self._cut_out(table, numbers), scores.tolist(), strict=True)), exists
-
-    def _cut_out(self, table: Windows, numbers: Tensor) -> list[Window]:
-        """Windows of a table, with their features."""
-        entries, windows, clip_s = list(self), [], self.recipe["clip_s"]
-        starts, counts, videos = (column[numbers].tolist() for column in (table.start, table.count, table.video))
-        for start, count, video in zip(starts, counts, videos, strict=True):
-            first, entry = self.bank.offsets[video] + start, entries[video]
+        table, numbers, scores, exists = asked.best_windows(self.bank, length, most)
+        entries, chosen, clip_s = list(self), [], self.recipe["clip_s"]
+        for number, score in zip(numbers.tolist(), scores.tolist(), strict=True):
+            start, count, video = (int(column[number]) for column in (table.start, table.count, table.video))
+            entry, first = entries[video], self.bank.offsets[video] + start
             rows = self.bank.rows[self.bank.places[first : first + count]].float()
             is_last = start + count == entry.rows
             duration_s = entry.duration_s - start * clip_s if is_last else count * clip_s
-            windows.append(Window(entry.path, rows, start * clip_s, duration_s))
-        return windows
-
-    def _zero_shot(self, asked: _Asked, window: Window) -> tuple[float, float, float]:
-        """Start, end and score of the best moment in a window, without training."""
-        answer = zero_shot.by_rows if asked.by_clip else zero_shot.by_vector
-        what = asked.rows if asked.by_clip else asked.vector
-        (start, end, score), *_ = answer(window.rows, what, self.recipe["clip_s"], window.duration_s, 1)[0]
-        return window.start_s + start, window.start_s + end, score
+            chosen.append((Window(entry.path, rows, start * clip_s, duration_s), score))
+        return chosen, exists
 
     def _encoder(self) -> Encoder:
         if self.encoder is None:
             raise ValueError(f"{self.file} was opened without an encoder; give Corpus.open one to add and to search")
         return self.encoder
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """What is searched for, as features of the encoder."""
-
-    text: str  # the sentence, or the path of the query video
-    rows: Tensor  # (N, D') of its words, or of the clips of the query video
-    vector: Tensor | None  # (J,) of the sentence; None for a query video
-
-    @property
-    def by_clip(self) -> bool:
-        return self.vector is None
-
-    def of(self, model: MomentRetriever) -> Query:
-        """The same as a retriever reads it."""
-        if self.by_clip:
-            return retrievers.query_of_clip(model, self.text, self.rows)
-        return retrievers.query_of_words(model, self.text, self.rows, self.vector)
 
 
 def _once(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:

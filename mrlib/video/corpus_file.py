@@ -49,11 +49,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Placed:
-    """An entry, where its rows are, and their checksum."""
+    """An entry and where its rows are."""
 
     entry: Entry
     first: int  # number of its first row in the matrix of all rows
-    checksum: str  # of the entry and its rows
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Header:
 
 def create(file: Path, recipe: Mapping[str, Any]) -> None:
     """Write the file of an empty corpus; OSError, naming it, if it cannot be written."""
-    line, _ = _sealed({"recipe": dict(recipe)}, b"", _PAGE, _LENGTH)
+    line = _sealed({"recipe": dict(recipe)}, b"", _PAGE, _LENGTH)
     write_whole(file, _FIRST.format(_LENGTH + len(line)).encode() + line)
 
 
@@ -107,8 +106,7 @@ def read_entries(file: Path, header: Header, width: int, after: int | None = Non
         while content.tell() < header.end:
             number += 1
             said, start = _unsealed(content, file, f"entry {number}", header.end, header.start, row_bytes)
-            checksum = said.pop("checksum")
-            yield Placed(Entry(**said), (start - header.start) // row_bytes, checksum)
+            yield Placed(Entry(**said), (start - header.start) // row_bytes)
 
 
 def append(file: Path, entry: Entry, rows: np.ndarray) -> None:
@@ -119,7 +117,7 @@ def append(file: Path, entry: Entry, rows: np.ndarray) -> None:
     """
     header = read_header(file)
     payload = np.ascontiguousarray(rows, "<f2").tobytes()
-    line, _ = _sealed(asdict(entry), payload, 2 * rows.shape[1])
+    line = _sealed(asdict(entry), payload, 2 * rows.shape[1])
     try:
         with file.open("r+b", buffering=0) as content:
             try:
@@ -140,11 +138,6 @@ def append(file: Path, entry: Entry, rows: np.ndarray) -> None:
         raise OSError(error.errno, f"cannot write {file}: {os.strerror(error.errno or 0)}; {hint}") from error
 
 
-def checksum(entry: Entry, rows: np.ndarray) -> str:
-    """The checksum that a video would have in a corpus file."""
-    return _sealed(asdict(entry), np.ascontiguousarray(rows, "<f2").tobytes(), 2 * rows.shape[1])[1]
-
-
 def _write(content: FileIO, data: bytes) -> None:
     """Write all of some bytes; a full disk takes a part of them first."""
     view = memoryview(data)
@@ -152,7 +145,7 @@ def _write(content: FileIO, data: bytes) -> None:
         view = view[content.write(view) :]
 
 
-def _sealed(said: dict[str, Any], payload: bytes, unit: int, before: int = 0) -> tuple[bytes, str]:
+def _sealed(said: dict[str, Any], payload: bytes, unit: int, before: int = 0) -> bytes:
     """A line of JSON with the checksum of itself and of what follows it, padded with spaces to whole units.
 
     before  bytes before the line that are a part of its first unit
@@ -163,7 +156,7 @@ def _sealed(said: dict[str, Any], payload: bytes, unit: int, before: int = 0) ->
     line = json.dumps(said | {"checksum": seal}).encode()
     if len(line) >= _LONGEST:
         raise ValueError(f"a line of a corpus has at most {_LONGEST} bytes, not {len(line)}; give shorter names")
-    return line + b" " * (-(len(line) + 1 + before) % unit) + b"\n", seal
+    return line + b" " * (-(len(line) + 1 + before) % unit) + b"\n"
 
 
 def _seal(said: Mapping[str, Any], payload: Checksum) -> str:
@@ -175,7 +168,7 @@ def _seal(said: Mapping[str, Any], payload: Checksum) -> str:
 def _unsealed(
     content: BinaryIO, file: Path, subject: str, end: int, origin: int, unit: int
 ) -> tuple[dict[str, Any], int]:
-    """What a line says, with its checksum, and where it ends; the content is then after the rows that follow it.
+    """What a line says, without its checksum, and where it ends; the content is then after the rows that follow it.
 
     end           bytes of the file that are valid
     origin, unit  the line ends a whole number of units after the origin
@@ -194,7 +187,7 @@ def _unsealed(
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise _damage(file, subject) from None
     content.seek(stop)
-    return said | {"checksum": seal}, start
+    return said, start
 
 
 def _damage(file: Path, subject: str) -> ValueError:

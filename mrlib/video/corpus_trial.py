@@ -38,7 +38,7 @@ class Simulated:
         """Encode the queries of `dataset`."""
         settings, width = dataset.settings, dataset.widths.joint
         world = {name: settings[name] for name in ("size", "seed", "query")}
-        self.recipe = {"encoder": "simulated", "clip_s": dataset.clip_s, "width": width, "joint": width, **world}
+        self.recipe = {"encoder": "appearance", "clip_s": dataset.clip_s, "width": width, "joint": width, **world}
         self.dataset = dataset
         self._numbers = {sample.query: i for i, sample in enumerate(dataset.samples)}
 
@@ -77,6 +77,14 @@ def query_rows(dataset: MomentDataset, i: int) -> Tensor:
     return dataset.query.rows[dataset.query.index(torch.tensor([i]))[0]]
 
 
+def ask_with(corpus: Corpus, dataset: MomentDataset, i: int) -> dict[str, str | Index]:
+    """The arguments of `Corpus.search` for query i: its sentence, or its clip."""
+    if dataset.settings["query"] == "text":
+        return {"query": dataset.samples[i].query}
+    rows = query_rows(dataset, i)
+    return {"clip": Index(f"query {dataset.samples[i].qid}", len(rows) * dataset.clip_s, rows, corpus.recipe)}
+
+
 def occurrences(samples: Iterable[Sample]) -> Occurrences:
     """Every moment of every event in simulated videos."""
     moments = defaultdict(list)
@@ -109,7 +117,6 @@ def measure(
                 R@0.5, R@0.7   percent of queries with an answer of that IoU among the k best
                 seconds        per query, for `ANSWERED` windows
     """
-    by_clip = dataset.settings["query"] == "video"
     ways: dict[str, Callable[..., list[dict]]] = {"window": lambda **asked: corpus.windows(**asked, most=RANKS[-1])}
     for name, retriever in {"zero-shot": None, **(retrievers or {})}.items():
         ways[name] = lambda model=retriever, **asked: corpus.search(**asked, retriever=model, windows=ANSWERED, here=0)
@@ -119,9 +126,9 @@ def measure(
         ranks, seconds = defaultdict(list), 0.0
         for i in chosen:
             sample = dataset.samples[i]
-            clip = Index(f"query {sample.qid}", 0.0, query_rows(dataset, i), corpus.recipe)
+            asked = ask_with(corpus, dataset, i)
             start = time.perf_counter()
-            answers = way(clip=clip) if by_clip else way(query=sample.query)
+            answers = way(**asked)
             seconds += time.perf_counter() - start
             moments = truths[_event(sample.extra)]
             for truth, counted in (("any", moments), ("strict", [m for m in moments if m[0] == sample.vid])):

@@ -5,26 +5,27 @@ The picture needs no browser and no kernel, so it stands beside every player of 
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import av
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
 from mrlib import plots
 from mrlib.arguments import require
-from mrlib.video.read import Facts, probe
-from mrlib.video.write import proxy
+from mrlib.video.container import exact
+from mrlib.video.filters import Filters
+from mrlib.video.frames import frames_from
+from mrlib.video.probe import Facts, probe
 
 Moment = Mapping[str, Any] | Sequence[float]  # {"start_s", "end_s", "score"}, as of `find`; or start, end (and score)
 WIDTH = 9.0  # of the strip of frames, inches
 TALL = 0.8  # of a frame in it, about
+TALL_PX = 240  # rows of a frame's pixels
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ def scene(
     given = {"moments": moments, "truth": () if truth is None else truth}
     rows = [np.array([*_rows(windows, name, facts)]).reshape(-1, 3) for name, windows in given.items()]
     values = None if saliency is None else _curve(saliency)
-    return Scene(os.fspath(video), " ".join(query.split()), facts.duration_s, facts.width / facts.height, *rows, values)
+    aspect = float(facts.width * facts.pixel_aspect / facts.height)
+    return Scene(os.fspath(video), " ".join(query.split()), facts.duration_s, aspect, *rows, values)
 
 
 def _curve(saliency: Sequence[float]) -> np.ndarray:
@@ -115,7 +117,10 @@ def storyboard(
     truth: Sequence[Moment] | None = None,
     query: str = "",
 ) -> Figure:
-    """Frames of a video along a timeline, the query above, moments, truth and saliency below; arguments of `Player`."""
+    """Frames of a video along a timeline, the query above, moments, truth and saliency below; arguments as of `scene`.
+
+    returns  an open figure: in a notebook, give it a name, or it is shown twice
+    """
     return draw(scene(video, moments, saliency, truth, query))
 
 
@@ -123,7 +128,7 @@ def draw(shown: Scene) -> Figure:
     """The picture of a scene."""
     count = int(np.clip(round(WIDTH / (TALL * shown.aspect)), 4, 16))
     times = (np.arange(count) + 0.5) * shown.duration_s / count
-    frames = [_frame(shown.video, time) for time in times]
+    frames = [_frame(shown.video, time, shown.aspect) for time in times]
     rows = [len(windows) and 1 + plots.lanes(windows).max() for windows in (shown.moments, shown.truth)]
     tall = WIDTH / count / shown.aspect
     low = 0.03 + 0.2 * sum(rows) + 0.4 * (shown.saliency is not None)
@@ -142,7 +147,12 @@ def draw(shown: Scene) -> Figure:
     return fig
 
 
-def _frame(video: str, time_s: float) -> np.ndarray:
-    """The frame (H, W, 3) that is shown at a time."""
-    with av.open(io.BytesIO(proxy(video, time_s, time_s + 0.1))) as container:
-        return next(container.decode(video=0)).to_ndarray(format="rgb24")
+def _frame(video: str, time_s: float, aspect: float) -> np.ndarray:
+    """The frame that is shown at a time, uint8 (TALL_PX, W, 3); the last one if those after it cannot be decoded."""
+    last = None
+    for frame in frames_from(video, exact(time_s)):
+        if last is not None and frame.pts * frame.time_base > time_s:
+            break
+        last = frame
+    size = f"{round(TALL_PX * aspect)}:{TALL_PX}"
+    return Filters(("scale", size), ("format", "rgb24")).push(last).to_ndarray()

@@ -38,7 +38,7 @@ from mrlib.video.scene import Moment, Scene, draw, scene
 from mrlib.video.write import proxy
 
 LONGEST_S = 30.0  # of a copy; a video that is no longer is copied as a whole
-BUDGET = 3_000_000  # bytes of all copies
+BUDGET = 2_000_000  # bytes of all copies
 SOURCE = Path(__file__).with_suffix(".js")
 STYLE = Path(__file__).with_suffix(".css")
 

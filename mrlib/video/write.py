@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fractions import Fraction
 from itertools import chain, takewhile
@@ -15,14 +15,15 @@ from typing import BinaryIO
 import numpy as np
 
 from mrlib.arguments import require
-from mrlib.files import whole_file
-from mrlib.video.container import av, exact, shown_path, ticks
+from mrlib.files import shown_path, whole_file
+from mrlib.video.container import av, exact, ticks
 from mrlib.video.filters import Filters, at_rate
 from mrlib.video.frames import frames_from, held, inside
 from mrlib.video.probe import probe
 
 FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 QUALITY = {"preset": "veryfast", "crf": "20"}
+SMALL = {"preset": "veryfast", "crf": "30"}  # 9 to 23 kB per second at 360p, of four real videos
 X264 = {"x264-params": "force-cfr=1:no-mbtree=1"}  # the stream tells the frame rate, though times may vary; macroblock
 # trees of narrow frames depend on memory that was never written
 
@@ -41,7 +42,7 @@ def write(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: float) -> 
     with writing(path) as file:
         stream = None
         for n, array in enumerate(chain([first], frames)):
-            _check_frame(array, first.shape, n)
+            _check_frame(array, first, n)
             stream = stream or H264(file, rate, first.shape[1::-1])
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), "rgb24")
             frame.pts, frame.time_base = n, 1 / rate
@@ -62,7 +63,7 @@ def proxy(path: str | os.PathLike, start_s: float, end_s: float, height: int = 3
     data = io.BytesIO()
     with _container(data, "mp4", lambda: io.BytesIO(data.getvalue())) as file:
         size = max(2, round(facts.width * height / facts.height)), height
-        stream = H264(file, rate, size, aspect=facts.pixel_aspect)
+        stream = H264(file, rate, size, aspect=facts.pixel_aspect, quality=SMALL)
         frames = takewhile(lambda frame: frame.pts * frame.time_base < end, frames_from(facts.path, start))
         for frame in at_rate(_moved(held(frames, end), -start), rate):
             if frame.pts >= 0:
@@ -85,9 +86,10 @@ class H264:
         size: tuple[int, int],
         time_base: Fraction | None = None,
         aspect: Fraction = Fraction(1),
+        quality: Mapping[str, str] = QUALITY,
     ):
         width, height = (side + side % 2 for side in size)
-        self._file, self._stream = file, file.add_stream("libx264", rate=rate, options=QUALITY | X264)
+        self._file, self._stream = file, file.add_stream("libx264", rate=rate, options={**quality, **X264})
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
         context = self._stream.codec_context
         context.time_base, context.sample_aspect_ratio = time_base or 1 / rate, aspect
@@ -127,24 +129,35 @@ class Aac:
 
 @contextmanager
 def writing(path: str | os.PathLike) -> Iterator[av.container.OutputContainer]:
-    """A new video file, complete at the end of the block or not written at all; the suffix tells the format."""
+    """A new video file, complete at the end of the block or not written at all; the suffix tells the format.
+
+    raises  ValueError for another suffix, or what the format cannot hold; OSError that names the file if there is no
+            space
+    """
     path = os.fsdecode(path)
     suffix = Path(path).suffix.lower()
     if suffix not in FORMATS:
         raise ValueError(f"{shown_path(path)}: the name of a video ends in {', '.join(FORMATS)}")
-    with (
-        whole_file(path) as file,
-        _container(file.raw, FORMATS[suffix], lambda: open(file.raw.temporary, "rb")) as container,
-    ):
-        yield container
+    with whole_file(path) as file:
+        try:
+            with _container(file.raw, FORMATS[suffix], lambda: open(file.raw.temporary, "rb")) as container:
+                yield container
+        except av.FFmpegError as error:
+            raise ValueError(f"{shown_path(path)}: this video cannot be written so, {error.strerror}") from None
 
 
 @contextmanager
 def _container(file: BinaryIO, name: str, read: Callable[[], BinaryIO]) -> Iterator[av.container.OutputContainer]:
     """A container that is written to a file. An MP4 is read again at its end, to move the index to its beginning."""
     options = {} if name == "matroska" else {"movflags": "faststart"}
-    with av.open(file, "w", name, options=options, io_open=lambda url, flags, options: read()) as container:
+    container = av.open(file, "w", name, options=options, io_open=lambda url, flags, options: read())
+    try:
         yield container
+    except BaseException:
+        file.close()  # then nothing more is written
+        container.close()
+        raise
+    container.close()
 
 
 def _moved(frames: Iterable[av.VideoFrame], by_s: Fraction) -> Iterator[av.VideoFrame]:
@@ -154,10 +167,10 @@ def _moved(frames: Iterable[av.VideoFrame], by_s: Fraction) -> Iterator[av.Video
         yield frame
 
 
-def _check_frame(array: np.ndarray, shape: tuple[int, ...], n: int) -> None:
+def _check_frame(array: np.ndarray, first: np.ndarray, n: int) -> None:
     fits = isinstance(array, np.ndarray) and array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3
     if not fits or 0 in array.shape:
         shown = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
         raise ValueError(f"frame {n} must be uint8 (height, width, 3), not {shown}")
-    if array.shape != shape:
-        raise ValueError(f"frame {n} has the shape {array.shape}, the first one {shape}")
+    if array.shape != first.shape:
+        raise ValueError(f"frame {n} has the shape {array.shape}, the first one {first.shape}")

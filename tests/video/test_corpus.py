@@ -127,6 +127,8 @@ def test_a_video_file_is_encoded_and_known_by_its_size_and_time(tmp_path, monkey
     assert corpus.add(video) == ["added"]
     (entry,) = corpus
     assert (entry.path, entry.size) == (str(video), video.stat().st_size) and entry.rows > 10
+    os.utime(video)
+    assert corpus.add(video) == ["unchanged"]  # touched, with the same content
     monkeypatch.setattr(Pixels, "video", None)  # which is not needed any more
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link.mp4").symlink_to(video)
@@ -243,8 +245,8 @@ def test_an_empty_corpus_is_not_searched(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "either query= or clip="),
-        ({"query": SENTENCE, "clip": "a.mp4"}, "either query= or clip="),
+        ({}, "either query=, a sentence, or clip="),
+        ({"query": SENTENCE, "clip": "a.mp4"}, "either query=, a sentence, or clip="),
         ({"query": SENTENCE, "windows": 0}, "windows must be a whole number of at least 1"),
         ({"query": SENTENCE, "windows": 2.5}, "windows must be a whole number"),
         ({"query": SENTENCE, "top": 0}, "top must be a whole number of at least 1"),

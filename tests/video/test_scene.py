@@ -1,5 +1,7 @@
 """What is shown of a video is checked, and its picture holds frames, moments and truth."""
 
+from fractions import Fraction
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from matplotlib.colors import to_rgb
 
 from mrlib import plots
 from mrlib.video.scene import scene, storyboard
-from tests.support.videos import frame_number, make_video, real_video
+from tests.support.videos import audio_only, frame_number, make_video, no_frames, overwrite, real_video, truncate
 
 NAN = float("nan")
 
@@ -131,3 +133,33 @@ def test_tall_and_wide_videos_fill_the_strip(size, tmp_path):
 def test_a_real_video_is_drawn():
     fig = storyboard(real_video(), [[6, 14, 0.8]], query="a person opens the door")
     assert len(fig.axes[0].images) == 6
+
+
+def test_pixels_that_are_not_square_are_drawn_as_shown(tmp_path):
+    file = make_video(tmp_path / "v.mp4", 2.0, size=(64, 64), aspect=Fraction(2))
+    assert scene(file, []).aspect == pytest.approx(2)
+    frame = storyboard(file, []).axes[0].images[0].get_array()
+    assert frame.shape[1] / frame.shape[0] == pytest.approx(2)
+
+
+def test_a_turned_video_is_upright(tmp_path):
+    file = make_video(tmp_path / "v.mp4", 2.0, size=(64, 128), rotation=90)
+    assert scene(file, []).aspect == pytest.approx(2)
+    assert storyboard(file, []).axes[0].images[0].get_array().shape == (240, 480, 3)
+
+
+def test_a_file_without_pictures_is_refused_by_name(tmp_path):
+    audio_only(tmp_path / "sound.mp4")
+    no_frames(tmp_path / "empty.mp4")
+    (tmp_path / "text.mp4").write_text("no video")
+    for name in ("sound.mp4", "empty.mp4", "text.mp4"):
+        with pytest.raises(ValueError, match=name):
+            scene(tmp_path / name, [])
+
+
+@pytest.mark.parametrize("damage", [truncate, overwrite])
+def test_what_can_be_read_of_a_damaged_video_is_drawn(damage, tmp_path):
+    file = make_video(tmp_path / ("v.mkv" if damage is truncate else "v.mp4"), 8.0, size=(128, 72))
+    damage(file)
+    fig = storyboard(file, [[0, 1]])
+    assert len(fig.axes[0].images) >= 4

@@ -25,11 +25,12 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 from traitlets import TraitError
 
-from mrlib.video import show
+from mrlib.video import Pixels, find, show
+from mrlib.video.cut import cut
 from mrlib.video.scene import scene
 from mrlib.video.show import Player
 from tests.support.browser import browser, errors, jupyterlab
-from tests.support.videos import frame_number, make_video, real_video
+from tests.support.videos import frame_number, make_video, overwrite, real_video, truncate
 
 VIEW = "application/vnd.jupyter.widget-view+json"
 ODD = 'a "door" & it\'s\n</script><b>open</b> <!-- \\u003c ${x} `y` {z}'
@@ -97,11 +98,26 @@ def test_other_codecs_are_encoded_again_for_browsers(name, codec, tmp_path):
     first_frame(Player(file, [[0, 1]]).shown["copies"][0])
 
 
+@pytest.mark.parametrize("damage", [truncate, overwrite])
+def test_what_can_be_read_of_a_damaged_video_is_copied(damage, tmp_path):
+    file = make_video(tmp_path / ("v.mkv" if damage is truncate else "v.mp4"), 8.0, size=(128, 72))
+    damage(file)
+    first_frame(Player(file, [[0, 1]]).shown["copies"][0])
+
+
 def test_a_second_of_a_real_video_takes_few_kilobytes():
     copies = Player(real_video(), [[6, 14], [20, 26]]).shown["copies"]
     assert len(copies) == 2
     for copy in copies:
         assert 2_000 < len(base64.b64decode(copy["data"])) / (copy["end"] - copy["start"]) < 20_000
+
+
+def test_what_find_returns_is_shown_as_it_is(video, tmp_path):
+    cut(video, 12.0, 16.0, tmp_path / "clip.mp4")
+    moments = find(video, clip=tmp_path / "clip.mp4", encoder=Pixels())
+    shown = Player(video, moments, query="clip.mp4").shown
+    assert [moment["score"] for moment in shown["moments"]] == [moment["score"] for moment in moments]
+    assert [shown["moments"][0][end] for end in ("start", "end")] == pytest.approx([12, 16], abs=1)
 
 
 # ---- HTML and widget
