@@ -13,7 +13,9 @@ from mrlib.sim import open_sim
 from mrlib.train import fit
 from mrlib.video import Clip, find, render, train_toy
 from mrlib.video.retrievers import normalised, query_of_words
+from mrlib.video.search import usually_here
 from mrlib.video.windows import Query, batch_of, windows_of
+from mrlib.video.zero_shot import by_rows, by_vector
 from tests.reference.official_detr import Official, make_opt
 from tests.reference.official_univtg import save
 from tests.support.copies import copies, overlap, wandering
@@ -36,6 +38,23 @@ def test_a_clip_is_answered_without_a_retriever():
     clip = indexed(ENCODER, VIDEO.features[8:18] + 0.01, "clip.mp4")
     moment = find(VIDEO, clip=clip, encoder=ENCODER)[0]
     assert abs(moment["start_s"] - 16) <= 2 and abs(moment["end_s"] - 36) <= 2 and moment["score"] > 0.9
+
+
+@pytest.mark.parametrize("query", ["text", "video"])
+def test_the_default_of_not_here_keeps_nine_true_answers_of_ten(query):
+    """On simulated queries, 30 % of which have nothing to find; of those it rejects few, but more."""
+    data = open_sim("test", n=300, size="small", streams="joint", query=query, null=0.3)
+    batch, kept = data.batch(range(300)), {True: [], False: []}
+    for b, sample in enumerate(data.samples):
+        rows = batch.target[b, : batch.lengths[b]]
+        if query == "text":
+            exists = by_vector(rows, batch.query_joint[b], 2.0, 64.0, 1)[1]
+        else:
+            exists = by_rows(rows, batch.query[b][batch.query_mask[b]], 2.0, 64.0, 1)[1]
+        here = exists >= usually_here({"encoder": "simulated"}, by_clip=query == "video")
+        kept[bool(sample.relevant_windows)].append(here)
+    true, null = (sum(kept[answered]) / len(kept[answered]) for answered in (True, False))
+    assert true > 0.9 and null < true - 0.05
 
 
 def test_two_indexes_need_no_encoder(monkeypatch):
