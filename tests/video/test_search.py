@@ -1,6 +1,7 @@
 """`mrlib.video.find` on indexes whose features are known."""
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ from mrlib.data import Widths
 from mrlib.retriever import Training
 from mrlib.sim import open_sim
 from mrlib.train import fit
-from mrlib.video import Clip, find, render, train_toy
-from mrlib.video.retrievers import normalised, query_of_words
+from mrlib.video import Clip, Pixels, find, render, train_toy
+from mrlib.video.retrievers import normalised, query_of_clip, query_of_words
 from mrlib.video.search import usually_here
 from mrlib.video.windows import Query, batch_of, windows_of
 from mrlib.video.zero_shot import by_rows, by_vector
@@ -134,6 +135,29 @@ def test_a_retriever_answers_as_its_predict_on_a_video_of_one_window():
     expected = retriever.predict(batch)[0]["pred_relevant_windows"]
     moments = find(VIDEO, "a dog", retriever=retriever, encoder=ENCODER, top=100, here=0)
     assert [[m["start_s"], m["end_s"], m["score"]] for m in moments] == expected
+
+
+def test_a_retriever_of_clips_answers_a_clip():
+    """[MATR] As its predict, with the clips of the query as tokens; a sentence is refused with what to give."""
+    retriever = papers.build(papers.get("matr", "small"), Widths(JOINT, JOINT, JOINT), seed=3).eval()
+    retriever.training_data = replace(model().training_data, query="video")
+    clip = indexed(ENCODER, VIDEO.features[9:17], "clip.mp4")
+    windows = windows_of("v", normalised(VIDEO.features), 51.0, 2.0, 75)
+    asked = query_of_clip(retriever, "clip.mp4", clip.features)
+    expected = retriever.predict(batch_of(windows, asked, 2.0))[0]["pred_relevant_windows"]
+    moments = find(VIDEO, clip=clip, retriever=retriever, top=100, here=0)
+    assert [[m["start_s"], m["end_s"], m["score"]] for m in moments] == expected
+    with pytest.raises(ValueError, match="the retriever answers clips; give clip="):
+        find(VIDEO, "a dog", retriever=retriever, encoder=ENCODER)
+
+
+def test_a_retriever_of_thumbnails_needs_no_encoder(spots, monkeypatch):
+    monkeypatch.delenv("MRLIB_CLIP", raising=False)
+    retriever = papers.build(papers.get("matr", "small"), Widths(192, 192, 192)).eval()
+    retriever.training_data = Training(
+        streams={"clip": 192}, clip_s=0.5, clips=20, normalize=("clip", "query"), query="video", encoder=Pixels.recipe
+    )
+    assert find(spots, clip=spots, retriever=retriever, here=0)
 
 
 def test_a_long_video_is_searched_in_windows():
