@@ -56,14 +56,19 @@ def find(
     """
     _check(query, clip, top, here)
     model = None if retriever is None else retrievers.open_retriever(retriever)
-    encoder = _encoder(encoder, video, clip, model)
+    if not (isinstance(video, Index) and isinstance(clip, Index) and encoder is None):
+        encoder = _encoder(encoder, video, clip, model)
+    if model is not None:  # before a video is encoded, which may take minutes
+        recipe = video.recipe if encoder is None else encoder.recipe
+        retrievers.require_fit(retrievers.facts_of(model), recipe, by_clip=clip is not None)
     if query is not None:
-        tokens, vector = encoder.text(query)  # an encoder without words is refused before the video is encoded
-    target = _indexed(video, encoder, cache, progress)
+        tokens, vector = encoder.text(query)
+    target = _indexed(video, encoder or video, cache, progress)
     if query is not None:
         moments, exists = _by_words(target, query, tokens, vector, model, top)
     else:
-        moments, exists = _by_clip(target, _indexed(clip, encoder, cache, progress), model, top)
+        asked = _indexed(clip, encoder or target, cache, progress)
+        moments, exists = _by_clip(target, asked, model, top)
     least = usually_here(target.recipe, clip is not None) if here is None else here
     if exists < least:
         return []
@@ -102,19 +107,30 @@ def _encoder(encoder: Encoder | str | None, video: Any, clip: Any, model: Moment
 
 
 def _indexed(
-    video: str | os.PathLike | Index, encoder: Encoder, cache: str | os.PathLike | None, progress: Progress | None
+    video: str | os.PathLike | Index,
+    encoder: Encoder | Index,
+    cache: str | os.PathLike | None,
+    progress: Progress | None,
 ) -> Index:
-    """The index of a video; ValueError for one that another encoder made."""
+    """The index of a video by an encoder; ValueError for one that another encoder made, or that is unlike another."""
     if not isinstance(video, Index):
         if not Path(video).is_file():
             raise FileNotFoundError(f"{shown_path(os.fspath(video))}: no such video; give the path of a file")
         return index(video, encoder, cache, progress)
     if dict(video.recipe) != dict(encoder.recipe):
         raise ValueError(
-            f"{shown_path(video.path)}: its index was made by encoder {video.recipe['encoder']}, not by this encoder, "
-            f"{encoder.recipe['encoder']}; give the same encoder, or make the index again"
+            f"{shown_path(video.path)}: its index was made by encoder {video.recipe['encoder']}, and this search needs "
+            f"{encoder.recipe['encoder']}{_versions(video.recipe, encoder.recipe)}; make the index again"
         )
     return video
+
+
+def _versions(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
+    """What tells two recipes of one kind apart."""
+    if a["encoder"] != b["encoder"]:
+        return ""
+    name = next(name for name in {**a, **b} if a.get(name) != b.get(name))
+    return f" with {name} {b.get(name)!r}, not {a.get(name)!r}"
 
 
 def _by_words(
@@ -129,7 +145,6 @@ def _by_words(
             name = target.recipe["encoder"]
             raise ValueError(f"encoder {name} has no space of clips and sentences; give a retriever, or ask by clip")
         return moments, exists
-    retrievers.require_fit(retrievers.facts_of(model), target.recipe, by_clip=False)
     asked = retrievers.query_of_words(model, query, tokens, vector if joint else None)
     return _by_model(target, model, asked, top), exists if joint else 1.0
 
@@ -147,7 +162,6 @@ def _by_clip(target: Index, clip: Index, model: MomentRetriever | None, top: int
     moments, exists = zero_shot.by_rows(target.features, clip.features, target.clip_s, target.duration_s, top)
     if model is None:
         return moments, exists
-    retrievers.require_fit(retrievers.facts_of(model), target.recipe, by_clip=True)
     return _by_model(target, model, retrievers.query_of_clip(model, clip.path, clip.features), top), exists
 
 

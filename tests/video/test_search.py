@@ -38,6 +38,20 @@ def test_a_clip_is_answered_without_a_retriever():
     assert abs(moment["start_s"] - 16) <= 2 and abs(moment["end_s"] - 36) <= 2 and moment["score"] > 0.9
 
 
+def test_two_indexes_need_no_encoder(monkeypatch):
+    monkeypatch.delenv("MRLIB_CLIP", raising=False)
+    clip = indexed(ENCODER, VIDEO.features[8:18], "clip.mp4")
+    assert find(VIDEO, clip=clip) == find(VIDEO, clip=clip, encoder=ENCODER)
+    with pytest.raises(ValueError, match="clip.mp4: its index was made by encoder other, and this search needs fixed;"):
+        find(VIDEO, clip=indexed(Fixed(encoder="other"), VIDEO.features[8:18], "clip.mp4"))
+
+
+def test_a_retriever_that_does_not_fit_is_refused_before_the_video_is_encoded(tmp_path):
+    (tmp_path / "v.mp4").write_bytes(b"")
+    with pytest.raises(ValueError, match="the retriever answers sentences"):
+        find(tmp_path / "v.mp4", clip=tmp_path / "v.mp4", retriever=model(), encoder=ENCODER)
+
+
 def test_nothing_is_an_answer():
     flat = indexed(ENCODER, scene((0, 20), noise=0.01))
     assert find(flat, "a dog", encoder=ENCODER, here=1.0) == []
@@ -164,7 +178,7 @@ def test_the_whole_way_with_a_rendered_video_toy_and_a_run(tmp_path):
         ({"query": "a dog", "encoder": Fixed()}, "Fixed cannot read a sentence; ask by clip"),
         (
             {"query": "a dog", "encoder": Fixed(ENCODER.videos, ENCODER.words, weights="other")},
-            "video.mp4: its index was made by encoder fixed, not by this encoder",
+            "made by encoder fixed, and this search needs fixed with weights 'other', not None; make the index again",
         ),
         (
             {"clip": indexed(ENCODER, scene((1, 60)), "long.mp4")},
