@@ -15,7 +15,6 @@ from tests.support.memory import costs
 from tests.support.videos import (
     av,
     black,
-    every_frame,
     ffmpeg_program,
     frame_number,
     make_video,
