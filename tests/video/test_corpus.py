@@ -245,6 +245,15 @@ def test_a_corpus_that_does_not_exist_needs_an_encoder(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_is_no_corpus(tmp_path):
+    with pytest.raises(ValueError, match="is no corpus of mrlib, it is a folder; give a file"):
+        Corpus.open(tmp_path, Invented())
+
+
+def test_an_encoder_may_be_named(tmp_path):
+    assert Corpus.open(tmp_path / "videos.corpus", "pixels").recipe == Pixels.recipe
+
+
 def test_an_encoder_is_needed_to_search(tmp_path):
     file = new_corpus(tmp_path, invented("a.mp4", 30)).file
     with pytest.raises(ValueError, match="opened without an encoder"):
