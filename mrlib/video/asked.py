@@ -11,6 +11,7 @@ from mrlib.data.bank import Bank
 from mrlib.retriever import MomentRetriever
 from mrlib.video import retrievers, zero_shot
 from mrlib.video.coarse import Windows, best_by_clip, best_by_cosine, cosines_with, smoothed
+from mrlib.video.retrievers import normalised
 from mrlib.video.windows import USUAL_S, Query, Window
 
 
@@ -33,24 +34,24 @@ class Asked:
         usual = max(1, round(USUAL_S / self.clip_s))
         return max(usual, 2 * len(self.rows)) if self.by_clip else usual
 
-    def best_windows(self, bank: Bank, length: int, most: int) -> tuple[Windows, Tensor, Tensor, float]:
+    def best_windows(self, bank: Bank, windows: Windows, most: int) -> tuple[Tensor, Tensor, float]:
         """The coarse step.
 
-        length   clips of a window
-        most     windows, at most
-        returns  all windows; int64 (K,) numbers of the best ones, best first; (K,) their scores; the existence score
-                 of a sentence, 1 for a clip
+        windows  of the bank's videos
+        most     windows to return, at most
+        returns  int64 (K,) numbers of the best ones, best first; (K,) their scores; the existence score of a sentence,
+                 1 for a clip
         """
-        windows = Windows.of(bank.lengths, length)
         if self.by_clip:
-            return windows, *best_by_clip(bank, windows, retrievers.normalised(self.rows), most), 1.0
+            return *best_by_clip(bank, windows, normalised(self.rows), most), 1.0
         cosines = cosines_with(bank, self.vector)
         best = best_by_cosine(windows, smoothed(cosines, bank.lengths), most)
-        return windows, *best, existence(cosines.numpy())
+        return *best, existence(cosines.numpy())
 
     def moment_in(self, window: Window) -> tuple[float, float, float]:
         """The fine step without training: start and end, in seconds of the video, and score of the best moment."""
-        answer, what = (zero_shot.by_rows, self.rows) if self.by_clip else (zero_shot.by_vector, self.vector)
+        answer = zero_shot.by_rows if self.by_clip else zero_shot.by_vector
+        what = normalised(self.rows) if self.by_clip else self.vector  # as the rows of a corpus
         (start, end, score), *_ = answer(window.rows, what, self.clip_s, window.duration_s, 1)[0]
         return window.start_s + start, window.start_s + end, score
 

@@ -25,8 +25,9 @@ from mrlib.locks import hold
 from mrlib.retriever import MomentRetriever
 from mrlib.video import corpus_file, retrievers
 from mrlib.video.asked import Asked
+from mrlib.video.coarse import Windows
 from mrlib.video.corpus_file import Entry, Placed
-from mrlib.video.encode import Encoder
+from mrlib.video.encode import Encoder, open_encoder
 from mrlib.video.index import Index, index, plain_recipe
 from mrlib.video.read import Progress
 from mrlib.video.retrievers import normalised
@@ -48,17 +49,21 @@ class Corpus:
         self._placed: dict[str, Placed] = {}  # by path, in the order of adding
         self._start = self._end = header.start
         self._bank: Bank | None = None
+        self._windows: dict[int, Windows] = {}  # of the bank's videos, by their length in clips
         self._read_new(header)
 
     @classmethod
-    def open(cls, file: str | os.PathLike, encoder: Encoder | None = None) -> Corpus:
+    def open(cls, file: str | os.PathLike, encoder: Encoder | str | None = None) -> Corpus:
         """Open a corpus file, or make one if there is none.
 
-        encoder  makes the features of videos and queries; None: what is in the file can be listed and removed
+        encoder  makes the features of videos and queries, or its name, see `mrlib.video.encode.open_encoder`; None:
+                 what is in the file can be listed and removed
         raises   ValueError for a file that is no corpus, is damaged or was made with another encoder;
                  FileNotFoundError if there is no file and no encoder
         """
         file = Path(file)
+        if isinstance(encoder, str):
+            encoder = open_encoder(encoder)
         if not file.exists():
             if encoder is None:
                 raise FileNotFoundError(f"{file}: no such corpus; give encoder= to make a new one")
@@ -190,7 +195,7 @@ class Corpus:
             self._placed.pop(placed.entry.path, None)
             if not placed.entry.removed:
                 self._placed[placed.entry.path] = placed
-        self._end, self._bank = header.end, None
+        self._end, self._bank, self._windows = header.end, None, {}
 
     # ---- searching
 
@@ -291,7 +296,10 @@ class Corpus:
         self._read_new()
         if not len(self):
             raise ValueError(f"{self.file} has no videos yet; add some with Corpus.add")
-        table, numbers, scores, exists = asked.best_windows(self.bank, length, most)
+        if length not in self._windows:
+            self._windows[length] = Windows.of(self.bank.lengths, length)
+        table = self._windows[length]
+        numbers, scores, exists = asked.best_windows(self.bank, table, most)
         entries, chosen, clip_s = list(self), [], self.recipe["clip_s"]
         for number, score in zip(numbers.tolist(), scores.tolist(), strict=True):
             start, count, video = (int(column[number]) for column in (table.start, table.count, table.video))

@@ -75,6 +75,8 @@ def read_header(file: Path) -> Header:
 
     raises  ValueError for a file that is no corpus, or is damaged or truncated
     """
+    if file.exists() and not file.is_file():
+        raise ValueError(f"{file} is no corpus of mrlib, it is {what_it_is(file)}; give a file")
     with file.open("rb") as content:
         match = re.fullmatch(rb"mrlib corpus (\d+), (\d{20}) bytes\n", content.read(_LENGTH))
         if match is None:

@@ -103,11 +103,13 @@ def measure(
     dataset: MomentDataset,
     queries: int,
     retrievers: dict[str, MomentRetriever] | None = None,
+    windows: int = ANSWERED,
 ) -> pd.DataFrame:
     """Recall and time of a search, for several numbers of answers.
 
     queries     how many of the dataset's are asked, evenly spread
     retrievers  name -> retriever, for the fine step beside the one without training
+    windows     that are looked at closely
     returns     a row per kind of answer, truth and k:
                 answer         "window" of the coarse step alone, "zero-shot", or the name of a retriever
                 truth          "any" occurrence, or "strict"
@@ -115,11 +117,11 @@ def measure(
                 overlap        percent of queries with an answer that overlaps a moment at all among the k best: for
                                windows, the recall of the true window
                 R@0.5, R@0.7   percent of queries with an answer of that IoU among the k best
-                seconds        per query, for `ANSWERED` windows
+                seconds        per query
     """
     ways: dict[str, Callable[..., list[dict]]] = {"window": lambda **asked: corpus.windows(**asked, most=RANKS[-1])}
     for name, retriever in {"zero-shot": None, **(retrievers or {})}.items():
-        ways[name] = lambda model=retriever, **asked: corpus.search(**asked, retriever=model, windows=ANSWERED, here=0)
+        ways[name] = lambda model=retriever, **asked: corpus.search(**asked, retriever=model, windows=windows, here=0)
     truths, rows = occurrences(dataset.samples), []
     chosen = np.linspace(0, len(dataset) - 1, queries).astype(int).tolist()
     for name, way in ways.items():
@@ -133,7 +135,7 @@ def measure(
             moments = truths[_event(sample.extra)]
             for truth, counted in (("any", moments), ("strict", [m for m in moments if m[0] == sample.vid])):
                 ranks[truth].append([_rank(answers, counted, least) for least in (0, *IOUS)])
-        rows += _rows(name, ranks, seconds / queries)
+        rows += _rows(name, ranks, seconds / queries, RANKS[-1] if name == "window" else windows)
     settings = {"hours": round(corpus.hours, 2), "videos": len(corpus), "size": dataset.settings["size"]}
     return pd.DataFrame([settings | {"query": dataset.settings["query"], "queries": queries} | row for row in rows])
 
@@ -152,11 +154,11 @@ def _rank(answers: list[dict], moments: list[tuple[str, float, float]], least: f
     return math.inf
 
 
-def _rows(answer: str, ranks: dict[str, list[list[float]]], seconds: float) -> list[dict[str, Any]]:
+def _rows(answer: str, ranks: dict[str, list[list[float]]], seconds: float, most: int) -> list[dict[str, Any]]:
     rows = []
     for truth, values in ranks.items():
         for k in RANKS:
-            if answer == "window" or k <= ANSWERED:
+            if k <= most:
                 overlap, *recalls = (100 * (np.array(values) < k).mean(0)).round(2).tolist()
                 scores = {f"R@{iou}": recall for iou, recall in zip(IOUS, recalls, strict=True)}
                 rows.append({"answer": answer, "truth": truth, "k": k, "overlap": overlap, **scores})

@@ -1,5 +1,7 @@
 """What the steps of a search in a corpus do with a query."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -29,6 +31,13 @@ def test_the_moment_of_a_clip_is_where_it_aligns(window):
     asked = Asked("clip.mp4", window.rows[21:29] * 7, None, 2.0)
     start, end, score = asked.moment_in(window)
     assert asked.by_clip and (start, end) == pytest.approx((342, 358), abs=2) and score > 0.9
+
+
+def test_the_scale_of_a_clip_does_not_matter(window):
+    """Encoders do not normalise; the rows here have a large mean, as those of pictures have."""
+    rows = torch.nn.functional.normalize(window.rows + 1, dim=1)
+    moments = [Asked("", scale * rows[21:29], None, 2.0).moment_in(replace(window, rows=rows)) for scale in (1, 10)]
+    assert moments[0] == pytest.approx(moments[1], abs=1e-4) and moments[0][:2] == (342, 358) and moments[0][2] > 0.99
 
 
 def test_a_window_is_as_long_as_two_clips(window):
