@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mrlib.baselines import existence
 from mrlib.data.bank import Bank
 from mrlib.retriever import MomentRetriever
 from mrlib.video import retrievers, zero_shot
@@ -23,6 +22,7 @@ class Asked:
     rows: Tensor  # (N, D') of its words, or of the clips of the query video
     vector: Tensor | None  # (J,) of the sentence; None for a query video
     clip_s: float
+    shown: float | None = None  # see `mrlib.video.zero_shot.exists`
 
     @property
     def by_clip(self) -> bool:
@@ -46,7 +46,7 @@ class Asked:
             return *best_by_clip(bank, windows, normalised(self.rows), most), 1.0
         cosines = cosines_with(bank, self.vector)
         best = best_by_cosine(windows, smoothed(cosines, bank.lengths), most)
-        return *best, existence(cosines.numpy())
+        return *best, zero_shot.exists(cosines.numpy(), self.shown)
 
     def moment_in(self, window: Window) -> tuple[float, float, float]:
         """The fine step without training: start and end, in seconds of the video, and score of the best moment."""

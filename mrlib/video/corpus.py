@@ -273,7 +273,7 @@ class Corpus:
             tokens, vector = self._encoder().text(query)
             width = self.recipe["width"]
             require(len(vector) == width, f"the width of a sentence's vector in {self.file}", len(vector), f"{width}")
-            return Asked(query, tokens, vector, self.recipe["clip_s"])
+            return Asked(query, tokens, vector, self.recipe["clip_s"], self.recipe.get("shown"))
         if not isinstance(clip, Index):
             clip = index(clip, self._encoder())
         self._rows(clip)  # which checks it

@@ -80,7 +80,7 @@ def find(
 def usually_here(recipe: Mapping[str, Any], by_clip: bool) -> float:
     """The existence score from which something is here, unless a search says another; by_clip: the query is a clip."""
     if not by_clip:
-        return HERE_WORDS
+        return HERE_WORDS if recipe.get("shown") is None else 0.5
     return HERE_PIXELS if recipe["encoder"] == "pixels" else HERE_CLIP
 
 
@@ -145,7 +145,8 @@ def _by_words(
     """The moments that answer a sentence, and the existence score, 1 where clips and sentences share no space."""
     joint = target.recipe["joint"] is not None
     if joint:
-        moments, exists = zero_shot.by_vector(target.features, vector, target.clip_s, target.duration_s, top)
+        of_video = target.clip_s, target.duration_s, top, target.recipe.get("shown")
+        moments, exists = zero_shot.by_vector(target.features, vector, *of_video)
     if model is None:
         if not joint:
             name = target.recipe["encoder"]

@@ -42,17 +42,19 @@ from mrlib.video.rendered import WORDS, another_take, sample_at
 from mrlib.video.towers import FRAMES, JOINT, SIDE, Towers, contrast
 
 BATCH = 64  # clips that are encoded at a time
+CALIBRATED = 256  # clips on which it is measured how alike a clip and its own sentence are
 STEP_S = CLIP_S / FRAMES  # seconds between the pictures of a clip
 
 
 class Toy:
     """A trained encoder, see `mrlib.video.encode.Encoder`."""
 
-    def __init__(self, towers: Towers, words: Sequence[str], named: Sequence[str]):
+    def __init__(self, towers: Towers, words: Sequence[str], named: Sequence[str], shown: float):
         """An encoder of trained towers.
 
         words  the vocabulary, in the order of the embeddings
         named  those that stand for something that can be seen: actors, actions, objects
+        shown  the cosine from which on a clip shows what a sentence says, see `mrlib.video.zero_shot.exists`
         """
         self.towers = towers.eval().requires_grad_(False)
         self.words, self.named = tuple(words), tuple(named)
@@ -67,6 +69,7 @@ class Toy:
             "width": JOINT,
             "joint": JOINT,
             "weights": digest.hexdigest(),
+            "shown": shown,
         }
 
     def video(self, path: str | os.PathLike, progress: Progress | None = None) -> Tensor:
@@ -157,7 +160,7 @@ class Toy:
         if header.checksum is None or header.checksum != settings.get("checksum"):
             raise ValueError(f"{Path(folder, 'toy.json')} belongs to other weights than {weights}; save both again")
         towers.load_state_dict(load_tensors(weights, header))
-        toy = cls(towers, settings["words"], settings["named"])
+        toy = cls(towers, settings["words"], settings["named"], settings["shown"])
         if toy.recipe["weights"] != settings["weights"]:
             raise ValueError(f"{Path(folder, 'toy.json')}: its words are not those of {weights}; save both again")
         return toy
@@ -178,6 +181,9 @@ def _read_settings(file: Path) -> dict[str, Any]:
         words = fields.get(name)
         if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
             raise ValueError(f"{wrong}: {name!r} must be a list of words")
+    shown = fields.get("shown")
+    if type(shown) not in (int, float) or not -1 <= shown <= 1:
+        raise ValueError(f"{wrong}: 'shown' must be a cosine, from -1 to 1")
     return settings
 
 
@@ -240,7 +246,17 @@ def train_toy(
             schedule.step()
             if watch is not None:
                 watch(step, loss.item())
-    return Toy(towers, words, named)
+    return Toy(towers, words, named, _shown(towers.eval(), world, words, clips, draw))
+
+
+@torch.no_grad()
+def _shown(towers: Towers, world: World, words: Sequence[str], clips: _Clips, draw: np.random.Generator) -> float:
+    """The cosine with their own sentence that nineteen of twenty clips reach."""
+    pictures, events = clips.draw(draw, CALIBRATED)
+    captions = [world.sentence(*event, draw.random(9)) for event in events.tolist()]
+    sentences = towers.words(*_numbered(captions, words))[1]
+    cosines = torch.cosine_similarity(towers.pictures(pictures[:CALIBRATED]), sentences, dim=-1)
+    return round(cosines.quantile(0.05).item(), 4)
 
 
 class _Clips:

@@ -29,6 +29,7 @@ from mrlib.video.windows import USUAL_S, window_starts, without_overlap
 
 SMOOTHED = 3  # clips
 SAME = 0.7  # of two candidates with a larger IoU, one is left out
+SPREAD = 0.05  # of cosines around the one from which on a clip shows a sentence
 SPEEDS = (2.0, 1.75, 1.5, 1.25, 1.0, 0.8, 0.66, 0.57, 0.5)  # of the video, as a multiple of that of the clip
 PER_OCTAVE = 0.05  # what half or twice the speed costs
 STILL = 0.003  # of the mean energy of a clip, added to how much a part changes, so that noise is no change
@@ -42,16 +43,25 @@ def smoothed(c: np.ndarray, width: int = SMOOTHED) -> np.ndarray:
     return (np.convolve(c, window) / np.convolve(np.ones_like(c), window))[inside]
 
 
+def exists(c: np.ndarray, shown: float | None = None) -> float:
+    """The existence score of a sentence with these cosines (n,) with the clips of a video, 0 to 1.
+
+    shown  the cosine from which on a clip shows what a sentence says, where an encoder's recipe has it: then the score
+           is above 0.5 if the highest smoothed cosine is above it. None: `mrlib.baselines.existence`, which compares
+           the video's clips with one another, since the cosines of an encoder have no scale that is known
+    """
+    return existence(c) if shown is None else float(1 / (1 + np.exp((shown - smoothed(c).max()) / SPREAD)))
+
+
 def by_vector(
-    rows: Tensor, vector: Tensor, clip_s: float, duration_s: float, most: int
+    rows: Tensor, vector: Tensor, clip_s: float, duration_s: float, most: int, shown: float | None = None
 ) -> tuple[list[list[float]], float]:
     """The moments [start, end, score], in seconds, that are like a sentence, best first, and whether there is one.
 
     rows     (n, J)  clips in the joint space
     vector   (J,)    the sentence in the joint space
     most     moments
-    returns  the score of a moment is its highest smoothed cosine; the second number, 0 to 1, is
-             `mrlib.baselines.existence`
+    returns  the score of a moment is its highest smoothed cosine; the second number is `exists`
     """
     c = F.cosine_similarity(rows.double(), vector.double(), dim=-1).numpy()
     smooth, length = smoothed(c), max(1, round(USUAL_S / clip_s))
@@ -62,7 +72,7 @@ def by_vector(
     ]
     best = sorted(peaks, key=lambda peak: (-peak[0], -peak[1]))
     moments = [[start * clip_s, min(end * clip_s, duration_s), score] for score, _, start, end in best]
-    return without_overlap(moments, most, SAME), existence(c)
+    return without_overlap(moments, most, SAME), exists(c, shown)
 
 
 def _anchor_intervals(rows: Tensor, vector: Tensor, length: int) -> list[list[int]]:

@@ -1,6 +1,6 @@
-"""Query by example on real videos: how often a changed cut is found where it was cut.
+"""Query by example: how often a changed cut is found where it was cut, on rendered videos and on real ones.
 
-    MRLIB_DATA=... python tests/benchmarks/bench_query_by_example.py [--videos FILE ...] [--cuts 40] [--encoder NAME]
+    MRLIB_DATA=... python -m tests.benchmarks.bench_query_by_example [--videos FILE ...] [--out TABLE.csv]
 
 Cuts of 4 to 9 s are encoded anew, cropped to 85 % and retimed, and searched in the video that they are from, and in all
 videos, one after the other in one. Ways to find them, on the same features:
@@ -17,16 +17,22 @@ import argparse
 import os
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mrlib.align.dual_stage import cosine_cost
+from mrlib.data import open_dataset
+from mrlib.files import write_whole
 from mrlib.ops.alignment import hard_alignment, span_of
-from mrlib.video.encode import open_encoder
+from mrlib.video.encode import Encoder, open_encoder
+from mrlib.video.rendered import render
 from mrlib.video.zero_shot import by_rows
 from tests.support.copies import copies
 
@@ -39,7 +45,7 @@ def mean_vector(rows: Tensor, query: Tensor) -> tuple[float, float]:
     length = min(len(query), len(rows))
     means = F.normalize(rows, dim=1).unfold(0, length, 1).mean(-1)  # (n - length + 1, D)
     start = int(F.cosine_similarity(means, F.normalize(query, dim=1).mean(0), dim=1).argmax())
-    return start, start + length
+    return float(start), float(start + length)
 
 
 def aligned(rows: Tensor, query: Tensor, delta: float = 0.0) -> tuple[float, float]:
@@ -59,24 +65,26 @@ WAYS: dict[str, Way] = {"mean vector": mean_vector, "alignment": aligned, "noteb
 
 
 def share(overlaps: list[float], threshold: float) -> float:
-    return sum(o >= threshold for o in overlaps) / len(overlaps)
+    return round(sum(o >= threshold for o in overlaps) / len(overlaps), 3)
 
 
 def iou(a: tuple[float, float], b: tuple[float, float]) -> float:
     return max(0.0, min(a[1], b[1]) - max(a[0], b[0])) / (max(a[1], b[1]) - min(a[0], b[0]))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--videos", type=Path, nargs="+", help="default: those of $MRLIB_DATA/real")
-    parser.add_argument("--cuts", type=int, default=40)
-    parser.add_argument("--crop", type=float, default=0.85)
-    parser.add_argument("--encoder", default="pixels")
-    args = parser.parse_args()
-    videos = args.videos or [Path(os.environ["MRLIB_DATA"], "real", name) for name in FILES]
-    encoder = open_encoder(args.encoder)
+def rendered(folder: Path) -> list[Path]:
+    """Four rendered videos of a minute each."""
+    dataset = open_dataset("sim", split="val", n=4)
+    files = [folder / f"{i}.mp4" for i in range(len(dataset))]
+    for i, file in enumerate(files):
+        render(dataset, i, file)
+    return files
+
+
+def measure(videos: Sequence[Path], cuts: int, crop: float, encoder: Encoder) -> list[dict[str, Any]]:
+    """A row for every place that is searched, way and speed: R1@0.5 and R1@0.7, 0 to 1."""
     features = {video: encoder.video(video) for video in videos}
-    starts = dict(zip(videos, [0, *torch.tensor([len(x) for x in features.values()]).cumsum(0)], strict=False))
+    starts = dict(zip(videos, accumulate((len(x) for x in features.values()), initial=0), strict=False))
     places = {
         "in its video": lambda v: (features[v], 0),
         "in all": lambda v: (torch.cat([*features.values()]), starts[v]),
@@ -85,7 +93,7 @@ def main() -> None:
     for speed in SPEEDS:
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for cut in copies(videos, Path(folder), args.cuts, speed=speed, crop=args.crop):
+            for cut in copies(videos, Path(folder), cuts, speed=speed, crop=crop):
                 query = encoder.video(cut.file)
                 truth = cut.start_s / encoder.recipe["clip_s"], cut.end_s / encoder.recipe["clip_s"]
                 for place, rows_of in places.items():
@@ -93,12 +101,33 @@ def main() -> None:
                     for name, way in WAYS.items():
                         start, end = way(rows, query)
                         overlaps.setdefault((place, name, speed), []).append(iou((start - first, end - first), truth))
-    print(f"R1@0.5 / R1@0.7 of {args.cuts} cuts, cropped to {args.crop:.0%}, {args.encoder}")
-    print(" " * 28 + "".join(f"x{speed:<14}" for speed in SPEEDS))
-    for place in places:
-        for name in WAYS:
-            found = [overlaps[place, name, speed] for speed in SPEEDS]
-            print(f"{place:13}  {name:13}" + "".join(f"{share(x, 0.5):.2f} / {share(x, 0.7):.2f}    " for x in found))
+    return [
+        {"searched": place, "way": name, "speed": speed, "cuts": cuts, "R1@0.5": share(x, 0.5), "R1@0.7": share(x, 0.7)}
+        for (place, name, speed), x in overlaps.items()
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--videos", type=Path, nargs="+", help="default: rendered ones, and those of $MRLIB_DATA/real")
+    parser.add_argument("--cuts", type=int, default=40)
+    parser.add_argument("--crop", type=float, default=0.85)
+    parser.add_argument("--encoder", default="pixels")
+    parser.add_argument("--out", type=Path, help="write the rows to this .csv file")
+    args = parser.parse_args()
+    encoder, rows = open_encoder(args.encoder), []
+    with tempfile.TemporaryDirectory() as folder:
+        sets = {"given": args.videos} if args.videos else {"rendered": rendered(Path(folder))}
+        if not args.videos and os.environ.get("MRLIB_DATA"):
+            sets["real"] = [Path(os.environ["MRLIB_DATA"], "real", name) for name in FILES]
+        for kind, videos in sets.items():
+            rows += [{"videos": kind, **row} for row in measure(videos, args.cuts, args.crop, encoder)]
+    table = pd.DataFrame(rows)
+    if args.out:
+        write_whole(args.out, table.to_csv(index=False))
+    table["R1@0.5 / R1@0.7"] = [f"{a:.2f} / {b:.2f}" for a, b in zip(table["R1@0.5"], table["R1@0.7"], strict=True)]
+    print(f"{args.cuts} cuts, cropped to {args.crop:.0%}, {args.encoder}")
+    print(table.pivot(index=["videos", "searched", "way"], columns="speed", values="R1@0.5 / R1@0.7").to_string())
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def test_a_word_opens_an_encoder(tmp_path, monkeypatch):
 
 
 def test_a_folder_of_toy_opens_toy(tmp_path):
-    toy = Toy(Towers(2), ["dog", "runs"], ["dog"])
+    toy = Toy(Towers(2), ["dog", "runs"], ["dog"], 0.8)
     toy.save(tmp_path)
     opened = open_encoder(str(tmp_path))
     assert isinstance(opened, Toy) and opened.recipe == toy.recipe

@@ -20,6 +20,7 @@ from mrlib.video.rendered import another_take, render
 from mrlib.video.towers import FRAMES, JOINT, SIDE, TOKEN
 from mrlib.video.toy import Toy, drawn_pictures, train_toy
 from mrlib.video.write import write
+from mrlib.video.zero_shot import exists
 from tests.support.simulated import val
 
 VIDEOS = 8
@@ -95,6 +96,19 @@ def test_find_answers_in_words(folder, videos):
         for s, sample in zip(first, val().samples[:VIDEOS], strict=True)
     ]
     assert np.mean(hits) >= 0.75
+
+
+def test_it_tells_sentences_about_a_video_from_others(toy, videos):
+    """By the cosine that nineteen of twenty clips of its training reach with their own sentence."""
+    data = toy.dataset(open_sim("val", n=60, null=0.5))
+    batch = data.batch(range(60))
+    here = [
+        exists(torch.cosine_similarity(rows, query, dim=-1).double().numpy(), toy.recipe["shown"]) > 0.5
+        for rows, query in zip(batch.target_joint, batch.query_joint, strict=True)
+    ]
+    answered = np.array([sample.relevant_windows != [] for sample in data.samples])
+    assert np.mean(np.array(here)[answered]) > 0.8
+    assert np.mean(np.array(here)[~answered]) < 0.6
 
 
 def test_drawn_features_stand_for_rendered_ones(toy, videos):
@@ -237,6 +251,7 @@ DAMAGE = {
     "a list": (lambda f: (f / "toy.json").write_text("[]"), ValueError, "its 'encoder' is not \"toy\""),
     "another encoder": (lambda f: edited(f, encoder="clip"), ValueError, "its 'encoder' is not \"toy\""),
     "words lost": (lambda f: edited(f, words=["man"]), ValueError, r"toy\.safetensors does not fit the words of"),
+    "a level that is no cosine": (lambda f: edited(f, shown=7), ValueError, "'shown' must be a cosine"),
     "words of another kind": (lambda f: edited(f, words=[1, 2]), ValueError, "'words' must be a list of words"),
     "nothing named": (lambda f: edited(f, named=None), ValueError, "'named' must be a list of words"),
     "foreign weights": (foreign, ValueError, r"toy\.safetensors does not fit"),

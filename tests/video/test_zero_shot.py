@@ -8,7 +8,7 @@ from mrlib import baselines
 from mrlib.data import open_dataset
 from mrlib.metrics import evaluate
 from mrlib.ops.boundary_search import boundaries
-from mrlib.video.zero_shot import STILL, _likeness, by_rows, by_vector, smoothed
+from mrlib.video.zero_shot import STILL, _likeness, by_rows, by_vector, exists, smoothed
 from tests.support.fixed import JOINT, scene
 
 
@@ -73,6 +73,16 @@ def test_the_existence_score_is_the_baselines():
     scores = [by_vector(t, q, 2.0, 64.0, 1)[1] for t, q in zip(batch.target_joint, batch.query_joint, strict=True)]
     expected = [line["pred_exist_score"] for line in baselines.similarity_or_nothing(data)]
     np.testing.assert_allclose(scores, expected, atol=1e-5)
+
+
+def test_where_an_encoder_says_which_cosine_shows_a_sentence_the_existence_score_compares_with_it():
+    rows = scene((0, 10), (1, 5), (2, 10))
+    similar = torch.cosine_similarity(rows.double(), torch.eye(JOINT)[1].double(), dim=-1).numpy()
+    peak = smoothed(similar).max()
+    assert exists(similar, peak) == pytest.approx(0.5)
+    assert exists(similar, peak - 0.1) > 0.8 and exists(similar, peak + 0.1) < 0.2
+    assert by_vector(rows, torch.eye(JOINT)[1], 2.0, 50.0, 1, peak - 0.1)[1] == exists(similar, peak - 0.1)
+    assert exists(similar) == baselines.existence(similar)
 
 
 def test_a_long_video_has_an_anchor_in_every_window():
