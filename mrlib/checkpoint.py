@@ -162,7 +162,7 @@ def _check_pair(recipe: dict[str, Any], settings: Path, weights: Path, header: H
     if "checksum" in recipe and header.checksum != recipe["checksum"]:
         raise ValueError(f"{settings} belongs to other weights than {weights.name}")
     inside = json.loads(header.note) if header.note else recipe
-    for name in RECIPE:
+    for name in (*RECIPE, "training_data"):
         if recipe.get(name) != inside.get(name):
             raise ValueError(
                 f"{settings}: {name!r} is {recipe.get(name)!r}, and {weights.name} was saved with {inside.get(name)!r}"

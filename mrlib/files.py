@@ -156,7 +156,14 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         hint = "free some space or choose another folder; an older file of that name is unchanged"
-        raise OSError(error.errno, f"cannot write {path}: {os.strerror(error.errno or 0)}; {hint}") from error
+        message = f"cannot write {shown_path(path)}: {os.strerror(error.errno or 0)}; {hint}"
+        raise OSError(error.errno, message) from error
+
+
+def shown_path(path: str | os.PathLike) -> str:
+    """A path as part of a message, which has one line."""
+    path = os.fsdecode(path)
+    return path if path.isprintable() else repr(path)
 
 
 def _new_temporary(path: Path) -> tuple[Path, _NamedFile]:

@@ -21,8 +21,8 @@ from typing import Any
 from tqdm import tqdm
 
 from mrlib.arguments import has_terminal, printing
-from mrlib.video import read
-from mrlib.video.search import HERE, TOP, find
+from mrlib.video.cut import cut
+from mrlib.video.search import HERE_CLIP, HERE_PIXELS, HERE_WORDS, TOP, find
 
 FOUND, NOT_HERE, WRONG = 0, 1, 2
 
@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--encoder", help=encoders)
     add("--retriever", help="a run's folder, a checkpoint, or the file of an official release; default none")
     add("--top", type=int, default=TOP, metavar="K", help=f"the most moments; default {TOP}")
-    usual = f"{HERE[False]:g} for a sentence, {HERE[True]:g} for a clip"
+    usual = f"{HERE_WORDS} for a sentence, {HERE_CLIP} for a clip, {HERE_PIXELS} with pixels"
     add("--here", type=float, metavar="SCORE", help=f"answer from this existence score on, 0 to 1; default {usual}")
     add("--save", type=Path, metavar="FOLDER", help="write every moment as a video into this folder")
     add("--cache", help="folder for the features; default .mrlib_cache beside the video")
@@ -101,7 +101,7 @@ def _save(folder: Path, number: int, moment: dict[str, Any]) -> None:
     stem = re.sub(r"[^\w.-]+", "_", Path(moment["video"]).stem).strip("._")[:60] or "video"
     file = folder / f"{stem}_{number:02}_{start}-{end}.mp4"
     folder.mkdir(parents=True, exist_ok=True)
-    made = read.cut(moment["video"], moment["start_s"], moment["end_s"], file)
+    made = cut(moment["video"], moment["start_s"], moment["end_s"], file)
     print(f"saved {_one_line(str(file))}{f': {made.note}' if made.note else ''}", file=sys.stderr)
 
 

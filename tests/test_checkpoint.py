@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import asdict, replace
 
 import pytest
 import safetensors.torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from mrlib import checkpoint, files, papers, tensors
 from mrlib.data import Widths
-from mrlib.retriever import MomentRetriever
+from mrlib.retriever import MomentRetriever, Training
 
 WIDTHS = Widths(target=24, query=12, joint=16)
 
@@ -267,3 +268,73 @@ def test_every_paper_is_built_within_the_limits_of_its_weights(name, tmp_path):
             papers.prepare(retriever, stage.prepare)
     checkpoint.save(retriever, tmp_path / name)
     assert checkpoint.load(tmp_path / name).recipe == retriever.recipe
+
+
+TRAINING = Training(
+    streams={"slowfast": 8, "clip": 16},
+    clip_s=2.0,
+    clips=75,
+    normalize=("slowfast", "clip", "query"),
+    query="text",
+    tokens=32,
+    encoder={"encoder": "clip", "width": 16},
+)
+
+
+def test_a_checkpoint_says_what_the_model_was_trained_on(saved):
+    """The field is optional: one of an untrained model, or of an earlier version, has none."""
+    retriever, folder = saved
+    assert checkpoint.load(folder / "best").training_data is None
+    assert "training_data" not in json.loads((folder / "best.json").read_text())
+    before = safetensors.torch.load_file(folder / "best.safetensors")
+    retriever.training_data = TRAINING
+    checkpoint.save(retriever, folder / "best")
+    assert checkpoint.load(folder / "best").training_data == TRAINING
+    (folder / "best.json").unlink()
+    assert checkpoint.load(folder / "best").training_data == TRAINING
+    after = safetensors.torch.load_file(folder / "best.safetensors")
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"streams": {"clip": 23}},
+        {"streams": {"slowfast": 8, "clip": "16"}},
+        {"streams": {"slowfast": 0, "clip": 24}},
+        {"streams": []},
+        {"clips": 0},
+        {"clips": 75.0},
+        {"clips": 10**12},
+        {"tokens": -1},
+        {"clip_s": 0},
+        {"clip_s": "2"},
+        {"clip_s": float("inf")},
+        {"normalize": "clip"},
+        {"normalize": [1]},
+        {"query": "sound"},
+        {"query": []},
+        {"encoder": 3},
+        {"another": 1},
+    ],
+    ids=str,
+)
+def test_damaged_facts_about_the_training_are_named(changes, saved):
+    retriever, folder = saved
+    retriever.training_data = TRAINING
+    checkpoint.save(retriever, folder / "best")
+    settings = json.loads((folder / "best.json").read_text())
+    settings["training_data"] |= changes
+    (folder / "best.json").write_text(json.dumps(settings))
+    with pytest.raises(
+        ValueError, match="best.json is not the JSON of a checkpoint: 'training_data' must be an object"
+    ):
+        checkpoint.load(folder / "best")
+    settings["training_data"] = asdict(replace(TRAINING, clips=74))  # valid, but of another training
+    (folder / "best.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="'training_data' is .* was saved with"):
+        checkpoint.load(folder / "best")
+    settings["training_data"] = None
+    (folder / "best.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="'training_data' must be an object"):
+        checkpoint.load(folder / "best")

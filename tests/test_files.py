@@ -273,3 +273,19 @@ def test_lines_that_are_something_else_are_called_so(name, content, problem, tmp
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"{name} {problem}"):
         read_jsonl(tmp_path / name)
+
+
+def test_an_error_names_any_path_in_one_line(tmp_path):
+    (tmp_path / "a").write_text("")
+    with pytest.raises(OSError, match=r"cannot write '.*a/b\\nc'") as error:
+        files.write_whole(tmp_path / "a" / "b\nc", "text")
+    assert "\n" not in str(error.value)
+    assert files.shown_path("a 'b'.mp4") == "a 'b'.mp4" and files.shown_path("a\nb") == r"'a\nb'"
+
+
+def test_a_writer_can_read_what_it_wrote(tmp_path):
+    with files.whole_file(tmp_path / "a") as file:
+        file.write(b"text")
+        file.flush()
+        assert file.raw.temporary.read_bytes() == b"text" and names(tmp_path) != ["a"]
+    assert names(tmp_path) == ["a"]

@@ -1,11 +1,17 @@
 """The command line `python -m mrlib.find`."""
 
+import errno
 import json
+import re
+import subprocess
+import sys
 
 import pytest
 
 from mrlib import find
-from tests.support.videos import real_video
+from mrlib.video.probe import probe
+from tests.support.copies import change, wandering
+from tests.support.videos import audio_only, no_frames, repeat
 
 MOMENTS = [
     {"video": 'a "b"\nc.mp4', "start_s": 2.0, "end_s": 75.25, "score": 0.5},
@@ -64,9 +70,85 @@ def test_ctrl_c_ends_quietly(monkeypatch, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_clip_is_found_in_a_real_video(capsys, tmp_path):
-    """The whole way, without weights."""
-    video = real_video("videos/mmaction_demo.mp4")
-    assert find.main([str(video), "--clip", str(video), "--json", "--cache", str(tmp_path)]) == 0
-    best = json.loads(capsys.readouterr().out)[0]
-    assert best["video"] == str(video) and best["start_s"] <= 0.5 and best["end_s"] >= 9.5
+@pytest.fixture(scope="module")
+def spots(tmp_path_factory):
+    return wandering(tmp_path_factory.mktemp("spots") / 'my "spots"\n.mp4')
+
+
+@pytest.fixture
+def piece(spots, tmp_path):
+    """The part of the video from 10 to 16 s."""
+    return change(spots, 10, 16, tmp_path / "piece.mp4", crop=1.0)
+
+
+def test_a_clip_is_found_and_saved(spots, piece, tmp_path, capsys):
+    """The whole way, without weights; a name with quotes and a line break is safe everywhere."""
+    saved = tmp_path / "saved" / "here"
+    assert find.main([str(spots), "--clip", str(piece), "--json", "--save", str(saved), "--top", "1"]) == 0
+    out, err = capsys.readouterr()
+    best = json.loads(out)[0]
+    assert best["video"] == str(spots) and abs(best["start_s"] - 10) <= 1 and abs(best["end_s"] - 16) <= 1
+    (file,) = saved.iterdir()
+    assert re.fullmatch(r"my_spots_01_0m\d\d\.\d-0m\d\d\.\d\.mp4", file.name)
+    assert err == f"saved {file}\n"
+    assert abs(probe(file).duration_s - (best["end_s"] - best["start_s"])) < 0.3
+
+
+def test_without_space_nothing_half_written_is_left(spots, piece, tmp_path, capsys, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "no space")
+
+    saved = tmp_path / "saved"
+    assert find.main([str(spots), "--clip", str(piece)]) == 0  # the features are in the cache
+    monkeypatch.setattr("mrlib.files.os.fsync", full)
+    capsys.readouterr()
+    assert find.main([str(spots), "--clip", str(piece), "--save", str(saved)]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "No space left on device; free some space" in err
+    assert not any(saved.iterdir())
+
+
+def test_what_is_no_video_takes_one_line(spots, tmp_path, capsys):
+    (tmp_path / "text.mp4").write_text("hello")
+    (tmp_path / "folder").mkdir()
+    long = repeat(spots, tmp_path / "long.mp4", 90)
+    for name, words in {
+        "nothing.mp4": "no such video",
+        "text.mp4": "text.mp4",
+        str(audio_only(tmp_path / "sound.mp4")): "sound.mp4",
+        str(no_frames(tmp_path / "empty.mp4")): "empty.mp4",
+        "folder": "no such video",
+    }.items():
+        path = str(tmp_path / name)
+        for arguments in ([path, "--clip", str(spots)], [str(spots), "--clip", path]):
+            assert find.main(arguments) == 2
+            out, err = capsys.readouterr()
+            assert out == "" and err.count("\n") == 1 and words in err, err
+    assert find.main([str(spots), "--clip", str(long)]) == 2
+    assert "is longer than the video" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give either query=, a sentence, or clip=, a video; neither is given"),
+        (["a dog", "--clip", "x.mp4"], "both is given"),
+        (["  "], "query must be a sentence"),
+        (["a dog", "--encoder", "pixels"], "Pixels cannot read a sentence; ask by clip"),
+        (["a dog", "--encoder", "pixels", "--retriever", "."], "no folder of a run: it has no run.json"),
+        (["a dog", "--top", "0"], "top must be a whole number of at least 1"),
+        (["a dog", "--here", "2"], "here must be a number from 0 to 1"),
+    ],
+)
+def test_wrong_options_take_one_line(arguments, message, spots, capsys):
+    assert find.main([str(spots), *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and message in err
+
+
+def test_a_signal_ends_the_command_quietly(spots):
+    """Ctrl-C in a process of its own, while it encodes or before."""
+    code = "import signal, os, mrlib.find as f; f.find = lambda *a, **k: os.kill(os.getpid(), signal.SIGINT)"
+    code += f"; raise SystemExit(f.main([{str(spots)!r}, 'a dog']))"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")

@@ -19,6 +19,8 @@ FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 PARAMETERS = ["dataset", "root", "size", "epochs", "batch_size", "seed", "device", "out_dir", "full", "save_figures"]
 OPTIONAL = {"epochs", "batch_size", "out_dir", "full"}  # of a notebook that trains nothing, or has no grid
+VIDEOS = "07_your_video"  # opens a video file, and no dataset but simulated ones of one size
+OF_DATASETS = {"dataset", "root", "size", "device"}
 LINE = re.compile(r"(?P<name>\w+): (str|int|float|bool) = [^#]+  # \S.*")
 MACHINE_PATH = re.compile(r"(?<![\w.~/-])/(home|root|tmp|work|Users)/")
 
@@ -171,9 +173,9 @@ def test_what_a_notebook_says_of_its_runs_is_asserted_on_rows_of_at_least_three_
     assert rows["seed"].nunique() == len(rows) >= 3
 
 
-@pytest.mark.parametrize("bad", [path for path in NOTEBOOKS if not path.stem.startswith("06")], ids=lambda p: p.stem)
+@pytest.mark.parametrize("bad", [p for p in NOTEBOOKS if p.stem[:2] not in ("06", "07")], ids=lambda p: p.stem)
 def test_a_notebook_that_opens_files_passes_on_what_to_do_with_odd_lines(bad):
-    """Of all its datasets; 06 is of simulated worlds alone."""
+    """Of all its datasets; those of 06 and 07 are simulated."""
     text = bad.with_suffix(".py").read_text(encoding="utf-8")
     assert re.search(r'^bad: str = "error"  # ', text, re.MULTILINE)
     assert re.search(r'if simulated else \{"bad": bad\}', text)
@@ -200,11 +202,17 @@ def test_the_first_code_cell_holds_the_parameters_with_comments(notebook):
     assert [line for line in lines if not LINE.fullmatch(line)] == []
 
 
-def test_common_parameters_come_first_with_the_same_names_and_order(notebook):
+def test_common_parameters_come_first_with_the_same_names_and_order(path, notebook):
     names = [LINE.fullmatch(line)["name"] for line in source(code_cells(notebook)[0]).splitlines()]
     common = [name for name in PARAMETERS if name in names]
     assert names[: len(common)] == common
-    assert set(PARAMETERS) - set(names) <= OPTIONAL
+    assert set(PARAMETERS) - set(names) <= OPTIONAL | (OF_DATASETS if path.stem == VIDEOS else set())
+
+
+def test_the_notebook_about_a_video_has_the_parameters_of_a_search():
+    (notebook,) = [json.loads(path.read_text(encoding="utf-8")) for path in NOTEBOOKS if path.stem == VIDEOS]
+    names = [LINE.fullmatch(line)["name"] for line in source(code_cells(notebook)[0]).splitlines()]
+    assert names[-5:] == ["video", "query", "clip", "encoder", "retriever"]
 
 
 def test_every_cell_was_run_once_in_order_without_an_error(notebook):

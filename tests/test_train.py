@@ -10,7 +10,7 @@ import torch
 from mrlib import baselines, checkpoint, papers
 from mrlib.data import open_dataset
 from mrlib.probes import PROBES, mask_moments
-from mrlib.retriever import MomentRetriever
+from mrlib.retriever import MomentRetriever, Training
 from mrlib.train import experiment, fit, headline, main, predict_all, scores_of
 from tests.support.files import line, moment_detr, write_lines
 from tests.support.runs import SIZE, contents, open_world, run, small, stop_at_rename
@@ -209,3 +209,31 @@ def test_wrong_arguments_are_refused(world, capsys):
         main(["f2sgd", "--out", "nowhere", "--set", "kernel"])
     assert "'kernel' is not NAME=VALUE" in capsys.readouterr().err
     assert not os.path.exists("nowhere")
+
+
+def test_a_retriever_knows_the_data_of_its_training(tmp_path):
+    """Streams, normalisation, longest video and query as the dataset has them; the encoder if the folder says it."""
+    for split in ("train", "val"):
+        moment_detr(tmp_path, [line(1), line(2, vid="video_b", duration=18)], split=split)
+    (tmp_path / "encoder.json").write_text(json.dumps({"encoder": "mine", "clip_s": 2.0}))
+    data = open_dataset("qvhighlights", tmp_path, streams=["slowfast", "clip"], normalize=["clip"])
+    paper = papers.get("qd_detr", "small", epochs=1)
+    retriever = papers.build(paper, data)
+    fit(retriever, data, None, paper, device="cpu", progress=False)
+    assert retriever.training_data == Training(
+        streams={"slowfast": 6, "clip": 4},
+        clip_s=2.0,
+        clips=10,
+        normalize=("clip",),
+        query="text",
+        tokens=32,
+        encoder={"encoder": "mine", "clip_s": 2.0},
+    )
+
+
+def test_a_retriever_of_simulated_features_knows_that_they_are_as_they_are(tmp_path):
+    world = open_world()
+    history, _ = run(world, small(epochs=1), tmp_path / "run")
+    training = checkpoint.load(tmp_path / "run" / "train" / "best").training_data
+    assert (training.streams, training.normalize, training.encoder) == ({"appearance": 128}, (), None)
+    assert (training.clips, training.query, training.tokens) == (32, "text", None)

@@ -5,7 +5,8 @@ controls one effect that the papers describe. A knob left alone changes no video
 paired. The layout of moments and the scores without training follow QVHighlights (the tests of `mrlib.sim` state each
 number). A model's score here says what a mechanism does, not what it would score on QVHighlights.
 
-`world` holds the concepts, `script` what happens when, `features` what it looks like, `simulator` the datasets.
+`world` holds the concepts, `script` what happens when, `features` what it looks like, `simulator` the datasets. The
+same script can be drawn as a video: `drawing`, with `props` and `motions`; `legend` explains the pictures.
 """
 
 from mrlib.sim.simulator import CLIP_S as CLIP_S

@@ -38,8 +38,10 @@ def script_of(sample: Sample) -> list[dict[str, Any]]:
             'only simulated samples have one, see mrlib.open_dataset("sim")'
         )
     for event in script:
+        if not isinstance(event, Mapping) or not {"start", "end", "windows"} <= event.keys():
+            raise ValueError(f"sample {sample.qid!r}: an event of its script has no start, end and windows")
         for kind, pictures in KINDS.items():
-            word = event.get(kind) if isinstance(event, Mapping) else None
+            word = event.get(kind)
             if word not in pictures:
                 known = ", ".join(pictures)
                 raise ValueError(f"sample {sample.qid!r}: no picture of the {kind} {word!r}; known: {known}")
@@ -60,7 +62,11 @@ class Drawing:
     """The frames of one sample, a function of the time alone."""
 
     def __init__(self, sample: Sample, seed: int = 0):
-        """seed  of what no label says: where the actor stands, how large everything is, the pace of the action"""
+        """A sample, ready to be drawn.
+
+        seed    of what no label says: where the actor stands, how large everything is, the pace of the action
+        raises  ValueError as `script_of`
+        """
         self.events = script_of(sample)
         self.duration_s = float(sample.duration)
         self._starts = [event["start"] for event in self.events]
@@ -133,14 +139,14 @@ def _draw(canvas: Canvas, actor: str, thing: str, motion: Motion) -> None:
         canvas.shape(*shape)
 
 
-def _joints(actor: str, motion: Motion) -> tuple[float, float, float]:
+def _joints(actor: str) -> tuple[float, float, float]:
     """y of the middle of the head, of the shoulders and of the hips."""
     top = FLOOR - FIGURES[actor].height
     return top + 6, top + 14, FLOOR - 0.36 * FIGURES[actor].height
 
 
 def _draw_body(canvas: Canvas, actor: str, motion: Motion) -> None:
-    figure, (head, shoulder, hip) = FIGURES[actor], _joints(actor, motion)
+    figure, (head, shoulder, hip) = FIGURES[actor], _joints(actor)
     x, lean = motion.x, motion.lean
     feet = ((x - 4 - motion.stride, FLOOR), motion.foot or (x + 4 + motion.stride, FLOOR))
     canvas.picture(figure.back, x + lean, head)
@@ -157,7 +163,7 @@ def _draw_body(canvas: Canvas, actor: str, motion: Motion) -> None:
 
 
 def _draw_arms(canvas: Canvas, actor: str, motion: Motion) -> None:
-    figure, (_, shoulder, _) = FIGURES[actor], _joints(actor, motion)
+    figure, (_, shoulder, _) = FIGURES[actor], _joints(actor)
     for side, (x, y) in zip((-5, 5), motion.hands, strict=True):
         canvas.shape("line", figure.body, (4, motion.x + motion.lean + side, shoulder, x, y))
         canvas.shape("disc", SKIN, (x, y, 2.6))

@@ -11,8 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import cos, pi, sin
 
-from mrlib.sim.world import ACTIONS
-
 FLOOR = 90.0
 REST = 78.0  # y of the middle of an object on the floor
 AT = 13.0  # x of an object beside the actor
@@ -70,7 +68,7 @@ def _star(x: float, y: float, r: float, colour: str = "#ffd92e") -> Shape:
 
 def _beside(
     hand: tuple[float, float], front: list[Shape], thing: Thing | None = None, behind: list[Shape] | None = None
-):
+) -> Motion:
     """The actor works with one hand on an object that is on a stand."""
     things = (Thing(y=TOP) if thing is None else thing,)
     return Motion(((-10, 70), hand), things, behind=[*_stand(), *(behind or [])], front=front)
@@ -331,4 +329,16 @@ def _shakes(p: float) -> Motion:
     return Motion(((x - 6, y + 8), (x + 4, y + 8)), (Thing(x, y, 14 * wave(3 * p)),), front=lines)
 
 
-MOTIONS: dict[str, Callable[[float], Motion]] = {verb: globals()[f"_{verb}"] for row in ACTIONS for verb in row.split()}
+_FAMILIES = (
+    (_kicks, _throws, _bounces, _rolls),
+    (_lifts, _carries, _holds, _drags),
+    (_washes, _wipes, _scrubs, _polishes),
+    (_paints, _draws, _colors, _decorates),
+    (_builds, _repairs, _dismantles, _tests),
+    (_shows, _reviews, _films, _describes),
+    (_packs, _unpacks, _wraps, _hides),
+    (_cuts, _peels, _squeezes, _shakes),
+)
+MOTIONS: dict[str, Callable[[float], Motion]] = {
+    motion.__name__[1:]: motion for family in _FAMILIES for motion in family
+}

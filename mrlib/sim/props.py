@@ -139,19 +139,30 @@ class Figure:
 
 
 FIGURES = {
-    "man": Figure("#2f5fb3", "#3a3f4a", "poly #4a2f1b -6 -2 6 -2 5 -6 -5 -6"),
-    "woman": Figure("#cf2b3b", "#e9b48c", "poly #6b2f14 -6 -2 6 -3 4 -7 -4 -7", "box #6b2f14 -8 -5 8 10", dress=True),
+    "man": Figure("#2f5fb3", "#3a3f4a", "poly #4a2f1b -6.5 -1 -6 -4 -3.5 -6.5 0 -7.5 3.5 -6.5 6 -4 6.5 -1"),
+    "woman": Figure(
+        "#cf2b3b",
+        "#e9b48c",
+        "poly #6b2f14 -6.5 -1 -6 -4 -3.5 -6.5 0 -7.5 3.5 -6.5 6 -4 6.5 -1",
+        "box #6b2f14 -8 -5 8 10",
+        dress=True,
+    ),
     "boy": Figure("#f28c28", "#4c6b3a", "box #2e8b57 -6 -7 6 -3; box #2e8b57 0 -4 10 -2", height=42.0),
     "girl": Figure(
         "#f59ac0",
         "#f0bf98",
-        "poly #c98b1f -6 -2 6 -2 5 -6 -5 -6",
+        "poly #c98b1f -6.5 -1 -6 -4 -3.5 -6.5 0 -7.5 3.5 -6.5 6 -4 6.5 -1",
         "disc #c98b1f -9 0 4; disc #c98b1f 9 0 4",
         42.0,
         True,
     ),
     "chef": Figure("#fafafa", "#54565c", "box #fafafa -6 -10 6 -3; oval #fafafa -9 -18 9 -7"),
-    "dancer": Figure("#8a3fd1", "#d9b3ff", "poly #2b1a12 -6 -2 6 -2 5 -6 -5 -6; disc #2b1a12 0 -9 4", dress=True),
+    "dancer": Figure(
+        "#8a3fd1",
+        "#d9b3ff",
+        "poly #2b1a12 -6.5 -1 -6 -4 -3.5 -6.5 0 -7.5 3.5 -6.5 6 -4 6.5 -1; disc #2b1a12 0 -9 4",
+        dress=True,
+    ),
     "farmer": Figure("#3f7a4a", "#3f7a4a", "oval #eccb55 -13 -6 13 -2; oval #eccb55 -6 -11 6 -2"),
     "nurse": Figure(
         "#39c1c9", "#e6fbfc", "box #ffffff -6 -9 6 -4; box #e2342d -1 -9 1 -4; box #e2342d -3 -7 3 -6", dress=True
@@ -196,7 +207,9 @@ class Canvas:
         """A position in pixels."""
         return self.middle + x * self.scale, self.top + y * self.scale
 
-    def shape(self, kind: str, colour: str, numbers: tuple[float, ...], x: float = 0, y: float = 0, **outline: Any):
+    def shape(
+        self, kind: str, colour: str, numbers: tuple[float, ...], x: float = 0, y: float = 0, **outline: Any
+    ) -> None:
         """Draw one shape, shifted by (x, y)."""
         if kind == "disc":
             a, b, r = numbers

@@ -21,7 +21,7 @@ from mrlib.data.lines import is_plain_name
 from mrlib.ops.runs import runs_of_true
 from mrlib.sim.features import render, sentence_queries, video_queries
 from mrlib.sim.script import Script, Timeline, ask_for_nothing, draw_script, saliency
-from mrlib.sim.world import Dice, Parameters, World, parameters
+from mrlib.sim.world import KNOBS, Dice, Parameters, World, parameters
 
 CLIP_S = 2.0
 SPLITS = ("train", "val", "test", "val_shift")
@@ -195,12 +195,11 @@ def _events(world: World, timeline: Timeline, i: int) -> list[dict]:
 
 def world_of(dataset: MomentDataset) -> World:
     """The world of a simulated dataset; ValueError for another dataset."""
-    settings = dict(dataset.settings)
+    settings = dataset.settings
     if dataset.name != "sim" or not {"size", "seed", "query", "preset"} <= settings.keys():
         raise ValueError(f'{dataset.name} {dataset.split} is not simulated; open one with mrlib.open_dataset("sim")')
-    size, seed, query, preset = (settings.pop(name) for name in ("size", "seed", "query", "preset"))
-    settings.pop("absent", None)
-    return World(parameters(size, query, preset, settings), seed)
+    knobs = {name: settings[name] for name in KNOBS if name in settings}
+    return World(parameters(settings["size"], settings["query"], settings["preset"], knobs), settings["seed"])
 
 
 def export(dataset: MomentDataset, root: str | os.PathLike) -> None:

@@ -1,7 +1,8 @@
 """From a video to a moment: decode, encode, index, find, show.
 
 `read` decodes, `write` encodes, `encode` turns pictures into features, `index` keeps them, `search` finds moments in
-one video and `corpus` in many, `scene` draws and `show` plays them. Names load on first use [PEP 562].
+one video and `corpus` in many, `scene` draws and `show` plays them. `rendered` makes videos of simulated samples, and
+`toy` an encoder that reads them. Names load on first use [PEP 562].
 """
 
 from importlib import import_module

@@ -54,6 +54,12 @@ class Row:
     def usable(self) -> bool:
         return not any(problem.fatal for problem in self.problems)
 
+    @property
+    def video(self) -> str | None:
+        """The name of its video; None if it names none."""
+        vid = self.fields.get("vid")
+        return vid if isinstance(vid, str) else None
+
 
 @dataclass(frozen=True)
 class Annotated:
@@ -122,11 +128,12 @@ class Annotated:
         bad: Mode,
     ) -> Iterator[Line]:
         """The rows of a file as `mrlib.data.annotations.read_annotations` yields lines."""
+        failed_names = set(failed)
         for row in rows:
             if not row.usable:
                 yield row.number, None, list(row.problems)
-            elif not {row.fields["vid"], None if self.words else row.fields["qid"]} & set(failed):
-                fields = row.fields | {"duration": durations.get(row.fields["vid"], _UNKNOWN_S)}
+            elif not failed_names & {row.video, None if self.words else row.fields["qid"]}:
+                fields = row.fields | {"duration": durations.get(row.video, _UNKNOWN_S)}
                 sample, defects = sample_of(fields, clip_s, self.words, clamp=bad == "clamp")
                 if "split" in row.fields and file.suffix == ".csv":
                     defects = [defect._replace(field=_COLUMN.get(defect.field, defect.field)) for defect in defects]

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 
+from mrlib.files import shown_path
+
 try:
     import av
 except ImportError as error:
@@ -29,9 +31,8 @@ def container(path: str) -> Iterator[av.container.InputContainer]:
         try:
             opened = av.open(file, container_options={"protocol_whitelist": "file"}, metadata_errors="replace")
         except av.FFmpegError as error:
-            reason = (error.log[2] if error.log else error.strerror).strip()
-            hint = "it is no video, or was cut off before its index; convert or copy it again"
-            raise ValueError(f"{shown_path(path)} cannot be read as a video ({reason!r}): {hint}") from None
+            hint = "it is none, or was cut off before its index; convert or copy it again"
+            raise ValueError(f"{shown_path(path)} cannot be read as a video, {error.strerror}: {hint}") from None
         with opened:
             yield opened
 
@@ -61,10 +62,11 @@ def best_video(container: av.container.InputContainer, path: str) -> av.VideoStr
     if best is None or is_cover(best):
         best = next((stream for stream in container.streams.video if not is_cover(stream)), None)
     if best is None:
-        kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
+        kinds = ", ".join(sorted({stream.type for stream in container.streams} - {"video"})) or "nothing"
         raise ValueError(f"{shown_path(path)} has no video stream, only {kinds}; give a file with pictures")
     if best.codec_context is None:
-        raise ValueError(f"{shown_path(path)}: PyAV has no decoder for its video; convert it to H.264")
+        hint = "convert it to H.264, or copy it again"
+        raise ValueError(f"{shown_path(path)}: the coding of its video is unknown or lost; {hint}")
     return best
 
 
@@ -111,8 +113,3 @@ def ticks(time_s: Fraction, time_base: Fraction) -> int:
 def exact(time_s: float) -> Fraction:
     """The simple fraction that a number of seconds stands for: 1.1 is 11 / 10."""
     return Fraction(time_s).limit_denominator(1_000_000)
-
-
-def shown_path(path: str) -> str:
-    """A path as part of a message, which has one line."""
-    return path if path.isprintable() else repr(path)

@@ -31,7 +31,7 @@ from mrlib.video.encode import Encoder, open_encoder
 from mrlib.video.index import Index, index, plain_recipe
 from mrlib.video.read import Progress
 from mrlib.video.retrievers import normalised
-from mrlib.video.search import HERE
+from mrlib.video.search import usually_here
 from mrlib.video.windows import Window, moments_in, without_overlap
 
 
@@ -231,7 +231,7 @@ class Corpus:
             moments = [asked.moment_in(window) for window, _ in chosen]
         if asked.by_clip:
             exists = max(score for _, _, score in moments)
-        if exists < (HERE[asked.by_clip] if here is None else here):
+        if exists < (usually_here(self.recipe, asked.by_clip) if here is None else here):
             return []
         if model is not None:
             found = moments_in(model, [window for window, _ in chosen], asked.of(model), self.recipe["clip_s"])

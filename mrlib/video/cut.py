@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
 
-from mrlib.video.container import av, best_audio, exact, packets, shown_path, ticks
+from mrlib.files import shown_path
+from mrlib.video.container import av, best_audio, exact, packets, ticks
 from mrlib.video.filters import ready
 from mrlib.video.frames import Source, frames_from, held, inside, positions
 from mrlib.video.probe import Facts, probe
@@ -50,7 +51,8 @@ def _encode(facts: Facts, start: Fraction, end: Fraction, out: str | os.PathLike
     """Encode a part of a video; returns when its first frame begins and its last one ends."""
     frames = _shown(facts.path, start, end)
     first = next(frames)
-    begins, base = first.pts * first.time_base, first.time_base
+    base = first.time_base
+    begins = start if first.pts == ticks(start, base) else first.pts * base
     with writing(out) as file:
         rate = Fraction(facts.fps).limit_denominator(1001)
         video = H264(file, rate, (facts.width, facts.height), base, facts.pixel_aspect)

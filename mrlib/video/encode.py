@@ -16,7 +16,10 @@ from mrlib.video.read import Progress, pictures
 
 
 class Encoder(Protocol):
-    """What turns a video into a row of features per clip, and a sentence into vectors of the same space."""
+    """What turns a video into a row of features per clip, and a sentence into vectors of the same space.
+
+    An encoder may also have `notes`, texts by name that an index keeps and that do not tell encoders apart.
+    """
 
     recipe: Mapping[str, Any]
     """Plain JSON, equal for two encoders exactly if their features can be compared:
@@ -35,13 +38,17 @@ class Encoder(Protocol):
 
 
 class Pixels:
-    """Thumbnails of 8 x 8 pixels, twice a second: no weights, for query by example."""
+    """Thumbnails twice a second: no weights, for query by example.
 
-    recipe = {"encoder": "pixels", "clip_s": 0.5, "width": 192, "joint": 192}
+    A row is the centre square of a frame in 8 x 8 pixels, RGB from 0 to 1, row by row: `mrlib.video.read.pictures` at
+    side 8. Whole frames pressed into a square find no more, and fewer cuts whose margins are cropped.
+    """
+
+    recipe = {"encoder": "pixels", "clip_s": 0.5, "width": 192, "joint": 192, "side": 8}
 
     def video(self, path: str | os.PathLike, progress: Progress | None = None) -> Tensor:
         """The features of a video, float32 (n, 192)."""
-        rows = [picture.reshape(-1) for _, picture in pictures(path, 0.5, 8, progress)]
+        rows = [row.ravel() for _, row in pictures(path, self.recipe["clip_s"], self.recipe["side"], progress)]
         return torch.from_numpy(np.stack(rows)).float() / 255
 
     def text(self, query: str) -> tuple[Tensor, Tensor]:

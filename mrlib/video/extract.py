@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import get_args
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from mrlib.arguments import has_terminal, printing
@@ -179,7 +180,7 @@ class _Work:
         """Write the features of a video and of the sentences about it, or why there are none."""
         with self._collecting(name):
             index = fresh_index(self.paths[name], self.encoder, progress)
-            texts = {qid: self.encoder.text(sentence) for qid, sentence in self.sentences.get(name, {}).items()}
+            texts = {qid: self._text(sentence) for qid, sentence in self.sentences.get(name, {}).items()}
         if name in self.report.failed:
             self.files.fail(name, self.report.failed[name])
             return
@@ -192,6 +193,12 @@ class _Work:
             self.files.write_video(name, index.features, index.duration_s, size)
         self.files.succeed(name)
         self.report.encoded += 1
+
+    def _text(self, sentence: str) -> tuple[Tensor, Tensor]:
+        tokens, vector = self.encoder.text(sentence)
+        if not (torch.isfinite(tokens).all() and torch.isfinite(vector).all()):
+            raise ValueError(f"{sentence!r}: the encoder gave features that are NaN or infinite; check its weights")
+        return tokens, vector
 
     @contextmanager
     def _collecting(self, name: str) -> Iterator[None]:

@@ -38,6 +38,7 @@ _LAYOUTS = {  # by whether queries are sentences: the name for `mrlib.open_datas
     False: ("activitynet_vrl", "matr", "activitynet_vrl_{split}.jsonl"),
 }
 _MOST = 1 << 30  # numbers of an array
+_ZIP = b"PK\x03\x04"  # the first bytes of an .npz file
 
 
 class FeatureFolder:
@@ -52,7 +53,7 @@ class FeatureFolder:
         self.name, layout, self._annotations = _LAYOUTS[words]
         layout = LAYOUTS[layout]
         self._video, self._query = layout.video["clip"].templates[0], layout.query.templates[0]
-        self._sentence = layout.sentence  # the array of a sentence's vector, if queries are sentences
+        self._beside = (layout.sentence,) if words else ()  # the array of a sentence's vector
         require(not root.exists() or root.is_dir(), "out", str(root), "a folder, which is made if it is not there")
         if (found := read_recipe(root)) is None:
             others = [path.name for path in sorted(root.glob("*")) if not path.name.startswith(".")]
@@ -80,7 +81,7 @@ class FeatureFolder:
         """
         file, key = self._place(self._video, vid=vid)
         try:
-            if size is not None and not self._is_made_from(file, key, size):
+            if size is not None and not self._is_made_from(size, file, key, "duration_s"):
                 return None
             return float(read_array(file, "duration_s")[0])
         except (DataError, IndexError):
@@ -88,7 +89,7 @@ class FeatureFolder:
 
     def has_query(self, qid: int | str, source: str | int) -> bool:
         """Whether the features of a query are here and whole; source  its sentence, or the size of its video file."""
-        return self._is_made_from(*self._place(self._query, qid=qid), source)
+        return self._is_made_from(source, *self._place(self._query, qid=qid), *self._beside)
 
     def write_video(self, vid: str, features: Tensor, duration_s: float, size: int) -> None:
         """Write the features (n, D) of a video that is searched in; size  of its file, bytes."""
@@ -96,8 +97,8 @@ class FeatureFolder:
 
     def write_query(self, qid: int | str, source: str | int, rows: Tensor, vector: Tensor | None = None) -> None:
         """Write the tokens (N, D') of a sentence and its vector (D,), or the features of a query video."""
-        beside = {} if vector is None else {self._sentence: _array(vector)}
-        self._write(self._query, source, {"qid": qid}, rows, **beside)
+        vectors = [] if vector is None else [_array(vector)]
+        self._write(self._query, source, {"qid": qid}, rows, **dict(zip(self._beside, vectors, strict=True)))
 
     def _place(self, template: str, **ids: int | str) -> tuple[Path, str]:
         """The file of a template of `mrlib.data.sources`, and the key of its array."""
@@ -116,13 +117,14 @@ class FeatureFolder:
         text = json.dumps([self.recipe, source], sort_keys=True)
         return np.frombuffer(hashlib.sha256(text.encode()).digest()[:16], np.uint8)
 
-    def _is_made_from(self, file: Path, key: str, source: str | int) -> bool:
-        """Whether a file is there, whole and made from this source with this recipe."""
+    def _is_made_from(self, source: str | int, file: Path, *keys: str) -> bool:
+        """Whether a file is there, has these arrays, all whole, and is made from this source with this recipe."""
         with suppress(DataError):
-            rows = read_array(file, key, _MOST)
-            return bool(np.isfinite(rows).all()) and np.array_equal(
-                read_array(file, "made_from"), self._made_from(source)
-            )
+            arrays = [read_array(file, key, _MOST) for key in keys]
+            same = np.array_equal(read_array(file, "made_from"), self._made_from(source))
+            with file.open("rb") as content:
+                zipped = content.read(len(_ZIP)) == _ZIP  # numpy looks at these, the readers here at the end
+            return same and zipped and all(np.isfinite(array).all() for array in arrays)
         return False
 
     # ---- failures and annotations

@@ -11,7 +11,8 @@ from fractions import Fraction
 from itertools import chain
 
 from mrlib.arguments import require
-from mrlib.video.container import JOINED, av, best_audio, best_video, container, exact, packets, shown_path, ticks
+from mrlib.files import shown_path
+from mrlib.video.container import JOINED, av, best_audio, best_video, container, exact, packets, ticks
 from mrlib.video.probe import Facts, probe
 
 SEEK_S = (1, 10)  # how long before a wanted time to look for a key frame, because frames are not decoded in their order

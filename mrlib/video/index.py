@@ -29,7 +29,7 @@ from mrlib.data.cache import cache_folder
 from mrlib.data.digests import content_digest, stamp
 from mrlib.files import parse_json, remove_dead
 from mrlib.tensors import load_tensors, read_header, save_tensors
-from mrlib.video.container import check_file
+from mrlib.video.container import check_file, shown_path
 from mrlib.video.encode import Encoder
 from mrlib.video.read import Progress, probe
 
@@ -83,7 +83,7 @@ def index(
         return cached
     from mrlib.locks import hold  # filelock is imported only where something is written
 
-    with hold(Path(f"{file}.lock"), f"the index of {path}", wait=True):
+    with hold(Path(f"{file}.lock"), f"the index of {shown_path(str(path))}", wait=True):
         if (cached := _cached(file, path, recipe, marks)) is not None:  # another process was first
             return cached
         remove_dead(file.parent, file.name)
@@ -91,9 +91,9 @@ def index(
         if (cached := _cached(file, path, recipe, content=content)) is None:
             cached = fresh_index(path, encoder, progress)
         try:
-            _write(file, cached, {"stamp": marks, "content": content})
+            _write(file, cached, {"stamp": marks, "content": content, **getattr(encoder, "notes", {})})
         except OSError as error:
-            warnings.warn(f"{error}; the features of {path} are not cached", stacklevel=2)
+            warnings.warn(f"{error}; the features of {shown_path(str(path))} are not cached", stacklevel=2)
         return cached
 
 
@@ -105,11 +105,11 @@ def fresh_index(path: str | os.PathLike, encoder: Encoder, progress: Progress | 
     path, recipe = os.fspath(path), plain_recipe(encoder)
     duration_s = float(probe(path).duration_s)
     features = encoder.video(path, progress).detach().cpu()  # (n, D)
-    name, width, shape = recipe["encoder"], recipe["width"], tuple(features.shape)
+    made_by, width, shape = f"{shown_path(path)}: encoder {recipe['encoder']}", recipe["width"], tuple(features.shape)
     if features.dtype != torch.float32 or len(shape) != 2 or shape[1] != width or not shape[0]:
-        raise ValueError(f"{path}: encoder {name} gave {features.dtype} {shape}, not float32 rows of {width} features")
+        raise ValueError(f"{made_by} gave {features.dtype} {shape}, not float32 rows of {width} features")
     if not bool(torch.isfinite(features).all()):
-        raise ValueError(f"{path}: encoder {name} gave features that are NaN or infinite; check its weights")
+        raise ValueError(f"{made_by} gave features that are NaN or infinite; check its weights")
     return Index(path, duration_s, features, recipe)
 
 

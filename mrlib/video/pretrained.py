@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
+import sys
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -37,7 +39,8 @@ _FORM = (
 )
 _CONVERT = (
     "nothing is unpickled here; write the weights as safetensors, once: "
-    "python -c \"from transformers import CLIPModel; CLIPModel.from_pretrained('{0}').save_pretrained('{1}')\""
+    'python -c "import transformers as t; '
+    "[c.from_pretrained('{0}').save_pretrained('{1}') for c in (t.CLIPModel, t.CLIPTokenizer)]\""
 )
 
 
@@ -96,7 +99,7 @@ def _quiet() -> Iterator[None]:
     hub.setLevel(logging.CRITICAL)
     of_transformers.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _no_standard_output():
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -104,6 +107,26 @@ def _quiet() -> Iterator[None]:
         hub.setLevel(levels[1])
         if bars:
             of_transformers.enable_progress_bar()
+
+
+@contextmanager
+def _no_standard_output() -> Iterator[None]:
+    """Drop what is written to standard output past Python, as the tokenizer's Rust code does for some settings."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # it is closed
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 # ---- where the files are ----
@@ -133,11 +156,15 @@ def _snapshot(name: str) -> Path:
     except (OSError, ValueError):  # not there, not whole, or no name that a repository can have
         pass
     try:
-        return Path(snapshot_download(name, allow_patterns=_FETCHED))
+        folder = Path(snapshot_download(name, allow_patterns=_FETCHED))
     except Exception as error:  # whatever the hub's client raises without a network, a token, or such a repository
         reason = f"{type(error).__name__}: {_first_line(error)}"
         message = f"{name} is no folder, is not in the local cache and cannot be fetched from the hub ({reason})"
         raise FileNotFoundError(f"{message}; give {_FORM}") from error
+    if not any(folder.glob("model*.safetensors")):
+        message = f"{name}: no {_WEIGHTS} in the local cache or on the hub; {_CONVERT.format(name, 'clip')}"
+        raise ValueError(f"{message}; then give the folder clip")
+    return folder
 
 
 def _parts(folder: Path) -> list[Path]:
@@ -195,7 +222,7 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _check_config(file: Path) -> None:
-    """ValueError for a configuration of another architecture than CLIP, or of pictures that are not square RGB."""
+    """ValueError for a configuration of another architecture than CLIP."""
     try:
         config = parse_json(file.read_text("utf-8"), str(file))
     except UnicodeDecodeError as error:
@@ -227,8 +254,8 @@ def _load_model(model_class: type, folder: Path) -> nn.Module:
         raise ValueError(f"{folder}: {broken[0]} is not finite; copy or download the weights again")
     vision = model.config.vision_config
     if vision.image_size <= 0 or vision.num_channels != 3:
-        shape = f"side {vision.image_size} with {vision.num_channels} channels"
-        raise ValueError(f"{folder}: pictures of {shape}; only RGB pictures are read")
+        shape = f"{vision.image_size} pixels a side and {vision.num_channels} channels"
+        raise ValueError(f"{folder}: config.json asks for pictures of {shape}; only RGB pictures are read")
     return model.eval().requires_grad_(False)
 
 

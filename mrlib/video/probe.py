@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
-from mrlib.video.container import av, best_audio, best_video, check_file, container, packets, shown_path, ticks
+from mrlib.files import shown_path
+from mrlib.video.container import av, best_audio, best_video, check_file, container, packets, ticks
 from mrlib.video.filters import is_turned
 
 HEADED = ("mov,mp4", "matroska", "avi", "flv", "asf")  # formats whose header says how long the video is
@@ -91,7 +92,9 @@ class Extent:
     end: int = 0  # of the packet that ends last
 
     def add(self, packet: av.Packet) -> None:
-        """Take a packet into account."""
+        """Take a packet into account, unless an edit list hides it."""
+        if packet.is_discard:
+            return
         self.packets += 1
         time, duration = packet.dts if packet.pts is None else packet.pts, packet.duration or 0
         if time is None:

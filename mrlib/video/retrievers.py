@@ -123,8 +123,8 @@ def prepared(features: Tensor, training: Training) -> Tensor:
     return normalised(features) if names[0] in training.normalize else features
 
 
-def query_of_words(retriever: MomentRetriever, text: str, tokens: Tensor, vector: Tensor) -> Query:
-    """A sentence as a retriever reads it: tokens (N, D') and vector (J,) of the encoder.
+def query_of_words(retriever: MomentRetriever, text: str, tokens: Tensor, vector: Tensor | None) -> Query:
+    """A sentence as a retriever reads it: tokens (N, D') of the encoder, and its vector (J,) if there is one.
 
     raises  ValueError if its width is another; a sentence that is longer than the model reads is cut, with a warning
     """
@@ -135,8 +135,9 @@ def query_of_words(retriever: MomentRetriever, text: str, tokens: Tensor, vector
         tokens = tokens[:most]
     _require_query_width(retriever, tokens)
     tokens = normalised(tokens) if "query" in training.normalize else tokens
-    joint = next(iter(training.streams), None) in training.normalize
-    return Query(text, tokens, normalised(vector[None])[0] if joint else vector)
+    if vector is not None and next(iter(training.streams), "features") in training.normalize:
+        vector = normalised(vector[None])[0]
+    return Query(text, tokens, vector)
 
 
 def query_of_clip(retriever: MomentRetriever, name: str, features: Tensor) -> Query:

@@ -13,7 +13,8 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -34,6 +35,8 @@ from mrlib.sim.drawing import Drawing
 from mrlib.sim.simulator import CLIP_S, world_of
 from mrlib.sim.world import COLORS, LOOKS, STATES, TAILS, World
 from mrlib.tensors import check_fit, load_tensors, read_header, save_tensors
+from mrlib.video.container import exact, half_up
+from mrlib.video.probe import probe
 from mrlib.video.read import Progress, pictures
 from mrlib.video.rendered import WORDS, another_take, sample_at
 from mrlib.video.towers import FRAMES, JOINT, SIDE, Towers, contrast
@@ -46,7 +49,9 @@ class Toy:
     """A trained encoder, see `mrlib.video.encode.Encoder`."""
 
     def __init__(self, towers: Towers, words: Sequence[str], named: Sequence[str]):
-        """words  the vocabulary, in the order of the embeddings
+        """An encoder of trained towers.
+
+        words  the vocabulary, in the order of the embeddings
         named  those that stand for something that can be seen: actors, actions, objects
         """
         self.towers = towers.eval().requires_grad_(False)
@@ -67,15 +72,12 @@ class Toy:
     def video(self, path: str | os.PathLike, progress: Progress | None = None) -> Tensor:
         """The features of a video, float32 (n, 128), in the joint space, not normalised."""
         stream = (picture for _, picture in pictures(path, STEP_S, SIDE, progress))
-        features, left = [], []
-        while chunk := list(islice(stream, BATCH * FRAMES)):
-            if len(chunk) < BATCH * FRAMES:
-                left = chunk
-                break
-            features.append(self.encode(np.stack(chunk)))
-        if len(left) >= FRAMES / 2 or not features:  # half a clip counts as one, as when clips are counted
-            features.append(self.encode(np.stack(_whole_clips(left))))
-        return torch.cat(features)
+        clips = max(1, half_up(exact(probe(path).duration_s) / exact(CLIP_S)))
+        whole = islice(_endless(stream), clips * FRAMES)
+        chunks = iter(lambda: list(islice(whole, BATCH * FRAMES)), [])
+        features = torch.cat([self.encode(np.stack(chunk)) for chunk in chunks])
+        deque(stream, 0)  # to its end, where it may warn
+        return features
 
     def drawn(self, sample: Sample, seed: int = 0) -> Tensor:
         """The features (n, 128) of a simulated sample without a video: pictures are drawn at their small size."""
@@ -84,8 +86,8 @@ class Toy:
     def encode(self, pictures: np.ndarray) -> Tensor:
         """Pictures, uint8 (n * 4, 64, 64, 3), every half second one -> (n, 128)."""
         chunks = torch.from_numpy(pictures).unflatten(0, (-1, FRAMES)).split(BATCH)
-        with torch.inference_mode():
-            return torch.cat([self.towers.pictures(chunk) for chunk in chunks]).clone()
+        with torch.no_grad():
+            return torch.cat([self.towers.pictures(chunk) for chunk in chunks])
 
     def text(self, query: str) -> tuple[Tensor, Tensor]:
         """The tokens (N, 64) of a sentence and its vector (128,) in the joint space, float32, not normalised.
@@ -103,9 +105,9 @@ class Toy:
         if unknown := [word for word in dict.fromkeys(words) if word not in self._number]:
             warnings.warn(f"Toy does not know {', '.join(unknown)}; the sentence is read without", stacklevel=2)
         numbers = torch.tensor([known])
-        with torch.inference_mode():
+        with torch.no_grad():
             tokens, vector = self.towers.words(numbers, torch.ones_like(numbers, dtype=torch.bool))
-        return tokens[0].clone(), vector[0].clone()
+        return tokens[0], vector[0]
 
     def dataset(self, dataset: MomentDataset, seed: int = 0) -> MomentDataset:
         """A simulated dataset with the features of this encoder, drawn and not rendered, to train a retriever on.
@@ -118,7 +120,7 @@ class Toy:
         items, video = torch.unique(dataset.video, return_inverse=True)
         shown_by = {v: sample_at(dataset, i) for i, v in enumerate(video.tolist())}
         targets = [normalized_rows(self.drawn(shown_by[v], seed).numpy()) for v in range(len(items))]
-        if dataset.settings["query"] == "video":
+        if dataset.settings.get("query") == "video":
             takes = (self.drawn(another_take(dataset, i, seed=seed), seed) for i in range(len(dataset)))
             queries = [(rows, torch.from_numpy(normalized_rows(rows.numpy())).mean(0)) for rows in takes]
         else:
@@ -132,7 +134,7 @@ class Toy:
             query_joint=torch.from_numpy(normalized_rows(torch.stack([vector for _, vector in queries]).numpy())),
             streams={"toy": slice(0, JOINT)},
             joint="toy",
-            settings=dataset.settings | {"encoder": self.recipe["weights"]},
+            settings=dataset.settings | {"encoder": self.recipe},
         )
 
     def save(self, folder: str | os.PathLike) -> None:
@@ -179,10 +181,12 @@ def _read_settings(file: Path) -> dict[str, Any]:
     return settings
 
 
-def _whole_clips(pictures: list[np.ndarray]) -> list[np.ndarray]:
-    """Pictures of whole clips: less than half a clip at the end is dropped, more is filled with its last picture."""
-    clips = max(1, int(len(pictures) / FRAMES + 0.5))
-    return (pictures + pictures[-1:] * FRAMES)[: clips * FRAMES]
+def _endless(pictures: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """Pictures, the last one again and again: a video may end before its last clip does."""
+    for picture in pictures:
+        yield picture
+    while True:
+        yield picture
 
 
 def drawn_pictures(sample: Sample, seed: int = 0) -> np.ndarray:
@@ -198,7 +202,7 @@ def drawn_pictures(sample: Sample, seed: int = 0) -> np.ndarray:
 def train_toy(
     dataset: MomentDataset,
     *,
-    steps: int = 300,
+    steps: int = 240,
     batch_size: int = 64,
     seed: int = 0,
     watch: Callable[[int, float], None] | None = None,
@@ -209,7 +213,7 @@ def train_toy(
     batch_size  clips with a caption per step; a quarter as many idle ones, which show only a place, stand beside them
     seed        same seed, number of threads and machine: same weights
     watch       is called after every step with its number, from 1, and its loss
-    raises      ValueError for a dataset without scripts
+    raises      ValueError for a dataset that is not simulated, or cannot be drawn
     """
     for name, value in (("steps", steps), ("batch_size", batch_size)):
         require(type(value) is int and value >= 2, name, value, "a whole number of at least 2")
@@ -267,11 +271,11 @@ class _Clips:
 
 
 def _altered(pictures: Tensor, draw: np.random.Generator) -> Tensor:
-    """Pictures with another brightness, contrast and tint per clip, noise, and shifted by up to two pixels."""
-    x, n = pictures.float(), len(pictures)
-    x = x * (1 + 0.15 * torch.randn(n, 1, 1, 1, 1)) + 8 * torch.randn(n, 1, 1, 1, 3) + 6 * torch.randn(x.shape)
+    """Pictures shifted by up to two pixels, with other brightness, contrast and tint per clip, and noise, float32."""
+    n, single = len(pictures), pictures[0].shape  # (FRAMES, SIDE, SIDE, 3)
     down, right = draw.integers(-2, 3, size=2).tolist()
-    return x.clamp(0, 255).roll((down, right), (2, 3))
+    x = pictures.roll((down, right), (2, 3)) * (1 + 0.15 * torch.randn(n, 1, 1, 1, 1))
+    return x.add_(8 * torch.randn(n, 1, 1, 1, 3)).add_(6 * torch.randn(single))
 
 
 def _vocabulary(world: World) -> list[str]:

@@ -15,8 +15,8 @@ from typing import BinaryIO
 import numpy as np
 
 from mrlib.arguments import require
-from mrlib.files import whole_file
-from mrlib.video.container import av, exact, shown_path, ticks
+from mrlib.files import shown_path, whole_file
+from mrlib.video.container import av, exact, ticks
 from mrlib.video.filters import Filters, at_rate
 from mrlib.video.frames import frames_from, held, inside
 from mrlib.video.probe import probe
@@ -42,7 +42,7 @@ def write(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: float) -> 
     with writing(path) as file:
         stream = None
         for n, array in enumerate(chain([first], frames)):
-            _check_frame(array, first.shape, n)
+            _check_frame(array, first, n)
             stream = stream or H264(file, rate, first.shape[1::-1])
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), "rgb24")
             frame.pts, frame.time_base = n, 1 / rate
@@ -129,24 +129,35 @@ class Aac:
 
 @contextmanager
 def writing(path: str | os.PathLike) -> Iterator[av.container.OutputContainer]:
-    """A new video file, complete at the end of the block or not written at all; the suffix tells the format."""
+    """A new video file, complete at the end of the block or not written at all; the suffix tells the format.
+
+    raises  ValueError for another suffix, or what the format cannot hold; OSError that names the file if there is no
+            space
+    """
     path = os.fsdecode(path)
     suffix = Path(path).suffix.lower()
     if suffix not in FORMATS:
         raise ValueError(f"{shown_path(path)}: the name of a video ends in {', '.join(FORMATS)}")
-    with (
-        whole_file(path) as file,
-        _container(file.raw, FORMATS[suffix], lambda: open(file.raw.temporary, "rb")) as container,
-    ):
-        yield container
+    with whole_file(path) as file:
+        try:
+            with _container(file.raw, FORMATS[suffix], lambda: open(file.raw.temporary, "rb")) as container:
+                yield container
+        except av.FFmpegError as error:
+            raise ValueError(f"{shown_path(path)}: this video cannot be written so, {error.strerror}") from None
 
 
 @contextmanager
 def _container(file: BinaryIO, name: str, read: Callable[[], BinaryIO]) -> Iterator[av.container.OutputContainer]:
     """A container that is written to a file. An MP4 is read again at its end, to move the index to its beginning."""
     options = {} if name == "matroska" else {"movflags": "faststart"}
-    with av.open(file, "w", name, options=options, io_open=lambda url, flags, options: read()) as container:
+    container = av.open(file, "w", name, options=options, io_open=lambda url, flags, options: read())
+    try:
         yield container
+    except BaseException:
+        file.close()  # then nothing more is written
+        container.close()
+        raise
+    container.close()
 
 
 def _moved(frames: Iterable[av.VideoFrame], by_s: Fraction) -> Iterator[av.VideoFrame]:
@@ -156,10 +167,10 @@ def _moved(frames: Iterable[av.VideoFrame], by_s: Fraction) -> Iterator[av.Video
         yield frame
 
 
-def _check_frame(array: np.ndarray, shape: tuple[int, ...], n: int) -> None:
+def _check_frame(array: np.ndarray, first: np.ndarray, n: int) -> None:
     fits = isinstance(array, np.ndarray) and array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3
     if not fits or 0 in array.shape:
         shown = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
         raise ValueError(f"frame {n} must be uint8 (height, width, 3), not {shown}")
-    if array.shape != shape:
-        raise ValueError(f"frame {n} has the shape {array.shape}, the first one {shape}")
+    if array.shape != first.shape:
+        raise ValueError(f"frame {n} has the shape {array.shape}, the first one {first.shape}")

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from mrlib.checkpoint import load_official
+from mrlib.retriever import Training
 from tests.reference import official_amr, official_cg_detr, official_detr
 from tests.reference.official_univtg import make_opt, save, saved
 from tests.support.batches import batch_and_rows
@@ -333,3 +334,34 @@ def test_a_damaged_file_gives_a_model_or_an_error_that_names_it(new, tmp_path):
             answers["refused"] += 1
         assert time.perf_counter() - started < 2
     assert answers["model"] >= 5 and answers["refused"] >= 50, answers
+
+
+def test_whose_network_a_file_holds_is_told_by_its_tensors(tmp_path):
+    for paper in ("univtg", "matr"):
+        _, path = saved(tmp_path, paper)
+        told, named = load_official(path), load_official(path, paper)
+        assert told.recipe == named.recipe and told.training_data == named.training_data
+    torch.save({"model": {"layer.weight": torch.ones(2, 2)}, "opt": make_opt()}, path)
+    with pytest.raises(ValueError, match=r"model.ckpt does not tell whose network it holds; known: .*moment_detr"):
+        load_official(path)
+    torch.save({"model": {"CIM.weight": torch.ones(2, 2)}, "opt": make_opt()}, path)
+    with pytest.raises(ValueError, match="model.ckpt holds a network of uvcom, which cannot be loaded"):
+        load_official(path)
+
+
+def test_the_options_say_what_the_network_was_trained_on(tmp_path):
+    """Two more columns of `v_feat_dim` are the endpoints."""
+    dirs = ["features/slowfast_features", "features/clip_features"]
+    wide = {"v_feat_dim": 2304 + 512 + 2, "v_feat_dirs": dirs, "max_v_l": 75, "max_q_l": 32, "clip_length": 1}
+    _, path = saved(tmp_path, **wide)
+    assert load_official(path).training_data == Training(
+        streams={"slowfast": 2304, "clip": 512},
+        clip_s=1.0,
+        clips=75,
+        normalize=("slowfast", "clip", "query"),
+        query="text",
+        tokens=32,
+    )
+    _, path = saved(tmp_path, v_feat_dirs=dirs, max_v_l=-1, no_norm_vfeat=True, no_norm_tfeat=True)
+    training = load_official(path).training_data
+    assert (training.streams, training.clips, training.normalize) == ({"features": 7}, None, ())

@@ -117,3 +117,10 @@ def test_a_sample_without_a_script_is_refused():
 def test_a_word_without_a_picture_is_refused(kind):
     with pytest.raises(ValueError, match=f"sample 7: no picture of the {kind} 'astronaut'; known: "):
         Drawing(sample(event(**{kind: "astronaut"})))
+
+
+@pytest.mark.parametrize("missing", ["start", "end", "windows", "everything"])
+def test_an_event_without_times_is_refused(missing):
+    broken = {name: value for name, value in event().items() if missing not in (name, "everything")}
+    with pytest.raises(ValueError, match="sample 7: an event of its script has no start, end and windows"):
+        Drawing(sample(broken))

@@ -36,9 +36,13 @@ def write_tokenizer(folder: Path) -> None:
     vocab, merges = vocabulary()
     (folder / "vocab.json").write_text(json.dumps(vocab))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
-    marks = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
-    settings = marks | {"model_max_length": 77, "do_lower_case": True, "tokenizer_class": "CLIPTokenizer"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    added = {"__type": "AddedToken", "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+    marks = {"unk_token": added | {"content": END}, "bos_token": added | {"content": START}}
+    marks |= {"eos_token": added | {"content": END}, "pad_token": END}
+    settings = {"errors": "replace", "add_prefix_space": False, "do_lower_case": True, "model_max_length": 77}
+    settings |= {"name_or_path": "openai/clip-vit-base-patch32", "tokenizer_class": "CLIPTokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | marks))
+    (folder / "special_tokens_map.json").write_text(json.dumps(marks))
 
 
 def write_tiny_clip(

@@ -132,6 +132,7 @@ def test_lines_in_the_schema_keep_their_labels_and_get_the_duration_of_the_file(
         ({"query": None}, "line 2: query: is None"),
         ({"relevant_windows": [[4, 90]]}, r"line 2: relevant_windows: \[4, 90\] ends a clip or more after the video"),
         ({"vid": 7}, "line 2: vid: is 7, not str"),
+        ({"vid": ["cat"]}, "line 2: vid: is ..cat.., not str"),
         ({"qid": "a/b"}, "line 2: qid: 'a/b' is not a plain name"),
     ],
 )
@@ -139,6 +140,15 @@ def test_what_is_wrong_with_a_line_is_named(change, message, folder):
     write_lines(folder / "train.jsonl", [windows_only(1, vid="cat"), windows_only(2, vid="dog", **{}) | change])
     with pytest.raises(ValueError, match=f"train.jsonl, {message}"):
         read_folder(folder).check(DURATIONS, (), 2.0, "error")
+
+
+def test_a_line_that_names_no_video_is_refused_or_left_out(folder):
+    write_lines(folder / "train.jsonl", [windows_only(1, vid="cat"), {"qid": 2, "query": "a dog"}])
+    with pytest.raises(ValueError, match="train.jsonl, line 2: vid: is missing"):
+        read_folder(folder).check(DURATIONS, (), 2.0, "error")
+    with pytest.warns(UserWarning, match="leaves out 1 of 2 lines"):
+        (kept,) = read_folder(folder).samples(DURATIONS, (), 2.0, "skip")["train"]
+    assert kept.qid == 1
 
 
 def test_annotation_files_must_be_clear(folder):

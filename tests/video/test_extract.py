@@ -1,11 +1,11 @@
 """From a folder of videos and their annotations to a dataset that every paper trains on."""
 
+import csv
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +15,18 @@ import torch
 from mrlib import open_dataset, papers, train
 from mrlib.data.check import check
 from mrlib.data.check import main as check_command
+from mrlib.sim import open_sim
 from mrlib.video import encode
 from mrlib.video.clip import Clip
 from mrlib.video.encode import Pixels
 from mrlib.video.extract import extract, main
+from mrlib.video.rendered import render
+from mrlib.video.search import find
 from mrlib.video.shards import Shard
+from mrlib.video.toy import train_toy
 from tests.support.encoders import FakeEncoder, Wordless
 from tests.support.own_videos import HEADER, ROWS, VIDEOS, files_of, own_folder, small_video
+from tests.support.simulated import val
 from tests.support.tiny_clip import write_tiny_clip
 
 TEXT_PAPERS = [name for name, paper in papers.PAPERS.items() if paper.query == "text"]
@@ -88,12 +93,22 @@ def test_what_is_written_passes_the_check_and_opens_without_options(clip_s, fold
 
 
 @pytest.mark.parametrize("paper", TEXT_PAPERS)
-def test_every_text_paper_trains_on_it_and_its_run_says_which_encoder(paper, written, tmp_path):
+def test_every_text_paper_trains_on_it_and_then_finds_moments_in_the_videos(paper, folder, written, tmp_path):
     options = {"settings": {"epochs": 1}, "dataset": "qvhighlights", "root": str(written), "out_dir": tmp_path / "run"}
-    scores, _, _ = train.experiment(paper, size="small", **options)
-    assert "brief" in scores
+    scores, _, retriever = train.experiment(paper, size="small", **options)
     run = json.loads((tmp_path / "run/run.json").read_text())
-    assert run["train"]["encoder"] == run["val"]["encoder"] == FakeEncoder().recipe
+    assert "brief" in scores and run["train"]["encoder"] == run["val"]["encoder"] == FakeEncoder().recipe
+    opened = open_dataset("qvhighlights", written, "val")
+    (line,) = retriever.predict(opened.batch([0]))
+    video, asked = (
+        folder / f"{line['vid']}.mp4",
+        {"retriever": tmp_path / "run", "cache": tmp_path / "cache", "here": 0},
+    )
+    found = find(video, line["query"], encoder=FakeEncoder(), **asked)
+    windows = [[moment["start_s"], moment["end_s"], moment["score"]] for moment in found]
+    assert windows and windows == line["pred_relevant_windows"][: len(windows)]  # the same numbers, to the last bit
+    with pytest.raises(ValueError, match="of another encoder"):
+        find(video, line["query"], encoder=FakeEncoder(version=2), **asked)
 
 
 def test_videos_as_queries_get_the_layout_of_matr(tmp_path):
@@ -106,11 +121,14 @@ def test_videos_as_queries_get_the_layout_of_matr(tmp_path):
     splits = [open_dataset("activitynet_vrl", tmp_path / "out", split) for split in ("train", "val")]
     pairs = {(s.qid, s.vid): s.relevant_windows for split in splits for s in split.samples}
     assert pairs == {("short", "cat"): [[2, 6]], ("short", "dog"): [[12, 20]], ("cat", "bird"): [[4, 8], [10, 12]]}
-    scores, _, _ = train.experiment(
-        "matr", size="small", settings={"epochs": 1}, dataset="activitynet_vrl", root=str(tmp_path / "out")
-    )
-    assert "brief" in scores
     assert extract(folder, tmp_path / "out", Pixels()).kept == 4
+    options = {"settings": {"epochs": 1}, "dataset": "activitynet_vrl", "root": str(tmp_path / "out")}
+    _, _, retriever = train.experiment("matr", size="small", out_dir=tmp_path / "run", **options)
+    (line,) = retriever.predict(splits[1].batch([0]))
+    video, clip = (folder / f"{line[name]}.mp4" for name in ("vid", "qid"))
+    found = find(video, clip=clip, retriever=tmp_path / "run", encoder=Pixels(), cache=tmp_path / "cache", here=0)
+    windows = [[moment["start_s"], moment["end_s"], moment["score"]] for moment in found]
+    assert windows and windows == line["pred_relevant_windows"][: len(windows)]
 
 
 def test_an_encoder_without_words_writes_the_videos_and_says_so(folder, tmp_path):
@@ -119,13 +137,13 @@ def test_an_encoder_without_words_writes_the_videos_and_says_so(folder, tmp_path
     assert report.encoded == 4 and not (tmp_path / "clip_text_features").exists()
 
 
-def test_the_command_with_a_clip_folder_writes_what_clip_gives(folder, tmp_path):
+def test_the_command_with_a_clip_folder_writes_what_clip_gives(folder, tmp_path, capsys):
     pytest.importorskip("transformers", reason="transformers is not installed")
     clip = write_tiny_clip(tmp_path / "clip", projection=24)
-    command = [sys.executable, "-m", "mrlib.video.extract", folder, tmp_path / "out", "--encoder", clip]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert (process.returncode, process.stderr) == (0, "")
-    assert process.stdout == f"4 videos encoded, 0 kept, 0 failed; train 2, val 3 queries: {tmp_path / 'out'}\n"
+    assert main([str(folder), str(tmp_path / "out"), "--encoder", str(clip)]) == 0
+    told = capsys.readouterr()
+    assert told.out == f"4 videos encoded, 0 kept, 0 failed; train 2, val 3 queries: {tmp_path / 'out'}\n"
+    assert told.err == ""
     encoder = Clip(clip)
     with np.load(tmp_path / "out/clip_features/bird.npz") as arrays:
         np.testing.assert_allclose(arrays["features"], encoder.video(folder / "bird.mp4"), atol=1e-5)
@@ -133,6 +151,26 @@ def test_the_command_with_a_clip_folder_writes_what_clip_gives(folder, tmp_path)
     opened = open_dataset("qvhighlights", tmp_path / "out", "val")
     assert opened.settings["encoder"] == encoder.recipe and opened.widths.query == 32
     assert check("qvhighlights", tmp_path / "out") == []
+
+
+def test_rendered_videos_and_toy_make_a_dataset(tmp_path):
+    toy, rows = train_toy(open_sim("train", n=4), steps=2, batch_size=4), []
+    (tmp_path / "in").mkdir()
+    for i, sample in enumerate(val().samples[:3]):
+        render(val(), i, tmp_path / "in" / f"{sample.vid}.mp4", fps=4, width=64, height=36)
+        rows += [[sample.vid, *window, sample.query] for window in sample.relevant_windows]
+    with (tmp_path / "in/moments.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([HEADER.split(","), *rows])
+    extract(tmp_path / "in", tmp_path / "out", toy)
+    splits = [open_dataset("qvhighlights", tmp_path / "out", split, normalize=False) for split in ("train", "val")]
+    windows = {sample.vid: sample.relevant_windows for split in splits for sample in split.samples}
+    assert windows == {sample.vid: sample.relevant_windows for sample in val().samples[:3]}
+    for split in splits:
+        for i, sample in enumerate(split.samples):
+            batch, (tokens, vector) = split.batch([i]), toy.text(sample.query)
+            assert torch.equal(batch.target[0], toy.video(tmp_path / "in" / f"{sample.vid}.mp4"))
+            assert torch.equal(batch.query[0], tokens) and torch.equal(batch.query_joint[0], vector)
+    assert splits[0].settings["encoder"] == toy.recipe
 
 
 # ---- going on
@@ -182,53 +220,53 @@ def test_shards_together_write_what_one_process_writes(folder, written, tmp_path
 
 
 PROGRAM = """
-import sys, time
+import sys
 from mrlib.video import encode, extract
 from tests.support.encoders import FakeEncoder
 
-class Slow(FakeEncoder):
+class Waiting(FakeEncoder):
     def video(self, path, progress=None):
         features = super().video(path, progress)
         print(path, flush=True)
-        time.sleep(0.4)
+        sys.stdin.readline()
         return features
 
-encode.open_encoder = lambda name: Slow()
+encode.open_encoder = lambda name: Waiting()
 sys.exit(extract.main(sys.argv[1:]))
 """
 
 
 def start(*arguments: str | Path, **environment: str) -> subprocess.Popen:
-    """The command in a process of its own; it prints the path of every video that it encodes."""
+    """The command in a process of its own; it prints the path of every video in work, and then waits for a line."""
     command = [sys.executable, "-c", PROGRAM, *map(str, arguments), "--encoder", "fake"]
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=os.environ | environment, **options)
 
 
-def test_killed_and_resumed_it_writes_what_an_uninterrupted_run_writes(folder, written, tmp_path):
-    kills = 0
-    for wait_s in (0.0, 0.45):
+def test_killed_and_resumed_it_writes_what_an_uninterrupted_run_writes(folder, written, tmp_path, fake, capsys):
+    for before in (0, 2):  # videos that are written before a kill
         process = start(folder, tmp_path / "out")
-        process.stdout.readline()  # the first video is encoded, and not written yet
-        time.sleep(wait_s)
+        for _ in range(before):
+            process.stdout.readline()
+            print(file=process.stdin, flush=True)
+        process.stdout.readline()
         process.kill()
-        kills += process.wait() == -signal.SIGKILL
+        assert process.wait() == -signal.SIGKILL and len(list(tmp_path.glob("out/clip_features/*.npz"))) == before
         process.communicate()
-    assert kills == 2
-    process = start(folder, tmp_path / "out")
-    output, errors = process.communicate(timeout=120)
-    assert (process.returncode, errors) == (0, "") and "0 failed; train" in output
+    assert main([str(folder), str(tmp_path / "out")]) == 0
+    assert "2 videos encoded, 2 kept, 0 failed; train 2, val 3 queries" in capsys.readouterr().out
     assert files_of(tmp_path / "out") == files_of(written)
 
 
-def test_after_ctrl_c_it_stops_at_the_next_video_and_goes_on_from_there(folder, written, tmp_path):
+def test_after_ctrl_c_it_stops_at_the_next_video_and_goes_on_from_there(folder, written, tmp_path, fake, capsys):
     process = start(folder, tmp_path)
     process.stdout.readline()
+    assert main([str(folder), str(tmp_path)]) == 2  # meanwhile
+    assert f"shard 0/1 of {tmp_path} is in use by process {process.pid}" in capsys.readouterr().err
     process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 130 and output == ""
+    output, errors = process.communicate("\n", timeout=120)
+    assert (process.returncode, output, len(list(tmp_path.glob("clip_features/*.npz")))) == (130, "", 1)
     assert errors.count("\n") == 1 and errors.startswith("stopped after ") and "the same command goes on" in errors
-    assert len(list(tmp_path.glob("clip_features/*.npz"))) == 1
     report = extract(folder, tmp_path, FakeEncoder())
     assert (report.kept, report.encoded) == (1, 3) and files_of(tmp_path) == files_of(written)
 
@@ -236,18 +274,9 @@ def test_after_ctrl_c_it_stops_at_the_next_video_and_goes_on_from_there(folder, 
 def test_processes_of_one_job_share_the_videos(folder, written, tmp_path):
     processes = [start(folder, tmp_path, RANK=str(rank), WORLD_SIZE="2") for rank in range(2)]
     for rank, process in enumerate(processes):
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate("\n" * 4, timeout=120)
         assert (process.returncode, errors) == (0, f"shard {rank}/2, as RANK and WORLD_SIZE say\n")
     assert files_of(tmp_path) == files_of(written)
-
-
-def test_a_second_process_of_the_same_shard_is_refused(folder, tmp_path, fake, capsys):
-    process = start(folder, tmp_path)
-    process.stdout.readline()
-    assert main([str(folder), str(tmp_path)]) == 2
-    assert f"shard 0/1 of {tmp_path} is in use by process {process.pid}" in capsys.readouterr().err
-    assert process.wait(timeout=120) == 0
-    process.communicate()
 
 
 def test_the_bar_counts_seconds_of_video(folder, tmp_path, capsys):

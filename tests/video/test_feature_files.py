@@ -51,6 +51,16 @@ def test_a_query_stays_if_it_is_of_the_same_sentence_and_recipe(tmp_path):
     folder = made(tmp_path)
     folder.write_query(1, "a dog", LONG[:4], LONG[0])
     assert folder.has_query(1, "a dog") and not folder.has_query(1, "a cat") and not folder.has_query(2, "a dog")
+    file = tmp_path / "clip_text_features/qid1.npz"
+    whole = file.read_bytes()
+    for name in (b"last_hidden_state.npy", b"pooler_output.npy", b"made_from.npy"):
+        place = whole.index(name) + 160  # in the numbers of the array
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert not folder.has_query(1, "a dog")
+    file.write_bytes(b"x" + whole[1:])
+    assert not folder.has_query(1, "a dog")
+    file.write_bytes(whole)
+    assert folder.has_query(1, "a dog")
     (tmp_path / "encoder.json").write_text(json.dumps(RECIPE | {"version": 2}))
     assert not made(tmp_path, RECIPE | {"version": 2}).has_query(1, "a dog")
 

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from fnmatch import fnmatch
 
 import pytest
 import torch
@@ -87,6 +88,18 @@ def test_the_folder_that_transformers_saves_is_the_same_model(whole, tmp_path):
     assert torch.equal(Clip(whole).text(sentence)[0], Clip(tmp_path).text(sentence)[0])
 
 
+def test_a_tokenizer_in_the_older_form_of_one_file_is_the_same(whole, folder):
+    """Whose merges are texts of two parts; both forms of the files lie in OpenAI's repositories."""
+    transformers.CLIPTokenizer.from_pretrained(whole).save_pretrained(folder)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"]["merges"] = [" ".join(merge) for merge in content["model"]["merges"]]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copy(whole / name, folder)
+    sentence = "A man opens the door's lock, 12 times"
+    assert load(folder)[1](sentence)["input_ids"] == load(whole)[1](sentence)["input_ids"]
+
+
 def test_half_precision_files_are_read_as_float32(whole, folder):
     change_weights(folder, lambda weights: weights.update({k: v.half() for k, v in weights.items()}))
     assert {value.dtype for value in load(folder)[0].state_dict().values()} == {torch.float32}
@@ -120,7 +133,10 @@ def test_the_home_folder_is_found(whole, monkeypatch):
 
 
 def test_nothing_is_printed(folder, capfd):
-    """Neither when all is well, nor where transformers prints a report, nor for a sentence that is too long."""
+    """Neither when all is well, nor where transformers prints a report, nor for a sentence that is too long.
+
+    The older form of special_tokens_map.json makes the tokenizer's Rust code print a line for every mark.
+    """
     name = "vision_model.embeddings.position_ids"
     change_weights(folder, lambda weights: weights.update({name: torch.arange(5)[None]}))
     encoder = Clip(folder)
@@ -130,6 +146,19 @@ def test_nothing_is_printed(folder, capfd):
     with pytest.raises(ValueError, match="missing"):
         load(folder)
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_is_printed_before_and_after_arrives(whole, capfd):
+    print("before")
+    load(whole)
+    print("after")
+    assert capfd.readouterr().out == "before\nafter\n"
+
+
+def test_a_process_without_standard_output_loads_a_model(whole):
+    program = f"import os, sys; os.close(1); from mrlib.video.pretrained import load; load({str(whole)!r})"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
 
 
 def test_how_much_transformers_says_is_as_before(whole):
@@ -164,6 +193,34 @@ def test_a_hub_name_in_the_cache_needs_no_network(whole, no_network, tmp_path, m
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert Clip("somebody/clip").recipe == Clip(whole).recipe and Clip("somebody/clip").notes["name"] == "clip"
     assert no_network == []
+
+
+def test_a_hub_repository_with_pickled_weights_only_says_how_to_convert_them(whole, tmp_path, monkeypatch):
+    """As older repositories are, of which the pickled file is not even fetched."""
+    wanted = []
+
+    def fetch(name, allow_patterns, local_files_only=False):
+        if local_files_only:
+            raise FileNotFoundError(name)
+        wanted.extend(allow_patterns)
+        for file in whole.glob("*.json"):
+            shutil.copy(file, tmp_path)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    with pytest.raises(ValueError, match="somebody/old: no model.safetensors in the local cache or on the hub"):
+        load("somebody/old")
+    assert not any(fnmatch("pytorch_model.bin", pattern) for pattern in wanted)
+
+
+def test_the_command_that_converts_weights_makes_a_folder_that_can_be_read(whole, folder):
+    (folder / "model.safetensors").unlink()
+    torch.save(load_file(whole / "model.safetensors"), folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="nothing is unpickled") as error:
+        load(folder)
+    command = re.search('python -c "(.*)"', str(error.value))[1]
+    exec(command, {})
+    assert equal(whole, folder)
 
 
 # ---- what is refused ----

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mrlib.video.cut import cut
 from mrlib.video.read import clips, pictures, probe, thumbnails
 from tests.support.memory import costs
 from tests.support.videos import (
@@ -93,6 +94,18 @@ def test_pictures_of_odd_videos_are_those_of_the_ffmpeg_program(case, tmp_path):
     for clip_s in (2.0, 0.5):
         ours = np.stack([picture for _, picture in pictures(path, clip_s)])
         np.testing.assert_array_equal(ours, published(path, clip_s))
+
+
+@pytest.mark.parametrize("start_s", [1.3, 2.0])
+def test_an_edit_list_is_followed_as_by_the_ffmpeg_program(start_s, tmp_path):
+    """Copied cuts with B-frames and sound: their lists hide what comes before time 0."""
+    path = make_video(tmp_path / "a.mp4", seconds=9, b_frames=3, gop=25, audio=True)
+    cut(path, start_s, 8, tmp_path / "ours.mp4", copy=True)
+    command = [ffmpeg_program(), "-v", "error", "-ss", str(start_s), "-i", str(path), "-t", "5", "-c", "copy"]
+    subprocess.run([*command, str(tmp_path / "theirs.mp4")], check=True)
+    for name in "ours.mp4", "theirs.mp4":
+        for clip_s in (2.0, 0.5):
+            np.testing.assert_array_equal(clips(tmp_path / name, clip_s)[0], published(tmp_path / name, clip_s))
 
 
 @pytest.mark.parametrize("colours", ["bt709", "bt470bg"])

@@ -1,15 +1,25 @@
 """`mrlib.video.find` on indexes whose features are known."""
 
+import warnings
+
 import pytest
 import torch
 
 from mrlib import papers
+from mrlib.checkpoint import load_official
 from mrlib.data import Widths
 from mrlib.retriever import Training
-from mrlib.video import find
+from mrlib.sim import open_sim
+from mrlib.train import fit
+from mrlib.video import Clip, find, render, train_toy
 from mrlib.video.retrievers import normalised, query_of_words
-from mrlib.video.windows import batch_of, windows_of
+from mrlib.video.windows import Query, batch_of, windows_of
+from tests.reference.official_detr import Official, make_opt
+from tests.reference.official_univtg import save
+from tests.support.copies import copies, overlap, wandering
 from tests.support.fixed import JOINT, Fixed, indexed, scene
+from tests.support.tiny_clip import write_tiny_clip
+from tests.support.videos import real_video
 
 ENCODER = Fixed(words={"a dog": torch.eye(JOINT)[1:2] * 3, "nothing like it": -torch.ones(3, JOINT)})
 VIDEO = indexed(ENCODER, scene((0, 10), (1, 6), (2, 10)), duration_s=51.0)
@@ -28,10 +38,66 @@ def test_a_clip_is_answered_without_a_retriever():
     assert abs(moment["start_s"] - 16) <= 2 and abs(moment["end_s"] - 36) <= 2 and moment["score"] > 0.9
 
 
+def test_two_indexes_need_no_encoder(monkeypatch):
+    monkeypatch.delenv("MRLIB_CLIP", raising=False)
+    clip = indexed(ENCODER, VIDEO.features[8:18], "clip.mp4")
+    assert find(VIDEO, clip=clip) == find(VIDEO, clip=clip, encoder=ENCODER)
+    with pytest.raises(ValueError, match="clip.mp4: its index was made by encoder other, and this search needs fixed;"):
+        find(VIDEO, clip=indexed(Fixed(encoder="other"), VIDEO.features[8:18], "clip.mp4"))
+
+
+def test_a_retriever_that_does_not_fit_is_refused_before_the_video_is_encoded(tmp_path):
+    (tmp_path / "v.mp4").write_bytes(b"")
+    with pytest.raises(ValueError, match="the retriever answers sentences"):
+        find(tmp_path / "v.mp4", clip=tmp_path / "v.mp4", retriever=model(), encoder=ENCODER)
+
+
 def test_nothing_is_an_answer():
     flat = indexed(ENCODER, scene((0, 20), noise=0.01))
     assert find(flat, "a dog", encoder=ENCODER, here=1.0) == []
     assert find(flat, "a dog", encoder=ENCODER, here=0)
+
+
+@pytest.fixture(scope="module")
+def spots(tmp_path_factory):
+    return wandering(tmp_path_factory.mktemp("spots") / "spots.mp4")
+
+
+def found(copy, **options):
+    moments = find(copy.video, clip=copy.file, **options)
+    return overlap(moments[0], copy) if moments else 0.0
+
+
+@pytest.mark.parametrize("speed", [1.0, 1.5, 0.67])
+def test_cuts_that_are_cropped_encoded_anew_and_retimed_are_found(spots, speed, tmp_path):
+    """[video.md §4] Of forty cuts of real videos all are found at speed 1 (bench_query_by_example.py)."""
+    overlaps = [found(copy) for copy in copies([spots], tmp_path, 6, speed=speed)]
+    assert sum(x >= 0.5 for x in overlaps) >= 5 and sum(x >= 0.7 for x in overlaps) >= 4
+
+
+@pytest.mark.parametrize("speed", [1.0, 1.5, 0.67])
+def test_cuts_of_real_videos_are_found(speed, tmp_path):
+    videos = [real_video("videos/nasa_13013.mp4"), real_video("videos/mmaction_test.mp4")]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* it can only be found as slow motion")
+        overlaps = [found(copy, cache=tmp_path) for copy in copies(videos, tmp_path, 4, speed=speed, seed=1)]
+    assert sum(x >= 0.5 for x in overlaps) >= 3 and sum(x >= 0.7 for x in overlaps) >= 2
+
+
+def test_a_clip_that_is_longer_than_the_video_may_be_slow_motion():
+    changes = torch.randn(20, JOINT, generator=torch.Generator().manual_seed(0)).cumsum(0)
+    clip = indexed(ENCODER, changes[2:17].repeat_interleave(2, 0), "slow.mp4")
+    with pytest.warns(UserWarning, match="slow.mp4, 60 s, is longer than the video video.mp4, 40 s; it can only be"):
+        (moment,) = find(indexed(ENCODER, changes), clip=clip, encoder=ENCODER, top=1)
+    assert abs(moment["start_s"] - 4) <= 2 and abs(moment["end_s"] - 34) <= 2
+
+
+def test_a_clip_of_another_video_is_not_here(spots, tmp_path):
+    """Spots of two videos are alike by chance; of cuts of real videos 97 % are rejected by the default."""
+    other = wandering(tmp_path / "other.mp4", seed=1)
+    for copy in copies([other], tmp_path, 3):
+        assert find(spots, clip=copy.file, here=0.5) == [] and find(spots, clip=copy.file, here=0)
+        assert len(find(other, clip=copy.file, here=0.5)) == 1  # what is left of the video is not here either
 
 
 def model(clips=75, **changes):
@@ -60,6 +126,47 @@ def test_a_long_video_is_searched_in_windows():
     assert [m["score"] for m in moments] == sorted((m["score"] for m in moments), reverse=True)
 
 
+def official(folder, tokens):
+    """A file of the official Moment-DETR, trained on CLIP features of width 512 alone, and on its two endpoints."""
+    options = {"v_feat_dim": 514, "t_feat_dim": tokens, "clip_length": 2, "max_q_l": 32, "max_v_l": 75}
+    network = Official(make_opt(**options | {"v_feat_dirs": ["../features/clip_features"]}), "moment_detr")
+    return save(network, folder / "model_best.ckpt")
+
+
+def test_the_whole_way_with_clip_and_an_official_checkpoint(spots, tmp_path):
+    """CLIP with random weights; the answer is that of `predict` on the normalised features."""
+    pytest.importorskip("transformers")
+    encoder = Clip(write_tiny_clip(tmp_path / "clip", projection=512))
+    checkpoint = official(tmp_path, encoder.recipe["words"])
+    moments = find(spots, "a man opens the door", retriever=checkpoint, encoder=encoder, top=10, here=0)
+    retriever = load_official(checkpoint, "moment_detr")
+    tokens = normalised(encoder.text("a man opens the door")[0])
+    windows = windows_of("v", normalised(encoder.video(spots)), 40.0, 2.0, 75)
+    expected = retriever.predict(batch_of(windows, Query("", tokens, None), 2.0))[0]["pred_relevant_windows"]
+    assert [[m["start_s"], m["end_s"], m["score"]] for m in moments] == expected and len(moments) == 5
+    with pytest.warns(UserWarning, match="reads the first 32"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(?!.*first 32)")  # CLIP says that it cuts the sentence at 77
+        assert find(spots, "door " * 500, retriever=checkpoint, encoder=encoder, here=0)
+
+
+def test_the_whole_way_with_a_rendered_video_toy_and_a_run(tmp_path):
+    """A retriever that was trained on drawn features of the encoder reads rendered videos; another encoder's not."""
+    train = open_sim("train", n=24)
+    toy, other = (train_toy(train, steps=3, batch_size=8, seed=seed) for seed in (0, 1))
+    paper = papers.get("univtg", "small", epochs=1, streams=None)
+    data = toy.dataset(train)
+    retriever = papers.build(paper, data)
+    fit(retriever, data, None, paper, tmp_path / "run", device="cpu", progress=False)
+    video = tmp_path / "rendered.mp4"
+    render(train, 0, video, fps=4)
+    query = train.samples[0].query
+    moments = find(video, query, retriever=tmp_path / "run", encoder=toy, here=0)
+    assert moments and all(0 <= m["start_s"] <= m["end_s"] <= train.samples[0].duration for m in moments)
+    assert find(video, query, encoder=toy, here=0)
+    with pytest.raises(ValueError, match=r"was trained on toy \(128\) from .* this index has toy .* another encoder"):
+        find(video, query, retriever=tmp_path / "run", encoder=other, here=0)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -71,11 +178,11 @@ def test_a_long_video_is_searched_in_windows():
         ({"query": "a dog", "encoder": Fixed()}, "Fixed cannot read a sentence; ask by clip"),
         (
             {"query": "a dog", "encoder": Fixed(ENCODER.videos, ENCODER.words, weights="other")},
-            "video.mp4: its index was made by encoder fixed, not by this encoder",
+            "made by encoder fixed, and this search needs fixed with weights 'other', not None; make the index again",
         ),
         (
-            {"clip": indexed(ENCODER, scene((1, 40)), "long.mp4")},
-            "the clip long.mp4, 80 s, is longer than the video video.mp4, 51 s",
+            {"clip": indexed(ENCODER, scene((1, 60)), "long.mp4")},
+            "the clip long.mp4, 120 s, is longer than the video video.mp4, 51 s",
         ),
         ({"clip": indexed(ENCODER, scene((1, 4))), "retriever": model()}, "the retriever answers sentences"),
     ],

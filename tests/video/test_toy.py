@@ -14,9 +14,12 @@ from mrlib.metrics import evaluate
 from mrlib.ops.runs import runs_of_true
 from mrlib.sim import open_sim
 from mrlib.tensors import save_tensors
+from mrlib.video import find
+from mrlib.video.read import pictures
 from mrlib.video.rendered import another_take, render
 from mrlib.video.towers import FRAMES, JOINT, SIDE, TOKEN
 from mrlib.video.toy import Toy, drawn_pictures, train_toy
+from mrlib.video.write import write
 from tests.support.simulated import val
 
 VIDEOS = 8
@@ -29,7 +32,7 @@ def losses() -> list[float]:
 
 @pytest.fixture(scope="module")
 def toy(losses) -> Toy:
-    """About a quarter of the default training."""
+    """A sixth of the default training."""
     train = open_sim("train", n=128)
     return train_toy(train, steps=80, batch_size=32, watch=lambda step, loss: losses.append(loss))
 
@@ -45,7 +48,7 @@ def folder(toy, tmp_path_factory):
 def videos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("videos")
     for i in range(VIDEOS):
-        render(val(), i, folder / f"{i}.mp4", fps=8)
+        render(val(), i, folder / f"{i}.mp4", fps=8, width=320, height=180)
     return [folder / f"{i}.mp4" for i in range(VIDEOS)]
 
 
@@ -81,8 +84,22 @@ def test_it_finds_moments_in_videos_that_it_has_not_seen(toy, losses, videos):
     assert sighted["MR-full-R1@0.5"] >= 60 and blind["MR-full-R1@0.5"] <= sighted["MR-full-R1@0.5"] / 2
 
 
+def test_find_answers_in_words(folder, videos):
+    """As a user asks, with the encoder by the name of its folder: the best answer overlaps a true window."""
+    first = [
+        find(path, sample.query, encoder=str(folder), here=0)[0]
+        for path, sample in zip(videos, val().samples[:VIDEOS], strict=True)
+    ]
+    hits = [
+        any(s["start_s"] < end and start < s["end_s"] for start, end in sample.relevant_windows)
+        for s, sample in zip(first, val().samples[:VIDEOS], strict=True)
+    ]
+    assert np.mean(hits) >= 0.75
+
+
 def test_drawn_features_stand_for_rendered_ones(toy, videos):
     """The mean cosine of the same clips, from pictures of 64 pixels and from the decoded video."""
+    assert not toy.video(videos[0]).is_inference()  # a model may be trained on them
     for i, path in enumerate(videos[:3]):
         assert torch.cosine_similarity(toy.video(path), toy.drawn(val().samples[i])).mean() > 0.9
 
@@ -118,12 +135,20 @@ def test_its_pictures_are_drawn_every_half_second():
 
 
 @pytest.mark.parametrize(
-    ("pictures", "clips"), [(1, 1), (4, 1), (5, 1), (6, 2), (9, 2), (4 * 64, 64), (4 * 64 + 2, 65)]
+    ("duration", "clips"), [(0.2, 1), (2.0, 1), (2.9, 1), (3.0, 2), (20.9, 10), (21.0, 11), (131.1, 66)]
 )
-def test_half_a_clip_counts_as_one(pictures, clips, toy, monkeypatch):
-    stream = [(0.0, np.full((SIDE, SIDE, 3), k % 256, np.uint8)) for k in range(pictures)]
-    monkeypatch.setattr("mrlib.video.toy.pictures", lambda *_: iter(stream))
-    assert toy.video("any.mp4").shape == (clips, JOINT)
+def test_a_video_has_as_many_clips_as_for_every_encoder(duration, clips, toy, tmp_path):
+    """round(duration / 2), halves up; also those that end after the video."""
+    frames = (np.full((36, 64, 3), k % 256, np.uint8) for k in range(round(10 * duration)))
+    write(tmp_path / "a.mp4", frames, 10)
+    times = list(pictures(tmp_path / "a.mp4", toy.recipe["clip_s"]))
+    assert toy.video(tmp_path / "a.mp4").shape == (len(times), JOINT) == (clips, JOINT)
+
+
+def test_progress_reaches_the_end(toy, videos):
+    seen = []
+    toy.video(videos[0], lambda done, of: seen.append((done, of)))
+    assert seen[-1] == (64.0, 64.0) and len(seen) == 32 * FRAMES
 
 
 def test_the_same_seed_gives_the_same_weights():
