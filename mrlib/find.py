@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(moments) if args.json else _table(moments))
         for number, moment in enumerate(moments, 1) if args.save else ():
             _save(args.save, number, moment)
+    except BrokenPipeError:  # `printing` ends the command
+        raise
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {_one_line(str(error))}", file=sys.stderr)
         return WRONG

@@ -152,3 +152,10 @@ def test_a_signal_ends_the_command_quietly(spots):
     code += f"; raise SystemExit(f.main([{str(spots)!r}, 'a dog']))"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
+
+
+def test_a_reader_that_leaves_ends_the_command_as_others(spots, piece):
+    command = [sys.executable, "-m", "mrlib.find", str(spots), "--clip", str(piece)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert (process.wait(), process.stderr.read()) == (141, b"")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mrlib import checkpoint, papers
+from mrlib.arguments import require
 from mrlib.data.arrays import normalized_rows
 from mrlib.data.documents import read_document
 from mrlib.retriever import MomentRetriever, Training, unwrapped
@@ -35,6 +36,7 @@ def open_retriever(source: str | os.PathLike | nn.Module) -> MomentRetriever:
                 f"retriever must be a MomentRetriever, or where one was saved, not {type(source).__name__}"
             )
         return retriever
+    require(isinstance(source, str | os.PathLike), "retriever", source, "a MomentRetriever, or where one was saved")
     path = Path(source)
     if path.is_dir():
         return checkpoint.load(_kept(path))

@@ -21,7 +21,7 @@ from mrlib.video.windows import Query, moments_in, together, windows_of
 
 TOP = 5  # moments
 # The existence score below which the answer is "not here". Of simulated queries that have an answer 0.1 keeps 96 % of
-# the sentences, and 0.05 95 % of the clips; of those without one it rejects 17 % and 23 %. Of cropped and retimed cuts
+# the sentences, and 0.05 96 % of the clips; of those without one it rejects 16 % and 24 %. Of cropped and retimed cuts
 # of real videos, Pixels keeps all at 0.25, and rejects 97 % where they are not from.
 HERE_WORDS, HERE_CLIP, HERE_PIXELS = 0.1, 0.05, 0.25
 
@@ -31,7 +31,7 @@ def find(
     query: str | None = None,
     clip: str | os.PathLike | Index | None = None,
     retriever: str | os.PathLike | nn.Module | None = None,
-    encoder: Encoder | str | None = None,
+    encoder: Encoder | str | os.PathLike | None = None,
     *,
     top: int = TOP,
     here: float | None = None,
@@ -46,7 +46,7 @@ def find(
     retriever  what `mrlib.video.retrievers.open_retriever` opens: a run's folder, a checkpoint, an official release;
                None: answers without training, see `mrlib.video.zero_shot`
     encoder    makes the features, or its name, see `mrlib.video.encode.open_encoder`. None: CLIP as MRLIB_CLIP says;
-               for a clip without a retriever `Pixels`, which needs no weights
+               `Pixels`, which needs no weights, for a clip without a retriever, and where index or retriever say it
     top        the most moments
     here       the existence score, 0 to 1, from which something is here; 0: always answer. None: see `usually_here`
     cache      folder for the features, see `mrlib.video.index.index`
@@ -96,14 +96,20 @@ def _check(query: Any, clip: Any, top: Any, here: Any) -> None:
     require(here is None or number, "here", here, "a number from 0 to 1, or None")
 
 
-def _encoder(encoder: Encoder | str | None, video: Any, clip: Any, model: MomentRetriever | None) -> Encoder:
+def _encoder(
+    encoder: Encoder | str | os.PathLike | None, video: Any, clip: Any, model: MomentRetriever | None
+) -> Encoder:
     """The encoder of a search: the one that is given or named, or the usual one."""
-    if encoder is not None and not isinstance(encoder, str):
-        return encoder
-    pixels = isinstance(video, Index) and video.recipe["encoder"] == "pixels"
-    if encoder is None and (pixels or (clip is not None and model is None and not isinstance(video, Index))):
-        return Pixels()
-    return open_encoder(encoder)
+    if encoder is not None:
+        return open_encoder(os.fspath(encoder)) if isinstance(encoder, str | os.PathLike) else encoder
+    if isinstance(video, Index):
+        pixels = video.recipe["encoder"] == "pixels"
+    elif model is not None:
+        trained_on = retrievers.facts_of(model).encoder
+        pixels = isinstance(trained_on, Mapping) and trained_on.get("encoder") == "pixels"
+    else:
+        pixels = clip is not None
+    return Pixels() if pixels else open_encoder(None)
 
 
 def _indexed(

@@ -62,6 +62,8 @@ def test_what_is_no_retriever_is_refused_with_what_to_give(run, tmp_path):
         open_retriever(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="retriever must be a MomentRetriever, .* not Linear"):
         open_retriever(nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="retriever must be a MomentRetriever, or where one was saved, not 3"):
+        open_retriever(3)
     (tmp_path / "text.ckpt").write_text("hello")
     with pytest.raises(ValueError, match="text.ckpt"):
         open_retriever(tmp_path / "text.ckpt")

@@ -1,6 +1,7 @@
 """`mrlib.video.find` on indexes whose features are known."""
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,9 +12,11 @@ from mrlib.data import Widths
 from mrlib.retriever import Training
 from mrlib.sim import open_sim
 from mrlib.train import fit
-from mrlib.video import Clip, find, render, train_toy
-from mrlib.video.retrievers import normalised, query_of_words
+from mrlib.video import Clip, Pixels, find, render, train_toy
+from mrlib.video.retrievers import normalised, query_of_clip, query_of_words
+from mrlib.video.search import usually_here
 from mrlib.video.windows import Query, batch_of, windows_of
+from mrlib.video.zero_shot import by_rows, by_vector
 from tests.reference.official_detr import Official, make_opt
 from tests.reference.official_univtg import save
 from tests.support.copies import copies, overlap, wandering
@@ -36,6 +39,23 @@ def test_a_clip_is_answered_without_a_retriever():
     clip = indexed(ENCODER, VIDEO.features[8:18] + 0.01, "clip.mp4")
     moment = find(VIDEO, clip=clip, encoder=ENCODER)[0]
     assert abs(moment["start_s"] - 16) <= 2 and abs(moment["end_s"] - 36) <= 2 and moment["score"] > 0.9
+
+
+@pytest.mark.parametrize("query", ["text", "video"])
+def test_the_default_of_not_here_keeps_nine_true_answers_of_ten(query):
+    """On simulated queries, 30 % of which have nothing to find; of those it rejects few, but more."""
+    data = open_sim("test", n=300, size="small", streams="joint", query=query, null=0.3)
+    batch, kept = data.batch(range(300)), {True: [], False: []}
+    for b, sample in enumerate(data.samples):
+        rows = batch.target[b, : batch.lengths[b]]
+        if query == "text":
+            exists = by_vector(rows, batch.query_joint[b], 2.0, 64.0, 1)[1]
+        else:
+            exists = by_rows(rows, batch.query[b][batch.query_mask[b]], 2.0, 64.0, 1)[1]
+        here = exists >= usually_here({"encoder": "simulated"}, by_clip=query == "video")
+        kept[bool(sample.relevant_windows)].append(here)
+    true, null = (sum(kept[answered]) / len(kept[answered]) for answered in (True, False))
+    assert true > 0.9 and null < true - 0.05
 
 
 def test_two_indexes_need_no_encoder(monkeypatch):
@@ -115,6 +135,29 @@ def test_a_retriever_answers_as_its_predict_on_a_video_of_one_window():
     expected = retriever.predict(batch)[0]["pred_relevant_windows"]
     moments = find(VIDEO, "a dog", retriever=retriever, encoder=ENCODER, top=100, here=0)
     assert [[m["start_s"], m["end_s"], m["score"]] for m in moments] == expected
+
+
+def test_a_retriever_of_clips_answers_a_clip():
+    """[MATR] As its predict, with the clips of the query as tokens; a sentence is refused with what to give."""
+    retriever = papers.build(papers.get("matr", "small"), Widths(JOINT, JOINT, JOINT), seed=3).eval()
+    retriever.training_data = replace(model().training_data, query="video")
+    clip = indexed(ENCODER, VIDEO.features[9:17], "clip.mp4")
+    windows = windows_of("v", normalised(VIDEO.features), 51.0, 2.0, 75)
+    asked = query_of_clip(retriever, "clip.mp4", clip.features)
+    expected = retriever.predict(batch_of(windows, asked, 2.0))[0]["pred_relevant_windows"]
+    moments = find(VIDEO, clip=clip, retriever=retriever, top=100, here=0)
+    assert [[m["start_s"], m["end_s"], m["score"]] for m in moments] == expected
+    with pytest.raises(ValueError, match="the retriever answers clips; give clip="):
+        find(VIDEO, "a dog", retriever=retriever, encoder=ENCODER)
+
+
+def test_a_retriever_of_thumbnails_needs_no_encoder(spots, monkeypatch):
+    monkeypatch.delenv("MRLIB_CLIP", raising=False)
+    retriever = papers.build(papers.get("matr", "small"), Widths(192, 192, 192)).eval()
+    retriever.training_data = Training(
+        streams={"clip": 192}, clip_s=0.5, clips=20, normalize=("clip", "query"), query="video", encoder=Pixels.recipe
+    )
+    assert find(spots, clip=spots, retriever=retriever, here=0)
 
 
 def test_a_long_video_is_searched_in_windows():
