@@ -286,6 +286,7 @@ def corpus(axes: Sequence[Axes], table: pd.DataFrame) -> None:
         ax.set(title=f"moments {names[query]}", xlabel="moments looked at", ylabel="recall (%)")
     for ax in axes:
         ax.set(xscale="log", ylim=(-2, 102))
+        ax.xaxis.set_major_formatter("{x:g}")
         ax.legend(fontsize=7)
 
 

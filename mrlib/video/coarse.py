@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -81,20 +82,26 @@ def best_by_clip(bank: Bank, windows: Windows, clip: Tensor, most: int) -> tuple
     query = F.normalize(clip - mean, dim=1).T  # (D, N)
     shift, square = mean @ query, mean @ mean  # (N,), ()
     cells = int(windows.cell.max()) + 1
-    of_row = torch.full((len(bank.rows),), cells)  # rows that belong to no video fall into one more cell
-    of_row[bank.places] = windows.cell
+    of_row = np.full(len(bank.rows), cells)  # rows that belong to no video fall into one more cell
+    of_row[bank.places.numpy()] = windows.cell.numpy()
     best = torch.full((cells + 1, query.shape[1]), -torch.inf)
     for rows, part in products(bank.rows, torch.cat([query, mean[:, None]], 1)):
         norm = (1 - 2 * part[:, -1:] + square).clamp(min=1e-6).sqrt()  # of rows of norm 1 minus the mean
-        index = of_row[rows, None].expand(-1, query.shape[1])
-        best.scatter_reduce_(0, index, (part[:, :-1] - shift) / norm, "amax")
+        cosines = ((part[:, :-1] - shift) / norm).numpy()
+        runs = np.flatnonzero(np.diff(of_row[rows], prepend=-1))  # a cell's rows follow one another, as a rule
+        highest = torch.from_numpy(np.maximum.reduceat(cosines, runs))
+        index = torch.from_numpy(of_row[rows][runs])[:, None].expand_as(highest)
+        best.scatter_reduce_(0, index, highest, "amax")
     scores = best[windows.halves].amax(1).mean(1)  # (W, 2, N) -> (W,)
     values, numbers = scores.topk(min(3 * most, len(scores)))
     kept: list[int] = []
+    taken, video = set(), windows.video.tolist()
     for i, number in enumerate(numbers.tolist()):
-        if not any(abs(number - numbers[k]) == 1 and windows.video[number] == windows.video[numbers[k]] for k in kept):
+        beside = {(video[number], number - 1), (video[number], number + 1)}
+        if len(kept) < most and not taken & beside:
             kept.append(i)
-    return numbers[kept[:most]], values[kept[:most]]
+            taken.add((video[number], number))
+    return numbers[kept], values[kept]
 
 
 def mean_of(bank: Bank) -> Tensor:

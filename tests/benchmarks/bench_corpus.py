@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -59,17 +60,20 @@ def costs(file: Path, size: str, query: str) -> list[dict[str, float | str]]:
 def _cost(way: str, file: Path, size: str, query: str) -> dict[str, float | str]:
     dataset = open_dataset("sim", n=REPEATS, size=size, query=query, split="val", streams="joint")
     corpus = Corpus.open(file, Simulated(dataset))
-    before, ask = _memory(), _numpy(corpus, dataset) if way == "numpy" else _ways(corpus, dataset)[way]
+    before, ask = _own_mb(), _numpy(corpus, dataset) if way == "numpy" else _ways(corpus, dataset)[way]
     seconds, cpu_s = [], []
     for i in range(REPEATS):
         start, cpu_start = time.perf_counter(), time.process_time()
         ask(i)
         seconds.append(time.perf_counter() - start)
         cpu_s.append(time.process_time() - cpu_start)
-        if i == 0:
-            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: libraries are loaded
-    after = _memory()
-    own_mb = after["VmHWM"] - after["RssFile"] - before["RssAnon"]
+    most, done = [before], threading.Event()
+    watcher = threading.Thread(target=lambda: [most.append(_own_mb()) for _ in iter(done.is_set, True)])
+    watcher.start()
+    ask(0)
+    done.set()
+    watcher.join()
+    own_mb = max(most) - before
     times = {"seconds": statistics.median(seconds[1:]), "cpu_s": statistics.median(cpu_s[1:]), "first_s": seconds[0]}
     return {"answer": way} | times | {"own_mb": own_mb}
 
@@ -86,10 +90,10 @@ def _numpy(corpus: Corpus, dataset) -> Callable[[int], object]:
     return lambda i: np.argsort(-(rows @ dataset.query_joint[i].numpy()))
 
 
-def _memory() -> dict[str, float]:
-    """Megabytes of this process, as Linux counts them."""
-    lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
-    return {line[0][:-1]: int(line[1]) / 1024 for line in lines if line[-1] == "kB"}
+def _own_mb() -> float:
+    """Megabytes of this process without pages of files, as Linux counts them."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon"))
 
 
 def trial(hours: float, size: str, query: str, queries: int) -> pd.DataFrame:
