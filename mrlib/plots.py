@@ -282,7 +282,8 @@ def corpus(axes: Sequence[Axes], table: pd.DataFrame) -> None:
         some = rows[(rows["query"] == query) & (rows["truth"] == "any")]
         for colour, (answer, part) in zip(sns.color_palette(), some.groupby("answer", sort=False), strict=False):
             for score, style in (("R@0.5", "-"), ("R@0.7", ":")):
-                ax.plot(part["k"], part[score], style, color=colour, marker=".", label=f"{answer}, {score}")
+                name = "coarse alone" if answer == "window" else answer
+                ax.plot(part["k"], part[score], style, color=colour, marker=".", label=f"{name}, {score}")
         ax.set(title=f"moments {names[query]}", xlabel="moments looked at", ylabel="recall (%)")
     for ax in axes:
         ax.set(xscale="log", ylim=(-2, 102))
