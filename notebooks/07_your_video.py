@@ -299,13 +299,14 @@ if drawn and not encoder:
 # %% [markdown]
 # ## 7. Watch it
 #
-# The picture is always there. Where there is a browser, the player below it plays: click a moment, or press Tab and
-# Enter. It holds short copies of the moments, never the file, so a notebook with a player stays small, and an exported
-# page plays without a kernel and without a network.
+# The player shows the best answer of those above: the retriever's, else that of the cosines, else that by example. The
+# picture is always there. Where there is a browser, the player below it plays: click a moment, or press Tab and Enter.
+# It holds short copies of the moments, never the file, so a notebook with a player stays small, and an exported page
+# plays without a kernel and without a network.
 
 # %% tags=["nbval-ignore-output"]
-best = next((found for found in (answers.get(name) for name in ("trained", "zero-shot", "by example")) if found), [])
-Player(video, best[:2], truth=truth, query=query)
+way = next((way for way in ("trained", "zero-shot", "by example") if answers.get(way)), "")
+Player(video, answers.get(way, [])[:2], truth=truth, query="by example" if way == "by example" else query)
 
 # %% [markdown]
 # ## 8. An hour

@@ -87,8 +87,8 @@ def usually_here(recipe: Mapping[str, Any], by_clip: bool) -> float:
 def _check(query: Any, clip: Any, top: Any, here: Any) -> None:
     """ValueError for arguments that do not go together, or have no meaning."""
     if (query is None) == (clip is None):
-        given = "neither" if query is None else "both"
-        raise ValueError(f"give either query=, a sentence, or clip=, a video; {given} is given")
+        given = "neither is" if query is None else "both are"
+        raise ValueError(f"give either query=, a sentence, or clip=, a video; {given} given")
     if query is not None:
         require(isinstance(query, str) and query.strip() != "", "query", query, "a sentence with at least one word")
     require(type(top) is int and top >= 1, "top", top, "a whole number of at least 1")
@@ -120,7 +120,7 @@ def _indexed(
 ) -> Index:
     """The index of a video by an encoder; ValueError for one that another encoder made, or that is unlike another."""
     if not isinstance(video, Index):
-        if not Path(video).is_file():
+        if not Path(video).exists():
             raise FileNotFoundError(f"{shown_path(os.fspath(video))}: no such video; give the path of a file")
         return index(video, encoder, cache, progress)
     if dict(video.recipe) != dict(encoder.recipe):

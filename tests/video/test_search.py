@@ -214,7 +214,7 @@ def test_the_whole_way_with_a_rendered_video_toy_and_a_run(tmp_path):
     ("options", "message"),
     [
         ({}, "give either query=, a sentence, or clip=, a video; neither is given"),
-        ({"query": "a dog", "clip": "clip.mp4"}, "both is given"),
+        ({"query": "a dog", "clip": "clip.mp4"}, "both are given"),
         ({"query": "  "}, "query must be a sentence with at least one word"),
         ({"query": "a dog", "top": 0}, "top must be a whole number of at least 1"),
         ({"query": "a dog", "here": 1.5}, "here must be a number from 0 to 1"),
