@@ -178,6 +178,6 @@ def test_recall_in_a_corpus_is_drawn_for_every_kind_of_query_and_answer():
     plots.corpus(axes[0], table)
     assert [len(ax.lines) for ax in axes[0]] == [4, 4, 4]
     assert axes[0][0].lines[0].get_label() == "by sentence, any" and list(axes[0][0].lines[0].get_ydata()) == [9, 90]
-    assert [line.get_label() for line in axes[0][2].lines[:2]] == ["window, R@0.5", "window, R@0.7"]
+    assert [line.get_label() for line in axes[0][2].lines[:2]] == ["coarse alone, R@0.5", "coarse alone, R@0.7"]
     assert all(ax.get_xscale() == "log" for ax in axes[0])
     plt.close(fig)
