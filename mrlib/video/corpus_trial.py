@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mrlib.arguments import require
 from mrlib.data import MomentDataset, Sample, open_dataset
+from mrlib.ops.spans import iou
 from mrlib.retriever import MomentRetriever
 from mrlib.video.corpus import Corpus
 from mrlib.video.index import Index
@@ -146,10 +147,10 @@ def _rank(answers: list[dict], moments: list[tuple[str, float, float]], least: f
     for video, start, end in moments:
         by_video[video].append((start, end))
     for rank, answer in enumerate(answers):
-        for start, end in by_video.get(answer["video"], ()):
-            shared = min(end, answer["end_s"]) - max(start, answer["start_s"])
-            union = max(end, answer["end_s"]) - min(start, answer["start_s"])
-            if shared > 0 and shared / union >= least - 1e-9:
+        if windows := by_video.get(answer["video"]):
+            span = torch.tensor([answer["start_s"], answer["end_s"]]).double()
+            best = iou(span, torch.tensor(windows).double()).max()
+            if best > 0 and best >= least - 1e-9:
                 return rank
     return math.inf
 
