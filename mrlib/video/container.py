@@ -55,7 +55,7 @@ def check_file(path: str) -> os.stat_result:
 def best_video(container: av.container.InputContainer, path: str) -> av.VideoStream:
     """The video stream that a player would show; the cover picture of a song is none. ValueError if there is none."""
 
-    def is_cover(stream) -> bool:
+    def is_cover(stream: av.VideoStream) -> bool:
         return bool(stream.disposition & av.stream.Disposition.attached_pic)
 
     best = container.streams.best("video")

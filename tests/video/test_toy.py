@@ -98,7 +98,7 @@ def test_find_answers_in_words(folder, videos):
     assert np.mean(hits) >= 0.75
 
 
-def test_it_tells_sentences_about_a_video_from_others(toy, videos):
+def test_it_tells_sentences_about_a_video_from_others(toy):
     """By the cosine that nineteen of twenty clips of its training reach with their own sentence."""
     data = toy.dataset(open_sim("val", n=60, null=0.5))
     batch = data.batch(range(60))
