@@ -49,7 +49,7 @@ def folder(toy, tmp_path_factory):
 def videos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("videos")
     for i in range(VIDEOS):
-        render(val(), i, folder / f"{i}.mp4", fps=8, width=320, height=180)
+        render(val(), i, folder / f"{i}.mp4", fps=4, width=320, height=180)
     return [folder / f"{i}.mp4" for i in range(VIDEOS)]
 
 
