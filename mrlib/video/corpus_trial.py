@@ -1,8 +1,8 @@
-"""How well a corpus is searched: simulated videos, whose scripts say where every queried event happens.
+"""Measure the search in a corpus on simulated videos, whose scripts say where every queried event happens.
 
 An answer is right if it overlaps enough with any moment of the whole corpus that shows the queried actor, action and
-object; "strict" counts only those of the video that the query was written for. What the scores of a simulated world are
-worth is said in `mrlib.sim`.
+object; "strict" counts only those of the video that the query was written for. `mrlib.sim` says what scores on
+simulated videos are worth.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 r"""Answers from features alone, without a retriever: for a sentence, and for a clip.
 
 Sentence  the clips' cosines with the sentence, smoothed over three clips; candidates are the runs above the mean of
-          the 150 s around, and the interval around the anchor [A2FA Eq. 5] of every window of 150 s, since the search
-          for it compares it with the window's ends. The highest smoothed cosine inside ranks them; of those that share
-          their best clip, the one that stands out most is first. On the simulator at size "paper" R1@0.5 of the first
-          answer is more than ten points above that of the interval alone and of runs above the video's mean + 1 sd
-          (tests/video/test_zero_shot.py)
+          the 150 s around, and the interval around the anchor [A2FA Eq. 5] of every window of 150 s; windows, because
+          the interval's ends are found by comparing the anchor with the first and the last clip. The highest smoothed
+          cosine inside ranks them; of those that share their best clip, the one that stands out most is first. On the
+          simulator at size "paper" R1@0.5 of the first answer is more than ten points above that of the interval alone
+          and of runs above the video's mean + 1 sd (tests/video/test_zero_shot.py)
 Clip      the part of the video, at any of nine speeds, that is most like the clip: half by look, the mean cosine of
           clips centred by the video's mean, half by change, the correlation of clips centred by the part's own mean
           with those of the query. What crops, grades or encodes a copy anew shifts all its clips alike, and that
