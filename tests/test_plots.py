@@ -130,6 +130,11 @@ def test_windows_that_overlap_are_in_different_rows():
     assert plots.lanes([]).tolist() == []
 
 
+def test_values_are_stretched_to_one_and_constant_ones_to_zero():
+    assert plots.stretched(np.array([1.0, np.nan, 3.0, 2.0]))[[0, 2, 3]].tolist() == [0, 1, 0.5]
+    assert plots.stretched(np.array([2.0, 2.0])).tolist() == [0, 0]
+
+
 def test_there_are_no_more_rows_than_allowed():
     assert plots.lanes([[i, 10 + i] for i in range(9)], most=3).tolist() == [0, 1, 2] * 3
 
