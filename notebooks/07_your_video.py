@@ -114,8 +114,9 @@ axes[0, 0].imshow(legend(world_of(worlds["val"]).names))
 axes[0, 0].set_axis_off()
 
 # %% [markdown]
-# In the strip before, the line above the frames is the query, if one is given. Of the drawn video the truth is known: the bar below the
-# frames is where it happens. A person finds it by looking. The rest of this notebook makes a program find it.
+# In the strip before, the line above the frames is the query, if one is given. Of the drawn video the truth is known:
+# the bar below the frames is where it happens. A person finds it by looking. The rest of this notebook makes a
+# program find it.
 #
 # ## 2. From the file to numbers
 #
@@ -191,9 +192,10 @@ print("clip 0:", *(f"{x:.2f}" for x in target.features[0, :8].tolist()), "…")
 # ## 4. Ask in words
 #
 # **Zero-shot.** The sentence's vector is compared with every row. The curve of cosines is smoothed over three clips;
-# runs above its mean (of the 150 s around) are the moments, and so is the interval around the most similar clip [A2FA Eq. 5]. Nothing has
-# been trained to find boundaries, so they are as sharp as the curve. The score of a moment is the highest smoothed
-# cosine inside. It ranks the moments of one query; from one encoder or query to another it cannot be compared.
+# runs above its mean (of the 150 s around) are the moments, and so is the interval around the most similar clip [A2FA
+# Eq. 5]. Nothing has been trained to find boundaries, so they are as sharp as the curve. The score of a moment is the
+# highest smoothed cosine inside. It ranks the moments of one query; from one encoder or query to another it cannot be
+# compared.
 
 # %% tags=["nbval-ignore-output"]
 answers = {}
