@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from mrlib.arguments import has_terminal, printing
 from mrlib.video.cut import cut
-from mrlib.video.search import HERE_CLIP, HERE_PIXELS, HERE_WORDS, TOP, find
+from mrlib.video.search import HERE_CLIP, HERE_PIXELS, HERE_SHOWN, HERE_WORDS, TOP, find
 
 FOUND, NOT_HERE, WRONG = 0, 1, 2
 
@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     retrievers = "a run's folder, a checkpoint, or the file of an official release, with the encoder of its training"
     add("--retriever", help=f"{retrievers}; default none")
     add("--top", type=int, default=TOP, metavar="K", help=f"the most moments; default {TOP}")
-    usual = f"{HERE_WORDS} for a sentence (0.5 with Toy), {HERE_CLIP} for a clip, {HERE_PIXELS} with pixels"
+    usual = f"{HERE_WORDS} for a sentence, {HERE_SHOWN} with Toy; {HERE_CLIP} for a clip, {HERE_PIXELS} with pixels"
     least = "answer if the existence score, 0 to 1, which is not the score of a moment, is this or more; 0: always"
     add("--here", type=float, metavar="SCORE", help=f"{least}; default {usual}")
     add("--save", type=Path, metavar="FOLDER", help="write every moment as a video into this folder")

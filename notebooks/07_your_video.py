@@ -56,6 +56,8 @@ from matplotlib.patches import Rectangle
 
 import mrlib
 from mrlib import papers, plots
+from mrlib.sim.legend import legend
+from mrlib.sim.simulator import world_of
 from mrlib.train import fit
 from mrlib.video import Corpus, Pixels, Player, find, moments, render, storyboard, train_toy
 from mrlib.video.cut import cut
@@ -104,8 +106,17 @@ if save_figures and drawn:
     plots.save(fig, figures / "07_video")
 
 # %% [markdown]
-# The line above the frames is the query, if one is given. Of the drawn video the truth is known: the bar below the
-# frames is where it happens. A person finds it by looking. The rest of this notebook makes a program find it.
+# **The code.** All that a drawn video can show, under its word; of an action, two moments.
+
+# %%
+fig, axes = plots.figure(10, 5)
+axes[0, 0].imshow(legend(world_of(worlds["val"]).names))
+axes[0, 0].set_axis_off()
+
+# %% [markdown]
+# In the strip before, the line above the frames is the query, if one is given. Of the drawn video the truth is known:
+# the bar below the frames is where it happens. A person finds it by looking. The rest of this notebook makes a
+# program find it.
 #
 # ## 2. From the file to numbers
 #
@@ -183,12 +194,20 @@ print("clip 0:", *(f"{x:.2f}" for x in target.features[0, :8].tolist()), "…")
 # ## 4. Ask in words
 #
 # **Zero-shot.** The sentence's vector is compared with every row. The curve of cosines is smoothed over three clips;
-# runs above its mean are the moments, and so is the interval around the most similar clip [A2FA Eq. 5]. Nothing has
-# been trained to find boundaries, so they are as sharp as the curve. The score of a moment is the highest smoothed
-# cosine inside. It ranks the moments of one query; from one encoder or query to another it cannot be compared.
+# runs above its mean (of the 150 s around) are the moments, and so is the interval around the most similar clip [A2FA
+# Eq. 5]. Nothing has been trained to find boundaries, so they are as sharp as the curve. The score of a moment is the
+# highest smoothed cosine inside. It ranks the moments of one query; from one encoder or query to another it cannot be
+# compared.
 
 # %% tags=["nbval-ignore-output"]
 answers = {}
+
+
+def table(found):
+    """Moments for people."""
+    return pd.DataFrame(found).drop(columns="video").round(3) if found else "not here"
+
+
 if reads and query:
     vector = eyes.text(query)[1]
     similar = torch.nn.functional.cosine_similarity(target.features, vector[None]).numpy()
@@ -196,9 +215,7 @@ if reads and query:
     fig = storyboard(video, answers["zero-shot"], similar, truth, query)
     if save_figures and drawn:
         plots.save(fig, figures / "07_found")
-    display(pd.DataFrame(answers["zero-shot"]).drop(columns="video", errors="ignore").round(3))
-    if not answers["zero-shot"]:
-        print("not here")
+    display(table(answers["zero-shot"]))
 else:
     print("left out: a sentence, -p query, needs an encoder that reads it, -p encoder FOLDER, and the other way round")
 
@@ -239,13 +256,13 @@ if not clip:
     cut(video, begin, begin + min(6, 0.2 * facts.duration_s), clip)
     print(f"cut from {begin:.1f} s on, {probe(clip).duration_s:.1f} s long")
 answers["by example"] = find(video, clip=clip, encoder=Pixels(), cache=folder)
-display(pd.DataFrame(answers["by example"]).drop(columns="video", errors="ignore").round(2))
+display(table(answers["by example"]))
 if drawn and reads and truth:
     take = str(folder / "take.mp4")
     render_query(worlds["val"], chosen, take, seed=seed)
     answers["by another take"] = find(target, clip=take, encoder=eyes, cache=folder)
     print("truth", truth)
-    display(pd.DataFrame(answers["by another take"]).drop(columns="video", errors="ignore").round(2))
+    display(table(answers["by another take"]))
 
 # %% [markdown]
 # One cut proves nothing. Forty cuts of 4 to 9 s, encoded anew, cropped to 85 % and retimed, were searched in the video
@@ -277,7 +294,7 @@ if drawn and not encoder and not retriever:
     fit(model, train, None, paper, seed=seed)
 if model is not None and reads and query:
     answers["trained"] = find(target, query, retriever=model, encoder=eyes)
-    display(pd.DataFrame(answers["trained"]).drop(columns="video", errors="ignore").round(3))
+    display(table(answers["trained"]))
 
 # %% [markdown]
 # Again, one video proves nothing. Here are sixty drawn ones that neither encoder nor retriever has seen, a sentence
@@ -358,7 +375,8 @@ library.add(target, *([long] if drawn and reads else []))
 library.add(target)  # again: nothing changes
 print(f"videos: {len(library)}, hours: {library.hours:.2f}")
 if reads and query:
-    display(pd.DataFrame(library.search(query)).assign(video=lambda t: t["video"].map(lambda p: Path(p).name)).round(2))
+    hits = [hit | {"video": Path(hit["video"]).name} for hit in library.search(query)]
+    display(pd.DataFrame(hits).round(2) if hits else "not here")
 
 # %% [markdown]
 # **Two hundred hours** are simulated as features instead of drawn, since it is the search that is in question. Every

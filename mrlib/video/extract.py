@@ -138,14 +138,14 @@ class _Work:
         """sentences  to be encoded, by the name of their video and their qid"""
         self.annotated, self.files, self.encoder, self.sentences = annotated, files, encoder, sentences
         self.paths = {**annotated.queries, **annotated.videos}
-        self.own = [name for name in self.paths if shard.has(name)]
+        self.names = [name for name in self.paths if shard.has(name)]
         self.pending: list[str] = []
         self.durations: dict[str, float] = {}  # of videos, in seconds
         self.report = Report(files.name)
 
     def look(self) -> None:
         """Find out which videos of this shard are there, and the durations of all of them."""
-        for name in self.own:
+        for name in self.names:
             size = self.paths[name].stat().st_size
             duration_s = self.files.duration_s(name, size) if name in self.annotated.videos else None
             whole = duration_s is not None or name not in self.annotated.videos

@@ -113,7 +113,7 @@ def test_a_clip_that_is_longer_than_the_video_may_be_slow_motion():
 
 
 def test_a_clip_of_another_video_is_not_here(spots, tmp_path):
-    """Spots of two videos are alike by chance; of cuts of real videos 97 % are rejected by the default."""
+    """Spots of two videos are alike by chance, so that `here` is above its default."""
     other = wandering(tmp_path / "other.mp4", seed=1)
     for copy in copies([other], tmp_path, 3):
         assert find(spots, clip=copy.file, here=0.5) == [] and find(spots, clip=copy.file, here=0)
