@@ -31,7 +31,7 @@ from mrlib.video.encode import Encoder, open_encoder
 from mrlib.video.index import Index, index, plain_recipe
 from mrlib.video.read import Progress
 from mrlib.video.retrievers import normalised
-from mrlib.video.search import usually_here
+from mrlib.video.search import check_here, usually_here
 from mrlib.video.windows import Window, moments_in, without_overlap
 
 
@@ -223,6 +223,7 @@ class Corpus:
         raises     ValueError for an argument that does not fit, or a corpus without videos
         """
         require(top is None or type(top) is int and top > 0, "top", top, "a whole number of at least 1, or None")
+        check_here(here)
         model = None if retriever is None else retrievers.open_retriever(retriever)
         asked = self._asked(query, clip)
         length = asked.window if model is None else self._require_fit(model, asked.by_clip)
@@ -348,7 +349,5 @@ def _require_recipe(subject: str, expected: Mapping[str, Any], given: Mapping[st
     names = sorted(name for name in {*expected, *given} if expected.get(name) != given.get(name))
     if names:
         name = "encoder" if "encoder" in names else names[0]
-        wanted = f"{expected.get(name)!r}, as in the file"
-        require(
-            False, f"{name} of {subject}", given.get(name), f"{wanted}; open it with that encoder, or another file,"
-        )
+        differs = f"has {name} {given.get(name)!r}, and its features were made with {expected.get(name)!r}"
+        raise ValueError(f"{subject} {differs}; give that encoder, or another file")
