@@ -138,6 +138,7 @@ class Corpus:
             self._append(Entry(_path(path), 0.0, 0, removed=True), np.zeros((0, self.recipe["width"]), "<f2"))
 
     def _add(self, video: str | os.PathLike | Index, progress: Progress | None) -> str:
+        require(isinstance(video, str | os.PathLike | Index), "video", video, "the path of a video, or its index")
         path = _path(video.path if isinstance(video, Index) else video)
         self._read_new()
         facts = _facts(path)

@@ -278,6 +278,7 @@ def test_an_empty_corpus_is_not_searched(tmp_path):
         ({"query": SENTENCE, "here": "x"}, "here must be a number from 0 to 1"),
         ({"query": SENTENCE, "here": float("nan")}, "here must be a number from 0 to 1"),
         ({"query": 7}, "query must be a sentence"),
+        ({"clip": 7}, "path must be the path of a video, not 7"),
         ({"query": "  "}, "query must be a sentence"),
         ({"clip": "no.mp4"}, "no.mp4"),
     ],
@@ -285,6 +286,12 @@ def test_an_empty_corpus_is_not_searched(tmp_path):
 def test_arguments_that_do_not_fit_are_refused(arguments, message, tmp_path):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         new_corpus(tmp_path, invented("a.mp4", 30)).search(**arguments)
+
+
+@pytest.mark.parametrize("video", [None, 3, b"a.mp4", ["a.mp4"]])
+def test_what_is_no_path_of_a_video_is_not_added(video, tmp_path):
+    with pytest.raises(ValueError, match="video must be the path of a video, or its index, not"):
+        new_corpus(tmp_path).add(video)
 
 
 @pytest.mark.parametrize("features", [torch.full((3, WIDTH), torch.nan), torch.ones(0, WIDTH), torch.ones(3, 5)])
