@@ -163,7 +163,7 @@ def _naming(path: Path) -> Iterator[None]:
 def shown_path(path: str | os.PathLike) -> str:
     """A path as part of a message, which has one line."""
     path = os.fsdecode(path)
-    return path if path.isprintable() else repr(path)
+    return path if path.isprintable() and path else repr(path)
 
 
 def _new_temporary(path: Path) -> tuple[Path, _NamedFile]:

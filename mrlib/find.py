@@ -112,7 +112,11 @@ def _save(folder: Path, number: int, moment: dict[str, Any]) -> None:
     start, end = (_clock(moment[name]).replace(":", "m", 1).replace(":", "") for name in ("start_s", "end_s"))
     stem = re.sub(r"[^\w.-]+", "_", Path(moment["video"]).stem).strip("._")[:60] or "video"
     file = folder / f"{stem}_{number:02}_{start}-{end}.mp4"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"{folder} cannot be made, {error.strerror}; give another folder to --save into"
+        raise OSError(error.errno, reason) from None
     made = cut(moment["video"], moment["start_s"], moment["end_s"], file)
     print(f"saved {_one_line(str(file))}{f': {made.note}' if made.note else ''}", file=sys.stderr)
 

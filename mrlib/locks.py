@@ -62,8 +62,9 @@ def _sign(handle: int) -> None:
     """Write into a lock file who holds it."""
     holder = {"process": os.getpid(), "host": socket.gethostname()}
     holder["since"] = datetime.now().astimezone().isoformat(" ", "seconds")
-    os.ftruncate(handle, 0)
-    os.write(handle, json.dumps(holder).encode())
+    with suppress(OSError):  # a full disk takes an empty file, which locks as well
+        os.ftruncate(handle, 0)
+        os.write(handle, json.dumps(holder).encode())
 
 
 def _holder(file: Path) -> str:

@@ -61,6 +61,31 @@ def test_a_folder_to_save_into_that_is_a_file_is_refused_before_the_search(answe
     assert "file is a file; give a folder to --save into" in capsys.readouterr().err and answers[0] == {}
 
 
+def test_a_folder_to_save_into_that_cannot_be_made_is_named(answers, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert find.main(["v.mp4", "a dog", "--save", str(tmp_path / "file" / "clips")]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "clips cannot be made, Not a directory; give another folder to --save into" in err
+
+
+@pytest.mark.parametrize("module", ["mrlib.find", "mrlib.video.extract"])
+def test_without_pyav_commands_take_one_line_and_help_is_there(module, tmp_path):
+    """OUT stays as it was."""
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").write_text("not read")
+    given = [str(tmp_path / "videos" / "a.mp4"), "--clip", str(tmp_path / "videos" / "a.mp4")]
+    if module == "mrlib.video.extract":
+        given = [str(tmp_path / "videos"), str(tmp_path / "out"), "--encoder", "pixels"]
+        (tmp_path / "videos" / "a.csv").write_text("video,start,end,query\na.mp4,0,1,a dog\n")
+    program = f"import sys, runpy; sys.modules['av'] = None; runpy.run_module({module!r}, run_name='__main__')"
+    for arguments, status in ((given, 2), (["--help"], 0)):
+        run = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
+        assert (run.returncode, "Traceback" in run.stderr) == (status, False), run.stderr
+        if status:
+            assert run.stderr.endswith('error: videos are read with PyAV; install it with: pip install -e ".[video]"\n')
+    assert not (tmp_path / "out").exists()
+
+
 def test_ctrl_c_ends_quietly(monkeypatch, capsys):
     def stop(*arguments, **options):
         raise KeyboardInterrupt

@@ -1,5 +1,6 @@
 """One process at a time holds a lock, and a dead one holds none."""
 
+import errno
 import os
 import signal
 import socket
@@ -101,3 +102,16 @@ def test_only_one_of_many_holds_a_lock_that_is_made_and_removed_again_and_again(
     for thread in threads:
         thread.join()
     assert (tmp_path / "number").read_text() == "40" and os.listdir(tmp_path) == ["number"]
+
+
+def test_on_a_full_disk_a_lock_is_held_without_a_name(tmp_path, monkeypatch):
+    """An empty file can still be made there; what is written under the lock says that there is no space."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "no space")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mrlib.locks.os.write", full)
+        with locks.hold(tmp_path / ".lock", "the run"):
+            assert (tmp_path / ".lock").read_bytes() == b""
+    assert not any(tmp_path.iterdir())

@@ -13,8 +13,15 @@ from mrlib.files import shown_path
 
 try:
     import av
-except ImportError as error:
-    raise ImportError('videos are read with PyAV; install it with: pip install -e ".[video]"') from error
+except ImportError:
+
+    class _Missing:
+        """Stands for PyAV where it is not installed: what opens a video says how to install it, the rest works."""
+
+        def __getattr__(self, name: str):
+            raise ImportError('videos are read with PyAV; install it with: pip install -e ".[video]"')
+
+    av = _Missing()
 
 JOINED = ("mpegts", "mpeg")  # formats that are joined by concatenation: the time stamps begin anew in each part
 LONGEST_GAP_S = 10  # between the time stamps of such a file; a longer one is the beginning of a part
@@ -43,6 +50,8 @@ def check_file(path: str) -> os.stat_result:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"{shown_path(path)}: no such file") from None
+    except ValueError:
+        raise ValueError(f"{shown_path(path)} is no name that a file can have; give the path of a video") from None
     if stat.S_ISDIR(status.st_mode):
         raise ValueError(f"{shown_path(path)} is a folder; give one video file")
     if not stat.S_ISREG(status.st_mode):

@@ -139,6 +139,7 @@ class Corpus:
             self._append(Entry(_path(path), 0.0, 0, removed=True), np.zeros((0, self.recipe["width"]), "<f2"))
 
     def _add(self, video: str | os.PathLike | Index, progress: Progress | None) -> str:
+        require(isinstance(video, str | os.PathLike | Index), "video", video, "the path of a video, or its index")
         path = _path(video.path if isinstance(video, Index) else video)
         self._read_new()
         facts = _facts(path)
@@ -344,8 +345,6 @@ def _facts(path: str) -> tuple[int | None, int | None]:
 def _require_recipe(subject: str, expected: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """ValueError, saying what differs, unless two recipes of encoders are the same."""
     if names := differing(expected, given):
-        name = names[0]
-        wanted = f"{expected.get(name)!r}, as in the file"
-        require(
-            False, f"{name} of {subject}", given.get(name), f"{wanted}; open it with that encoder, or another file,"
-        )
+        name = "encoder" if "encoder" in names else names[0]
+        differs = f"has {name} {given.get(name)!r}, and its features were made with {expected.get(name)!r}"
+        raise ValueError(f"{subject} {differs}; give that encoder, or another file")

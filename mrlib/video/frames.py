@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import chain
+from numbers import Real
 
 from mrlib.arguments import require
 from mrlib.files import shown_path
@@ -104,7 +105,7 @@ def held(frames: Iterator[av.VideoFrame], end_s: Fraction) -> Iterator[av.VideoF
 def inside(facts: Facts, start_s: float, end_s: float) -> tuple[Fraction, Fraction]:
     """A part of a video, which may end with it; ValueError if it is none, or begins behind the video."""
     for name, value in ("start_s", start_s), ("end_s", end_s):
-        require(math.isfinite(value), name, value, "a number of seconds")
+        require(isinstance(value, Real) and math.isfinite(value), name, value, "a number of seconds")
     require(start_s >= 0, "start_s", start_s, "0 or more")
     require(end_s > start_s, "end_s", end_s, f"greater than start_s, {start_s}")
     if start_s >= facts.duration_s:

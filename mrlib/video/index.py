@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mrlib.arguments import is_plain
+from mrlib.arguments import is_plain, require
 from mrlib.data.cache import cache_folder
 from mrlib.data.digests import content_digest, stamp
 from mrlib.files import parse_json, remove_dead, shown_path
@@ -75,6 +75,7 @@ def index(
 
     If the cache runs out of space, a warning says so, and the features are returned all the same.
     """
+    require(isinstance(path, str | os.PathLike), "path", path, "the path of a video")
     path, recipe = Path(path), plain_recipe(encoder)
     check_file(os.fspath(path))
     file = _cache_file(path, cache_folder(path.parent, cache), recipe)

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from numbers import Real
 
 import numpy as np
 
@@ -80,7 +81,8 @@ def thumbnails(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Whole frames, reduced to a few pixels: uint8 (n, side, side, 3) RGB, and their times in seconds, float64 (n,)."""
     facts = probe(path)
-    require(math.isfinite(rows_per_s) and rows_per_s > 0, "rows_per_s", rows_per_s, "a number above 0")
+    fits = isinstance(rows_per_s, Real) and math.isfinite(rows_per_s) and rows_per_s > 0
+    require(fits, "rows_per_s", rows_per_s, "a number above 0")
     _check(1 / rows_per_s, side)
     size = f"{side}:{side}:flags=area"
     times, rows = zip(*_sampled(facts, 1 / rows_per_s, progress, ("scale", size)), strict=True)
@@ -88,7 +90,8 @@ def thumbnails(
 
 
 def _check(clip_s: float, side: int) -> None:
-    require(math.isfinite(clip_s) and clip_s >= SHORTEST_S, "clip_s", clip_s, f"{SHORTEST_S} seconds or more")
+    fits = isinstance(clip_s, Real) and math.isfinite(clip_s) and clip_s >= SHORTEST_S
+    require(fits, "clip_s", clip_s, f"{SHORTEST_S} seconds or more")
     require(isinstance(side, int) and side > 0, "side", side, "a whole number of pixels above 0")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,9 @@ def find(
     """
     require_query(query, clip, here)
     require(type(top) is int and top >= 1, "top", top, "a whole number of at least 1")
+    for name, value in ("video", video), ("clip", clip):
+        require(isinstance(value, str | os.PathLike | Index | None), name, value, "the path of a video, or its index")
+    require(video is not None, "video", video, "the path of a video, or its index")
     model = None if retriever is None else retrievers.open_retriever(retriever)
     if not (isinstance(video, Index) and isinstance(clip, Index) and encoder is None):
         encoder = _encoder(encoder, video, clip, model)
@@ -93,7 +97,7 @@ def require_query(query: str | None, clip: str | os.PathLike | Index | None, her
         raise ValueError(f"give either query=, a sentence, or clip=, a video; {given} given")
     if query is not None:
         require(isinstance(query, str) and query.strip() != "", "query", query, "a sentence with at least one word")
-    number = type(here) in (int, float) and 0 <= here <= 1
+    number = isinstance(here, Real) and not isinstance(here, bool) and 0 <= here <= 1
     require(here is None or number, "here", here, "a number from 0 to 1, or None")
 
 
@@ -102,7 +106,11 @@ def _encoder(
 ) -> Encoder:
     """The encoder of a search: the one that is given or named, or the usual one."""
     if encoder is not None:
-        return open_encoder(os.fspath(encoder)) if isinstance(encoder, str | os.PathLike) else encoder
+        if isinstance(encoder, str | os.PathLike):
+            return open_encoder(os.fspath(encoder))
+        fits = isinstance(getattr(encoder, "recipe", None), Mapping) and not isinstance(encoder, type)
+        require(fits, "encoder", encoder, "an encoder, or the name of one")
+        return encoder
     if isinstance(video, Index):
         pixels = video.recipe["encoder"] == "pixels"
     elif model is not None:

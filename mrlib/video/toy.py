@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mrlib.arguments import require
+from mrlib.arguments import require, shown
 from mrlib.data import Sample
 from mrlib.data.arrays import normalized_rows
 from mrlib.data.bank import Bank
@@ -104,7 +104,7 @@ class Toy:
         known = [self._number[word] for word in words if word in self._number]
         if not set(words) & set(self.named):
             examples = ", ".join(self.named)
-            raise ValueError(f"{query!r} names nothing that Toy has seen; it knows: {examples}")
+            raise ValueError(f"{shown(query)} names nothing that Toy has seen; it knows: {examples}")
         if unknown := [word for word in dict.fromkeys(words) if word not in self._number]:
             warnings.warn(f"Toy does not know {', '.join(unknown)}; the sentence is read without", stacklevel=2)
         numbers = torch.tensor([known])

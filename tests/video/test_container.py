@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from fractions import Fraction
@@ -12,7 +13,7 @@ import av
 import numpy as np
 import pytest
 
-from mrlib.video.container import best_video, container, exact, half_up, packets, ticks
+from mrlib.video.container import best_video, check_file, container, exact, half_up, packets, ticks
 from tests.support.videos import audio_only, make_video, numbered, truncate
 
 
@@ -78,6 +79,13 @@ def test_a_file_without_permission_is_named(tmp_path):
         opened(path)
 
 
+def test_a_name_that_no_file_can_have_is_named():
+    with pytest.raises(ValueError, match=re.escape(r"'a\x00b' is no name that a file can have")):
+        check_file("a\0b")
+    with pytest.raises(FileNotFoundError, match="^'': no such file"):
+        check_file("")
+
+
 @pytest.mark.parametrize("name", ['a "b"\nc.mp4', "file:a.mp4", "http:a.mp4", "-", os.fsdecode(b"\xff.mp4")])
 def test_any_name_will_do_and_messages_have_one_line(name, tmp_path):
     opened(make_video(tmp_path / "a.mp4", seconds=1).rename(tmp_path / name))
@@ -122,7 +130,7 @@ def test_halves_are_rounded_up():
 
 
 def test_without_pyav_the_message_says_how_to_install_it():
-    program = "import sys; sys.modules['av'] = None; import mrlib.video.read"
+    program = "import sys; sys.modules['av'] = None; from mrlib.video.read import probe; probe(sys.executable)"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert run.stderr.splitlines()[-1] == (
         'ImportError: videos are read with PyAV; install it with: pip install -e ".[video]"'

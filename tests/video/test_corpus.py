@@ -231,11 +231,13 @@ def test_the_coarse_step_alone_gives_windows(tmp_path):
 
 def test_a_corpus_of_another_encoder_is_refused_by_name(tmp_path):
     file = new_corpus(tmp_path, invented("a.mp4", 30)).file
-    with pytest.raises(ValueError, match=r"encoder of .*videos.corpus must be 'invented', .* not 'other'"):
+    with pytest.raises(
+        ValueError, match=r"encoder of .*videos.corpus has encoder 'other', .* made with 'invented'; give"
+    ):
         Corpus.open(file, Other())
-    with pytest.raises(ValueError, match=r"must be 'invented', .* not 'other'"):
+    with pytest.raises(ValueError, match=r"has encoder 'other', .* made with 'invented'"):
         Corpus.open(file, Invented()).add(Index("b.mp4", 60.0, torch.ones(30, WIDTH), Other.recipe))
-    with pytest.raises(ValueError, match=r"must be 'invented', .* not 'other'"):
+    with pytest.raises(ValueError, match=r"has encoder 'other', .* made with 'invented'"):
         Corpus.open(file, Invented()).search(clip=Index("b.mp4", 60.0, torch.ones(30, WIDTH), Other.recipe))
 
 
@@ -274,7 +276,10 @@ def test_an_empty_corpus_is_not_searched(tmp_path):
         ({"query": SENTENCE, "windows": 2.5}, "windows must be a whole number"),
         ({"query": SENTENCE, "here": 1.5}, "here must be a number from 0 to 1"),
         ({"query": SENTENCE, "top": 0}, "top must be a whole number of at least 1"),
+        ({"query": SENTENCE, "here": "x"}, "here must be a number from 0 to 1"),
+        ({"query": SENTENCE, "here": float("nan")}, "here must be a number from 0 to 1"),
         ({"query": 7}, "query must be a sentence"),
+        ({"clip": 7}, "path must be the path of a video, not 7"),
         ({"query": "  "}, "query must be a sentence"),
         ({"clip": "no.mp4"}, "no.mp4"),
     ],
@@ -282,6 +287,12 @@ def test_an_empty_corpus_is_not_searched(tmp_path):
 def test_arguments_that_do_not_fit_are_refused(arguments, message, tmp_path):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         new_corpus(tmp_path, invented("a.mp4", 30)).search(**arguments)
+
+
+@pytest.mark.parametrize("video", [None, 3, b"a.mp4", ["a.mp4"]])
+def test_what_is_no_path_of_a_video_is_not_added(video, tmp_path):
+    with pytest.raises(ValueError, match="video must be the path of a video, or its index, not"):
+        new_corpus(tmp_path).add(video)
 
 
 @pytest.mark.parametrize("features", [torch.full((3, WIDTH), torch.nan), torch.ones(0, WIDTH), torch.ones(3, 5)])

@@ -64,7 +64,7 @@ def test_a_folder_of_toy_opens_toy(tmp_path):
 
 
 def test_without_av_the_error_says_how_to_install_it():
-    program = "import sys; sys.modules['av'] = None; import mrlib.video; mrlib.video.Pixels"
+    program = "import sys; sys.modules['av'] = None; import mrlib.video; mrlib.video.Pixels().video(sys.executable)"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert 'pip install -e ".[video]"' in run.stderr.splitlines()[-1]
 

@@ -153,6 +153,17 @@ def test_clips_can_be_gone_through_again_and_turned_into_an_array(tmp_path):
     np.testing.assert_array_equal(np.stack(list(frames)), array)
 
 
+@pytest.mark.parametrize("value", ["2", None, 0, float("nan")])
+def test_what_is_no_number_of_seconds_is_refused_by_name(value, tmp_path):
+    path = make_video(tmp_path / "a.mp4", seconds=1)
+    with pytest.raises(ValueError, match="clip_s must be"):
+        clips(path, value)
+    with pytest.raises(ValueError, match="rows_per_s must be"):
+        thumbnails(path, value)
+    with pytest.raises(ValueError, match="end_s must be"):
+        cut(path, 0, value, tmp_path / "b.mp4")
+
+
 def ramp(n: int, size: tuple[int, int]) -> np.ndarray:
     """Grey that grows to the right and downwards, and with time."""
     rows, columns = np.mgrid[: size[1], : size[0]]

@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -218,6 +219,10 @@ def test_the_whole_way_with_a_rendered_video_toy_and_a_run(tmp_path):
         ({"query": "  "}, "query must be a sentence with at least one word"),
         ({"query": "a dog", "top": 0}, "top must be a whole number of at least 1"),
         ({"query": "a dog", "here": 1.5}, "here must be a number from 0 to 1"),
+        ({"query": "a dog", "here": "0"}, "here must be a number from 0 to 1"),
+        ({"query": "a dog", "encoder": 3}, "encoder must be an encoder, or the name of one, not 3"),
+        ({"query": "a dog", "encoder": Fixed}, "encoder must be an encoder, or the name of one"),
+        ({"clip": 3}, "clip must be the path of a video, or its index, not 3"),
         ({"query": "a dog", "encoder": Fixed()}, "Fixed cannot read a sentence; ask by clip"),
         (
             {"query": "a dog", "encoder": Fixed(ENCODER.videos, ENCODER.words, weights="other")},
@@ -233,6 +238,16 @@ def test_the_whole_way_with_a_rendered_video_toy_and_a_run(tmp_path):
 def test_arguments_that_do_not_fit_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         find(VIDEO, **{"encoder": ENCODER} | options)
+
+
+@pytest.mark.parametrize("video", [None, 3, b"video.mp4", ["video.mp4"]])
+def test_what_is_no_path_of_a_video_is_refused_by_name(video):
+    with pytest.raises(ValueError, match="video must be the path of a video, or its index, not"):
+        find(video, "a dog", encoder=ENCODER)
+
+
+def test_a_number_of_numpy_is_a_score():
+    assert find(VIDEO, "a dog", encoder=ENCODER, here=np.float32(0)) == find(VIDEO, "a dog", encoder=ENCODER, here=0)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):

@@ -204,6 +204,11 @@ def test_a_sentence_about_nothing_that_it_has_seen_is_refused(query, toy):
         toy.text(query)
 
 
+def test_a_long_sentence_is_shortened_in_a_message(toy):
+    with pytest.raises(ValueError, match="^'x x [x ]+[.]{3}' names nothing"):
+        toy.text("x " * 500)
+
+
 def test_a_query_that_is_no_sentence_is_refused(toy):
     with pytest.raises(ValueError, match="query must be a sentence, not None"):
         toy.text(None)
