@@ -153,13 +153,6 @@ def existence(c: np.ndarray) -> float:
     return float(torch.special.ndtr(torch.tensor(z, dtype=torch.float64)) ** len(c))
 
 
-def above_usual(c: np.ndarray) -> np.ndarray:
-    """Which of the values (n,) of a video's clips are above their mean + 1 sd; the highest always is."""
-    above = c > c.mean() + c.std()
-    above[c.argmax()] = True
-    return above
-
-
 def _cosines(dataset: MomentDataset) -> Iterator[tuple[Sample, np.ndarray]]:
     """Every sample with the cosines of its clips with its query, float64 (n,)."""
     for batch in _batches(dataset):
@@ -170,7 +163,8 @@ def _cosines(dataset: MomentDataset) -> Iterator[tuple[Sample, np.ndarray]]:
 
 def _similar_runs(sample: Sample, c: np.ndarray, clip_s: float) -> dict:
     """The line of `query_similarity` for the cosines c (n,) of one sample."""
-    above = above_usual(c)
+    above = c > c.mean() + c.std()
+    above[c.argmax()] = True
     ends = np.flatnonzero(np.diff(above, prepend=False, append=False)).reshape(-1, 2)
     scores = np.add.reduceat(np.append(c, 0), ends.ravel())[::2] / np.diff(ends)[:, 0]
     best = np.argsort(-scores, kind="stable")[:MAX_MOMENTS]

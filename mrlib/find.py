@@ -2,7 +2,7 @@
 
     python -m mrlib.find match.mp4 "a man opens the door" --encoder clip-vit-base-patch32
     python -m mrlib.find match.mp4 --clip replay.mp4 --save clips
-    python -m mrlib.find match.mp4 "a man opens the door" --retriever runs/first --json
+    python -m mrlib.find match.mp4 "a man opens the door" --encoder clip-vit-base-patch32 --retriever runs/first --json
 
 Without --retriever the answer needs no training. The exit status is 0 if something is found, 1 if nothing is here, 2
 for wrong input. Only the answer goes to standard output; notes and progress go to standard error.
@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from mrlib.arguments import has_terminal, printing
 from mrlib.video.cut import cut
-from mrlib.video.search import HERE_CLIP, HERE_PIXELS, HERE_WORDS, TOP, find
+from mrlib.video.search import HERE_CLIP, HERE_PIXELS, HERE_SHOWN, HERE_WORDS, TOP, find
 
 FOUND, NOT_HERE, WRONG = 0, 1, 2
 
@@ -47,17 +47,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m mrlib.find", description=(__doc__ or "").split(":")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m mrlib.find",
+        description=(__doc__ or "").split(":")[0] + ": by a sentence, or by a clip.",
+        epilog="Exit status: 0 if something is found, 1 if nothing is here, 2 for wrong input. A score ranks the "
+        "moments of one search: cosine with the sentence, likeness to the clip (at most 1), or the retriever's own.",
+    )
     add = parser.add_argument
     add("video", help="the video to search in")
-    add("query", nargs="?", help="a sentence")
-    add("--clip", help="a video to search for, instead of a sentence")
-    encoders = "pixels; a folder of Toy; a folder or hub name of CLIP; default $MRLIB_CLIP, for --clip pixels"
-    add("--encoder", help=encoders)
-    add("--retriever", help="a run's folder, a checkpoint, or the file of an official release; default none")
+    add("query", nargs="?", help="a sentence, in quotes")
+    add("--clip", help="a shorter video to search for, instead of a sentence")
+    encoders = "a folder or hub name of CLIP; a folder that mrlib.video.Toy saved; pixels, for --clip only"
+    add("--encoder", help=f"{encoders}; default $MRLIB_CLIP, for --clip pixels")
+    retrievers = "a run's folder, a checkpoint, or the file of an official release, with the encoder of its training"
+    add("--retriever", help=f"{retrievers}; default none")
     add("--top", type=int, default=TOP, metavar="K", help=f"the most moments; default {TOP}")
-    usual = f"{HERE_WORDS} for a sentence, {HERE_CLIP} for a clip, {HERE_PIXELS} with pixels"
-    add("--here", type=float, metavar="SCORE", help=f"answer from this existence score on, 0 to 1; default {usual}")
+    usual = f"{HERE_WORDS} for a sentence, {HERE_SHOWN} with Toy; {HERE_CLIP} for a clip, {HERE_PIXELS} with pixels"
+    least = "answer if the existence score, 0 to 1, which is not the score of a moment, is this or more; 0: always"
+    add("--here", type=float, metavar="SCORE", help=f"{least}; default {usual}")
     add("--save", type=Path, metavar="FOLDER", help="write every moment as a video into this folder")
     add("--cache", help="folder for the features; default .mrlib_cache beside the video")
     add("--json", action="store_true", help="print the moments as JSON")
@@ -66,6 +73,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _answer(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The moments that the options ask for; a bar shows the seconds that are encoded."""
+    if (args.query is None) == (args.clip is None):
+        given = "neither is" if args.query is None else "both are"
+        raise ValueError(f"give either a sentence, in quotes after the video, or --clip, a video; {given} given")
     if args.save is not None and args.save.exists() and not args.save.is_dir():
         raise ValueError(f"{args.save} is a file; give a folder to --save into")
     with tqdm(unit="s", desc="encoding", leave=False, disable=not has_terminal()) as bar:

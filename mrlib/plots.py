@@ -119,8 +119,7 @@ def _timeline_rows(ax: Axes, duration_s: float, moments_s, opacity, truth_s, sal
     """Saliency, predicted and true moments below one another, each row with its name at the left."""
     names, top = {}, 0.0
     if saliency is not None:
-        low, high = np.nanmin(saliency), np.nanmax(saliency)
-        curve = (saliency - low) / (high - low or 1) * 1.6
+        curve = 1.6 * stretched(saliency)
         time_s = (np.arange(len(curve)) + 0.5) * duration_s / len(curve)
         ax.fill_between(time_s, curve + 0.2, 0.2, color=QUERY, alpha=0.2, lw=0)
         ax.plot(time_s, curve + 0.2, color=QUERY, lw=1.5)
@@ -136,6 +135,12 @@ def _timeline_rows(ax: Axes, duration_s: float, moments_s, opacity, truth_s, sal
     ax.set(ylim=(top - 0.15, 2 if saliency is not None else 0.1), yticks=[*names.values()], yticklabels=names)
     ax.tick_params(left=False)
     ax.set(xlim=(0, duration_s), xlabel="target video (s)")
+
+
+def stretched(values: np.ndarray) -> np.ndarray:
+    """Values (n,) shifted and scaled to 0 to 1; NaN stays NaN."""
+    low, high = np.nanmin(values), np.nanmax(values)
+    return (values - low) / (high - low or 1)
 
 
 def lanes(windows: Sequence[Sequence[float]], most: int = 4) -> np.ndarray:

@@ -48,19 +48,17 @@ class MomentRetriever(nn.Module):
         round_s: float | None = None,
         max_windows: int = 10,
         recipe: dict[str, Any] | None = None,
-        training_data: Training | None = None,
     ):
         """Combine an aligner and a detector.
 
         round_s      predicted times are rounded to multiples of this, in seconds; None: they are not rounded
         max_windows  largest number of predictions per query
         recipe       the arguments by which `mrlib.papers` builds this model again; checkpoints need it
-        training_data  set by `mrlib.fit`, and by `mrlib.checkpoint` where a checkpoint says it
         """
         super().__init__()
         self.aligner, self.detector = aligner, detector
         self.round_s, self.max_windows, self.recipe = round_s, max_windows, recipe
-        self.training_data = training_data
+        self.training_data: Training | None = None  # `mrlib.fit` sets it, and `mrlib.checkpoint` if a file says it
 
     def forward(self, batch: Batch) -> tuple[Aligned, dict[str, Tensor]]:
         """The outputs of the aligner and of the detector for a batch; neither reads its labels."""

@@ -23,7 +23,9 @@
 # > **Reading** fifteen minutes. **Running** about three minutes on two cores.
 #
 # The other notebooks begin with features. This one begins with an `.mp4`. By default it draws one, so that it runs
-# anywhere and the truth is known; with `-p video my.mp4` it takes yours.
+# anywhere and the truth is known; with `-p video my.mp4` it takes yours. Then it needs `-p encoder FOLDER` with CLIP's
+# weights to answer a sentence (`-p query "…"`; section 10 says where to get them). Without weights it answers clips
+# only. What needs the truth, or the sentence, is left out and says so.
 
 # %% tags=["parameters"]
 seed: int = 0  # of the world, the encoder that is trained here, and the retriever
@@ -54,6 +56,8 @@ from matplotlib.patches import Rectangle
 
 import mrlib
 from mrlib import papers, plots
+from mrlib.sim.legend import legend
+from mrlib.sim.simulator import world_of
 from mrlib.train import fit
 from mrlib.video import Corpus, Pixels, Player, find, moments, render, storyboard, train_toy
 from mrlib.video.cut import cut
@@ -97,24 +101,36 @@ if drawn:
 facts = probe(video)
 print(f"{Path(video).name}: {facts.duration_s:.1f} s, {facts.width} x {facts.height}, {facts.fps:.1f} frames/s")
 fig = storyboard(video, [], truth=truth, query=query)
+fig.axes[0].set_title("", loc="right")  # no answer: nothing has been asked yet
 if save_figures and drawn:
     plots.save(fig, figures / "07_video")
 
 # %% [markdown]
-# The line above the frames is the query; the bar below them is where it happens. A person finds it by looking. The
-# rest of this notebook makes a program find it.
+# **The code.** All that a drawn video can show, under its word; of an action, two moments.
+
+# %%
+fig, axes = plots.figure(10, 5)
+axes[0, 0].imshow(legend(world_of(worlds["val"]).names))
+axes[0, 0].set_axis_off()
+
+# %% [markdown]
+# In the strip before, the line above the frames is the query, if one is given. Of the drawn video the truth is known:
+# the bar below the frames is where it happens. A person finds it by looking. The rest of this notebook makes a
+# program find it.
 #
 # ## 2. From the file to numbers
 #
 # **Why.** Models see features, not files. Whoever makes features for a trained model must make them as its training
 # data was made: the same frame of every clip, the same crop, the same scaling. Half a second of shift, or another
 # resize, is a different input, and nothing complains.
-#
+
+# %% [markdown]
 # **The published recipe.** One clip is two seconds. Clip $n$ is shown by *one* frame, the last one before its middle,
 # $2n + 1$ s; a video has $\mathrm{round}(\text{duration} / 2)$ clips. The short side is scaled to 224 pixels and the
 # centre cropped. `mrlib.video.read` does this in one pass through PyAV, byte for byte what the `ffmpeg` program gives.
 #
-# **Picture.** Above, one frame and the square that the encoder sees of it; below, all that is left of the video.
+# **Picture.** Above, a frame and the square of it that the encoder sees; below, a few of these squares, one per clip.
+# That is all that an encoder such as CLIP gets of the video.
 
 # %% tags=["nbval-ignore-output"]
 pictures, times = clips(video)
@@ -139,13 +155,16 @@ for ax in axes.flat:
 #
 # An encoder turns each of these pictures into a vector, and a sentence into a vector of the same space. For real
 # videos that is CLIP: `-p encoder FOLDER` with a folder of its weights. CLIP learned from 400 million pictures with
-# captions that a picture and *its* caption belong together. None of its weights can come with this repository, but the
-# lesson fits into a minute: take clips of drawn videos, each with a sentence about it, and train two towers, one for
-# pictures and one for words, so that in a batch every clip is most similar to its own sentence,
+# captions that a picture and *its* caption belong together. None of its weights can come with this repository.
+
+# %% [markdown]
+# The lesson fits into a minute: take clips of drawn videos, each with a sentence about it, and train two networks, one
+# for pictures and one for words, so that in a batch every clip is most similar to its own sentence,
 # $$\mathcal{L} = -\frac{1}{2B} \sum_b \Big( \log \frac{e^{s \langle v_b, q_b \rangle}}
 # {\sum_j e^{s \langle v_b, q_j \rangle}} + \log \frac{e^{s \langle v_b, q_b \rangle}}
 # {\sum_j e^{s \langle v_j, q_b \rangle}} \Big).$$
-# That is all of `mrlib.video.Toy`. It sees four small pictures per clip, so that it can tell motions apart.
+# That is all of `mrlib.video.Toy`. It sees four small pictures per clip, so that it can tell motions apart. Without
+# weights, a video of your own is described by `Pixels`, which is explained in section 5.
 
 # %% tags=["nbval-ignore-output"]
 losses, start = [], time.process_time()
@@ -163,8 +182,8 @@ if losses:
     axes[0, 0].set(xlabel="step", ylabel="loss", title=f"Toy, {time.process_time() - start:.0f} s of one core")
 
 # %% [markdown]
-# Now the video becomes an *index*: a row per clip, kept beside the file together with what made it, so that it is
-# encoded once, and so that features of another encoder are refused by name instead of giving nonsense.
+# Now the video becomes an *index*: a row per clip, kept in a file together with the name of its encoder, so that the
+# video is encoded once, and so that features of another encoder are refused by name instead of giving nonsense.
 
 # %% tags=["nbval-ignore-output"]
 target = index(video, eyes, cache=folder)
@@ -175,11 +194,20 @@ print("clip 0:", *(f"{x:.2f}" for x in target.features[0, :8].tolist()), "…")
 # ## 4. Ask in words
 #
 # **Zero-shot.** The sentence's vector is compared with every row. The curve of cosines is smoothed over three clips;
-# runs above its mean are the moments, and so is the interval around the most similar clip [A2FA Eq. 5]. Nothing has
-# been trained to find boundaries, so they are as sharp as the curve.
+# runs above its mean (of the 150 s around) are the moments, and so is the interval around the most similar clip [A2FA
+# Eq. 5]. Nothing has been trained to find boundaries, so they are as sharp as the curve. The score of a moment is the
+# highest smoothed cosine inside. It ranks the moments of one query; from one encoder or query to another it cannot be
+# compared.
 
 # %% tags=["nbval-ignore-output"]
 answers = {}
+
+
+def table(found):
+    """Moments for people."""
+    return pd.DataFrame(found).drop(columns="video").round(3) if found else "not here"
+
+
 if reads and query:
     vector = eyes.text(query)[1]
     similar = torch.nn.functional.cosine_similarity(target.features, vector[None]).numpy()
@@ -187,14 +215,15 @@ if reads and query:
     fig = storyboard(video, answers["zero-shot"], similar, truth, query)
     if save_figures and drawn:
         plots.save(fig, figures / "07_found")
-    display(pd.DataFrame(answers["zero-shot"]).drop(columns="video", errors="ignore").round(3))
-    if not answers["zero-shot"]:
-        print("not here")
+    display(table(answers["zero-shot"]))
+else:
+    print("left out: a sentence, -p query, needs an encoder that reads it, -p encoder FOLDER, and the other way round")
 
 # %% [markdown]
-# **"Not here" is an answer.** A video is asked for things that it does not show, more often than not. The scores of
-# the video itself say how far its best clip stands out of the others; where it does not, the answer is an empty list.
-# Below, the sentences of other videos are asked of this one.
+# **"Not here" is an answer.** A video is asked for things that it does not show, more often than not. An existence
+# score, from 0 to 1, says how far the best clip stands out of the others (or, with `Toy`, whose cosines have a known
+# scale, how high its cosine is). Below a threshold, `here=`, the answer is an empty list; `here=0` always answers. In
+# the next cell, the sentences of other videos are asked of the drawn one.
 
 # %% tags=["nbval-ignore-output"]
 here = {event["query"] for event in moments(worlds["val"].samples[chosen])} if drawn else set()
@@ -206,6 +235,7 @@ if drawn and reads:
     print(f"an answer for {100 * kept:.0f} % of {len(here)} sentences about this one")
 else:
     rejected = kept = np.nan
+    print("left out: it takes the drawn video, whose truth is known, and an encoder that reads sentences")
 
 # %% [markdown]
 # ## 5. Ask by example
@@ -216,8 +246,8 @@ else:
 # of the video has in common; the other half is how alike they *change*, which survives another crop or grading.
 # Notebook [02](02_matr.ipynb) aligns in a finer way, by dynamic time warping [MATR §3.2].
 #
-# Below, a cut out of the video, re-encoded, looks for its place; then, where the video is drawn, another take of the
-# same event, in another place and at another speed, encoded by what was trained above.
+# Below, the clip that you gave, or else a cut out of the video, re-encoded, looks for its place; then, where the video
+# is drawn, another take of the same event, in another place and at another speed, encoded by what was trained above.
 
 # %% tags=["nbval-ignore-output"]
 if not clip:
@@ -226,13 +256,13 @@ if not clip:
     cut(video, begin, begin + min(6, 0.2 * facts.duration_s), clip)
     print(f"cut from {begin:.1f} s on, {probe(clip).duration_s:.1f} s long")
 answers["by example"] = find(video, clip=clip, encoder=Pixels(), cache=folder)
-display(pd.DataFrame(answers["by example"]).drop(columns="video", errors="ignore").round(2))
+display(table(answers["by example"]))
 if drawn and reads and truth:
     take = str(folder / "take.mp4")
     render_query(worlds["val"], chosen, take, seed=seed)
     answers["by another take"] = find(target, clip=take, encoder=eyes, cache=folder)
     print("truth", truth)
-    display(pd.DataFrame(answers["by another take"]).drop(columns="video", errors="ignore").round(2))
+    display(table(answers["by another take"]))
 
 # %% [markdown]
 # One cut proves nothing. Forty cuts of 4 to 9 s, encoded anew, cropped to 85 % and retimed, were searched in the video
@@ -253,6 +283,7 @@ print(shown.pivot(index=["videos", "way"], columns="speed", values="R1").to_stri
 # Everything else in this repository is about finding better boundaries than a curve of cosines. All of it works on an
 # index: a run's folder of `mrlib.train`, or a checkpoint of an official release, goes in as `retriever=`. It must have
 # been trained on features of this encoder; widths, streams and weights are compared, and another is refused by name.
+# For the drawn video one is trained here; for your own, give one by `-p retriever FOLDER`, or none.
 
 # %% tags=["nbval-ignore-output"]
 model = retriever or None
@@ -263,10 +294,11 @@ if drawn and not encoder and not retriever:
     fit(model, train, None, paper, seed=seed)
 if model is not None and reads and query:
     answers["trained"] = find(target, query, retriever=model, encoder=eyes)
-    display(pd.DataFrame(answers["trained"]).drop(columns="video", errors="ignore").round(3))
+    display(table(answers["trained"]))
 
 # %% [markdown]
-# Again, one video proves nothing. Here are sixty that neither encoder nor retriever has seen, a sentence each.
+# Again, one video proves nothing. Here are sixty drawn ones that neither encoder nor retriever has seen, a sentence
+# each.
 
 # %% tags=["nbval-ignore-output"]
 scores = pd.DataFrame()
@@ -284,15 +316,20 @@ if drawn and not encoder:
     display(scores.round(1))
 
 # %% [markdown]
+# In this world the plain cosines are ahead of the retriever that is trained here: `Toy` learned these very words, so
+# that its curve is nearly a step at a moment's borders, and 384 videos are few to learn better ones from. Do not
+# conclude that from it for a real video, where CLIP's curve is noisy. Compare both on videos whose truth you know.
+#
 # ## 7. Watch it
 #
-# The picture is always there. Where there is a browser, the player below it plays: click a moment, or press Tab and
-# Enter. It holds short copies of the moments, never the file, so a notebook with a player stays small, and an exported
-# page plays without a kernel and without a network.
+# The player shows the best answer of those above: the retriever's, else that of the cosines, else that by example. The
+# picture is always there. Where there is a browser, the player below it plays: click a moment, or press Tab and Enter.
+# It holds short copies of the moments, never the file, so a notebook with a player stays small, and an exported page
+# plays without a kernel and without a network.
 
 # %% tags=["nbval-ignore-output"]
-best = next((found for found in (answers.get(name) for name in ("trained", "zero-shot", "by example")) if found), [])
-Player(video, best[:2], truth=truth, query=query)
+way = next((way for way in ("trained", "zero-shot", "by example") if answers.get(way)), "")
+Player(video, answers.get(way, [])[:2], truth=truth, query="by example" if way == "by example" else query)
 
 # %% [markdown]
 # ## 8. An hour
@@ -323,7 +360,7 @@ if drawn and reads:
     print(f"the first answer overlaps with it for {overlap:.0f} %, with an IoU of 0.5 or more for {hour_r1:.0f} %")
 else:
     hour_r1 = np.nan
-    print(f"{facts.duration_s / 60:.1f} minutes of your own, in windows where it is longer than the training's")
+    print("left out: the hour is drawn like the video, and asked in sentences")
 
 # %% [markdown]
 # ## 9. A library
@@ -336,9 +373,10 @@ else:
 library = Corpus.open(folder / "library.corpus", eyes)
 library.add(target, *([long] if drawn and reads else []))
 library.add(target)  # again: nothing changes
-print(f"{len(library)} videos, {library.hours:.2f} hours")
+print(f"videos: {len(library)}, hours: {library.hours:.2f}")
 if reads and query:
-    display(pd.DataFrame(library.search(query)).assign(video=lambda t: t["video"].map(lambda p: Path(p).name)).round(2))
+    hits = [hit | {"video": Path(hit["video"]).name} for hit in library.search(query)]
+    display(pd.DataFrame(hits).round(2) if hits else "not here")
 
 # %% [markdown]
 # **Two hundred hours** are simulated as features instead of drawn, since it is the search that is in question. Every
@@ -364,11 +402,11 @@ display(costs.round(2))
 # %% [markdown]
 # ## 10. Your own
 #
-# In a terminal, with nothing but the file; `--clip query.mp4` asks by example, `--save cuts/` writes the moments as
-# videos, `--json` prints them for other programs:
+# In a terminal, with nothing but the file; `--clip query.mp4` asks by example, `--save cuts` writes the moments as
+# videos into a folder, `--json` prints them for other programs:
 # ```bash
-# python -m mrlib.find my.mp4 "a man opens the door" --encoder FOLDER
 # python -m mrlib.find my.mp4 --clip query.mp4
+# python -m mrlib.find my.mp4 "a man opens the door" --encoder FOLDER
 # ```
 # This notebook on your own video, and features for a whole folder of videos in the layout of the official releases,
 # to train any paper on (`data/README.md` goes through it):
@@ -376,9 +414,10 @@ display(costs.round(2))
 # papermill notebooks/07_your_video.ipynb out.ipynb -p video my.mp4 -p query "a man opens the door" -p encoder FOLDER
 # python -m mrlib.video.extract my_videos my_data --encoder FOLDER
 # ```
-# `FOLDER` holds CLIP weights as `transformers` saves them: `config.json`, `model.safetensors` and the tokenizer's
-# files, for example of `openai/clip-vit-base-patch32`.
-#
+# `FOLDER` holds CLIP's weights as `transformers` saves them: `config.json`, `model.safetensors` and the tokenizer's
+# files. The README has the command that fetches them once, where there is a network.
+
+# %% [markdown]
 # ## What cannot be expected
 #
 # - **Toy knows its world.** Its vocabulary is the simulator's, its pictures are drawings. On a real video its features
@@ -386,11 +425,12 @@ display(costs.round(2))
 # - **CLIP sees frames.** One picture every two seconds shows no motion: "opens" and "closes" look alike, and what
 #   takes less than a second may fall between two frames. It neither hears nor reads small text.
 # - **Two seconds is the grain.** Boundaries of zero-shot answers lie on the grid of clips; retrievers interpolate, but
-#   were trained on windows that lie on it too.
+#   learned from windows that lie on it too.
 # - **Pixels finds the same, not the similar.** A cut of the video, re-encoded, cropped or sped up, yes; the same event
 #   filmed again, no.
 # - **"Not here" is a threshold** on how much the best clip stands out. It errs in both directions, as measured above.
-#
+
+# %% [markdown]
 # ## Findings
 #
 # The last cell checks what holds for every video, and the claims of sections 5 and 9 on their tables. What this

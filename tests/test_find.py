@@ -142,7 +142,7 @@ def test_what_is_no_video_takes_one_line(spots, tmp_path, capsys):
         "text.mp4": "text.mp4",
         str(audio_only(tmp_path / "sound.mp4")): "sound.mp4",
         str(no_frames(tmp_path / "empty.mp4")): "empty.mp4",
-        "folder": "no such video",
+        "folder": "is a folder; give one video file",
     }.items():
         path = str(tmp_path / name)
         for arguments in ([path, "--clip", str(spots)], [str(spots), "--clip", path]):
@@ -156,8 +156,8 @@ def test_what_is_no_video_takes_one_line(spots, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give either query=, a sentence, or clip=, a video; neither is given"),
-        (["a dog", "--clip", "x.mp4"], "both is given"),
+        ([], "give either a sentence, in quotes after the video, or --clip, a video; neither is given"),
+        (["a dog", "--clip", "x.mp4"], "both are given"),
         (["  "], "query must be a sentence"),
         (["a dog", "--encoder", "pixels"], "Pixels cannot read a sentence; ask by clip"),
         (["a dog", "--encoder", "pixels", "--retriever", "."], "no folder of a run: it has no run.json"),

@@ -130,6 +130,11 @@ def test_windows_that_overlap_are_in_different_rows():
     assert plots.lanes([]).tolist() == []
 
 
+def test_values_are_stretched_to_one_and_constant_ones_to_zero():
+    assert plots.stretched(np.array([1.0, np.nan, 3.0, 2.0]))[[0, 2, 3]].tolist() == [0, 1, 0.5]
+    assert plots.stretched(np.array([2.0, 2.0])).tolist() == [0, 0]
+
+
 def test_there_are_no_more_rows_than_allowed():
     assert plots.lanes([[i, 10 + i] for i in range(9)], most=3).tolist() == [0, 1, 2] * 3
 
@@ -178,6 +183,6 @@ def test_recall_in_a_corpus_is_drawn_for_every_kind_of_query_and_answer():
     plots.corpus(axes[0], table)
     assert [len(ax.lines) for ax in axes[0]] == [4, 4, 4]
     assert axes[0][0].lines[0].get_label() == "by sentence, any" and list(axes[0][0].lines[0].get_ydata()) == [9, 90]
-    assert [line.get_label() for line in axes[0][2].lines[:2]] == ["window, R@0.5", "window, R@0.7"]
+    assert [line.get_label() for line in axes[0][2].lines[:2]] == ["coarse alone, R@0.5", "coarse alone, R@0.7"]
     assert all(ax.get_xscale() == "log" for ax in axes[0])
     plt.close(fig)

@@ -33,6 +33,12 @@ def read_recipe(root: Path) -> dict[str, Any] | None:
     return recipe
 
 
+def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """The names of what differs between two recipes, "encoder" first."""
+    names = [name for name in {**a, **b} if a.get(name) != b.get(name)]
+    return sorted(names, key=lambda name: name != "encoder")
+
+
 def usual_options(
     recipe: Mapping[str, Any] | None, clip_s: float | None, streams: str | Iterable[str] | None
 ) -> tuple[float | None, str | Iterable[str] | None]:

@@ -50,6 +50,7 @@ class _Counted:
     number = 0
 
     def read(self, text: IO[str]) -> Iterator[str]:
+        """The lines of an open file, counted."""
         for self.number, line in numbered_lines(text):
             line.encode()  # UnicodeEncodeError for bytes that are no UTF-8
             yield line

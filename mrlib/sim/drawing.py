@@ -90,11 +90,6 @@ class Drawing:
             yield self.frame(k / fps, width, height)
 
 
-def frame(sample: Sample, time_s: float, seed: int = 0, width: int = 640, height: int = 360) -> np.ndarray:
-    """One frame of a sample, uint8 (height, width, 3); of many, use a `Drawing`."""
-    return Drawing(sample, seed).frame(time_s, width, height)
-
-
 def _look(dice: Dice) -> Look:
     shift, size, cycle, phase = dice.uniform("look", 4)
     return Look(12 * shift - 6, (0.9, 1.0, 1.1)[int(3 * size)], CYCLE_S * 1.25 ** (2 * cycle - 1), phase)

@@ -1,8 +1,17 @@
 """From a video to a moment: decode, encode, index, find, show.
 
-`read` decodes, `write` encodes, `encode` turns pictures into features, `index` keeps them, `search` finds moments in
-one video and `corpus` in many, `scene` draws and `show` plays them. `rendered` makes videos of simulated samples, and
-`toy` an encoder that reads them. Names load on first use [PEP 562].
+    files     `container` opens a file, `probe` measures it, `frames` and `filters` decode it; `read` gives pictures,
+              `cut` a part of it, `write` writes videos
+    features  `encode` has the protocol and thumbnails; `clip` is CLIP, which `pretrained` loads; `toy`, whose networks
+              are in `towers`, is trained on videos that `rendered` makes of simulated samples; `index` keeps features
+    find      `search` in one video: `zero_shot` without training, `retrievers` opens trained models, which `windows`
+              applies to any length
+    corpus    `corpus` searches many videos: the file is in `corpus_file`, the query in `asked`, the first step in
+              `coarse`; `corpus_trial` measures it
+    show      `scene` checks and draws moments, `show` plays them
+    extract   `extract` writes the features of a folder that `annotated` reads, as `feature_files`, in parts by `shards`
+
+Names load on first use [PEP 562].
 """
 
 from importlib import import_module

@@ -52,6 +52,7 @@ class Row:
 
     @property
     def usable(self) -> bool:
+        """Whether nothing about the line keeps it from being read."""
         return not any(problem.fatal for problem in self.problems)
 
     @property
@@ -287,7 +288,7 @@ def _fields(row: Mapping[str, str], kind: str, place: _Videos) -> tuple[dict[str
     vid, qid = place.find(row["video"].strip()), None
     if kind == "query_video":
         qid = place.find(query, searched=False)
-    defects += [found for found in (vid, qid) if isinstance(found, Defect)]
+    defects += [name for name in (vid, qid) if isinstance(name, Defect)]
     fields = {"vid": vid, "relevant_windows": [list(times.values())], "split": split}
     if kind == "query_video":
         return fields | {"qid": qid}, defects
@@ -314,10 +315,10 @@ def _lines_of(file: Path, place: _Videos) -> Iterator[Row]:
     first_lines, empty = {}, True
     for number, fields in numbered_objects(file):
         empty, defects, vid = False, [], fields.get("vid")
-        if isinstance(vid, str) and isinstance(found := place.find(vid), Defect):
-            defects.append(found._replace(field="vid"))
+        if isinstance(vid, str) and isinstance(name := place.find(vid), Defect):
+            defects.append(name._replace(field="vid"))
         elif isinstance(vid, str):
-            fields["vid"] = found
+            fields["vid"] = name
         if "qid" in fields and first_lines.setdefault(str(fields["qid"]), number) != number:
             first = first_lines[str(fields["qid"])]
             defects.append(Defect("qid", f"{short(fields['qid'])} is also on line {first}; a qid comes once"))

@@ -26,6 +26,7 @@ class Asked:
 
     @property
     def by_clip(self) -> bool:
+        """Whether the query is a clip, not a sentence."""
         return self.vector is None
 
     @property

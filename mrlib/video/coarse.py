@@ -55,8 +55,10 @@ class Windows:
 
 def cosines_with(bank: Bank, vector: Tensor) -> Tensor:
     """The cosines of all clips with a vector (D,), float32 (P,)."""
-    parts = [part for _, part in products(bank.rows, F.normalize(vector.float(), dim=0)[:, None])]
-    return torch.cat(parts)[:, 0][bank.places]
+    cosines = torch.empty(len(bank.rows))
+    for rows, part in products(bank.rows, F.normalize(vector.float(), dim=0)[:, None]):
+        cosines[rows] = part[:, 0]
+    return cosines[bank.places]
 
 
 def best_by_cosine(windows: Windows, scores: Tensor, most: int) -> tuple[Tensor, Tensor]:
@@ -119,8 +121,9 @@ def products(rows: Tensor, vectors: Tensor) -> Iterator[tuple[slice, Tensor]]:
     vectors  (D, N)
     yields   a slice of rows, and (its length, N)
     """
+    buffer = torch.empty(min(ROWS, len(rows)), rows.shape[1])  # one for all, so that the heap does not fall to pieces
     for start in range(0, len(rows), ROWS):
-        part = rows[start : start + ROWS].float()
+        part = buffer[: len(rows) - start].copy_(rows[start : start + ROWS])
         yield slice(start, start + len(part)), part @ vectors
 
 

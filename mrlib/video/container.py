@@ -47,24 +47,24 @@ def container(path: str) -> Iterator[av.container.InputContainer]:
 def check_file(path: str) -> os.stat_result:
     """What the system knows about a file; errors as of `container` unless it is a file that is not empty."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"{shown_path(path)}: no such file") from None
     except ValueError:
         raise ValueError(f"{shown_path(path)} is no name that a file can have; give the path of a video") from None
-    if stat.S_ISDIR(found.st_mode):
+    if stat.S_ISDIR(status.st_mode):
         raise ValueError(f"{shown_path(path)} is a folder; give one video file")
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{shown_path(path)} is a pipe or a device; save the video to a file first")
-    if not found.st_size:
+    if not status.st_size:
         raise ValueError(f"{shown_path(path)} is empty; copy or download it again")
-    return found
+    return status
 
 
 def best_video(container: av.container.InputContainer, path: str) -> av.VideoStream:
     """The video stream that a player would show; the cover picture of a song is none. ValueError if there is none."""
 
-    def is_cover(stream) -> bool:
+    def is_cover(stream: av.VideoStream) -> bool:
         return bool(stream.disposition & av.stream.Disposition.attached_pic)
 
     best = container.streams.best("video")

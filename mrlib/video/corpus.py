@@ -21,6 +21,7 @@ from torch import nn
 from mrlib.arguments import require
 from mrlib.data.bank import Bank
 from mrlib.data.problems import counted
+from mrlib.data.recipes import differing
 from mrlib.locks import hold
 from mrlib.retriever import MomentRetriever
 from mrlib.video import corpus_file, retrievers
@@ -31,7 +32,7 @@ from mrlib.video.encode import Encoder, open_encoder
 from mrlib.video.index import Index, index, plain_recipe
 from mrlib.video.read import Progress
 from mrlib.video.retrievers import normalised
-from mrlib.video.search import check_here, usually_here
+from mrlib.video.search import require_query, usually_here
 from mrlib.video.windows import Window, moments_in, without_overlap
 
 
@@ -171,8 +172,8 @@ class Corpus:
 
     def _same(self, placed: Placed, entry: Entry, rows: np.ndarray) -> bool:
         """Whether a video has the rows that are in the file, as after a copy."""
-        known, here = placed.entry, slice(placed.first, placed.first + placed.entry.rows)
-        return known.duration_s == entry.duration_s and np.array_equal(self.bank.rows[here].numpy(), rows)
+        kept = self.bank.rows[placed.first : placed.first + placed.entry.rows]
+        return placed.entry.duration_s == entry.duration_s and np.array_equal(kept.numpy(), rows)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -223,8 +224,8 @@ class Corpus:
                    "score" is the coarse one. [] if nothing is here
         raises     ValueError for an argument that does not fit, or a corpus without videos
         """
+        require_query(query, clip, here)
         require(top is None or type(top) is int and top > 0, "top", top, "a whole number of at least 1, or None")
-        check_here(here)
         model = None if retriever is None else retrievers.open_retriever(retriever)
         asked = self._asked(query, clip)
         length = asked.window if model is None else self._require_fit(model, asked.by_clip)
@@ -236,10 +237,9 @@ class Corpus:
         if exists < (usually_here(self.recipe, asked.by_clip) if here is None else here):
             return []
         if model is not None:
-            found = moments_in(model, [window for window, _ in chosen], asked.of(model), self.recipe["clip_s"])
-            chosen, moments = zip(
-                *((pair, each[0]) for pair, each in zip(chosen, found, strict=True) if each), strict=True
-            )
+            in_windows = moments_in(model, [window for window, _ in chosen], asked.of(model), self.recipe["clip_s"])
+            chosen = [pair for pair, best_first in zip(chosen, in_windows, strict=True) if best_first]
+            moments = [best_first[0] for best_first in in_windows if best_first]
         answers = [
             {"video": window.video, "start_s": start, "end_s": end, "score": coarse, "coarse": coarse, "fine": fine}
             for (window, coarse), (start, end, fine) in zip(chosen, moments, strict=True)
@@ -267,11 +267,8 @@ class Corpus:
 
     def _asked(self, query: str | None, clip: str | os.PathLike | Index | None) -> Asked:
         """What is asked, as features of the encoder."""
-        if (query is None) == (clip is None):
-            raise ValueError("give either query=, a sentence, or clip=, a video, not both and not neither")
+        require_query(query, clip)
         if query is not None:
-            is_sentence = isinstance(query, str) and bool(query.strip())
-            require(is_sentence, "query", query, "a sentence with at least one word")
             tokens, vector = self._encoder().text(query)
             width = self.recipe["width"]
             require(len(vector) == width, f"the width of a sentence's vector in {self.file}", len(vector), f"{width}")
@@ -347,8 +344,7 @@ def _facts(path: str) -> tuple[int | None, int | None]:
 
 def _require_recipe(subject: str, expected: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     """ValueError, saying what differs, unless two recipes of encoders are the same."""
-    names = sorted(name for name in {*expected, *given} if expected.get(name) != given.get(name))
-    if names:
-        name = "encoder" if "encoder" in names else names[0]
+    if names := differing(expected, given):
+        name = names[0]
         differs = f"has {name} {given.get(name)!r}, and its features were made with {expected.get(name)!r}"
         raise ValueError(f"{subject} {differs}; give that encoder, or another file")

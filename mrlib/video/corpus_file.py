@@ -88,10 +88,10 @@ def read_header(file: Path) -> Header:
         end, size = int(match[2]), os.fstat(content.fileno()).st_size
         if size < end:
             raise ValueError(f"{file} is truncated: it has {size} of {end} bytes; copy it again, or make a new corpus")
-        said, start = _unsealed(content, file, "its header", end, 0, _PAGE)
-    if not isinstance(said.get("recipe"), dict):
+        fields, start = _unsealed(content, file, "its header", end, 0, _PAGE)
+    if not isinstance(fields.get("recipe"), dict):
         raise _damage(file, "its header")
-    return Header(said["recipe"], start, end)
+    return Header(fields["recipe"], start, end)
 
 
 def read_entries(file: Path, header: Header, width: int, after: int | None = None) -> Iterator[Placed]:
@@ -107,8 +107,8 @@ def read_entries(file: Path, header: Header, width: int, after: int | None = Non
         number = 0
         while content.tell() < header.end:
             number += 1
-            said, start = _unsealed(content, file, f"entry {number}", header.end, header.start, row_bytes)
-            yield Placed(Entry(**said), (start - header.start) // row_bytes)
+            fields, start = _unsealed(content, file, f"entry {number}", header.end, header.start, row_bytes)
+            yield Placed(Entry(**fields), (start - header.start) // row_bytes)
 
 
 def append(file: Path, entry: Entry, rows: np.ndarray) -> None:
@@ -147,23 +147,23 @@ def _write(content: FileIO, data: bytes) -> None:
         view = view[content.write(view) :]
 
 
-def _sealed(said: dict[str, Any], payload: bytes, unit: int, before: int = 0) -> bytes:
+def _sealed(fields: dict[str, Any], payload: bytes, unit: int, before: int = 0) -> bytes:
     """A line of JSON with the checksum of itself and of what follows it, padded with spaces to whole units.
 
     before  bytes before the line that are a part of its first unit
     """
     digest = Checksum()
     digest.update(payload)
-    seal = _seal(said, digest)
-    line = json.dumps(said | {"checksum": seal}).encode()
+    seal = _seal(fields, digest)
+    line = json.dumps(fields | {"checksum": seal}).encode()
     if len(line) >= _LONGEST:
         raise ValueError(f"a line of a corpus has at most {_LONGEST} bytes, not {len(line)}; give shorter names")
     return line + b" " * (-(len(line) + 1 + before) % unit) + b"\n"
 
 
-def _seal(said: Mapping[str, Any], payload: Checksum) -> str:
+def _seal(fields: Mapping[str, Any], payload: Checksum) -> str:
     whole = Checksum()
-    whole.update(json.dumps([said, payload.hexdigest()], sort_keys=True).encode())
+    whole.update(json.dumps([fields, payload.hexdigest()], sort_keys=True).encode())
     return whole.hexdigest()
 
 
@@ -179,17 +179,17 @@ def _unsealed(
     line = content.readline(min(_LONGEST, end - content.tell()))
     start = content.tell()
     try:
-        said = json.loads(line)
-        seal = said.pop("checksum")
-        stop = start + said.get("rows", 0) * unit
+        fields = json.loads(line)
+        seal = fields.pop("checksum")
+        stop = start + fields.get("rows", 0) * unit
         if not line.endswith(b"\n") or (start - origin) % unit or not start <= stop <= end:
             raise ValueError("a line or rows of another length")
-        if _seal(said, checksum_of(content, start, stop)) != seal:
+        if _seal(fields, checksum_of(content, start, stop)) != seal:
             raise ValueError("another checksum")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise _damage(file, subject) from None
     content.seek(stop)
-    return said, start
+    return fields, start
 
 
 def _damage(file: Path, subject: str) -> ValueError:

@@ -1,8 +1,8 @@
-"""How well a corpus is searched: simulated videos, whose scripts say where every queried event happens.
+"""Measure the search in a corpus on simulated videos, whose scripts say where every queried event happens.
 
 An answer is right if it overlaps enough with any moment of the whole corpus that shows the queried actor, action and
-object; "strict" counts only those of the video that the query was written for. What the scores of a simulated world are
-worth is said in `mrlib.sim`.
+object; "strict" counts only those of the video that the query was written for. `mrlib.sim` says what scores on
+simulated videos are worth.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mrlib.arguments import require
 from mrlib.data import MomentDataset, Sample, open_dataset
+from mrlib.ops.spans import iou
 from mrlib.retriever import MomentRetriever
 from mrlib.video.corpus import Corpus
 from mrlib.video.index import Index
@@ -146,10 +147,10 @@ def _rank(answers: list[dict], moments: list[tuple[str, float, float]], least: f
     for video, start, end in moments:
         by_video[video].append((start, end))
     for rank, answer in enumerate(answers):
-        for start, end in by_video.get(answer["video"], ()):
-            shared = min(end, answer["end_s"]) - max(start, answer["start_s"])
-            union = max(end, answer["end_s"]) - min(start, answer["start_s"])
-            if shared > 0 and shared / union >= least - 1e-9:
+        if windows := by_video.get(answer["video"]):
+            span = torch.tensor([answer["start_s"], answer["end_s"]]).double()
+            best = iou(span, torch.tensor(windows).double()).max()
+            if best > 0 and best >= least - 1e-9:
                 return rank
     return math.inf
 

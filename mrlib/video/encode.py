@@ -65,8 +65,8 @@ def open_encoder(name: str | None = None) -> Encoder:
     """
     name = name or os.environ.get("MRLIB_CLIP")
     if not name:
-        ways = "pixels (by clip only), a folder of Toy, a folder or hub name of CLIP"
-        raise ValueError(f"no encoder is given and MRLIB_CLIP is not set; give one of: {ways}")
+        ways = "a folder or hub name of CLIP, a folder that Toy.save wrote, or pixels (by clip only)"
+        raise ValueError(f"no encoder is given and MRLIB_CLIP is not set; give one as --encoder or encoder=: {ways}")
     if name == "pixels":
         return Pixels()
     if Path(name, "toy.json").is_file():

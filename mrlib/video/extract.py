@@ -138,14 +138,14 @@ class _Work:
         """sentences  to be encoded, by the name of their video and their qid"""
         self.annotated, self.files, self.encoder, self.sentences = annotated, files, encoder, sentences
         self.paths = {**annotated.queries, **annotated.videos}
-        self.own = [name for name in self.paths if shard.has(name)]
+        self.names = [name for name in self.paths if shard.has(name)]
         self.pending: list[str] = []
         self.durations: dict[str, float] = {}  # of videos, in seconds
         self.report = Report(files.name)
 
     def look(self) -> None:
         """Find out which videos of this shard are there, and the durations of all of them."""
-        for name in self.own:
+        for name in self.names:
             size = self.paths[name].stat().st_size
             duration_s = self.files.duration_s(name, size) if name in self.annotated.videos else None
             whole = duration_s is not None or name not in self.annotated.videos
@@ -231,12 +231,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns 0, 1 if a video could not be read or a file not be written, 2 if nothing was done."""
     parser = argparse.ArgumentParser(prog="python -m mrlib.video.extract", description=(__doc__ or "").split(":")[0])
     add = parser.add_argument
-    add("folder", help="of videos, with a .csv file of video,start,end,query or .jsonl files")
-    add("out", help="folder to write, for mrlib.open_dataset")
+    add("folder", help="of videos, with a .csv file of the columns video,start,end,query, or .jsonl files")
+    add("out", help="folder to write, then: python -m mrlib.train PAPER --dataset qvhighlights --root OUT")
     add(
         "--encoder",
         metavar="NAME",
-        help="folder or hub name of CLIP, folder of Toy, or pixels; default $MRLIB_CLIP",
+        help="folder or hub name of CLIP, folder that mrlib.video.Toy saved, or pixels (for videos as queries only); "
+        "default $MRLIB_CLIP",
     )
     add("--annotations", nargs="+", default=[], metavar="FILE", help="default: those of the folder")
     add("--bad", choices=get_args(Mode), default="error", help="lines that are not right; default error")
@@ -263,6 +264,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, reason in report.failed.items():
         print(f"{name}: {reason}", file=sys.stderr)
     print(f"{report}: {given.out}")
+    if report.splits and (lacking := [split for split in ("train", "val") if split not in report.splits]):
+        advice = "training needs train and val; annotate more videos, or set the column split"
+        print(f"note: no query is in {' or '.join(lacking)}, and {advice}", file=sys.stderr)
     return 1 if report.failed else 0
 
 

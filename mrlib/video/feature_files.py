@@ -29,7 +29,7 @@ from mrlib.data import Sample
 from mrlib.data.arrays import read_array
 from mrlib.data.layouts import DATASETS, LAYOUTS
 from mrlib.data.problems import DataError, Problem
-from mrlib.data.recipes import RECORD, read_recipe
+from mrlib.data.recipes import RECORD, differing, read_recipe
 from mrlib.files import remove_dead, whole_file, write_jsonl, write_whole
 
 _FAILED = "failed"
@@ -55,13 +55,14 @@ class FeatureFolder:
         self._video, self._query = layout.video["clip"].templates[0], layout.query.templates[0]
         self._beside = (layout.sentence,) if words else ()  # the array of a sentence's vector
         require(not root.exists() or root.is_dir(), "out", str(root), "a folder, which is made if it is not there")
-        if (found := read_recipe(root)) is None:
+        if (recorded := read_recipe(root)) is None:
             others = [path.name for path in sorted(root.glob("*")) if not path.name.startswith(".")]
             if others:
                 message = f"no {RECORD}, but other files, as {others[0]}; give a new or empty folder"
                 raise DataError(Problem(str(root), None, "folder", message))
-        elif found != self.recipe:
-            message = f"features of another encoder are here, {_difference(found, self.recipe)}; give another folder"
+        elif recorded != self.recipe:
+            differs = _difference(recorded, self.recipe)
+            message = f"features of another encoder are here, {differs}; give another folder"
             raise DataError(Problem(str(root), None, "encoder", message))
 
     def begin(self) -> None:
@@ -153,7 +154,7 @@ def _array(x: Tensor) -> np.ndarray:
     return x.detach().cpu().float().numpy()
 
 
-def _difference(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+def _difference(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """How two recipes differ, as 'encoder "pixels", not "toy"'."""
-    names = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
-    return ", ".join(f"{n} {json.dumps(found.get(n))}, not {json.dumps(wanted.get(n))}" for n in names[:3])
+    names = differing(recorded, wanted)[:3]
+    return ", ".join(f"{n} {json.dumps(recorded.get(n))}, not {json.dumps(wanted.get(n))}" for n in names)

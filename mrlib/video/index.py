@@ -27,9 +27,9 @@ from torch import Tensor
 from mrlib.arguments import is_plain, require
 from mrlib.data.cache import cache_folder
 from mrlib.data.digests import content_digest, stamp
-from mrlib.files import parse_json, remove_dead
+from mrlib.files import parse_json, remove_dead, shown_path
 from mrlib.tensors import load_tensors, read_header, save_tensors
-from mrlib.video.container import check_file, shown_path
+from mrlib.video.container import check_file
 from mrlib.video.encode import Encoder
 from mrlib.video.read import Progress, probe
 
@@ -140,11 +140,11 @@ def _cached(
 ) -> Index | None:
     """The index in a cache file, if it is whole, of this recipe and of a video with these marks or this content."""
     try:
-        found, source = _read(file)
+        kept, source = _read(file)
     except (ValueError, FileNotFoundError):
         return None
     same = source.get("stamp") == marks if content is None else source.get("content") == content
-    return replace(found, path=os.fspath(path)) if same and found.recipe == recipe else None
+    return replace(kept, path=os.fspath(path)) if same and kept.recipe == recipe else None
 
 
 def _write(file: Path, index: Index, source: Mapping[str, str]) -> None:

@@ -42,8 +42,8 @@ def probe(path: str | os.PathLike) -> Facts:
     raises  FileNotFoundError, or ValueError for what is no video, naming the file and saying what to do
     """
     path = os.fsdecode(path)
-    found = check_file(path)
-    return _probe(path, found.st_size, found.st_mtime_ns)
+    status = check_file(path)
+    return _probe(path, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=1024)

@@ -22,6 +22,7 @@ from mrlib.arguments import require
 from mrlib.data.problems import counted
 from mrlib.files import shown_path
 from mrlib.video.container import exact, half_up
+from mrlib.video.cut import cut as cut
 from mrlib.video.filters import Filter, Filters, at_rate
 from mrlib.video.frames import Source, held, opened
 from mrlib.video.probe import Facts, probe

@@ -79,10 +79,10 @@ def moments(sample: Sample) -> list[dict[str, Any]]:
 
     Events of the same words are one, wherever they happen; in the order in which they are first seen.
     """
-    found: dict[str, list[list[float]]] = {}
+    windows: dict[str, list[list[float]]] = {}
     for event in script_of(sample):
-        found.setdefault(caption(event), []).extend(map(list, event["windows"]))
-    return [{"query": query, "windows": windows} for query, windows in found.items() if windows]
+        windows.setdefault(caption(event), []).extend(map(list, event["windows"]))
+    return [{"query": query, "windows": each} for query, each in windows.items() if each]
 
 
 def in_a_row(samples: Sequence[Sample]) -> Sample:

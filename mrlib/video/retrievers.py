@@ -93,15 +93,15 @@ def require_fit(training: Training, recipe: Mapping[str, Any], by_clip: bool) ->
     name, width, clip_s = recipe["encoder"], recipe["width"], recipe["clip_s"]
     names, widths = list(training.streams), list(training.streams.values())
     trained = f"{' + '.join(names)} ({' + '.join(map(str, widths))})"
-    here = f"this index has {name} ({width})"
+    index = f"this index has {name} ({width})"
     advice = f"give a retriever that was trained on {name} alone"
     if names and widths != [width]:
-        raise ValueError(f"the retriever was trained on {trained}, {here}; {advice}")
+        raise ValueError(f"the retriever was trained on {trained}, {index}; {advice}")
     other = training.encoder is None and names and names[0] in _PUBLISHED and names[0] != name
     if other or not _same_encoder(training.encoder, recipe):
         encoder = training.encoder["encoder"] if isinstance(training.encoder, Mapping) else "other weights"
         made = "" if training.encoder is None else f" from encoder {encoder}"
-        raise ValueError(f"the retriever was trained on {trained}{made}, {here} of another encoder; {advice}")
+        raise ValueError(f"the retriever was trained on {trained}{made}, {index} of another encoder; {advice}")
     if training.clip_s is not None and abs(training.clip_s - clip_s) > 1e-6:
         raise ValueError(
             f"the retriever was trained on clips of {training.clip_s:g} s, this index has rows of {clip_s:g} s; "

@@ -12,19 +12,20 @@ from typing import Any
 from torch import Tensor, nn
 
 from mrlib.arguments import require
+from mrlib.data.recipes import differing
+from mrlib.files import shown_path
 from mrlib.retriever import MomentRetriever
 from mrlib.video import retrievers, zero_shot
-from mrlib.video.container import shown_path
 from mrlib.video.encode import Encoder, Pixels, open_encoder
 from mrlib.video.index import Index, index
 from mrlib.video.read import Progress
 from mrlib.video.windows import Query, moments_in, together, windows_of
 
 TOP = 5  # moments
-# The existence score below which the answer is "not here". Of simulated queries that have an answer 0.1 keeps 96 % of
-# the sentences, and 0.05 96 % of the clips; of those without one it rejects 16 % and 24 %. Of cropped and retimed cuts
-# of real videos, Pixels keeps all at 0.25, and rejects 97 % where they are not from.
+# The existence score below which the answer is "not here". Of simulated queries that have an answer the first two keep
+# more than nine of ten; of those without one they reject few (tests/video/test_search.py).
 HERE_WORDS, HERE_CLIP, HERE_PIXELS = 0.1, 0.05, 0.25
+HERE_SHOWN = 0.5  # of a sentence, where the encoder's recipe says from which cosine on a clip shows it
 
 
 def find(
@@ -55,7 +56,8 @@ def find(
     returns    dicts of "video", "start_s", "end_s", "score". [] if nothing is here
     raises     ValueError or FileNotFoundError that names the argument or the file and says what to do
     """
-    _check(query, clip, top, here)
+    require_query(query, clip, here)
+    require(type(top) is int and top >= 1, "top", top, "a whole number of at least 1")
     for name, value in ("video", video), ("clip", clip):
         require(isinstance(value, str | os.PathLike | Index | None), name, value, "the path of a video, or its index")
     require(video is not None, "video", video, "the path of a video, or its index")
@@ -84,23 +86,17 @@ def find(
 def usually_here(recipe: Mapping[str, Any], by_clip: bool) -> float:
     """The existence score from which something is here, unless a search says another; by_clip: the query is a clip."""
     if not by_clip:
-        return HERE_WORDS if recipe.get("shown") is None else 0.5
+        return HERE_WORDS if recipe.get("shown") is None else HERE_SHOWN
     return HERE_PIXELS if recipe["encoder"] == "pixels" else HERE_CLIP
 
 
-def _check(query: Any, clip: Any, top: Any, here: Any) -> None:
-    """ValueError for arguments that do not go together, or have no meaning."""
+def require_query(query: str | None, clip: str | os.PathLike | Index | None, here: float | None = None) -> None:
+    """ValueError unless there is one query, a sentence or a clip, and `here` is an existence score or None."""
     if (query is None) == (clip is None):
-        given = "neither" if query is None else "both"
-        raise ValueError(f"give either query=, a sentence, or clip=, a video; {given} is given")
+        given = "neither is" if query is None else "both are"
+        raise ValueError(f"give either query=, a sentence, or clip=, a video; {given} given")
     if query is not None:
         require(isinstance(query, str) and query.strip() != "", "query", query, "a sentence with at least one word")
-    require(type(top) is int and top >= 1, "top", top, "a whole number of at least 1")
-    check_here(here)
-
-
-def check_here(here: Any) -> None:
-    """ValueError unless this is an existence score from which on something is here, or None."""
     number = isinstance(here, Real) and not isinstance(here, bool) and 0 <= here <= 1
     require(here is None or number, "here", here, "a number from 0 to 1, or None")
 
@@ -133,7 +129,7 @@ def _indexed(
 ) -> Index:
     """The index of a video by an encoder; ValueError for one that another encoder made, or that is unlike another."""
     if not isinstance(video, Index):
-        if not Path(video).is_file():
+        if not Path(video).exists():
             raise FileNotFoundError(f"{shown_path(os.fspath(video))}: no such video; give the path of a file")
         return index(video, encoder, cache, progress)
     if dict(video.recipe) != dict(encoder.recipe):
@@ -148,7 +144,7 @@ def _versions(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
     """What tells two recipes of one kind apart."""
     if a["encoder"] != b["encoder"]:
         return ""
-    name = next(name for name in {**a, **b} if a.get(name) != b.get(name))
+    name = differing(a, b)[0]
     return f" with {name} {b.get(name)!r}, not {a.get(name)!r}"
 
 

@@ -161,26 +161,26 @@ def parts(shown: Scene) -> tuple[list[Part], list[int]]:
     windows = np.concatenate([shown.moments, shown.truth])[:, :2].tolist()
     if shown.duration_s <= LONGEST_S:
         return [Part(0.0, shown.duration_s)], [0] * len(windows)
-    found: list[Part] = []
+    copied: list[Part] = []
     places = []
     for start, end in windows:
         end = min(end, start + LONGEST_S)
-        for place, part in enumerate(found):
+        for place, part in enumerate(copied):
             both = Part(min(start, part.start_s), max(end, part.end_s))
             if start <= part.end_s and part.start_s <= end and both.end_s - both.start_s <= LONGEST_S:
-                found[place] = both
+                copied[place] = both
                 break
         else:
-            place = len(found)
-            found.append(Part(start, end))
+            place = len(copied)
+            copied.append(Part(start, end))
         places.append(place)
-    return found, places
+    return copied, places
 
 
 def _describe(shown: Scene) -> dict[str, Any]:
     """A scene as plain JSON, with the copies of its parts, for `show.js`."""
-    found, places = parts(shown)
-    copies = _copies(shown.video, found)
+    copied, places = parts(shown)
+    copies = _copies(shown.video, copied)
     places = [place if place < len(copies) else None for place in places]
     count = len(shown.moments)
     missing = places.count(None)
@@ -201,10 +201,10 @@ def _describe(shown: Scene) -> dict[str, Any]:
     }
 
 
-def _copies(video: str, found: Sequence[Part]) -> list[dict[str, Any]]:
+def _copies(video: str, copied: Sequence[Part]) -> list[dict[str, Any]]:
     """The parts as base64 of an mp4, as many as BUDGET allows."""
     copies, left = [], BUDGET
-    for start, end in found:
+    for start, end in copied:
         data = proxy(video, start, end)
         left -= len(data)
         if left < 0:
@@ -231,5 +231,4 @@ def _bars(windows: np.ndarray, opacity: np.ndarray, places: Sequence[int | None]
 
 def _unit(values: np.ndarray) -> list[float | None]:
     """Values between 0 and 1; None for NaN."""
-    low, high = np.nanmin(values), np.nanmax(values)
-    return [None if math.isnan(v) else round((v - low) / (high - low or 1), 4) for v in values.tolist()]
+    return [None if math.isnan(v) else round(v, 4) for v in plots.stretched(values).tolist()]

@@ -7,7 +7,7 @@ import pytest
 
 from mrlib import open_dataset
 from mrlib.data.check import check
-from mrlib.data.recipes import RECORD, read_recipe
+from mrlib.data.recipes import RECORD, differing, read_recipe
 from tests.support.files import line, moment_detr
 
 RECIPE = {"encoder": "fake", "clip_s": 1.0, "width": 4}
@@ -38,3 +38,9 @@ def test_a_damaged_record_is_named(content, tmp_path):
     (root / RECORD).write_text(content)
     with pytest.raises(ValueError, match=r"encoder\.json: (json|encoder): "):
         open_dataset("qvhighlights", root, "val")
+
+
+def test_what_differs_between_recipes_is_named_the_encoder_first():
+    assert differing(RECIPE, dict(RECIPE)) == []
+    assert differing({"width": 3, **RECIPE}, {"width": 4, "encoder": "other", "clip_s": 1.0}) == ["encoder"]
+    assert differing(RECIPE | {"a": 1}, {"encoder": "other", "clip_s": 1.0, "b": 2}) == ["encoder", "width", "a", "b"]

@@ -7,7 +7,7 @@ import pytest
 
 from mrlib.data import Sample
 from mrlib.sim import open_sim
-from mrlib.sim.drawing import Drawing, frame, script_of
+from mrlib.sim.drawing import Drawing, script_of
 from mrlib.sim.motions import MOTIONS
 from mrlib.sim.props import FIGURES, OBJECTS, PLACES
 
@@ -29,13 +29,13 @@ def difference(a: np.ndarray, b: np.ndarray) -> float:
 
 def test_a_frame_is_a_function_of_sample_time_and_seed():
     one = sample(event())
-    first = frame(one, 3.3, seed=1)
+    first = Drawing(one, seed=1).frame(3.3)
     assert first.shape == (360, 640, 3) and first.dtype == np.uint8
     drawing = Drawing(one, seed=1)
     for _ in drawing.frames(2, 128, 72):
         pass  # other frames, and another size, between
     np.testing.assert_array_equal(drawing.frame(3.3), first)
-    assert difference(frame(one, 3.3, seed=2), first) > 0.5
+    assert difference(Drawing(one, seed=2).frame(3.3), first) > 0.5
 
 
 def test_frames_are_those_at_their_times():
@@ -62,7 +62,7 @@ def test_outside_its_windows_an_event_shows_its_place_and_nobody():
 def test_another_word_gives_another_picture(kind, words):
     """Over one cycle, at the size that `Toy` sees."""
     strips = [
-        np.stack([frame(sample(event(**{kind: word})), t, 0, 64, 64) for t in (2.25, 2.75, 3.25, 3.75)])
+        np.stack([Drawing(sample(event(**{kind: word}))).frame(t, 64, 64) for t in (2.25, 2.75, 3.25, 3.75)])
         for word in words
     ]
     closest = min(difference(a, b) for i, a in enumerate(strips) for b in strips[:i])
@@ -104,7 +104,7 @@ def test_every_world_can_be_drawn(size, options):
 @pytest.mark.parametrize("time", [-0.1, 8.1, float("nan")])
 def test_a_time_outside_the_video_is_refused(time):
     with pytest.raises(ValueError, match="time_s must be from 0 to 8.0"):
-        frame(sample(event()), time)
+        Drawing(sample(event())).frame(time)
 
 
 def test_a_sample_without_a_script_is_refused():

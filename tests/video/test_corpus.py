@@ -274,6 +274,7 @@ def test_an_empty_corpus_is_not_searched(tmp_path):
         ({"query": SENTENCE, "clip": "a.mp4"}, "either query=, a sentence, or clip="),
         ({"query": SENTENCE, "windows": 0}, "windows must be a whole number of at least 1"),
         ({"query": SENTENCE, "windows": 2.5}, "windows must be a whole number"),
+        ({"query": SENTENCE, "here": 1.5}, "here must be a number from 0 to 1"),
         ({"query": SENTENCE, "top": 0}, "top must be a whole number of at least 1"),
         ({"query": SENTENCE, "here": "x"}, "here must be a number from 0 to 1"),
         ({"query": SENTENCE, "here": float("nan")}, "here must be a number from 0 to 1"),

@@ -72,7 +72,7 @@ def test_without_av_the_error_says_how_to_install_it():
 @pytest.mark.parametrize("value", [None, ""])
 def test_without_a_word_the_encoders_are_named(value, monkeypatch):
     monkeypatch.delenv("MRLIB_CLIP", raising=False)
-    with pytest.raises(ValueError, match="MRLIB_CLIP is not set; give one of: pixels"):
+    with pytest.raises(ValueError, match="MRLIB_CLIP is not set; give one as --encoder"):
         open_encoder(value)
 
 

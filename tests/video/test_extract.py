@@ -309,6 +309,17 @@ def test_videos_that_cannot_be_read_do_not_stop_the_others(tmp_path, fake, capsy
     assert len([*_lines(out, "train"), *_lines(out, "val")]) == 6
 
 
+def test_a_dataset_without_train_or_val_is_noted(folder, tmp_path, fake, capsys):
+    table = tmp_path / "moments.csv"
+    table.write_text("video,start,end,query,split\nbird.mp4,0,2,a bird,train\n")
+    assert main([str(folder), str(tmp_path / "out"), "--annotations", str(table)]) == 0
+    told = capsys.readouterr()
+    assert "; train 1 queries: " in told.out
+    assert (
+        told.err.startswith("note: no query is in val, and training needs train and val") and told.err.count("\n") == 1
+    )
+
+
 def test_a_shard_annotates_although_a_video_of_another_failed(tmp_path):
     folder = own_folder(tmp_path / "in")
     (folder / "cat.mp4").write_text("no video")

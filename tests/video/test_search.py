@@ -114,7 +114,7 @@ def test_a_clip_that_is_longer_than_the_video_may_be_slow_motion():
 
 
 def test_a_clip_of_another_video_is_not_here(spots, tmp_path):
-    """Spots of two videos are alike by chance; of cuts of real videos 97 % are rejected by the default."""
+    """Spots of two videos are alike by chance, so that `here` is above its default."""
     other = wandering(tmp_path / "other.mp4", seed=1)
     for copy in copies([other], tmp_path, 3):
         assert find(spots, clip=copy.file, here=0.5) == [] and find(spots, clip=copy.file, here=0)
@@ -215,7 +215,7 @@ def test_the_whole_way_with_a_rendered_video_toy_and_a_run(tmp_path):
     ("options", "message"),
     [
         ({}, "give either query=, a sentence, or clip=, a video; neither is given"),
-        ({"query": "a dog", "clip": "clip.mp4"}, "both is given"),
+        ({"query": "a dog", "clip": "clip.mp4"}, "both are given"),
         ({"query": "  "}, "query must be a sentence with at least one word"),
         ({"query": "a dog", "top": 0}, "top must be a whole number of at least 1"),
         ({"query": "a dog", "here": 1.5}, "here must be a number from 0 to 1"),
