@@ -447,7 +447,7 @@ print(over_seeds.drop(columns="seed").agg(["mean", "std"]).T.round(1).to_string(
 # %%
 assert torch.isfinite(target.features).all()
 if target.clip_s == 2:
-    assert len(target.features) == len(times)  # a row per picture of section 2
+    assert len(target.features) <= len(times)  # a row per picture of section 2, fewer if the file breaks off
 for found in answers.values():
     assert all(0 <= m["start_s"] < m["end_s"] <= facts.duration_s + 0.01 for m in found)
     assert [m["score"] for m in found] == sorted((m["score"] for m in found), reverse=True)
