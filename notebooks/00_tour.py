@@ -889,7 +889,8 @@ widgets.browse(with_noise, [0.0, 0.3, 0.6, 1.0, 1.5, 2.0], "noise")
 # [03, A²FA](03_a2fa.ipynb) is the aligner of this tour, equation by equation: anchor, segment, re-weighting. [04,
 # F²SGD](04_f2sgd.ipynb) is its detector and the whole system trained, with the comparison of its parts.
 #
-# On real data, the same notebooks run with `-p dataset qvhighlights -p root FOLDER`.
+# On real data, the same notebooks run with `-p dataset qvhighlights -p root FOLDER`. [07](07_your_video.ipynb) begins
+# before the features, with a video file, and finds moments in yours.
 #
 # ## Findings
 #
