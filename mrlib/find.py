@@ -74,8 +74,8 @@ def _parser() -> argparse.ArgumentParser:
 def _answer(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The moments that the options ask for; a bar shows the seconds that are encoded."""
     if (args.query is None) == (args.clip is None):
-        given = "neither is" if args.query is None else "both are"
-        raise ValueError(f"give either a sentence, in quotes after the video, or --clip, a video; {given} given")
+        which = "neither is" if args.query is None else "both are"
+        raise ValueError(f"give either a sentence, in quotes after the video, or --clip, a video; {which} given")
     if args.save is not None and args.save.exists() and not args.save.is_dir():
         raise ValueError(f"{args.save} is a file; give a folder to --save into")
     with tqdm(unit="s", desc="encoding", leave=False, disable=not has_terminal()) as bar:
@@ -117,8 +117,8 @@ def _save(folder: Path, number: int, moment: dict[str, Any]) -> None:
     except OSError as error:
         reason = f"{folder} cannot be made, {error.strerror}; give another folder to --save into"
         raise OSError(error.errno, reason) from None
-    made = cut(moment["video"], moment["start_s"], moment["end_s"], file)
-    print(f"saved {_one_line(str(file))}{f': {made.note}' if made.note else ''}", file=sys.stderr)
+    written = cut(moment["video"], moment["start_s"], moment["end_s"], file)
+    print(f"saved {_one_line(str(file))}{f': {written.note}' if written.note else ''}", file=sys.stderr)
 
 
 def _one_line(text: str) -> str:

@@ -35,7 +35,8 @@ def test_every_paper_reads_it_and_answers(name, root):
     assert {stream: columns.stop - columns.start for stream, columns in data.streams.items()}.items() <= widths.items()
     (line,) = papers.build(paper, data, seed=0).predict(data.batch([0]))
     assert line["qid"] == 5263 and line["vid"] == "qtyBzFV9yTs_60.0_210.0"
-    assert 1 <= len(line["pred_relevant_windows"]) <= paper.max_windows
+    scores = [score for _, _, score in line["pred_relevant_windows"]]
+    assert scores and scores == sorted(scores, reverse=True)
     assert all(0 <= start <= end <= 150 and np.isfinite(score) for start, end, score in line["pred_relevant_windows"])
     assert len(line.get("pred_saliency_scores", [0] * 75)) == 75
 

@@ -41,7 +41,6 @@ class Clip:
         name: str | os.PathLike,
         device: str = "auto",
         dtype: torch.dtype | None = None,
-        batch_size: int = _BATCH,
     ):
         """Load a model.
 
@@ -52,10 +51,8 @@ class Clip:
         raises  as `mrlib.video.pretrained.load`
         """
         require(dtype in (None, torch.float32, torch.bfloat16), "dtype", dtype, "torch.float32, torch.bfloat16 or None")
-        require(type(batch_size) is int and batch_size > 0, "batch_size", batch_size, "a positive whole number")
         self._device = find_device(device)
         self._dtype = dtype or _fast_dtype(self._device)
-        self._batch_size = batch_size
         self._model, self._tokenizer = pretrained.load(os.fspath(name))
         config = self._model.config
         self.recipe = {
@@ -79,7 +76,7 @@ class Clip:
         The video is decoded and encoded in batches, so that memory does not grow with its length.
         """
         frames = (picture for _, picture in pictures(path, CLIP_S, self.recipe["side"], progress))
-        rows = [self.frames(np.stack(batch)) for batch in _batches(frames, self._batch_size)]
+        rows = [self.frames(np.stack(batch)) for batch in _batches(frames, _BATCH)]
         if not rows:
             raise ValueError(f"{path}: a video without a picture")
         return torch.cat(rows)

@@ -227,17 +227,17 @@ class Corpus:
         require_query(query, clip, here)
         require(top is None or type(top) is int and top > 0, "top", top, "a whole number of at least 1, or None")
         model = None if retriever is None else retrievers.open_retriever(retriever)
-        asked = self._asked(query, clip)
-        length = asked.window if model is None else self._require_fit(model, asked.by_clip)
-        chosen, exists = self._coarse(asked, length, windows)
-        if model is None or asked.by_clip:
-            moments = [asked.moment_in(window) for window, _ in chosen]
-        if asked.by_clip:
+        request = self._asked(query, clip)
+        length = request.window if model is None else self._require_fit(model, request.by_clip)
+        chosen, exists = self._coarse(request, length, windows)
+        if model is None or request.by_clip:
+            moments = [request.moment_in(window) for window, _ in chosen]
+        if request.by_clip:
             exists = max(score for _, _, score in moments)
-        if exists < (usually_here(self.recipe, asked.by_clip) if here is None else here):
+        if exists < (usually_here(self.recipe, request.by_clip) if here is None else here):
             return []
         if model is not None:
-            in_windows = moments_in(model, [window for window, _ in chosen], asked.of(model), self.recipe["clip_s"])
+            in_windows = moments_in(model, [window for window, _ in chosen], request.of(model), self.recipe["clip_s"])
             chosen = [pair for pair, best_first in zip(chosen, in_windows, strict=True) if best_first]
             moments = [best_first[0] for best_first in in_windows if best_first]
         answers = [
@@ -254,7 +254,7 @@ class Corpus:
         query, clip  as in `search`
         most         windows, at most
         """
-        asked = self._asked(query, clip)
+        request = self._asked(query, clip)
         return [
             {
                 "video": window.video,
@@ -262,7 +262,7 @@ class Corpus:
                 "end_s": window.start_s + window.duration_s,
                 "score": score,
             }
-            for window, score in self._coarse(asked, asked.window, most)[0]
+            for window, score in self._coarse(request, request.window, most)[0]
         ]
 
     def _asked(self, query: str | None, clip: str | os.PathLike | Index | None) -> Asked:
@@ -289,7 +289,7 @@ class Corpus:
             )
         return retrievers.window_clips(training, self.recipe["clip_s"])
 
-    def _coarse(self, asked: Asked, length: int, most: int) -> tuple[list[tuple[Window, float]], float]:
+    def _coarse(self, request: Asked, length: int, most: int) -> tuple[list[tuple[Window, float]], float]:
         """The best windows with their scores, and the existence score, see `Asked.best_windows`."""
         require(type(most) is int and most > 0, "windows", most, "a whole number of at least 1")
         self._read_new()
@@ -298,7 +298,7 @@ class Corpus:
         if length not in self._windows:
             self._windows[length] = Windows.of(self.bank.lengths, length)
         table = self._windows[length]
-        numbers, scores, exists = asked.best_windows(self.bank, table, most)
+        numbers, scores, exists = request.best_windows(self.bank, table, most)
         entries, chosen, clip_s = list(self), [], self.recipe["clip_s"]
         for number, score in zip(numbers.tolist(), scores.tolist(), strict=True):
             start, count, video = (int(column[number]) for column in (table.start, table.count, table.video))

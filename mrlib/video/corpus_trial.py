@@ -120,18 +120,20 @@ def measure(
                 R@0.5, R@0.7   percent of queries with an answer of that IoU among the k best
                 seconds        per query
     """
-    ways: dict[str, Callable[..., list[dict]]] = {"window": lambda **asked: corpus.windows(**asked, most=RANKS[-1])}
+    ways: dict[str, Callable[..., list[dict]]] = {"window": lambda **request: corpus.windows(**request, most=RANKS[-1])}
     for name, retriever in {"zero-shot": None, **(retrievers or {})}.items():
-        ways[name] = lambda model=retriever, **asked: corpus.search(**asked, retriever=model, windows=windows, here=0)
+        ways[name] = lambda model=retriever, **request: corpus.search(
+            **request, retriever=model, windows=windows, here=0
+        )
     truths, rows = occurrences(dataset.samples), []
     chosen = np.linspace(0, len(dataset) - 1, queries).astype(int).tolist()
     for name, way in ways.items():
         ranks, seconds = defaultdict(list), 0.0
         for i in chosen:
             sample = dataset.samples[i]
-            asked = ask_with(corpus, dataset, i)
+            request = ask_with(corpus, dataset, i)
             start = time.perf_counter()
-            answers = way(**asked)
+            answers = way(**request)
             seconds += time.perf_counter() - start
             moments = truths[_event(sample.extra)]
             for truth, counted in (("any", moments), ("strict", [m for m in moments if m[0] == sample.vid])):

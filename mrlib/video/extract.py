@@ -243,18 +243,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--bad", choices=get_args(Mode), default="error", help="lines that are not right; default error")
     shards = "encode shard k of n, from 0; default: as RANK and WORLD_SIZE or an array of SLURM say, or all"
     add("--shard", metavar="k/n", help=shards)
-    given = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     try:
         with stopping.with_status():
-            shard, source = (parse_shard(given.shard), "") if given.shard else shard_of_process()
+            shard, source = (parse_shard(args.shard), "") if args.shard else shard_of_process()
             if source:
                 print(f"shard {shard}, as {source} say", file=sys.stderr)
             from mrlib.video.encode import open_encoder  # here, so that --help and a wrong shard take no time
 
-            encoder = open_encoder(given.encoder)
-            report = extract(
-                given.folder, given.out, encoder, shard, given.annotations, given.bad, progress=has_terminal()
-            )
+            encoder = open_encoder(args.encoder)
+            report = extract(args.folder, args.out, encoder, shard, args.annotations, args.bad, progress=has_terminal())
     except (ValueError, FileNotFoundError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -263,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     for name, reason in report.failed.items():
         print(f"{name}: {reason}", file=sys.stderr)
-    print(f"{report}: {given.out}")
+    print(f"{report}: {args.out}")
     if report.splits and (lacking := [split for split in ("train", "val") if split not in report.splits]):
         advice = "training needs train and val; annotate more videos, or set the column split"
         print(f"note: no query is in {' or '.join(lacking)}, and {advice}", file=sys.stderr)

@@ -129,10 +129,10 @@ def _shown(file: av.container.InputContainer, seen: Extent, zero: Fraction) -> t
     if seen.last is None:  # a bare stream without time stamps
         return zero, zero + seen.packets * step * stream.time_base
     is_told = name.startswith(TIMED) and not (name.startswith("mov,mp4") and stream.codec_context.has_b_frames)
-    told = seen.last_duration if is_told else 0
-    if told * stream.time_base > LONGEST_LAST_S and told > seen.last - seen.first:
-        told = 0  # broken
-    end = seen.last + (told or step)
+    duration = seen.last_duration if is_told else 0  # of the last frame
+    if duration * stream.time_base > LONGEST_LAST_S and duration > seen.last - seen.first:
+        duration = 0  # broken
+    end = seen.last + (duration or step)
     return seen.first * stream.time_base, end * stream.time_base
 
 

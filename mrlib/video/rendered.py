@@ -26,19 +26,15 @@ def render(
     dataset: MomentDataset,
     i: int,
     path: str | os.PathLike,
-    *,
-    fps: float = 10,
-    seed: int = 0,
-    width: int = 640,
-    height: int = 360,
+    **options: float,
 ) -> list[dict[str, Any]]:
     """Write sample i of a simulated dataset as an H.264 video.
 
-    seed     of what no label says, see `mrlib.sim.drawing.Drawing`
+    options  of `render_sample`
     returns  every event in it, see `moments`
     raises   ValueError for a sample without a script, as those of real datasets, or a dataset opened with absent=True
     """
-    return render_sample(sample_at(dataset, i), path, fps=fps, seed=seed, width=width, height=height)
+    return render_sample(sample_at(dataset, i), path, **options)
 
 
 def render_sample(
@@ -50,7 +46,12 @@ def render_sample(
     width: int = 640,
     height: int = 360,
 ) -> list[dict[str, Any]]:
-    """Write a simulated sample as an H.264 video, as `render`; frame by frame, in memory that does not grow."""
+    """Write a simulated sample as an H.264 video, frame by frame, in memory that does not grow with its length.
+
+    seed     of what no label says, see `mrlib.sim.drawing.Drawing`
+    returns  every event in it, see `moments`
+    raises   ValueError for a sample without a script, or a size or rate that is out of range
+    """
     require(1 <= fps <= 60, "fps", fps, "from 1 to 60")
     for name, value in (("width", width), ("height", height)):
         fits = isinstance(value, Integral) and value >= 16 and value % 2 == 0

@@ -100,8 +100,8 @@ def require_fit(training: Training, recipe: Mapping[str, Any], by_clip: bool) ->
     other = training.encoder is None and names and names[0] in _PUBLISHED and names[0] != name
     if other or not _same_encoder(training.encoder, recipe):
         encoder = training.encoder["encoder"] if isinstance(training.encoder, Mapping) else "other weights"
-        made = "" if training.encoder is None else f" from encoder {encoder}"
-        raise ValueError(f"the retriever was trained on {trained}{made}, {index} of another encoder; {advice}")
+        source = "" if training.encoder is None else f" from encoder {encoder}"
+        raise ValueError(f"the retriever was trained on {trained}{source}, {index} of another encoder; {advice}")
     if training.clip_s is not None and abs(training.clip_s - clip_s) > 1e-6:
         raise ValueError(
             f"the retriever was trained on clips of {training.clip_s:g} s, this index has rows of {clip_s:g} s; "

@@ -66,8 +66,8 @@ def scene(
     """
     facts = probe(video)
     require(isinstance(query, str), "query", query, "text")
-    given = {"moments": moments, "truth": () if truth is None else truth}
-    rows = [np.array([*_rows(windows, name, facts)]).reshape(-1, 3) for name, windows in given.items()]
+    by_name = {"moments": moments, "truth": () if truth is None else truth}
+    rows = [np.array([*_rows(windows, name, facts)]).reshape(-1, 3) for name, windows in by_name.items()]
     values = None if saliency is None else _curve(saliency)
     aspect = float(facts.width * facts.pixel_aspect / facts.height)
     return Scene(os.fspath(video), " ".join(query.split()), facts.duration_s, aspect, *rows, values)

@@ -73,8 +73,8 @@ def find(
     if query is not None:
         moments, exists = _by_words(target, query, tokens, vector, model, top)
     else:
-        asked = _indexed(clip, encoder or target, cache, progress)
-        moments, exists = _by_clip(target, asked, model, top)
+        query_video = _indexed(clip, encoder or target, cache, progress)
+        moments, exists = _by_clip(target, query_video, model, top)
     least = usually_here(target.recipe, clip is not None) if here is None else here
     if exists < least:
         return []
@@ -93,8 +93,8 @@ def usually_here(recipe: Mapping[str, Any], by_clip: bool) -> float:
 def require_query(query: str | None, clip: str | os.PathLike | Index | None, here: float | None = None) -> None:
     """ValueError unless there is one query, a sentence or a clip, and `here` is an existence score or None."""
     if (query is None) == (clip is None):
-        given = "neither is" if query is None else "both are"
-        raise ValueError(f"give either query=, a sentence, or clip=, a video; {given} given")
+        which = "neither is" if query is None else "both are"
+        raise ValueError(f"give either query=, a sentence, or clip=, a video; {which} given")
     if query is not None:
         require(isinstance(query, str) and query.strip() != "", "query", query, "a sentence with at least one word")
     number = isinstance(here, Real) and not isinstance(here, bool) and 0 <= here <= 1
@@ -161,8 +161,8 @@ def _by_words(
             name = target.recipe["encoder"]
             raise ValueError(f"encoder {name} has no space of clips and sentences; give a retriever, or ask by clip")
         return moments, exists
-    asked = retrievers.query_of_words(model, query, tokens, vector if joint else None)
-    return _by_model(target, model, asked, top), exists if joint else 1.0
+    sentence = retrievers.query_of_words(model, query, tokens, vector if joint else None)
+    return _by_model(target, model, sentence, top), exists if joint else 1.0
 
 
 def _by_clip(target: Index, clip: Index, model: MomentRetriever | None, top: int) -> tuple[list[list[float]], float]:

@@ -109,7 +109,8 @@ def test_the_side_of_the_pictures_is_the_models(tmp_path, monkeypatch):
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 8])
 def test_the_size_of_a_batch_changes_no_result(batch_size, folder, frames, monkeypatch, encoder):
     monkeypatch.setattr(clip_module, "pictures", lambda *_: ((0.0, frame) for frame in frames))
-    features = Clip(folder, dtype=torch.float32, device="cpu", batch_size=batch_size).video("x.mp4")
+    monkeypatch.setattr(clip_module, "_BATCH", batch_size)
+    features = Clip(folder, dtype=torch.float32, device="cpu").video("x.mp4")
     close(features, encoder.frames(frames), 1e-5)
 
 
@@ -151,7 +152,8 @@ def test_a_long_video_is_encoded_with_one_batch_of_pictures_in_memory(folder, mo
             del picture
 
     monkeypatch.setattr(clip_module, "pictures", reader)
-    assert Clip(folder, batch_size=8).video("x.mp4").shape == (200, 512)
+    monkeypatch.setattr(clip_module, "_BATCH", 8)
+    assert Clip(folder).video("x.mp4").shape == (200, 512)
     assert peak <= 2 * 8 + 1  # a batch, and the next one that is read while the names of the last still exist
 
 
@@ -241,8 +243,6 @@ def test_a_wrong_argument_is_refused(folder):
         Clip(folder, device="tpu9")
     with pytest.raises(ValueError, match="dtype must be torch.float32, torch.bfloat16 or None, not torch.float16"):
         Clip(folder, dtype=torch.float16)
-    with pytest.raises(ValueError, match="batch_size must be a positive whole number, not 0"):
-        Clip(folder, batch_size=0)
 
 
 # ---- the real one ----

@@ -353,7 +353,7 @@ def test_a_sentence_that_an_encoder_does_not_know_is_an_error_of_its_video(folde
 @pytest.mark.parametrize(
     ("rows", "header", "message"),
     [
-        (["cat,2,6,a cat"], "film,start,end,query", "line 1: video: no such column; needed are video, start, end"),
+        (["cat,2,6,a cat"], "movie,start,end,query", "line 1: video: no such column; needed are video, start, end"),
         (["cat,2,6,a cat"], "video,start,end,text", "line 1: query: no such column"),
         (["cat,2,6,a cat", "cow,2,6,a cow"], HEADER, "line 3: video: 'cow' is not in .*; correct the name, or add"),
         (["cat.mkv,2,6,a cat"], HEADER, "line 2: video: 'cat.mkv' is not in .*; there is cat.mp4"),
