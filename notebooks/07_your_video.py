@@ -163,8 +163,9 @@ for ax in axes.flat:
 # $$\mathcal{L} = -\frac{1}{2B} \sum_b \Big( \log \frac{e^{s \langle v_b, q_b \rangle}}
 # {\sum_j e^{s \langle v_b, q_j \rangle}} + \log \frac{e^{s \langle v_b, q_b \rangle}}
 # {\sum_j e^{s \langle v_j, q_b \rangle}} \Big),$$
-# and clips that show the same event share their sentences. That is all of `mrlib.video.Toy`. It sees four small pictures per clip, so that it can tell motions apart. Without
-# weights, a video of your own is described by `Pixels`, which is explained in section 5.
+# and clips that show the same event share their sentences. That is all of `mrlib.video.Toy`. It sees four small
+# pictures per clip, so that it can tell motions apart. Without weights, a video of your own is described by `Pixels`,
+# which is explained in section 5.
 
 # %% tags=["nbval-ignore-output"]
 losses, start = [], time.process_time()
