@@ -18,6 +18,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,8 +28,8 @@ import torch
 
 from mrlib import papers
 from mrlib.data import Batch, Widths
-from mrlib.training.trainer import Setup, Trainer
 from tests.support.batches import make_batch
+from tests.support.trainers import make_trainer
 
 WORDS, JOINT, MOTION = 20, 512, 2304  # as in QVHighlights
 PAPERS = ("qd_detr", "amr", "td_detr", "snag", "univtg", "f2sgd", "moment_detr", "matr")
@@ -47,22 +48,10 @@ def make_step(name: str, stage_name: str | None, samples: int, clips: int, forwa
     paper = papers.get(name, "paper", **({"query": "text"} if name == "matr" else {}))
     batch = random_batch(paper, samples, clips)
     widths = Widths(batch.target.shape[2], JOINT, JOINT)
-    retriever = papers.build(paper, widths)
-    trained = [stage for stage in paper.stages if stage.mine is None]
-    stage = next(s for s in trained if s.name == stage_name) if stage_name else trained[-1]
-    if stage.prepare is not None:
-        papers.prepare(retriever, stage.prepare)
     if forward:
-        retriever.eval()
+        retriever = papers.build(paper, widths).eval()
         return lambda: retriever.predict(batch)
-    teacher = None
-    if stage.teacher is not None:
-        teacher = papers.build(paper, widths)
-        papers.prepare(teacher, stage.prepare, teacher=True)
-        teacher.requires_grad_(False).eval()
-    setup = Setup(retriever, None, None, {}, paper, 0, torch.device("cpu"), "fp32", False)
-    trainer = Trainer(setup, stage, range(samples), teacher)
-    retriever.train()
+    trainer = make_trainer(paper, widths, stage=stage_name, samples=range(samples))
     return lambda: trainer._train_step(batch, "the benchmark")
 
 
@@ -87,10 +76,13 @@ class Worker:
     """A process that takes steps in one checkout."""
 
     def __init__(self, root: Path, words: list[str]):
-        environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": words[words.index("--threads") + 1]}
-        command = [sys.executable, __file__, "--serve", *words]
+        self.folder = tempfile.TemporaryDirectory()  # mrlib is the checkout's, tests are those beside this file
+        (Path(self.folder.name) / "mrlib").symlink_to(root / "mrlib", target_is_directory=True)
+        path = os.pathsep.join((self.folder.name, str(ROOT)))
+        environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": words[words.index("--threads") + 1]}
+        command = [sys.executable, str(Path(__file__).resolve()), "--serve", *words]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen(command, cwd=root, env=environment, **pipes)
+        self.process = subprocess.Popen(command, cwd=self.folder.name, env=environment, **pipes)
         if self.process.stdout.readline().strip() != "ready":
             raise RuntimeError(f"the step failed in {root}")
 
@@ -103,6 +95,7 @@ class Worker:
     def end(self) -> None:
         self.process.stdin.close()
         self.process.wait()
+        self.folder.cleanup()
 
 
 def compare(words: list[str], against: Path | None, steps: int) -> dict[str, float]:
