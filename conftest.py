@@ -21,14 +21,15 @@ settings.load_profile("short")
 
 MOST_WORKERS = 8  # the longest files bound the time of more
 LONGEST = [  # files of tests, which start first, so that the workers end at about the same time
-    "notebooks/06_compare.ipynb",
-    "notebooks/02_matr.ipynb",
     "notebooks/05_td_detr.ipynb",
-    "notebooks/01_amr.ipynb",
-    "notebooks/00_tour.ipynb",
-    "notebooks/03_a2fa.ipynb",
-    "notebooks/04_f2sgd.ipynb",
+    "notebooks/02_matr.ipynb",
     "notebooks/07_your_video.ipynb",
+    "notebooks/01_amr.ipynb",
+    "notebooks/06_compare.ipynb",
+    "notebooks/04_f2sgd.ipynb",
+    "notebooks/03_a2fa.ipynb",
+    "notebooks/00_tour.ipynb",
+    "tests/test_grid.py",
 ]
 
 
