@@ -8,6 +8,9 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
+# Threads of torch and numpy, imported later, and of kernels and processes that tests start. Small models are no
+# faster on two, and threads that wait take time from others; tests of threads set their number.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 settings.register_profile(
     "short",
     max_examples=6,
@@ -50,7 +53,6 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         options.numprocesses = min(cores, MOST_WORKERS) if cores > 1 else 0
     if options.numprocesses and options.dist == "no":
         options.dist, options.loadscopereorder = "loadfile", False  # the cells of a notebook share a kernel
-        os.environ.setdefault("OMP_NUM_THREADS", "1")  # of each worker, and of kernels and processes that tests start
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
