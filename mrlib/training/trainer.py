@@ -148,7 +148,8 @@ def seed_of(seed: int, name: str, step: int = 0, rank: int = 0) -> int:
 def _optimiser(stage: Stage, retriever: nn.Module) -> torch.optim.Optimizer:
     methods = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     parameters = [p for p in retriever.parameters() if p.requires_grad]
-    return methods[stage.optimiser.method](parameters, lr=stage.optimiser.lr, weight_decay=stage.optimiser.weight_decay)
+    options = {"lr": stage.optimiser.lr, "weight_decay": stage.optimiser.weight_decay}
+    return methods[stage.optimiser.method](parameters, **options, fused=True)  # reads and writes the weights once
 
 
 def _check_finite(values: Mapping[str, float], where: str, batch: Batch) -> None:

@@ -7,7 +7,8 @@
 Each paper has its paper's size and the step of its last stage, with random features; --stage takes another stage. A
 process for each checkout takes a step in turn, so that both see the same machine. Printed are the median processor
 milliseconds of a step, the most MiB that the process held, imports included, and the ratio to the other checkout: the
-median over the pairs.
+median over the pairs. The floor is the time that a step's matrix products and convolutions would take at the
+speed of a plain product of 2400 x 1024 x 1024, measured before every step; attention is not counted.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from mrlib import papers
 from mrlib.data import Batch, Widths
@@ -43,9 +45,17 @@ def random_batch(paper: papers.Paper, samples: int, clips: int) -> Batch:
     return make_batch([clips] * samples, joint=JOINT, motion=motion, words=WORDS, query=JOINT)
 
 
-def make_step(name: str, stage_name: str | None, samples: int, clips: int, forward: bool) -> Callable[[], object]:
-    """A training step of a paper, or with `forward` a prediction, on the same random batch each time."""
+def make_step(
+    name: str, stage_name: str | None, samples: int | None, clips: int, forward: bool
+) -> Callable[[], object]:
+    """A training step of a paper, or with `forward` a prediction, on the same random batch each time.
+
+    samples  of the batch; None: as many as the stage has
+    """
     paper = papers.get(name, "paper", **({"query": "text"} if name == "matr" else {}))
+    trained = [stage for stage in paper.stages if stage.mine is None]
+    stage = next(s for s in trained if s.name == stage_name) if stage_name else trained[-1]
+    samples = samples or stage.batch_size
     batch = random_batch(paper, samples, clips)
     widths = Widths(batch.target.shape[2], JOINT, JOINT)
     if forward:
@@ -61,15 +71,28 @@ def peak() -> float:
     return int(line.split()[1]) / 1024
 
 
+def product_ms(a: torch.Tensor, b: torch.Tensor, times: int = 3) -> float:
+    """Mean processor milliseconds of a matrix product."""
+    processor = time.process_time()
+    for _ in range(times):
+        a @ b
+    return 1e3 * (time.process_time() - processor) / times
+
+
 def serve(step: Callable[[], object]) -> None:
     """Take a step for every line of the standard input and answer with what it cost."""
     step()
+    with FlopCounterMode(display=False) as counter:
+        step()
+    a, b = torch.randn(2400, 1024), torch.randn(1024, 1024)
+    products = counter.get_total_flops() / (2 * a.numel() * b.shape[1])  # as many of a with b
     print("ready", flush=True)
     for _ in sys.stdin:
+        floor = products * product_ms(a, b)
         processor, wall = time.process_time(), time.perf_counter()
         step()
         cost = {"ms": 1e3 * (time.process_time() - processor), "wall_ms": 1e3 * (time.perf_counter() - wall)}
-        print(json.dumps(cost | {"mib": peak()}), flush=True)
+        print(json.dumps(cost | {"mib": peak(), "floor_ms": floor}), flush=True)
 
 
 class Worker:
@@ -105,7 +128,8 @@ def compare(words: list[str], against: Path | None, steps: int) -> dict[str, flo
     for worker in workers:
         worker.end()
     here = [pair[0] for pair in costs]
-    row = {name: round(statistics.median(cost[name] for cost in here)) for name in ("ms", "wall_ms", "mib")}
+    row = {name: round(statistics.median(cost[name] for cost in here)) for name in ("ms", "wall_ms", "mib", "floor_ms")}
+    row["ms/floor"] = round(statistics.median(cost["ms"] / cost["floor_ms"] for cost in here), 2)
     for name in ("ms", "mib") if against else ():
         row[f"{name}/before"] = round(statistics.median(pair[0][name] / pair[1][name] for pair in costs), 2)
     return row
@@ -116,7 +140,7 @@ def main() -> None:
     parser.add_argument("--paper", nargs="+", default=list(PAPERS), choices=PAPERS)
     parser.add_argument("--stage", help="of the paper, default: its last")
     parser.add_argument("--clips", type=int, nargs="+", default=[75, 300, 1200])
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=4, help="samples of a step; 0: as many as the paper's")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--forward", action="store_true", help="predict instead of training")

@@ -96,6 +96,26 @@ def test_frozen_parameters_get_no_optimiser(world):
     assert all(p is not frozen for p in group["params"])
 
 
+@pytest.mark.parametrize("method, plain", [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+def test_the_optimiser_takes_torchs_plain_steps(method, plain, world):
+    """Five steps with random gradients, up to rounding."""
+    paper = small()
+    setup = setup_of(world, paper)
+    options = {"lr": 0.01, "weight_decay": 0.1}
+    stage = replace(paper.stages[0], optimiser=replace(paper.stages[0].optimiser, method=method, **options))
+    ours = list(setup.retriever.parameters())
+    theirs = [p.detach().clone().requires_grad_() for p in ours]
+    optimisers = Trainer(setup, stage, world[0]).optimiser, plain(theirs, **options, foreach=False)
+    for _ in range(5):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        for optimiser in optimisers:
+            optimiser.step()
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_queries(world, tmp_path, monkeypatch):
     def spoil(indices, dataset, draw):
         batch = identity(indices, dataset, draw)
