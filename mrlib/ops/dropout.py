@@ -9,6 +9,7 @@ generator, so results follow `torch.manual_seed`.
 from __future__ import annotations
 
 import functools
+import importlib
 from types import ModuleType
 
 import torch
@@ -21,7 +22,7 @@ _MOST = 2**32  # numbers in a tensor that the hash can tell apart
 
 def dropout(x: Tensor, p: float) -> Tensor:
     """Dropout as in training: each number is 0 with probability p, else divided by 1 - p.  x (...), returns (...)"""
-    return _Dropout.apply(x, p, _key()) if 0 < p < 1 and has_cpu_kernel(x) else F.dropout(x, p)
+    return _Dropout.apply(x, p, new_key()) if 0 < p < 1 and has_cpu_kernel(x) else F.dropout(x, p)
 
 
 def norm_dropout_linear(
@@ -44,30 +45,29 @@ def norm_dropout_linear(
     """
     parameters = (norm_weight, norm_bias, weight, bias)
     if 0 < p < 1 and not x.requires_grad and all(has_cpu_kernel(t) and t.dtype == x.dtype for t in (x, *parameters)):
-        return _NormDropoutLinear.apply(x, *parameters, eps, p, _key())
+        return _NormDropoutLinear.apply(x, *parameters, eps, p, new_key())
     return F.linear(F.dropout(F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps), p), weight, bias)
 
 
 @functools.cache
-def _kernels() -> ModuleType | None:
-    """`mrlib.ops.dropout_cpu`, or None without numba."""
+def cpu_kernels(name: str = "dropout_cpu") -> ModuleType | None:
+    """A module of mrlib.ops with kernels for the CPU; None without numba."""
     try:
-        from mrlib.ops import dropout_cpu
+        return importlib.import_module(f"mrlib.ops.{name}")
     except ModuleNotFoundError as error:
         if error.name != "numba":
             raise
         return None
-    return dropout_cpu
 
 
 def has_cpu_kernel(x: Tensor) -> bool:
     """Whether the CPU kernels can be used for x."""
     supported = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and 0 < x.numel() < _MOST
     eager = not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")
-    return supported and eager and _kernels() is not None
+    return supported and eager and cpu_kernels() is not None
 
 
-def _key() -> int:
+def new_key() -> int:
     """A new key of 63 bits from torch's generator."""
     return int(torch.randint(2**63 - 1, ()))
 
@@ -89,7 +89,7 @@ class _Dropout(torch.autograd.Function):
 
 def _dropped(x: Tensor, p: float, key: int) -> Tensor:
     out = torch.empty(x.shape, dtype=x.dtype)
-    _kernels().drop(_numpy(x).reshape(-1), key, p, out.view(-1).numpy())
+    cpu_kernels().drop(_numpy(x).reshape(-1), key, p, out.view(-1).numpy())
     return out
 
 
@@ -99,7 +99,7 @@ class _NormDropoutLinear(torch.autograd.Function):
         rows = x.contiguous().view(-1, x.shape[-1])  # (n, D)
         mean, rstd, h = rows.new_empty(len(rows)), rows.new_empty(len(rows)), torch.empty_like(rows)
         inputs = (rows, norm_weight, norm_bias)
-        _kernels().norm(*map(_numpy, inputs), eps, key, p, *map(_numpy, (mean, rstd, h)))
+        cpu_kernels().norm(*map(_numpy, inputs), eps, key, p, *map(_numpy, (mean, rstd, h)))
         ctx.save_for_backward(rows, mean, rstd, h, weight)
         ctx.key, ctx.p = key, p
         return F.linear(h, weight, bias).view(*x.shape[:-1], -1)
@@ -114,5 +114,7 @@ class _NormDropoutLinear(torch.autograd.Function):
         for begin in range(0, len(rows), _ROWS):
             block = grad[begin : begin + _ROWS]
             dh = torch.mm(block, weight, out=buffer[: len(block)])
-            _kernels().norm_gradient(_numpy(dh), begin, _numpy(rows), ctx.key, ctx.p, *map(_numpy, (mean, rstd, *sums)))
+            cpu_kernels().norm_gradient(
+                _numpy(dh), begin, _numpy(rows), ctx.key, ctx.p, *map(_numpy, (mean, rstd, *sums))
+            )
         return None, *sums, grad.mT @ h, grad.sum(0), None, None, None

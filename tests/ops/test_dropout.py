@@ -104,14 +104,14 @@ def test_without_numba_torchs_dropout_is_used(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
     monkeypatch.delitem(sys.modules, "mrlib.ops.dropout_cpu", raising=False)
     monkeypatch.delattr("mrlib.ops.dropout_cpu", raising=False)
-    module._kernels.cache_clear()
+    module.cpu_kernels.cache_clear()
     try:
         assert not has_cpu_kernel(torch.ones(2))
         torch.manual_seed(3)
         expected = F.dropout(torch.ones(50), 0.5)
         assert mask_of(lambda x: dropout(x, 0.5), 50, dtype=torch.float32).equal(expected)
     finally:
-        module._kernels.cache_clear()
+        module.cpu_kernels.cache_clear()
 
 
 def test_half_precision_and_autocast_use_torchs_dropout():
