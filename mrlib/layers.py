@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mrlib.arguments import require
 from mrlib.ops.dropout import dropout as drop_out
 from mrlib.ops.dropout import has_cpu_kernel, norm_dropout_linear
+from mrlib.ops.feed_forward import feed_forward
 from mrlib.ops.prelu import prelu
 
 
@@ -272,7 +273,14 @@ class FeedForward(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear2(self.dropout(self.activation(self.linear1(x))))
+        return self.through(x, self.linear1, self.linear2)
+
+    def through(self, x: Tensor, linear1: nn.Linear, linear2: nn.Linear) -> Tensor:
+        """`forward` with other linear layers, of the same shapes."""
+        if isinstance(self.activation, nn.GELU):
+            return linear2(self.dropout(self.activation(linear1(x))))
+        slope, p = getattr(self.activation, "weight", None), self.dropout.p if self.training else 0.0
+        return feed_forward(x, linear1.weight, linear1.bias, slope, linear2.weight, linear2.bias, p)
 
 
 class EncoderLayer(nn.Module):
