@@ -151,11 +151,11 @@ class Projection(nn.Sequential):
             parts += [nn.LayerNorm(a), Dropout(dropout), nn.Linear(a, b)]
         super().__init__(*parts)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(x)
+    def forward(self, x: Tensor, extra: Tensor | None = None) -> Tensor:
+        """x (..., X), extra (..., inputs - X) further features without a gradient; returns (..., width)."""
         norm, dropped, linear, *others = self
-        x = norm_dropout_linear(x, norm.weight, norm.bias, norm.eps, dropped.p, linear.weight, linear.bias)
+        p = dropped.p if self.training else 0.0
+        x = norm_dropout_linear(x, norm.weight, norm.bias, norm.eps, p, linear.weight, linear.bias, extra)
         for part in others:
             x = part(x)
         return x
@@ -175,9 +175,8 @@ class Projected(nn.Module):
 
     def project(self, target: Tensor, target_mask: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
         """target (B, T, D), target_mask bool (B, T), query (B, N, D') -> (B, T, d), (B, N, d)."""
-        if self.tef:
-            target = torch.cat([target, endpoints(target_mask)], -1)  # (B, T, D + 2)
-        return self.project_target(target), self.project_query(query)
+        extra = endpoints(target_mask) if self.tef else None  # (B, T, 2)
+        return self.project_target(target, extra), self.project_query(query)
 
 
 class MLP(nn.Module):

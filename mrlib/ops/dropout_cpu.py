@@ -50,40 +50,52 @@ def _drop(first, stop, x, low, high, threshold, scale, out):
 
 
 @compiled
-def _norm(first, stop, x, weight, bias, eps, low, high, threshold, scale, mean, rstd, out):
-    """Layer norm and dropout of rows first..stop of x (n, D) into out (n, D); fills mean (n,) and rstd (n,)."""
-    D, zero = x.shape[1], scale * 0
+def _norm(first, stop, x, extra, weight, bias, eps, low, high, threshold, scale, mean, rstd, out):
+    """Layer norm and dropout of rows first..stop of [x; extra] (n, D) into out (n, D); fills mean (n,), rstd (n,)."""
+    X, E, zero = x.shape[1], extra.shape[1], scale * 0
+    D = X + E
     for n in range(first, stop):
-        row, row_out, place, total = x[n], out[n], np.uint32(n * D), zero
-        for j in range(D):
+        row, further, row_out, place, total = x[n], extra[n], out[n], np.uint32(n * D), zero
+        for j in range(X):
             total += row[j]
+        for j in range(E):
+            total += further[j]
         m = total / D
         total = zero
-        for j in range(D):
+        for j in range(X):
             total += (row[j] - m) * (row[j] - m)
+        for j in range(E):
+            total += (further[j] - m) * (further[j] - m)
         r = 1 / np.sqrt(total / D + eps)
         mean[n], rstd[n] = m, r
         m, r = mean[n], rstd[n]
-        for j in range(D):
+        for j in range(X):
             y = (row[j] - m) * r * weight[j] + bias[j]
+            row_out[j] = y * (scale if kept(np.uint32(j) + place, low, high, threshold) else zero)
+        for j in range(X, D):
+            y = (further[j - X] - m) * r * weight[j] + bias[j]
             row_out[j] = y * (scale if kept(np.uint32(j) + place, low, high, threshold) else zero)
 
 
 @compiled
-def _norm_gradient(first, stop, dy, begin, x, low, high, threshold, scale, mean, rstd, dweight, dbias):
+def _norm_gradient(first, stop, dy, begin, x, extra, low, high, threshold, scale, mean, rstd, dweight, dbias):
     """Add the gradients of weight and bias to columns first..stop of dweight (D,) and dbias (D,).
 
     dy (k, D) holds the gradients of rows begin..begin + k of the output of `_norm`.
     """
-    D, zero = x.shape[1], scale * 0
-    dweight, dbias = dweight[first:stop], dbias[first:stop]
+    X, zero = x.shape[1], scale * 0
+    D, middle = X + extra.shape[1], max(first, min(stop, X))
     for k in range(len(dy)):
         n = begin + k
-        row, grad, place, m, r = x[n, first:stop], dy[k, first:stop], np.uint32(n * D + first), mean[n], rstd[n]
-        for j in range(len(row)):
+        row, further, grad, place, m, r = x[n], extra[n], dy[k], np.uint32(n * D), mean[n], rstd[n]
+        for j in range(first, middle):
             d = grad[j] * (scale if kept(np.uint32(j) + place, low, high, threshold) else zero)
             dbias[j] += d
             dweight[j] += d * ((row[j] - m) * r)
+        for j in range(middle, stop):
+            d = grad[j] * (scale if kept(np.uint32(j) + place, low, high, threshold) else zero)
+            dbias[j] += d
+            dweight[j] += d * ((further[j - X] - m) * r)
 
 
 def threads_for(numbers: int) -> int:
@@ -98,6 +110,7 @@ def drop(x: np.ndarray, key: int, p: float, out: np.ndarray) -> None:
 
 def norm(
     x: np.ndarray,
+    extra: np.ndarray,
     weight: np.ndarray,
     bias: np.ndarray,
     eps: float,
@@ -107,18 +120,19 @@ def norm(
     rstd: np.ndarray,
     out: np.ndarray,
 ) -> None:
-    """Layer norm of the rows of x (n, D), then `drop`, into out (n, D); fills mean (n,) and rstd (n,), which is 1 / sd.
+    """Layer norm of the rows of [x; extra], then `drop`, into out (n, D); fills mean (n,) and rstd (n,), 1 / sd.
 
-    weight (D,), bias (D,)
+    x (n, X), extra (n, D - X); weight (D,), bias (D,)
     """
-    arguments = mask_arguments(key, p, x.dtype)
-    in_threads(threads_for(x.size), len(x), _norm, x, weight, bias, x.dtype.type(eps), *arguments, mean, rstd, out)
+    arguments = x, extra, weight, bias, x.dtype.type(eps), *mask_arguments(key, p, x.dtype), mean, rstd, out
+    in_threads(threads_for(out.size), len(x), _norm, *arguments)
 
 
 def norm_gradient(
     dy: np.ndarray,
     begin: int,
     x: np.ndarray,
+    extra: np.ndarray,
     key: int,
     p: float,
     mean: np.ndarray,
@@ -131,8 +145,8 @@ def norm_gradient(
     dy          (k, D)  gradients of rows begin..begin + k of its output
     mean, rstd  (n,)  as `norm` filled them
     """
-    arguments = mask_arguments(key, p, x.dtype)
-    in_threads(threads_for(dy.size), x.shape[1], _norm_gradient, dy, begin, x, *arguments, mean, rstd, dweight, dbias)
+    arguments = dy, begin, x, extra, *mask_arguments(key, p, x.dtype), mean, rstd, dweight, dbias
+    in_threads(threads_for(dy.size), dy.shape[1], _norm_gradient, *arguments)
 
 
 def mask_arguments(key: int, p: float, dtype: np.dtype) -> tuple:

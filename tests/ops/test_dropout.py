@@ -165,6 +165,37 @@ def test_gradients_of_norm_dropout_linear_equal_finite_differences():
     assert torch.autograd.gradcheck(function, parameters)
 
 
+@pytest.mark.parametrize("p", [0.0, 0.5])
+@pytest.mark.parametrize("D", [11, 600])
+def test_further_features_come_after_those_of_x(D, p):
+    """As if all had been in one tensor, with and without gradients; more rows than a block holds."""
+    x, parameters = features_and_parameters(D=D)
+    results = []
+    for features, extra in ((x, None), (x[..., :-2], x[..., -2:])):
+        torch.manual_seed(3)
+        y = norm_dropout_linear(features, *parameters[:2], 1e-5, p, *parameters[2:], extra)
+        results.append([y, *torch.autograd.grad(y.square().sum(), parameters)])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    with torch.no_grad():
+        torch.manual_seed(3)
+        y = norm_dropout_linear(x[..., :-2], *parameters[:2], 1e-5, p, *parameters[2:], x[..., -2:])
+    torch.testing.assert_close(y, results[0][0], rtol=1e-12, atol=1e-12)
+
+
+def test_further_features_may_have_another_precision():
+    """Endpoints are float32 also where the clips are float64."""
+    x, parameters = features_and_parameters()
+    extra = x[..., -2:].float()
+    expected = one_after_another(torch.cat([x[..., :-2], extra], -1), *parameters, 1.0)
+    torch.testing.assert_close(
+        norm_dropout_linear(x[..., :-2], *parameters[:2], 1e-5, 0.0, *parameters[2:], extra), expected
+    )
+    with torch.no_grad():
+        y = norm_dropout_linear(x[..., :-2], *parameters[:2], 1e-5, 0.0, *parameters[2:], extra)
+    torch.testing.assert_close(y, expected)
+
+
 @needs_numba
 def test_strided_features_give_the_result_of_their_copies():
     x, parameters = features_and_parameters()
