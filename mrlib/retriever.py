@@ -108,7 +108,8 @@ class MomentRetriever(nn.Module):
         training = self.training
         self.eval()
         try:
-            aligned, outputs = self(batch)
+            aligned = self.aligner(batch)
+            outputs = getattr(self.detector, "decodable", self.detector)(aligned, batch)
             moments = self.detector.decode(outputs, batch)
         finally:
             self.train(training)
