@@ -21,7 +21,7 @@ _MOST = 2**32  # numbers in a tensor that the hash can tell apart
 
 def dropout(x: Tensor, p: float) -> Tensor:
     """Dropout as in training: each number is 0 with probability p, else divided by 1 - p.  x (...), returns (...)"""
-    return _Dropout.apply(x, p, _key()) if 0 < p < 1 and has_cpu_kernel(x) else F.dropout(x, p)
+    return _Dropout.apply(x, p, new_key()) if 0 < p < 1 and has_cpu_kernel(x) else F.dropout(x, p)
 
 
 def norm_dropout_linear(
@@ -44,7 +44,7 @@ def norm_dropout_linear(
     """
     parameters = (norm_weight, norm_bias, weight, bias)
     if 0 < p < 1 and not x.requires_grad and all(has_cpu_kernel(t) and t.dtype == x.dtype for t in (x, *parameters)):
-        return _NormDropoutLinear.apply(x, *parameters, eps, p, _key())
+        return _NormDropoutLinear.apply(x, *parameters, eps, p, new_key())
     return F.linear(F.dropout(F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps), p), weight, bias)
 
 
@@ -67,7 +67,7 @@ def has_cpu_kernel(x: Tensor) -> bool:
     return supported and eager and _kernels() is not None
 
 
-def _key() -> int:
+def new_key() -> int:
     """A new key of 63 bits from torch's generator."""
     return int(torch.randint(2**63 - 1, ()))
 

@@ -19,7 +19,7 @@ from mrlib.ops.threads import in_threads
 _ALONE = 1 << 16  # up to this many numbers, one thread is as fast as two
 
 
-def _compiled(function):
+def compiled(function):
     """Compile without Python's lock; cache on disk for the next process if a folder is writable."""
     options = {"nopython": True, "nogil": True, "error_model": "numpy", "fastmath": True}
     try:
@@ -28,8 +28,8 @@ def _compiled(function):
         return numba.jit(**options)(function)
 
 
-@_compiled
-def _kept(place, low, high, threshold):
+@compiled
+def kept(place, low, high, threshold):
     """Whether the hash of a place reaches the threshold; lowbias32 by Wellons with the key mixed in.
 
     place, low, high, threshold  uint32; low and high are the halves of the key
@@ -41,15 +41,15 @@ def _kept(place, low, high, threshold):
     return (x ^ (x >> np.uint32(16))) >= threshold
 
 
-@_compiled
+@compiled
 def _drop(first, stop, x, low, high, threshold, scale, out):
     """Dropout of numbers first..stop of x (n,) into out (n,)."""
     x, out, place, zero = x[first:stop], out[first:stop], np.uint32(first), scale * 0
     for i in range(len(x)):
-        out[i] = x[i] * (scale if _kept(np.uint32(i) + place, low, high, threshold) else zero)
+        out[i] = x[i] * (scale if kept(np.uint32(i) + place, low, high, threshold) else zero)
 
 
-@_compiled
+@compiled
 def _norm(first, stop, x, weight, bias, eps, low, high, threshold, scale, mean, rstd, out):
     """Layer norm and dropout of rows first..stop of x (n, D) into out (n, D); fills mean (n,) and rstd (n,)."""
     D, zero = x.shape[1], scale * 0
@@ -66,10 +66,10 @@ def _norm(first, stop, x, weight, bias, eps, low, high, threshold, scale, mean, 
         m, r = mean[n], rstd[n]
         for j in range(D):
             y = (row[j] - m) * r * weight[j] + bias[j]
-            row_out[j] = y * (scale if _kept(np.uint32(j) + place, low, high, threshold) else zero)
+            row_out[j] = y * (scale if kept(np.uint32(j) + place, low, high, threshold) else zero)
 
 
-@_compiled
+@compiled
 def _norm_gradient(first, stop, dy, begin, x, low, high, threshold, scale, mean, rstd, dweight, dbias):
     """Add the gradients of weight and bias to columns first..stop of dweight (D,) and dbias (D,).
 
@@ -81,19 +81,19 @@ def _norm_gradient(first, stop, dy, begin, x, low, high, threshold, scale, mean,
         n = begin + k
         row, grad, place, m, r = x[n, first:stop], dy[k, first:stop], np.uint32(n * D + first), mean[n], rstd[n]
         for j in range(len(row)):
-            d = grad[j] * (scale if _kept(np.uint32(j) + place, low, high, threshold) else zero)
+            d = grad[j] * (scale if kept(np.uint32(j) + place, low, high, threshold) else zero)
             dbias[j] += d
             dweight[j] += d * ((row[j] - m) * r)
 
 
-def _threads(numbers: int) -> int:
+def threads_for(numbers: int) -> int:
     """How many threads to use for a kernel that visits so many numbers."""
     return torch.get_num_threads() if numbers > _ALONE else 1
 
 
 def drop(x: np.ndarray, key: int, p: float, out: np.ndarray) -> None:
     """Dropout of x (n,) into out (n,): 0 with probability p, else divided by 1 - p."""
-    in_threads(_threads(len(x)), len(x), _drop, x, *_mask_arguments(key, p, x.dtype), out)
+    in_threads(threads_for(len(x)), len(x), _drop, x, *mask_arguments(key, p, x.dtype), out)
 
 
 def norm(
@@ -111,8 +111,8 @@ def norm(
 
     weight (D,), bias (D,)
     """
-    arguments = _mask_arguments(key, p, x.dtype)
-    in_threads(_threads(x.size), len(x), _norm, x, weight, bias, x.dtype.type(eps), *arguments, mean, rstd, out)
+    arguments = mask_arguments(key, p, x.dtype)
+    in_threads(threads_for(x.size), len(x), _norm, x, weight, bias, x.dtype.type(eps), *arguments, mean, rstd, out)
 
 
 def norm_gradient(
@@ -131,11 +131,11 @@ def norm_gradient(
     dy          (k, D)  gradients of rows begin..begin + k of its output
     mean, rstd  (n,)  as `norm` filled them
     """
-    arguments = _mask_arguments(key, p, x.dtype)
-    in_threads(_threads(dy.size), x.shape[1], _norm_gradient, dy, begin, x, *arguments, mean, rstd, dweight, dbias)
+    arguments = mask_arguments(key, p, x.dtype)
+    in_threads(threads_for(dy.size), x.shape[1], _norm_gradient, dy, begin, x, *arguments, mean, rstd, dweight, dbias)
 
 
-def _mask_arguments(key: int, p: float, dtype: np.dtype) -> tuple:
+def mask_arguments(key: int, p: float, dtype: np.dtype) -> tuple:
     """low, high, threshold and scale of the kernels."""
     low, high = np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32)
     return low, high, np.uint32(min(round(p * 2**32), 2**32 - 1)), dtype.type(1 / (1 - p))
