@@ -25,6 +25,7 @@ _SUBMODULES = (
     "grid_file",
     "layers",
     "locks",
+    "memory",
     "metrics",
     "notebooks",
     "ops",

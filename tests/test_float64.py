@@ -7,7 +7,7 @@ import torch
 
 from mrlib import papers
 from mrlib.data import Widths
-from tests.support.batches import make_batch
+from tests.support.batches import in_float64, make_batch
 from tests.support.modules import shaken
 from tests.support.on_device import in_float64
 
