@@ -23,6 +23,7 @@ _SUBMODULES = (
     "find",
     "grid",
     "grid_file",
+    "jobs",
     "layers",
     "locks",
     "memory",

@@ -9,7 +9,6 @@ from mrlib import papers
 from mrlib.data import Widths
 from tests.support.batches import in_float64, make_batch
 from tests.support.modules import shaken
-from tests.support.on_device import in_float64
 
 WIDTHS = Widths(24, 12, 16)
 LENGTHS = [9, 5, 12, 7]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -16,15 +15,15 @@ from torch.overrides import TorchFunctionMode
 
 from mrlib import papers
 from mrlib.data import Batch, Widths
-from mrlib.layers import attend
 from mrlib.ops import alignment, conv, spans
 from mrlib.ops.alignment_variants import drop_dtw, mean_dtw
+from mrlib.ops.attention import attend
 from mrlib.ops.divergence import soft_dtw_divergence
 from mrlib.ops.dropout import dropout
 from mrlib.ops.matching import match
 from mrlib.retriever import MomentRetriever
 from tests.support.alignments import TOPOLOGIES
-from tests.support.batches import make_batch
+from tests.support.batches import in_float64, make_batch
 from tests.support.modules import shaken
 
 Errors = Iterator[tuple[str, float]]
@@ -42,17 +41,6 @@ class DrawnOnCpu(TorchFunctionMode):
         if function not in self.DRAWS:
             return function(*arguments, **options)
         return function(*arguments, **options | {"device": "cpu"}).to(options.get("device") or "cpu")
-
-
-def in_float64(x: Any) -> Any:
-    """A batch, or labels, with every floating-point tensor in float64."""
-
-    def converted(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value.double() if value.is_floating_point() else value
-        return in_float64(value) if is_dataclass(value) else value
-
-    return replace(x, **{f.name: converted(getattr(x, f.name)) for f in fields(x) if f.name != "samples"})
 
 
 def error(got: Tensor, want: Tensor) -> float:
@@ -170,7 +158,7 @@ def _attention(device: str) -> Errors:
     mask = torch.arange(50) < torch.tensor([[50], [17]])
     visible = torch.rand(2, 4, 40, 50, generator=g) < 0.7
     for name, options in {"key mask": {}, "key mask and visible": {"visible": visible}}.items():
-        options = {"heads": 4, "key_mask": mask, "dropout": 0.0, **options}
+        options = {"heads": 4, "key_mask": mask, "p": 0.0, **options}
         yield from _compared(f"attend, {name}", attend, [q, k, v], device, **options)
 
 
