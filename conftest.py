@@ -53,6 +53,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         options.numprocesses = min(cores, MOST_WORKERS) if cores > 1 else 0
     if options.numprocesses and options.dist == "no":
         options.dist, options.loadscopereorder = "loadfile", False  # the cells of a notebook share a kernel
+        options.maxworkerrestart = options.maxworkerrestart or "0"  # loadfile would give a new one work that it lacks
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
