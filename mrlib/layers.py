@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mrlib.arguments import require
+from mrlib.ops.attention import attend
 from mrlib.ops.dropout import dropout as drop_out
-from mrlib.ops.dropout import has_cpu_kernel, norm_dropout_linear
+from mrlib.ops.dropout import norm_dropout_linear
 from mrlib.ops.feed_forward import feed_forward
 from mrlib.ops.prelu import prelu
 
@@ -191,31 +192,6 @@ class MLP(nn.Module):
         for i, layer in enumerate(self.layers):
             x = layer(x.relu() if i else x)
         return x
-
-
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, heads: int, key_mask: Tensor | None, dropout: float, visible: Tensor | None = None
-) -> Tensor:
-    """Scaled dot-product attention, head by head.
-
-    q (B, L, e), k (B, S, e), v (B, S, f), heads side by side in their channels; e and f may differ
-    key_mask  bool (B, S)  real keys; None: all are real
-    visible   bool (B, heads, L, S)  keys that each query vector may attend to; None: all real ones
-    returns   (B, L, f)
-    """
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, heads, L or S, e or f / heads)
-    if key_mask is not None:
-        key_mask = (key_mask | ~key_mask.any(1, keepdim=True))[:, None, None]  # (B, 1, 1, S)
-        key_mask = key_mask if visible is None else key_mask & visible  # (B, heads, L, S)
-    if dropout and has_cpu_kernel(q):  # torch has no fused CPU kernel for attention with dropout
-        scores = (q * q.shape[-1] ** -0.5) @ k.mT  # (B, heads, L, S)
-        if key_mask is not None:
-            bias = torch.zeros_like(key_mask, dtype=q.dtype)
-            scores = scores + bias.masked_fill(~key_mask, torch.finfo(q.dtype).min)
-        x = drop_out(scores.softmax(-1), dropout) @ v
-    else:
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask, dropout_p=dropout)
-    return x.transpose(1, 2).flatten(-2)
 
 
 def check_heads(width: int, heads: int) -> None:

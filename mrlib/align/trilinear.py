@@ -189,8 +189,7 @@ class TrilinearAligner(Projected):
 
         margin        `saliency.margin` of two pairs of clips per sample
         contrast      `saliency.rank_contrast` of the clips of each sample
-        vtc           `batch_contrast` of last words and mean clips; with several processes each uses its own part of
-                      the batch
+        vtc           `batch_contrast` of last words and mean clips
         ctc           clips are near the mean word if and only if they are relevant
         discriminate  relevant clips are nearer to the reference than mined clips; 0 if no sample counts
 

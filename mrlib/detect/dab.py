@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from mrlib.arguments import require
 from mrlib.detect.detr import ContextTokens, Decoded, DetrDetector, build_with_decoder, inverse_sigmoid
-from mrlib.layers import MLP, Dropout, FeedForward, attend, check_heads, sine_positions, waves
+from mrlib.layers import MLP, Dropout, FeedForward, check_heads, sine_positions, waves
+from mrlib.ops.attention import attend
 
 NARROWEST = 1e-4  # smallest width that sines are divided by
 

@@ -29,6 +29,7 @@ from mrlib.layers import MLP, DecoderLayer, full_precision, sine_positions
 from mrlib.ops import spans
 from mrlib.ops.counts import shared_count
 from mrlib.ops.matching import checked_cost, match
+from mrlib.ops.whole_batch import drawn
 
 SPAN_EPS = 1e-3  # smallest x and 1 - x in the logit of x
 
@@ -313,7 +314,7 @@ class DetrDetector(nn.Module):
         """The windows of a batch, at most `most_windows` of a sample."""
         windows, mask = full_precision(batch.labels.spans), batch.labels.span_mask  # (B, W, 2), (B, W)
         if mask.shape[1] > self.most_windows:
-            kept = self.surplus(mask).argsort(1)[:, : self.most_windows]  # (B, most_windows)
+            kept = drawn(self.surplus, mask).argsort(1)[:, : self.most_windows]  # (B, most_windows)
             # (B, most_windows, 2), (B, most_windows)
             windows, mask = windows.gather(1, kept[..., None].expand(-1, -1, 2)), mask.gather(1, kept)
         rows = batch.target_mask.any(1)

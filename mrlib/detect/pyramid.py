@@ -33,6 +33,7 @@ from mrlib.detect.span_length import in_video
 from mrlib.layers import Attention, AttentionWeights, Dropout, FeedForward, full_precision, masked_softmax, waves
 from mrlib.ops import spans
 from mrlib.ops.counts import shared_count
+from mrlib.ops.time_conv import time_conv
 
 NEAR = 2  # places on either side that a clip attends to
 LAYER_SCALE = 1e-4  # initial factor of a branch of a block
@@ -48,7 +49,12 @@ KEPT = 10  # moments that remain
 
 
 def _conv(layer: nn.Conv1d, x: Tensor, mask: Tensor) -> Tensor:
-    """A convolution over the places of x (B, L, d) with padding set to 0, mask bool (B, L)."""
+    """A convolution of 3 over the places of x (B, L, d) with padding set to 0, mask bool (B, L)."""
+    return time_conv(x * mask[..., None], layer.weight, layer.bias)
+
+
+def _channel_conv(layer: nn.Conv1d, x: Tensor, mask: Tensor) -> Tensor:
+    """A convolution over the places of x (B, L, d), each channel by itself; padding is set to 0, mask bool (B, L)."""
     return layer((x * mask[..., None]).mT).mT
 
 
@@ -99,7 +105,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, L, d), mask bool (B, L) -> (B, L', d), bool (B, L'); L' is L / stride, rounded up."""
-        convolved = _conv(self.conv, self.norm1(x), mask).unflatten(-1, (-1, 3)).unbind(-1)  # three (B, L', d)
+        convolved = _channel_conv(self.conv, self.norm1(x), mask).unflatten(-1, (-1, 3)).unbind(-1)  # three (B, L', d)
         q, k, v = (norm(each) for norm, each in zip(self.norms, convolved, strict=True))
         if self.stride > 1:
             x = x.masked_fill(~mask[..., None], torch.finfo(x.dtype).min)
@@ -128,7 +134,7 @@ class Fusion(nn.Module):
     def forward(self, x: Tensor, mask: Tensor, words: Words) -> Tensor:
         """x (B, L, d), mask bool (B, L), words of N vectors (B, N, d) -> (B, L, d)."""
         values = self.norm_words(words.values)
-        q = _conv(self.conv, self.norm1(x), mask)  # (B, L, d)
+        q = _channel_conv(self.conv, self.norm1(x), mask)  # (B, L, d)
         scale, shift = self.cross_attn(q, values, values, words.mask).chunk(2, -1)  # (B, L, d) each
         x = x * scale + shift
         return x + self.dropout(self.feed_forward(self.norm2(x)))

@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mrlib.layers import Dropout, Projection, attend
+from mrlib.layers import Dropout, Projection
 from mrlib.ops import dropout as module
+from mrlib.ops.attention import attend
 from mrlib.ops.dropout import dropout, has_cpu_kernel, norm_dropout_linear
 
 needs_numba = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba is not installed")
