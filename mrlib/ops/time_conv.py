@@ -3,7 +3,7 @@ r"""Convolution of 3 over time in half of the multiplications, for features that
 Paper    Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016: Winograd's minimal filtering
          F(4, 3), here over time and with all channels at once
 Here     `time_convs` equals `torch.nn.functional.conv1d(x.mT, weight, bias, padding=1).mT` up to rounding. Four outputs
-         in a row are $y = A^\top [(G g) \odot (B^\top d)]$ with their six inputs d and the three weights g, six products
+         in a row are $y = A^\top [(G g) \odot (B^\top d)]$ of their six inputs d and the weights g: six products
          instead of twelve. With channels, each of them is a matrix product
 Matrices evaluate the polynomials with the coefficients g and y at six points, and B interpolates (Toom-Cook). Points
          are free; those here round less than the usual 0, ±1, ±2: at 1024 channels the largest error is 1.3e-6 of the
