@@ -22,7 +22,7 @@ settings.register_profile(
 settings.register_profile("long", settings.get_profile("short"), max_examples=500, derandomize=False)
 settings.load_profile("short")
 
-MOST_WORKERS = 8  # the longest files bound the time of more
+MOST_WORKERS = 4  # one takes up to 1.2 GB, and the kernel of its notebook some more
 LONGEST = [  # files of tests, which start first, so that the workers end at about the same time
     "notebooks/05_td_detr.ipynb",
     "notebooks/02_matr.ipynb",

@@ -109,8 +109,9 @@ class _Refused(Future):
 
 
 def _submit(executor: Executor, job: Job, stop: Path) -> Future:
+    request = _request(job, stop)
     try:
-        return executor.submit(call, _request(job, stop))
+        return executor.submit(call, request)
     except Exception as error:  # shut down, or broken by an earlier call
         future = _Refused()
         future.set_exception(error)
@@ -207,6 +208,7 @@ def main() -> None:
     except Exception as error:
         traceback.print_exc()
         said = ["error", f"{type(error).__name__}: {error}; its traceback is in the output of its worker"]
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # its worker closes stdin once it has the answer
     with suppress(BrokenPipeError), answer:
         json.dump(said, answer)
 

@@ -307,6 +307,38 @@ def test_wrong_arguments_are_refused_before_anything_is_written(tmp_path):
         assert not any(tmp_path.iterdir())
 
 
+def test_a_script_that_does_not_guard_its_run_is_told_so(tmp_path):
+    """A worker imports the script, and would wait for the run that waits for it."""
+    (tmp_path / "run.py").write_text(RUN.replace('if __name__ == "__main__":', "if True:"))
+    command = [sys.executable, str(tmp_path / "run.py"), str(tmp_path / "00_grid.csv")]
+    env = ONE_THREAD | {"PYTHONPATH": str(Path(grid.__file__).resolve().parents[1])}
+    process = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 1 and "put what it does under if __name__ == '__main__':" in process.stderr
+
+
+PARTS = """
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from mrlib import grid, papers
+
+papers.DETECTORS["mine"] = lambda width: papers.DETECTORS["boundary"](width)
+
+if __name__ == "__main__":
+    arm = grid.Arm("f2sgd", {"epochs": 1, "aligner": "raw", "detector": "mine"}, {"n": 32})
+    with ProcessPoolExecutor(1) as executor:
+        print(grid.run(sys.argv[1], {"mine": arm}, [0], executor)["MR-full-mAP"][0])
+"""
+
+
+def test_an_arm_may_have_a_part_of_the_script(tmp_path):
+    (tmp_path / "parts.py").write_text(PARTS)
+    command = [sys.executable, str(tmp_path / "parts.py"), str(tmp_path / "00_grid.csv")]
+    env = ONE_THREAD | {"PYTHONPATH": str(Path(grid.__file__).resolve().parents[1])}
+    process = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr
+    assert 0 <= float(process.stdout) <= 100
+
+
 def test_a_worker_with_another_version_of_mrlib_is_refused():
     identity = ARMS["raw"].identity(0) | {"paper": "f2sgd-00000000"}
     with pytest.raises(ValueError, match="mrlib of .* has other settings for this arm; install the same version"):

@@ -15,6 +15,7 @@ from mrlib.retriever import MomentRetriever, unwrapped
 from mrlib.train import fit, predict_all
 from tests.support import toy
 from tests.support.batches import make_batch
+from tests.support.modules import shaken
 
 
 @pytest.fixture(scope="module")
@@ -212,10 +213,12 @@ def test_every_parameter_learns(name):
 @pytest.mark.parametrize("name", papers.PAPERS)
 @torch.no_grad()
 def test_predictions_are_decoded_from_outputs_of_the_whole_network(name):
-    """A detector may compute only what `decode` reads; moments and scores are those of all its outputs."""
-    torch.manual_seed(0)
+    """A detector may compute only what `decode` reads; moments and scores are those of all its outputs.
+
+    With other weights than the first, whose scores are so close that rounding changes their order.
+    """
     batch = make_batch([9, 6, 12], motion=8)
-    model = papers.build(papers.get(name, "small", **QUICK.get(name, {})), Widths(24, 12, 16)).eval()
+    model = shaken(papers.build(papers.get(name, "small", **QUICK.get(name, {})), Widths(24, 12, 16)))
     aligned, outputs = model(batch)
     moments = model.detector.decode(outputs, batch)
     few = getattr(model.detector, "decodable", model.detector)(aligned, batch)
