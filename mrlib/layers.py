@@ -19,6 +19,7 @@ from mrlib.arguments import require
 from mrlib.ops.attention import attend
 from mrlib.ops.dropout import dropout as drop_out
 from mrlib.ops.dropout import norm_dropout_linear
+from mrlib.ops.feed_forward import feed_forward, saves_memory
 from mrlib.ops.prelu import prelu
 
 
@@ -218,9 +219,15 @@ class AttentionWeights(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def project_qkv(self, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
-        """q (B, L, d) and k, v (B, S, d), each through its own linear layer; shapes stay."""
-        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        return [F.linear(x, weight, bias) for x, weight, bias in zip((q, k, v), weights, biases, strict=True)]
+        """q (B, L, d) and k, v (B, S, d), each through its own linear layer; shapes stay; faster if q and k are one."""
+        weight, bias = self.in_proj_weight, self.in_proj_bias
+        if q is k:  # one product for both
+            d = q.shape[-1]
+            return [
+                *F.linear(q, weight[: 2 * d], bias[: 2 * d]).chunk(2, -1),
+                F.linear(v, weight[2 * d :], bias[2 * d :]),
+            ]
+        return [F.linear(x, *part) for x, *part in zip((q, k, v), weight.chunk(3), bias.chunk(3), strict=True)]
 
 
 class Attention(AttentionWeights):
@@ -243,12 +250,16 @@ class FeedForward(nn.Module):
         if activation not in ACTIVATIONS:
             raise ValueError(f"unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
         self.linear1, self.linear2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
-        self.dropout, self.activation = Dropout(dropout), ACTIVATIONS[activation]()
+        self.dropout, self.activation, self.kind = Dropout(dropout), ACTIVATIONS[activation](), activation
         for layer in (self.linear1, self.linear2):
             nn.init.xavier_uniform_(layer.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear2(self.dropout(self.activation(self.linear1(x))))
+        first, second = self.linear1, self.linear2
+        if self.training and saves_memory(x, first.out_features):
+            weights = first.weight, first.bias, second.weight, second.bias
+            return feed_forward(x, *weights, self.kind, getattr(self.activation, "weight", None), self.dropout.p)
+        return second(self.dropout(self.activation(first(x))))
 
 
 class EncoderLayer(nn.Module):
@@ -275,9 +286,11 @@ class EncoderLayer(nn.Module):
         """x, positions (B, L, d); mask bool (B, L); returns (B, L, d)."""
         if self.pre_norm:
             y = self.norm1(x)
-            x = x + self.dropout(self.self_attn(y + positions, y + positions, y, mask))
+            q = y + positions
+            x = x + self.dropout(self.self_attn(q, q, y, mask))
             return x + self.dropout(self.feed_forward(self.norm2(x)))
-        x = self.norm1(x + self.dropout(self.self_attn(x + positions, x + positions, x, mask)))
+        q = x + positions
+        x = self.norm1(x + self.dropout(self.self_attn(q, q, x, mask)))
         return self.norm2(x + self.dropout(self.feed_forward(x)))
 
 
@@ -297,11 +310,13 @@ class DecoderLayer(nn.Module):
         """x, positions (B, K, d); memory, memory_positions (B, T, d); memory_mask bool (B, T); returns (B, K, d)."""
         if self.pre_norm:
             y = self.norm1(x)
-            x = x + self.dropout(self.self_attn(y + positions, y + positions, y))
+            q = y + positions
+            x = x + self.dropout(self.self_attn(q, q, y))
             q = self.norm2(x) + positions
             x = x + self.dropout(self.cross_attn(q, memory + memory_positions, memory, memory_mask))
             return x + self.dropout(self.feed_forward(self.norm3(x)))
-        x = self.norm1(x + self.dropout(self.self_attn(x + positions, x + positions, x)))
+        q = x + positions
+        x = self.norm1(x + self.dropout(self.self_attn(q, q, x)))
         attended = self.cross_attn(x + positions, memory + memory_positions, memory, memory_mask)
         x = self.norm2(x + self.dropout(attended))
         return self.norm3(x + self.dropout(self.feed_forward(x)))

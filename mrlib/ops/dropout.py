@@ -45,7 +45,7 @@ def norm_dropout_linear(
     parameters = (norm_weight, norm_bias, weight, bias)
     if 0 < p < 1 and not x.requires_grad and all(has_cpu_kernel(t) and t.dtype == x.dtype for t in (x, *parameters)):
         return _NormDropoutLinear.apply(x, *parameters, eps, p, new_key())
-    return F.linear(F.dropout(F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps), p), weight, bias)
+    return F.linear(dropout(F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps), p), weight, bias)
 
 
 @functools.cache
@@ -65,6 +65,17 @@ def has_cpu_kernel(x: Tensor) -> bool:
     supported = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and 0 < x.numel() < _MOST
     eager = not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")
     return supported and eager and _kernels() is not None
+
+
+def drop_in_place(x: Tensor, place: int, key: int, p: float) -> Tensor:
+    """Dropout of a contiguous x (...), a part of a tensor for which there is a CPU kernel; no gradient; returns x.
+
+    place  of the first number of x in the tensor
+    key    of the mask, see `new_key`
+    """
+    if p:
+        _kernels().drop_in_place(x.view(-1).numpy(), place, key, p)
+    return x
 
 
 def new_key() -> int:

@@ -50,6 +50,14 @@ def _drop(first, stop, x, low, high, threshold, scale, out):
 
 
 @compiled
+def _drop_in_place(first, stop, x, place, low, high, threshold, scale):
+    """Numbers first..stop of `drop_in_place`."""
+    x, place, zero = x[first:stop], np.uint32(place + first), scale * 0
+    for i in range(len(x)):
+        x[i] *= scale if kept(np.uint32(i) + place, low, high, threshold) else zero
+
+
+@compiled
 def _norm(first, stop, x, weight, bias, eps, low, high, threshold, scale, mean, rstd, out):
     """Layer norm and dropout of rows first..stop of x (n, D) into out (n, D); fills mean (n,) and rstd (n,)."""
     D, zero = x.shape[1], scale * 0
@@ -94,6 +102,11 @@ def threads_for(numbers: int) -> int:
 def drop(x: np.ndarray, key: int, p: float, out: np.ndarray) -> None:
     """Dropout of x (n,) into out (n,): 0 with probability p, else divided by 1 - p."""
     in_threads(threads_for(len(x)), len(x), _drop, x, *mask_arguments(key, p, x.dtype), out)
+
+
+def drop_in_place(x: np.ndarray, place: int, key: int, p: float) -> None:
+    """Dropout of x (n,), a part of an array; `place` is that of its first number. From place 2^32 on, masks repeat."""
+    in_threads(threads_for(len(x)), len(x), _drop_in_place, x, place, *mask_arguments(key, p, x.dtype))
 
 
 def norm(

@@ -45,6 +45,22 @@ def test_a_number_is_dropped_if_the_hash_of_its_place_is_below_the_threshold(key
     assert 0 < (out == 0).sum() < 501
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("place", [0, 1, 77])
+def test_dropout_in_place_gets_its_part_of_the_mask(place, dtype, threads):
+    x = np.random.default_rng(0).standard_normal(53).astype(dtype)
+    out = x.copy()
+    dropout_cpu.drop_in_place(out, place, KEY, 0.4)
+    np.testing.assert_allclose(out, x * mask((130,), KEY, 0.4)[place : place + 53], rtol=1e-6)
+
+
+def test_places_beyond_32_bits_begin_again():
+    x, again = np.ones(50), np.ones(50)
+    dropout_cpu.drop_in_place(x, 2**32 - 20, KEY, 0.4)
+    dropout_cpu.drop_in_place(again, 0, KEY, 0.4)
+    np.testing.assert_array_equal(x[20:], again[:30])
+
+
 def test_masks_of_different_keys_differ():
     """Keys of 63 bits, as they are drawn; two masks agree at half of the places."""
     x, out = np.ones(1000), np.empty((3, 1000))
