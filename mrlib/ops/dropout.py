@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _ROWS = 128  # rows per block of the backward pass; their gradients fit in the cache
+_MANY = 1 << 22  # numbers from which on the normalised rows are computed again in the backward pass, not kept
 _MOST = 2**32  # numbers in a tensor that the hash can tell apart
 
 
@@ -34,7 +35,7 @@ def norm_dropout_linear(
     $$h = m \odot (\hat x \odot \gamma + \beta), \quad dW = g^\top h, \quad
     d\gamma = \sum_n (g W) \odot m \odot \hat x, \quad d\beta = \sum_n (g W) \odot m$$
 
-    g W is computed for a block of rows at a time, and never stored as a whole.
+    g W is computed for a block of rows at a time, and never stored as a whole; so is h, if x is large.
 
     x            (..., D)
     norm_weight  (D,)  and norm_bias (D,)
@@ -108,22 +109,48 @@ class _NormDropoutLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, norm_weight, norm_bias, weight, bias, eps, p, key):
         rows = x.contiguous().view(-1, x.shape[-1])  # (n, D)
-        mean, rstd, h = rows.new_empty(len(rows)), rows.new_empty(len(rows)), torch.empty_like(rows)
-        inputs = (rows, norm_weight, norm_bias)
-        _kernels().norm(*map(_numpy, inputs), eps, key, p, *map(_numpy, (mean, rstd, h)))
-        ctx.save_for_backward(rows, mean, rstd, h, weight)
-        ctx.key, ctx.p = key, p
-        return F.linear(h, weight, bias).view(*x.shape[:-1], -1)
+        keep = rows.numel() < _MANY
+        mean, rstd = rows.new_empty(2, len(rows))
+        h = rows.new_empty(len(rows) if keep else min(_ROWS, len(rows)), rows.shape[1])
+        out = rows.new_empty(len(rows), len(weight))
+        for begin in range(0, len(rows), len(h)):
+            block = _norm(rows, norm_weight, norm_bias, eps, key, p, mean, rstd, begin, h[: len(rows) - begin])
+            torch.addmm(bias, block, weight.mT, out=out[begin : begin + len(block)])
+        ctx.save_for_backward(rows, norm_weight, norm_bias, mean, rstd, h if keep else None, weight)
+        ctx.eps, ctx.key, ctx.p = eps, key, p
+        return out.view(*x.shape[:-1], -1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        rows, mean, rstd, h, weight = ctx.saved_tensors
+        rows, norm_weight, norm_bias, mean, rstd, h, weight = ctx.saved_tensors
         grad = grad.reshape(len(rows), -1)  # (n, d)
         sums = rows.new_zeros(2, rows.shape[1])  # the gradients of norm_weight and norm_bias
+        dweight = torch.zeros_like(weight) if h is None else grad.mT @ h
         buffer = rows.new_empty(min(_ROWS, len(rows)), rows.shape[1])
         for begin in range(0, len(rows), _ROWS):
             block = grad[begin : begin + _ROWS]
+            if h is None:
+                again = (rows, norm_weight, norm_bias, ctx.eps, ctx.key, ctx.p, mean, rstd)
+                dweight.addmm_(block.mT, _norm(*again, begin, buffer[: len(block)]))
             dh = torch.mm(block, weight, out=buffer[: len(block)])
             _kernels().norm_gradient(_numpy(dh), begin, _numpy(rows), ctx.key, ctx.p, *map(_numpy, (mean, rstd, *sums)))
-        return None, *sums, grad.mT @ h, grad.sum(0), None, None, None
+        return None, *sums, dweight, grad.sum(0), None, None, None
+
+
+def _norm(
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    key: int,
+    p: float,
+    mean: Tensor,
+    rstd: Tensor,
+    begin: int,
+    out: Tensor,
+) -> Tensor:
+    """Layer norm and dropout of rows begin.. of (n, D) into out (k, D), which is returned; fills mean and rstd (n,)."""
+    inputs = _numpy(weight), _numpy(bias)
+    _kernels().norm(_numpy(rows), begin, *inputs, eps, key, p, *map(_numpy, (mean, rstd, out)))
+    return out

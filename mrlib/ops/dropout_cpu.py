@@ -58,11 +58,12 @@ def _drop_in_place(first, stop, x, place, low, high, threshold, scale):
 
 
 @compiled
-def _norm(first, stop, x, weight, bias, eps, low, high, threshold, scale, mean, rstd, out):
-    """Layer norm and dropout of rows first..stop of x (n, D) into out (n, D); fills mean (n,) and rstd (n,)."""
+def _norm(first, stop, x, begin, weight, bias, eps, low, high, threshold, scale, mean, rstd, out):
+    """Layer norm and dropout of rows begin + first..begin + stop of x (n, D) into rows first..stop of out (k, D)."""
     D, zero = x.shape[1], scale * 0
-    for n in range(first, stop):
-        row, row_out, place, total = x[n], out[n], np.uint32(n * D), zero
+    for k in range(first, stop):
+        n = begin + k
+        row, row_out, place, total = x[n], out[k], np.uint32(n * D), zero
         for j in range(D):
             total += row[j]
         m = total / D
@@ -111,6 +112,7 @@ def drop_in_place(x: np.ndarray, place: int, key: int, p: float) -> None:
 
 def norm(
     x: np.ndarray,
+    begin: int,
     weight: np.ndarray,
     bias: np.ndarray,
     eps: float,
@@ -120,12 +122,14 @@ def norm(
     rstd: np.ndarray,
     out: np.ndarray,
 ) -> None:
-    """Layer norm of the rows of x (n, D), then `drop`, into out (n, D); fills mean (n,) and rstd (n,), which is 1 / sd.
+    """Layer norm of rows begin..begin + k of x (n, D), then dropout, into out (k, D).
 
-    weight (D,), bias (D,)
+    weight (D,), bias (D,); these rows of mean (n,) and of rstd (n,), which is 1 / sd, are filled
     """
     arguments = mask_arguments(key, p, x.dtype)
-    in_threads(threads_for(x.size), len(x), _norm, x, weight, bias, x.dtype.type(eps), *arguments, mean, rstd, out)
+    in_threads(
+        threads_for(out.size), len(out), _norm, x, begin, weight, bias, x.dtype.type(eps), *arguments, mean, rstd, out
+    )
 
 
 def norm_gradient(

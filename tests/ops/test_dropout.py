@@ -137,8 +137,10 @@ def one_after_another(x, norm_weight, norm_bias, weight, bias, mask):
 
 @needs_numba
 @pytest.mark.parametrize("threads", [1, 2])
-def test_norm_dropout_linear_equals_the_three_operations_one_after_another(threads):
+@pytest.mark.parametrize("many", [1, 1 << 22])
+def test_norm_dropout_linear_equals_the_three_operations_one_after_another(threads, many, monkeypatch):
     """With the mask of the same seed; there are more rows than a block holds, and enough numbers for two threads."""
+    monkeypatch.setattr(module, "_MANY", many)
     x, parameters = features_and_parameters(D=600)
     mask = mask_of(lambda ones: dropout(ones, 0.5), *x.shape)
     before = torch.get_num_threads()

@@ -72,11 +72,13 @@ def test_masks_of_different_keys_differ():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_norm_equals_torchs_layer_norm_with_the_mask(dtype, threads):
-    """Rows of 11 numbers, places counted over all rows; it also returns mean and 1 / sd of each row."""
+    """Rows of 11 numbers in two blocks, places counted over all rows; also mean and 1 / sd of each row."""
     g = torch.Generator().manual_seed(0)
     x, weight, bias = (torch.randn(*shape, generator=g, dtype=dtype) for shape in ((7, 11), (11,), (11,)))
     mean, rstd, out = torch.empty(7, dtype=dtype), torch.empty(7, dtype=dtype), torch.empty(7, 11, dtype=dtype)
-    dropout_cpu.norm(*(t.numpy() for t in (x, weight, bias)), 1e-5, KEY, 0.4, mean.numpy(), rstd.numpy(), out.numpy())
+    for begin, stop in ((0, 4), (4, 7)):
+        inputs = x.numpy(), begin, weight.numpy(), bias.numpy()
+        dropout_cpu.norm(*inputs, 1e-5, KEY, 0.4, mean.numpy(), rstd.numpy(), out[begin:stop].numpy())
     expected = F.layer_norm(x, (11,), weight, bias, 1e-5) * torch.from_numpy(mask((7, 11), KEY, 0.4)).to(dtype)
     torch.testing.assert_close(out, expected)
     torch.testing.assert_close(mean, x.mean(1))
@@ -92,7 +94,7 @@ def test_norm_gradient_adds_the_gradients_of_a_block_of_rows(threads):
     y = F.layer_norm(x, (11,), *parameters, 1e-5) * torch.from_numpy(mask((6, 11), KEY, 0.4))
     expected = torch.autograd.grad(y[2:5], parameters, dy[2:5])
     mean, rstd, out = np.empty(6), np.empty(6), np.empty((6, 11))
-    dropout_cpu.norm(x.numpy(), weight.numpy(), bias.numpy(), 1e-5, KEY, 0.4, mean, rstd, out)
+    dropout_cpu.norm(x.numpy(), 0, weight.numpy(), bias.numpy(), 1e-5, KEY, 0.4, mean, rstd, out)
     sums = np.ones((2, 11))
     dropout_cpu.norm_gradient(dy[2:5].numpy(), 2, x.numpy(), KEY, 0.4, mean, rstd, *sums)
     for ours, reference in zip(sums, expected, strict=True):
