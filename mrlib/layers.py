@@ -21,6 +21,7 @@ from mrlib.ops.dropout import dropout as drop_out
 from mrlib.ops.dropout import norm_dropout_linear
 from mrlib.ops.feed_forward import feed_forward, saves_memory
 from mrlib.ops.prelu import prelu
+from mrlib.ops.recompute import recomputed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,6 +285,9 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         """x, positions (B, L, d); mask bool (B, L); returns (B, L, d)."""
+        return recomputed(x.shape[1], self._encode, x, positions, mask)
+
+    def _encode(self, x: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         if self.pre_norm:
             y = self.norm1(x)
             q = y + positions
