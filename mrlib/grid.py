@@ -16,19 +16,18 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import multiprocessing
 import os
 import random
 import shlex
 import shutil
-import signal
+import socket
 import sys
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from datetime import date
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +35,14 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from mrlib import locks, papers
+from mrlib import jobs, locks, papers
+from mrlib.arguments import require
 from mrlib.files import write_whole
 from mrlib.grid_file import read_rows
 from mrlib.train import experiment, headline
 from mrlib.training import cli, stopping
 
+TRAIN = "mrlib.grid.train_row"  # what trains a row at its worker
 PROBED = ("MR-full-mAP", "MR-full-R1@0.5", "MR-full-R1@0.7", "mIoU")  # the scores of a probe that a row holds
 
 
@@ -86,6 +87,11 @@ class Arm:
         arm = cls(given["paper"], dict(given["set"]), dict(given["data"]), given["size"], given["score"], probes)
         return arm, given["seed"]
 
+    def plain(self) -> dict[str, Any]:
+        """The fields as plain values, whatever class the arm and its settings are of."""
+        lists = {"settings": dict(self.settings), "data": dict(self.data), "probes": list(self.probes)}
+        return {"paper": self.paper, "size": self.size, "split": self.split} | lists
+
     def identity(self, seed: int) -> dict[str, str]:
         """What identifies a row: its command, and a fingerprint of all settings of its paper."""
         described = json.dumps(_changed(papers.get(self.paper, self.size, **self.settings)), sort_keys=True)
@@ -115,20 +121,52 @@ def train(arm: Arm, seed: int, folder: Path | None = None) -> dict[str, Any]:
     return headline(scores) | probed | cost | {"parameters": sum(p.numel() for p in retriever.parameters())}
 
 
-def run(path: str | os.PathLike, arms: Mapping[str, Arm], seeds: Iterable[int], processes: int = 2) -> pd.DataFrame:
+def train_row(
+    arm: Mapping[str, Any], seed: int, folder: str | None = None, identity: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """`train` in the process of a worker; returns the version of torch too.
+
+    arm       the fields of an `Arm`
+    identity  that of the row at the process that submitted it
+    raises    ValueError if this one's mrlib gives the row another
+    """
+    described = Arm(**arm | {"probes": tuple(arm["probes"])})
+    if identity is not None and described.identity(seed) != identity:
+        raise ValueError(f"mrlib of {socket.gethostname()} has other settings for this arm; install the same version")
+    scores = train(described, seed, None if folder is None else Path(folder))
+    return scores | {"torch": torch.__version__.split("+")[0]}
+
+
+def run(
+    path: str | os.PathLike,
+    arms: Mapping[str, Arm],
+    seeds: Iterable[int],
+    executor: Executor | None = None,
+    processes: int = 2,
+) -> pd.DataFrame:
     """Train the rows that `path` does not hold yet and return the rows of these arms and seeds.
 
-    While another process does the same with this file, this one waits, and says for whom.
+    While another process does the same with this file, this one waits, and says for whom. A row that fails, or is lost
+    with its worker, does not stop the others.
 
     path       CSV file; every row is written as soon as it is trained, so a run that was stopped can be continued
-    processes  how many rows are trained at the same time, each on one thread
-    raises     ValueError, naming the file, if it is damaged
+    executor   whose workers train the rows, each in a process of its own, on one thread, see `mrlib.jobs`; it stays
+               open. Workers on other machines need the folder of `path`. None: this machine
+    processes  how many rows this machine trains at the same time
+    raises     ValueError, naming the file, if it is damaged, or if the executor is none or takes no rows; RuntimeError,
+               naming the rows that failed with their commands, when all others are written
     """
     path, seeds = Path(path), list(seeds)
-    wanted = {(name, seed): arm.identity(seed) for name, arm in arms.items() for seed in seeds}
+    for seed in seeds:
+        require(isinstance(seed, Integral), "seed", seed, "a whole number")
+    require(type(processes) is int and processes > 0, "processes", processes, "a whole number from 1")
+    workers = ThreadPoolExecutor(processes) if executor is None else executor
+    jobs.check_executor(workers)
+    wanted = {(name, int(seed)): arm.identity(int(seed)) for name, arm in arms.items() for seed in seeds}
     if wanted.keys() - _valid(_rows(path), wanted):
-        with locks.hold(path.with_name(f".{path.name}.lock"), f"grid {path}", wait=True):
-            _train_missing(path, arms, wanted, processes)
+        lock = locks.hold(path.with_name(f".{path.name}.lock"), f"grid {path}", wait=True)
+        with lock, workers if executor is None else nullcontext():
+            _train_missing(path, arms, wanted, workers)
     _remove_runs(path, wanted.values())
     return read(path, arms, seeds)
 
@@ -143,24 +181,36 @@ def _valid(rows: Iterable[Mapping[str, Any]], wanted: Mapping[tuple[str, int], d
 
 
 def _train_missing(
-    path: Path, arms: Mapping[str, Arm], wanted: Mapping[tuple[str, int], dict[str, str]], processes: int
+    path: Path, arms: Mapping[str, Arm], wanted: Mapping[tuple[str, int], dict[str, str]], executor: Executor
 ) -> None:
     """Train the wanted rows that a file does not hold and write each as soon as it is trained."""
     rows = _rows(path)
     valid = _valid(rows, wanted)
     rows = [r for r in rows if _key(r) in valid or _key(r) not in wanted]
-    order = {key: i for i, key in enumerate(wanted)}
-    folders = {key: _runs(path) / _digest(json.dumps(wanted[key])) for key in wanted if key not in valid}
-    with _workers(processes) as pool:
-        waiting = {pool.submit(_train_in_worker, arms[key[0]], key[1], folder): key for key, folder in folders.items()}
-        no_bar = not waiting or sys.stderr is None
-        for future in tqdm(as_completed(waiting), total=len(waiting), desc=path.name, disable=no_bar):
-            key = waiting[future]
-            origin = {"torch": torch.__version__.split("+")[0], "date": date.today().isoformat()}
-            rows.append({"arm": key[0], "seed": key[1]} | future.result() | origin | wanted[key])
+    order, failed = {key: i for i, key in enumerate(wanted)}, []
+    missing = {key: _job(path, arms[key[0]], key, wanted[key]) for key in wanted if key not in valid}
+    with _runs_folder(path) as folder, jobs.submitted(missing, executor, folder) as ended:
+        no_bar = not missing or sys.stderr is None
+        for key, scores in tqdm(ended, total=len(missing), desc=path.name, disable=no_bar):
+            if isinstance(scores, jobs.JobError):
+                failed.append(f"{missing[key].name}: {scores}\n    {wanted[key]['command']}")
+                tqdm.write(failed[-1], file=sys.stderr)
+                continue
+            rows.append({"arm": key[0], "seed": key[1]} | scores | {"date": date.today().isoformat()} | wanted[key])
             rows.sort(key=lambda r: order.get(_key(r), len(order)))
             write_whole(path, pd.DataFrame(rows).to_csv(index=False))
-            shutil.rmtree(folders[key], ignore_errors=True)
+            shutil.rmtree(missing[key].arguments["folder"], ignore_errors=True)
+    if failed:
+        done = f"{len(missing) - len(failed)} of {len(missing)} rows were trained and are in {path}"
+        advice = "the same call trains the others, each from its last saved step"
+        raise RuntimeError("\n".join([f"{done}; {advice}", *failed]))
+
+
+def _job(path: Path, arm: Arm, key: tuple[str, int], identity: Mapping[str, str]) -> jobs.Job:
+    """The call that trains a row."""
+    folder = _runs(path) / _digest(json.dumps(identity))
+    arguments = {"arm": arm.plain(), "seed": key[1], "folder": str(folder.absolute()), "identity": dict(identity)}
+    return jobs.Job(f"arm {key[0]!r}, seed {key[1]}", TRAIN, arguments, folder.with_suffix(".lock"))
 
 
 def _runs(path: Path) -> Path:
@@ -168,49 +218,23 @@ def _runs(path: Path) -> Path:
     return path.with_name(f".{path.name}.runs")
 
 
+@contextmanager
+def _runs_folder(path: Path) -> Iterator[Path]:
+    """The folder of training runs, which a block needs; it is removed if it is empty at the end."""
+    _runs(path).mkdir(parents=True, exist_ok=True)
+    try:
+        yield _runs(path)
+    finally:
+        with suppress(OSError):  # rows go on there
+            _runs(path).rmdir()
+
+
 def _remove_runs(path: Path, identities: Iterable[Mapping[str, str]]) -> None:
     """Remove what is left of the training runs of rows that a file holds; a run that was killed may leave it."""
-    for identity in identities:
-        shutil.rmtree(_runs(path) / _digest(json.dumps(identity)), ignore_errors=True)
-    with suppress(OSError):  # rows of other arms go on there
-        _runs(path).rmdir()
-
-
-@contextmanager
-def _workers(processes: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that train rows; they end with the block, and when this process dies.
-
-    If the block fails or is stopped, they are stopped at their next step.
-    """
-    others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_begin_worker)
-    try:
-        yield pool
-    except BaseException:
-        for worker in set(multiprocessing.active_children()) - others:
-            worker.terminate()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _train_in_worker(arm: Arm, seed: int, folder: Path | None = None) -> dict[str, Any]:
-    """`train`; a worker that is stopped takes no other row."""
-    try:
-        return train(arm, seed, folder)
-    except SystemExit as stopped:
-        os._exit(stopped.code)
-
-
-def _begin_worker() -> None:
-    """Leave Ctrl-C to the parent process, and end when that has died."""
-
-    def end() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=end, daemon=True).start()
+    if _runs(path).is_dir():
+        with _runs_folder(path) as folder:
+            for identity in identities:
+                shutil.rmtree(folder / _digest(json.dumps(identity)), ignore_errors=True)
 
 
 def read(path: str | os.PathLike, arms: Mapping[str, Arm], seeds: Iterable[int]) -> pd.DataFrame:
@@ -243,15 +267,15 @@ def retrain_row(path: str | os.PathLike, arm: str, seed: int) -> pd.DataFrame:
         raise ValueError(f"{path} has no row for arm {arm!r}, seed {seed}; {known}")
     row = matching[0]
     try:
-        described = Arm.from_command(row["command"])
+        described, trained_seed = Arm.from_command(row["command"])
     except ValueError as error:
         raise ValueError(f"{path}, arm {arm!r}, seed {seed}: {error}; it is not run") from error
     try:
-        with _workers(1) as pool:
-            scores = pool.submit(_train_in_worker, *described).result()
-    except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
+        arguments = {"arm": described.plain(), "seed": trained_seed}
+        scores = jobs.run_here(jobs.Job(f"arm {arm!r}, seed {seed}", TRAIN, arguments))
+    except jobs.JobError as error:
         raise RuntimeError(f"{row['command']}\nerror: {error}") from error
-    scores = {name: value for name, value in scores.items() if name not in ("steps", "train_s", "parameters")}
+    scores = {name: value for name, value in scores.items() if name not in ("steps", "train_s", "parameters", "torch")}
     if missing := [name for name in scores if name not in rows]:
         raise ValueError(f"{path} has no column {missing[0]!r}, which the rows of arm {arm!r} have")
     spread = of_arm[list(scores)].std()

@@ -19,7 +19,7 @@ from mrlib.arguments import require
 from mrlib.ops.attention import attend
 from mrlib.ops.dropout import dropout as drop_out
 from mrlib.ops.dropout import norm_dropout_linear
-from mrlib.ops.feed_forward import feed_forward, saves_memory
+from mrlib.ops.feed_forward import feed_forward
 from mrlib.ops.prelu import prelu
 from mrlib.ops.recompute import recomputed
 
@@ -153,11 +153,11 @@ class Projection(nn.Sequential):
             parts += [nn.LayerNorm(a), Dropout(dropout), nn.Linear(a, b)]
         super().__init__(*parts)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(x)
+    def forward(self, x: Tensor, extra: Tensor | None = None) -> Tensor:
+        """x (..., X), extra (..., inputs - X) further features without a gradient; returns (..., width)."""
         norm, dropped, linear, *others = self
-        x = norm_dropout_linear(x, norm.weight, norm.bias, norm.eps, dropped.p, linear.weight, linear.bias)
+        p = dropped.p if self.training else 0.0
+        x = norm_dropout_linear(x, norm.weight, norm.bias, norm.eps, p, linear.weight, linear.bias, extra)
         for part in others:
             x = part(x)
         return x
@@ -177,9 +177,8 @@ class Projected(nn.Module):
 
     def project(self, target: Tensor, target_mask: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
         """target (B, T, D), target_mask bool (B, T), query (B, N, D') -> (B, T, d), (B, N, d)."""
-        if self.tef:
-            target = torch.cat([target, endpoints(target_mask)], -1)  # (B, T, D + 2)
-        return self.project_target(target), self.project_query(query)
+        extra = endpoints(target_mask) if self.tef else None  # (B, T, 2)
+        return self.project_target(target, extra), self.project_query(query)
 
 
 class MLP(nn.Module):
@@ -251,16 +250,19 @@ class FeedForward(nn.Module):
         if activation not in ACTIVATIONS:
             raise ValueError(f"unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
         self.linear1, self.linear2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
-        self.dropout, self.activation, self.kind = Dropout(dropout), ACTIVATIONS[activation](), activation
+        self.dropout, self.activation = Dropout(dropout), ACTIVATIONS[activation]()
         for layer in (self.linear1, self.linear2):
             nn.init.xavier_uniform_(layer.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        first, second = self.linear1, self.linear2
-        if self.training and saves_memory(x, first.out_features):
-            weights = first.weight, first.bias, second.weight, second.bias
-            return feed_forward(x, *weights, self.kind, getattr(self.activation, "weight", None), self.dropout.p)
-        return second(self.dropout(self.activation(first(x))))
+        return self.through(x, self.linear1, self.linear2)
+
+    def through(self, x: Tensor, linear1: nn.Linear, linear2: nn.Linear) -> Tensor:
+        """`forward` with other linear layers, of the same shapes."""
+        if isinstance(self.activation, nn.GELU):
+            return linear2(self.dropout(self.activation(linear1(x))))
+        slope, p = getattr(self.activation, "weight", None), self.dropout.p if self.training else 0.0
+        return feed_forward(x, linear1.weight, linear1.bias, slope, linear2.weight, linear2.bias, p)
 
 
 class EncoderLayer(nn.Module):

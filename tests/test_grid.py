@@ -10,15 +10,19 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from mrlib import grid, locks, papers
+from mrlib import grid, jobs, locks, papers
 from mrlib.grid import Arm
 from mrlib.train import main
+from tests.support.executors import dask_cluster, opened
 from tests.support.runs import ONE_THREAD
 
 TINY = {"epochs": 1, "kernel": 3, "channels": 2}
@@ -67,10 +71,10 @@ def test_a_row_and_its_command_have_the_probes_of_the_arm(written, tmp_path):
 def test_a_row_in_the_file_is_not_trained_again(written, monkeypatch):
     path, rows = written
 
-    def never(*arguments):
+    def never(*_, **__):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(grid.ProcessPoolExecutor, "submit", never)
+    monkeypatch.setattr(jobs.subprocess, "Popen", never)
     assert grid.run(path, ARMS, [0, 1]).equals(rows)
 
 
@@ -148,10 +152,10 @@ def test_the_command_line_trains_rows_again_and_prints_scores_that_differ(writte
     ],
 )
 def test_a_row_runs_nothing_but_a_training_run_of_its_arm(command, message, written, tmp_path, monkeypatch):
-    def never(*arguments):
+    def never(*_, **__):
         raise AssertionError("something was run")
 
-    monkeypatch.setattr(grid.ProcessPoolExecutor, "submit", never)
+    monkeypatch.setattr(jobs.subprocess, "Popen", never)
     path, victim = tmp_path / "00_grid.csv", tmp_path / "victim"
     written[1].assign(command=command.format(victim)).to_csv(path, index=False)
     with pytest.raises(ValueError, match=f"00_grid.csv.*{re.escape(message)}"):
@@ -173,7 +177,8 @@ import sys
 from mrlib import grid
 from mrlib.grid import Arm
 if __name__ == "__main__":
-    print(grid.run(sys.argv[1], {"long": Arm("f2sgd", {"epochs": 30, "kernel": 3, "channels": 2}, {"n": 64})}, [0], 1))
+    arm = Arm("f2sgd", {"epochs": 30, "kernel": 3, "channels": 2}, {"n": 64})
+    print(grid.run(sys.argv[1], {"long": arm}, [0], processes=1))
 """
 
 
@@ -202,11 +207,155 @@ def test_workers_end_with_their_parent_and_its_row_goes_on(number, tmp_path):
     assert workers and not (tmp_path / "00_grid.csv").exists()
     history = next(tmp_path.glob(".00_grid.csv.runs/*/history.jsonl"))
     assert 0 < len(history.read_text().splitlines()) < 30
-    arm = Arm("f2sgd", {"epochs": 30, "kernel": 3, "channels": 2}, {"n": 64})
-    again = grid.run(tmp_path / "00_grid.csv", {"long": arm}, [0], 1).iloc[0].to_dict()
+    again = grid.run(tmp_path / "00_grid.csv", {"long": LONG}, [0], processes=1).iloc[0].to_dict()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["00_grid.csv", "run.py"]
-    whole = {k: v for k, v in grid.train(arm, 0).items() if k != "train_s"}
+    whole = {k: v for k, v in grid.train(LONG, 0).items() if k != "train_s"}
     assert {k: again[k] for k in whole} == whole
+
+
+SCORES = ["MR-full-mAP", "MR-full-R1@0.5", "steps", "parameters", "torch", "paper", "command"]
+
+
+@pytest.mark.parametrize("kind", ["threads", "spawn", "dask"])
+def test_rows_of_any_executor_are_those_of_this_machine(kind, written, tmp_path):
+    """Two rows at the same time, whose random numbers do not mix; the executor stays open."""
+    with opened(kind) as executor:
+        rows = grid.run(tmp_path / "00_grid.csv", ARMS, [0], executor)
+        assert executor.submit(abs, -1).result() == 1
+    assert rows[SCORES].equals(written[1].query("seed == 0").reset_index(drop=True)[SCORES])
+    assert [file.name for file in tmp_path.iterdir()] == ["00_grid.csv"]
+
+
+LONG = Arm("f2sgd", {"epochs": 30, "kernel": 3, "channels": 2}, {"n": 64})
+
+
+def long_run(folder: Path) -> Path:
+    """The folder of the training run of LONG beside a grid."""
+    return folder / ".00_grid.csv.runs" / grid._digest(json.dumps(LONG.identity(0)))
+
+
+def epochs(run: Path) -> int:
+    """How many epochs a training run has done."""
+    history = run / "history.jsonl"
+    return len(history.read_text().splitlines()) if history.exists() else 0
+
+
+def process_of(run: Path) -> int:
+    """The process of a training run, when it has done an epoch."""
+    while not epochs(run):
+        time.sleep(0.01)
+    return json.loads((run / ".lock").read_text())["process"]
+
+
+def test_a_row_that_is_lost_is_named_and_goes_on_from_its_saved_step(written, tmp_path):
+    """Its process is killed with the lock of its folder; the other row is written."""
+    path, arms = tmp_path / "00_grid.csv", {"long": LONG, "raw": ARMS["raw"]}
+
+    killer = threading.Thread(target=lambda: os.kill(process_of(long_run(tmp_path)), signal.SIGKILL))
+    killer.start()
+    with pytest.raises(RuntimeError, match="^1 of 2 rows were trained.*from its last saved step") as failure:
+        grid.run(path, arms, [0])
+    killer.join()
+    assert f"arm 'long', seed 0: its process was killed by SIGKILL\n    {LONG.command(0)}" in str(failure.value)
+    row = grid.read(path, {"raw": ARMS["raw"]}, [0]).iloc[0]
+    assert row["MR-full-mAP"] == written[1].set_index(["arm", "seed"]).loc[("raw", 0), "MR-full-mAP"]
+    assert 0 < epochs(long_run(tmp_path)) < 30
+    whole = {k: v for k, v in grid.train(LONG, 0).items() if k != "train_s"}
+    again = grid.run(path, arms, [0]).iloc[0].to_dict()
+    assert {k: again[k] for k in whole} == whole
+    assert [file.name for file in tmp_path.iterdir()] == ["00_grid.csv"]
+
+
+def test_a_row_whose_worker_dies_goes_on_at_another_worker_of_dask(tmp_path):
+    """The first one's process saves its last step and frees the row's folder."""
+    with dask_cluster() as cluster:
+        executor = cluster.get_client().get_executor()
+        killer = threading.Thread(target=lambda: os.kill(parent(process_of(long_run(tmp_path))), signal.SIGKILL))
+        killer.start()
+        row = grid.run(tmp_path / "00_grid.csv", {"long": LONG}, [0], executor).iloc[0].to_dict()
+        killer.join()
+    whole = {k: v for k, v in grid.train(LONG, 0).items() if k != "train_s"}
+    assert {k: row[k] for k in whole} == whole
+
+
+def parent(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_a_row_with_an_error_is_named_when_the_others_are_written(tmp_path):
+    arms = {"bad": Arm("f2sgd", TINY, {"n": 32, "nothing": 1}), "raw": ARMS["raw"]}
+    with pytest.raises(RuntimeError) as failure:
+        grid.run(tmp_path / "00_grid.csv", arms, [0])
+    lines = str(failure.value).splitlines()
+    assert lines[0].startswith("1 of 2 rows were trained and are in ")
+    assert lines[1].startswith("arm 'bad', seed 0: ") and "nothing" in lines[1]
+    assert lines[2] == f"    {arms['bad'].command(0)}" and len(lines) == 3
+    assert len(grid.read(tmp_path / "00_grid.csv", {"raw": ARMS["raw"]}, [0])) == 1
+
+
+def test_wrong_arguments_are_refused_before_anything_is_written(tmp_path):
+    closed = ThreadPoolExecutor(1)
+    closed.shutdown()
+    for options, message in (
+        ({"executor": 2}, "executor must be a concurrent.futures.Executor, not 2"),
+        ({"executor": closed}, "executor takes no calls: .* after shutdown; give one that is open"),
+        ({"processes": 0}, "processes must be a whole number from 1, not 0"),
+        ({"seeds": [0.5]}, "seed must be a whole number, not 0.5"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            grid.run(tmp_path / "00_grid.csv", ARMS, **{"seeds": [0], **options})
+        assert not any(tmp_path.iterdir())
+
+
+def test_a_script_that_does_not_guard_its_run_is_told_so(tmp_path):
+    """A worker imports the script, and would wait for the run that waits for it."""
+    (tmp_path / "run.py").write_text(RUN.replace('if __name__ == "__main__":', "if True:"))
+    command = [sys.executable, str(tmp_path / "run.py"), str(tmp_path / "00_grid.csv")]
+    env = ONE_THREAD | {"PYTHONPATH": str(Path(grid.__file__).resolve().parents[1])}
+    process = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 1 and "put what it does under if __name__ == '__main__':" in process.stderr
+
+
+PARTS = """
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from mrlib import grid, papers
+
+papers.DETECTORS["mine"] = lambda width: papers.DETECTORS["boundary"](width)
+
+if __name__ == "__main__":
+    arm = grid.Arm("f2sgd", {"epochs": 1, "aligner": "raw", "detector": "mine"}, {"n": 32})
+    with ProcessPoolExecutor(1) as executor:
+        print(grid.run(sys.argv[1], {"mine": arm}, [0], executor)["MR-full-mAP"][0])
+"""
+
+
+def test_an_arm_may_have_a_part_of_the_script(tmp_path):
+    (tmp_path / "parts.py").write_text(PARTS)
+    command = [sys.executable, str(tmp_path / "parts.py"), str(tmp_path / "00_grid.csv")]
+    env = ONE_THREAD | {"PYTHONPATH": str(Path(grid.__file__).resolve().parents[1])}
+    process = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr
+    assert 0 <= float(process.stdout) <= 100
+
+
+def test_a_worker_with_another_version_of_mrlib_is_refused():
+    identity = ARMS["raw"].identity(0) | {"paper": "f2sgd-00000000"}
+    with pytest.raises(ValueError, match="mrlib of .* has other settings for this arm; install the same version"):
+        grid.train_row(ARMS["raw"].plain(), 0, identity=identity)
+
+
+def test_an_arm_of_any_class_is_submitted_as_plain_values(written, tmp_path):
+    """One of a notebook cannot be imported by a worker."""
+
+    class Own(Arm):
+        pass
+
+    raw = ARMS["raw"]
+    arm = Own("f2sgd", MappingProxyType(raw.settings), MappingProxyType(raw.data))
+    with opened("spawn") as executor:
+        row = grid.run(tmp_path / "00_grid.csv", {"raw": arm}, np.arange(1), executor).iloc[0]
+    assert row["MR-full-mAP"] == written[1].set_index(["arm", "seed"]).loc[("raw", 0), "MR-full-mAP"]
 
 
 def test_what_a_kill_after_the_last_row_leaves_is_removed(written, tmp_path):
@@ -239,7 +388,7 @@ def test_a_second_run_of_a_file_waits_and_trains_nothing_twice(written, tmp_path
     thread = threading.Thread(target=first)
     thread.start()
     held.wait()
-    monkeypatch.setattr(grid.ProcessPoolExecutor, "submit", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(jobs.subprocess, "Popen", lambda *_, **__: pytest.fail("trained again"))
     assert grid.run(path, ARMS, [0, 1]).equals(written[1])
     assert f"grid {path} is in use by process {os.getpid()} on" in capsys.readouterr().err
     thread.join()

@@ -115,8 +115,10 @@ class TrilinearFusion(nn.Module):
         p, q = over_words @ query, over_words @ (over_clips.mT @ target)  # P, Q (B, T, d)
         x = self.mix(torch.cat([target, p, target * p, target * q], -1))  # (B, T, 4 d) -> (B, T, d)
         weights = masked_softmax(query @ self.pool, query_mask, 1)  # (B, N)
-        sentence = (weights[..., None] * query).sum(1, keepdim=True).expand_as(x)  # u (B, T, d)
-        return self.out(torch.cat([x, sentence], -1)).relu()  # (B, T, 2 d) -> (B, T, d)
+        sentence = weights[:, None] @ query  # u (B, 1, d)
+        # W_2 [X; u] in two parts, because u is the same for all clips
+        of_clips, of_sentence = self.out.weight.chunk(2, 1)  # (d, d), (d, d)
+        return (F.linear(x, of_clips) + F.linear(sentence, of_sentence, self.out.bias)).relu()  # (B, T, d)
 
 
 class TrilinearAligner(Projected):
@@ -188,8 +190,7 @@ class TrilinearAligner(Projected):
 
         margin        `saliency.margin` of two pairs of clips per sample
         contrast      `saliency.rank_contrast` of the clips of each sample
-        vtc           `batch_contrast` of last words and mean clips; with several processes each uses its own part of
-                      the batch
+        vtc           `batch_contrast` of last words and mean clips
         ctc           clips are near the mean word if and only if they are relevant
         discriminate  relevant clips are nearer to the reference than mined clips; 0 if no sample counts
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mrlib.layers import Attention, Dropout, FeedForward
 from mrlib.ops.recompute import recomputed
+from mrlib.ops.whole_batch import own, whole
 
 
 class Words(NamedTuple):
@@ -42,8 +43,9 @@ def released_masks(target_mask: Tensor, query_mask: Tensor, heads: int) -> Tenso
 
     target_mask bool (B, T), query_mask bool (B, N); returns bool (B, heads, T, N)
     """
+    target_mask, query_mask = whole(target_mask), whole(query_mask)
     B = len(target_mask)
-    sample = torch.arange(B * heads, device=target_mask.device).reshape(B, heads) % B  # whose mask is read (B, heads)
+    sample = own(torch.arange(B * heads, device=target_mask.device).reshape(B, heads) % B)  # whose mask is read
     return (target_mask[:, :, None] | query_mask[:, None])[sample]  # (B, T, N) -> (B, heads, T, N)
 
 

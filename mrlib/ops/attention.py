@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mrlib.ops.dropout import drop_in_place, dropout, has_cpu_kernel, new_key
+from mrlib.ops.dropout import dropout, has_cpu_kernel, new_key
 
 _BLOCK = 1 << 18  # weights in a block
 _FEW = 128  # queries or keys
@@ -85,13 +85,15 @@ class _Blockwise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, mask, p, key):
+        from mrlib.ops import attention_cpu  # needs numba
+
         B, heads, L, e = q.shape
         q, k, v = (x.flatten(0, 1).contiguous() for x in (q * e**-0.5, k, v))  # (B heads, L or S, e or f)
         ctx.hidden, ctx.p, ctx.key = _hidden(mask, heads), p, key
         out, buffer = q.new_empty(len(q), L, v.shape[2]), _buffer(q, k)
         for block in _blocks(len(q), L, k.shape[1]):
             weights = _softmax(block, q, k, ctx.hidden, buffer)
-            drop_in_place(weights, block.place, key, p)
+            attention_cpu.drop(weights.view(-1).numpy(), block.place, key, p)
             torch.bmm(weights, v[block.heads], out=out[block.heads, block.rows])
         out = out.unflatten(0, (B, heads)).transpose(1, 2).contiguous().transpose(1, 2)  # in memory (B, L, heads, f)
         ctx.save_for_backward(q, k, v, out)
@@ -99,7 +101,7 @@ class _Blockwise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dout):
-        from mrlib.ops import attention_cpu  # needs numba
+        from mrlib.ops import attention_cpu
 
         if torch.is_grad_enabled():  # create_graph=True; without this error the second derivative would be wrong
             raise RuntimeError("attention by blocks has no second derivative: set the dropout to 0")

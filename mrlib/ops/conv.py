@@ -98,16 +98,16 @@ class _Axis:
 
     def __init__(self, size: int, kernel: int):
         self.size, self.kernel, self.half = size, kernel, kernel // 2
-        self.grid = _fast_size(max(size + self.half, kernel))
+        self.grid = fast_size(max(size + self.half, kernel))
         self.tile, self.count = size, 1
         if self.grid > _ONE_TILE:
-            self.grid = _fast_size(max(_TILE, 4 * kernel))
+            self.grid = fast_size(max(_TILE, 4 * kernel))
             self.tile = self.grid - (kernel - 1)
             self.count = math.ceil(size / self.tile)
         self.padded = (self.count - 1) * self.tile + self.grid  # inputs that the tiles cover, with the halo
 
 
-def _fast_size(least: int) -> int:
+def fast_size(least: int) -> int:
     """The smallest even number that is at least `least` and has no prime factor above 5."""
     size = least + least % 2
     while size // math.gcd(size, 2**20 * 3**12 * 5**9) > 1:

@@ -50,49 +50,57 @@ def _drop(first, stop, x, low, high, threshold, scale, out):
 
 
 @compiled
-def _drop_in_place(first, stop, x, place, low, high, threshold, scale):
-    """Numbers first..stop of `drop_in_place`."""
-    x, place, zero = x[first:stop], np.uint32(place + first), scale * 0
-    for i in range(len(x)):
-        x[i] *= scale if kept(np.uint32(i) + place, low, high, threshold) else zero
-
-
-@compiled
-def _norm(first, stop, x, begin, weight, bias, eps, low, high, threshold, scale, mean, rstd, out):
-    """Layer norm and dropout of rows begin + first..begin + stop of x (n, D) into rows first..stop of out (k, D)."""
-    D, zero = x.shape[1], scale * 0
-    for k in range(first, stop):
-        n = begin + k
-        row, row_out, place, total = x[n], out[k], np.uint32(n * D), zero
-        for j in range(D):
+def _norm(first, stop, x, extra, weight, bias, eps, low, high, threshold, scale, mean, rstd, out):
+    """Layer norm and dropout of rows first..stop of [x; extra] (n, D) into out (n, D); fills mean (n,), rstd (n,)."""
+    X, E, zero = x.shape[1], extra.shape[1], scale * 0
+    D = X + E
+    for n in range(first, stop):
+        row, further, row_out, place, total = x[n], extra[n], out[n], np.uint32(n * D), zero
+        for j in range(X):
             total += row[j]
+        for j in range(E):
+            total += further[j]
         m = total / D
         total = zero
-        for j in range(D):
+        for j in range(X):
             total += (row[j] - m) * (row[j] - m)
+        for j in range(E):
+            total += (further[j] - m) * (further[j] - m)
         r = 1 / np.sqrt(total / D + eps)
         mean[n], rstd[n] = m, r
         m, r = mean[n], rstd[n]
-        for j in range(D):
+        for j in range(X):
             y = (row[j] - m) * r * weight[j] + bias[j]
+            row_out[j] = y * (scale if kept(np.uint32(j) + place, low, high, threshold) else zero)
+        for j in range(X, D):
+            y = (further[j - X] - m) * r * weight[j] + bias[j]
             row_out[j] = y * (scale if kept(np.uint32(j) + place, low, high, threshold) else zero)
 
 
 @compiled
-def _norm_gradient(first, stop, dy, begin, x, low, high, threshold, scale, mean, rstd, dweight, dbias):
+def _row_gradient(dy, x, place, low, high, threshold, scale, mean, rstd, dweight, dbias):
+    """Add the gradients of a part of one row to those of weight and bias; all (D,), from place on."""
+    for j in range(len(dy)):
+        d = dy[j] * (scale if kept(np.uint32(j) + place, low, high, threshold) else scale * 0)
+        dbias[j] += d
+        dweight[j] += d * ((x[j] - mean) * rstd)
+
+
+@compiled
+def _norm_gradient(first, stop, dy, begin, x, extra, low, high, threshold, scale, mean, rstd, dweight, dbias):
     """Add the gradients of weight and bias to columns first..stop of dweight (D,) and dbias (D,).
 
     dy (k, D) holds the gradients of rows begin..begin + k of the output of `_norm`.
     """
-    D, zero = x.shape[1], scale * 0
-    dweight, dbias = dweight[first:stop], dbias[first:stop]
+    X = x.shape[1]
+    D, cut = X + extra.shape[1], max(first, min(stop, X))  # columns first..cut are of x, cut..stop of extra
     for k in range(len(dy)):
         n = begin + k
-        row, grad, place, m, r = x[n, first:stop], dy[k, first:stop], np.uint32(n * D + first), mean[n], rstd[n]
-        for j in range(len(row)):
-            d = grad[j] * (scale if kept(np.uint32(j) + place, low, high, threshold) else zero)
-            dbias[j] += d
-            dweight[j] += d * ((row[j] - m) * r)
+        place, m, r = np.uint32(n * D), mean[n], rstd[n]
+        arguments = low, high, threshold, scale, m, r
+        a, b = np.uint32(place + first), np.uint32(place + cut)
+        _row_gradient(dy[k, first:cut], x[n, first:cut], a, *arguments, dweight[first:cut], dbias[first:cut])
+        _row_gradient(dy[k, cut:stop], extra[n, cut - X : stop - X], b, *arguments, dweight[cut:stop], dbias[cut:stop])
 
 
 def threads_for(numbers: int) -> int:
@@ -105,14 +113,9 @@ def drop(x: np.ndarray, key: int, p: float, out: np.ndarray) -> None:
     in_threads(threads_for(len(x)), len(x), _drop, x, *mask_arguments(key, p, x.dtype), out)
 
 
-def drop_in_place(x: np.ndarray, place: int, key: int, p: float) -> None:
-    """Dropout of x (n,), a part of an array; `place` is that of its first number. From place 2^32 on, masks repeat."""
-    in_threads(threads_for(len(x)), len(x), _drop_in_place, x, place, *mask_arguments(key, p, x.dtype))
-
-
 def norm(
     x: np.ndarray,
-    begin: int,
+    extra: np.ndarray,
     weight: np.ndarray,
     bias: np.ndarray,
     eps: float,
@@ -122,20 +125,19 @@ def norm(
     rstd: np.ndarray,
     out: np.ndarray,
 ) -> None:
-    """Layer norm of rows begin..begin + k of x (n, D), then dropout, into out (k, D).
+    """Layer norm of the rows of [x; extra], then `drop`, into out (n, D); fills mean (n,) and rstd (n,), 1 / sd.
 
-    weight (D,), bias (D,); these rows of mean (n,) and of rstd (n,), which is 1 / sd, are filled
+    x (n, X), extra (n, D - X); weight (D,), bias (D,)
     """
-    arguments = mask_arguments(key, p, x.dtype)
-    in_threads(
-        threads_for(out.size), len(out), _norm, x, begin, weight, bias, x.dtype.type(eps), *arguments, mean, rstd, out
-    )
+    arguments = x, extra, weight, bias, x.dtype.type(eps), *mask_arguments(key, p, x.dtype), mean, rstd, out
+    in_threads(threads_for(out.size), len(x), _norm, *arguments)
 
 
 def norm_gradient(
     dy: np.ndarray,
     begin: int,
     x: np.ndarray,
+    extra: np.ndarray,
     key: int,
     p: float,
     mean: np.ndarray,
@@ -148,8 +150,8 @@ def norm_gradient(
     dy          (k, D)  gradients of rows begin..begin + k of its output
     mean, rstd  (n,)  as `norm` filled them
     """
-    arguments = mask_arguments(key, p, x.dtype)
-    in_threads(threads_for(dy.size), x.shape[1], _norm_gradient, dy, begin, x, *arguments, mean, rstd, dweight, dbias)
+    arguments = dy, begin, x, extra, *mask_arguments(key, p, x.dtype), mean, rstd, dweight, dbias
+    in_threads(threads_for(dy.size), dy.shape[1], _norm_gradient, *arguments)
 
 
 def mask_arguments(key: int, p: float, dtype: np.dtype) -> tuple:

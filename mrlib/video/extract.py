@@ -10,7 +10,7 @@ made with the same recipe from the same input. A video that cannot be read does 
 
 Several processes share the work by --shard k/n, or as torchrun or an array of SLURM numbers them: a video belongs to
 shard hash(name) mod n. The one that ends last writes the annotation files. Together they write what one alone writes,
-byte for byte.
+byte for byte. `extract_on` starts them on an executor.
 """
 
 from __future__ import annotations
@@ -20,25 +20,29 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from concurrent.futures import Executor
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mrlib.arguments import has_terminal, printing
+from mrlib.arguments import has_terminal, printing, require
 from mrlib.data.lenient import Mode, mode_of
 from mrlib.data.problems import counted
+from mrlib.jobs import Job, JobError, submitted
 from mrlib.training import stopping
 from mrlib.video.annotated import Annotated, read_folder
 from mrlib.video.encode import Encoder
 from mrlib.video.feature_files import FeatureFolder
 from mrlib.video.index import fresh_index, plain_recipe
 from mrlib.video.read import Progress, probe
-from mrlib.video.shards import Shard, parse_shard, shard_of_process
+from mrlib.video.shards import MOST, Shard, parse_shard, shard_of_process
+
+EXTRACT = "mrlib.video.extract.extract_shard"  # what encodes a shard at its worker
 
 
 @dataclass
@@ -51,6 +55,13 @@ class Report:
     failed: dict[str, str] = field(default_factory=dict)  # video of this shard -> why it could not be read
     splits: dict[str, int] = field(default_factory=dict)  # queries in every annotation file, if they were written
     waiting: int = 0  # videos of other shards that are not there yet
+
+    def add(self, other: Report) -> None:
+        """Add what another shard did; the last one has the splits."""
+        self.name, self.encoded, self.kept = other.name, self.encoded + other.encoded, self.kept + other.kept
+        self.failed |= other.failed
+        self.splits = self.splits or other.splits
+        self.waiting = 0 if self.splits else other.waiting
 
     def __str__(self) -> str:
         text = f"{counted(self.encoded, 'video')} encoded, {self.kept} kept, {len(self.failed)} failed"
@@ -100,6 +111,71 @@ def extract(
             work.encode_all(progress)
         work.annotate(bad)
     return work.report
+
+
+def extract_on(
+    executor: Executor,
+    shards: int,
+    folder: str | os.PathLike,
+    out: str | os.PathLike,
+    encoder: str | None = None,
+    annotations: Sequence[str | os.PathLike] = (),
+    bad: Mode = "error",
+) -> Report:
+    """Write the features of a folder of videos in shards on an executor, see `mrlib.jobs`; returns what all did.
+
+    executor  whose workers see `folder`, `out` and, if it is a folder, the encoder; it stays open
+    shards    into how many the videos are split; more than workers, so that none waits long for the last one
+    encoder   of `mrlib.video.encode.open_encoder`; every worker opens it
+
+    the others as `extract` has them
+
+    ValueError, FileNotFoundError  before anything is written: a folder or an option is wrong, or the executor is none
+    RuntimeError                   shards that failed or were lost with their workers, when all others are done; the
+                                   same call goes on
+    """
+    require(type(shards) is int and 1 <= shards <= MOST, "shards", shards, f"a whole number from 1 to {MOST}")
+    read_folder(Path(folder), annotations)  # what is wrong with it is told here, once
+    name, out = encoder or os.environ.get("MRLIB_CLIP"), Path(out)
+    require(out.is_dir() or not out.exists(), "out", str(out), "a folder, which is made if it is not there")
+    arguments = {"folder": os.path.abspath(folder), "out": os.path.abspath(out), "bad": mode_of(bad)}
+    arguments["encoder"] = os.path.abspath(name) if name and Path(name).is_dir() else name
+    arguments["annotations"] = [os.path.abspath(file) for file in annotations]
+    jobs = {}
+    for shard in (Shard(k, shards) for k in range(shards)):
+        lock = out / f".job-{shard.k}-of-{shards}.lock"
+        jobs[shard] = Job(f"shard {shard}", EXTRACT, arguments | {"shard": str(shard)}, lock)
+    total, failed = Report(""), []
+    with _made(out), submitted(jobs, executor, out) as ended:
+        for shard, answer in ended:
+            if isinstance(answer, JobError):
+                failed.append(f"shard {shard}: {answer}")
+            else:
+                total.add(Report(**answer))
+    if failed:
+        done = f"{shards - len(failed)} of {shards} shards are done; the same call goes on with the others"
+        raise RuntimeError("\n".join([done, *failed]))
+    return total
+
+
+def extract_shard(
+    folder: str, out: str, encoder: str | None, shard: str, annotations: Sequence[str], bad: Mode
+) -> dict[str, Any]:
+    """`extract` in the process of a worker; the fields of its report."""
+    from mrlib.video.encode import open_encoder
+
+    return asdict(extract(folder, out, open_encoder(encoder), parse_shard(shard), annotations, bad))
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make a folder for a block; if it is empty at the end, remove it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _check_sentences(encoder: Encoder, sentences: Iterable[str]) -> bool:

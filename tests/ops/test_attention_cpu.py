@@ -1,4 +1,4 @@
-"""The kernel of attention against its definition with the mask of `mrlib.ops.dropout_cpu`."""
+"""The kernels of attention against their definition with the mask of `mrlib.ops.dropout_cpu`."""
 
 import numpy as np
 import pytest
@@ -24,6 +24,15 @@ def mask(count, dtype):
     return out
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("place", [0, 1, 77])
+def test_drop_is_a_part_of_the_mask_of_all_weights(place, dtype):
+    weights = np.random.default_rng(0).random(53).astype(dtype)
+    out = weights.copy()
+    attention_cpu.drop(out, place, KEY, P)
+    np.testing.assert_allclose(out, weights * mask(130, dtype)[place : place + 53], rtol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("place", [0, 22])
 def test_gradient_equals_that_of_softmax_and_dropout(place, dtype):
@@ -39,3 +48,10 @@ def test_gradient_equals_that_of_softmax_and_dropout(place, dtype):
     attention_cpu.gradient(weights.numpy(), grad.numpy(), mean.numpy(), place, KEY, P)
     torch.testing.assert_close(weights, kept.detach())
     torch.testing.assert_close(grad, expected)
+
+
+def test_places_beyond_32_bits_begin_again():
+    weights, again = np.ones(50), np.ones(50)
+    attention_cpu.drop(weights, 2**32 - 20, KEY, P)
+    attention_cpu.drop(again, 0, KEY, P)
+    np.testing.assert_array_equal(weights[20:], again[:30])

@@ -118,7 +118,7 @@ def test_the_fourier_method_is_used_for_large_kernels_on_large_maps():
 def test_a_grid_has_the_next_even_number_of_points_whose_prime_factors_are_2_3_and_5():
     fast = sorted(2**a * 3**b * 5**c for a in range(1, 10) for b in range(6) for c in range(4))
     for least in range(1, 400):
-        assert conv._fast_size(least) == min(size for size in fast if size >= least)
+        assert conv.fast_size(least) == min(size for size in fast if size >= least)
 
 
 @pytest.mark.parametrize("kernel", [3, 15])

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mrlib.align.words import T2VLayer, Words
-from mrlib.detect.dab import DabLayer
+from mrlib.detect.dab import DabLayer, Positions
 from mrlib.layers import EncoderLayer
 from mrlib.ops import recompute as module
 from mrlib.ops.recompute import recomputed
@@ -33,7 +33,7 @@ def decode():
     x, places, sines, memory, positions = inputs(2, 3, 3, 3, T, T)
     mask = torch.ones(2, T, dtype=torch.bool)
     layer = DabLayer(*SIZES, "prelu", first=True, across_sets=True)
-    return layer, memory, lambda layer: layer(x, places, sines, memory, positions, mask, 1)
+    return layer, memory, lambda layer: layer(x, places, sines, memory, Positions(positions, None), mask, 1)
 
 
 @pytest.mark.parametrize("case", [encode, attend_to_words, decode])

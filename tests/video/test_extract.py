@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from mrlib.sim import open_sim
 from mrlib.video import encode
 from mrlib.video.clip import Clip
 from mrlib.video.encode import Pixels
-from mrlib.video.extract import extract, main
+from mrlib.video.extract import extract, extract_on, main
 from mrlib.video.rendered import render
 from mrlib.video.search import find
 from mrlib.video.shards import Shard
@@ -277,6 +278,56 @@ def test_processes_of_one_job_share_the_videos(folder, written, tmp_path):
         _, errors = process.communicate("\n" * 4, timeout=120)
         assert (process.returncode, errors) == (0, f"shard {rank}/2, as RANK and WORLD_SIZE say\n")
     assert files_of(tmp_path) == files_of(written)
+
+
+def query_videos(folder: Path) -> Path:
+    """A folder whose queries are videos, for `Pixels`, which a worker opens by its name."""
+    return own_folder(folder, ("cat,2,6,dog", "bird,4,8,cat", "fish,3,9,dog"), "video,start,end,query_video")
+
+
+def test_shards_on_an_executor_write_what_one_process_writes(tmp_path):
+    folder = query_videos(tmp_path / "in")
+    alone = extract(folder, tmp_path / "alone", Pixels())
+    with ThreadPoolExecutor(2) as executor:
+        report = extract_on(executor, 3, folder, tmp_path / "out", "pixels")
+        assert report == alone and report.encoded == 4 and sum(report.splits.values()) == 3
+        assert extract_on(executor, 3, folder, tmp_path / "out", "pixels").kept == 4
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "alone")
+
+
+def test_shards_that_are_lost_are_named_and_the_same_call_goes_on(tmp_path):
+    class Dying(ThreadPoolExecutor):
+        def submit(self, *arguments):
+            if self._work_queue.qsize() or self._threads:
+                raise BrokenExecutor("a worker died")
+            return super().submit(*arguments)
+
+    folder = query_videos(tmp_path / "in")
+    with Dying(1) as executor, pytest.raises(RuntimeError) as failure:
+        extract_on(executor, 2, folder, tmp_path / "out", "pixels")
+    lines = "1 of 2 shards are done; the same call goes on with the others", "shard 1/2: its worker was lost, Broken"
+    assert [line[: len(lines[1])] for line in str(failure.value).splitlines()] == [lines[0][: len(lines[1])], lines[1]]
+    with ThreadPoolExecutor(1) as executor:
+        report = extract_on(executor, 2, folder, tmp_path / "out", "pixels")
+    assert report.kept > 0 and report.kept + report.encoded == 4 and report.splits
+    extract(folder, tmp_path / "alone", Pixels())
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "alone")
+
+
+def test_wrong_arguments_of_shards_are_named_before_anything_is_written(folder, tmp_path, monkeypatch):
+    monkeypatch.delenv("MRLIB_CLIP", raising=False)
+    (tmp_path / "file").touch()
+    with ThreadPoolExecutor(1) as executor:
+        for arguments, kind, message in (
+            ((executor, 0, folder, tmp_path / "out"), ValueError, "shards must be a whole number from 1 to 100000"),
+            ((executor, 2, tmp_path / "no", tmp_path / "out"), FileNotFoundError, "no such folder of videos"),
+            ((executor, 2, folder, tmp_path / "file"), ValueError, "out must be a folder"),
+            ((4, 2, folder, tmp_path / "out", "pixels"), ValueError, "executor must be a concurrent.futures.Executor"),
+            ((executor, 1, folder, tmp_path / "out"), RuntimeError, "shard 0/1: ValueError: no encoder is given and"),
+        ):
+            with pytest.raises(kind, match=message):
+                extract_on(*arguments)
+            assert not (tmp_path / "out").exists()
 
 
 def test_the_bar_counts_seconds_of_video(folder, tmp_path, capsys):
