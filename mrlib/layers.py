@@ -284,7 +284,8 @@ class EncoderLayer(nn.Module):
             y = self.norm1(x)
             x = x + self.dropout(self.self_attn(y + positions, y + positions, y, mask))
             return x + self.dropout(self.feed_forward(self.norm2(x)))
-        x = self.norm1(x + self.dropout(self.self_attn(x + positions, x + positions, x, mask)))
+        placed = x + positions
+        x = self.norm1(x + self.dropout(self.self_attn(placed, placed, x, mask)))
         return self.norm2(x + self.dropout(self.feed_forward(x)))
 
 
@@ -308,7 +309,8 @@ class DecoderLayer(nn.Module):
             q = self.norm2(x) + positions
             x = x + self.dropout(self.cross_attn(q, memory + memory_positions, memory, memory_mask))
             return x + self.dropout(self.feed_forward(self.norm3(x)))
-        x = self.norm1(x + self.dropout(self.self_attn(x + positions, x + positions, x)))
+        placed = x + positions
+        x = self.norm1(x + self.dropout(self.self_attn(placed, placed, x)))
         attended = self.cross_attn(x + positions, memory + memory_positions, memory, memory_mask)
         x = self.norm2(x + self.dropout(attended))
         return self.norm3(x + self.dropout(self.feed_forward(x)))
