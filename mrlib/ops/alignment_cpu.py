@@ -15,7 +15,6 @@ from mrlib.ops.alignment_rows import compiled, soft_rows
 from mrlib.ops.threads import in_threads
 
 _CHAINS = 4  # a processor computes this many products in the time that one takes
-_WIDE = 256  # from here on, two chains are faster, because the rows of four do not fit into the cache
 
 
 @compiled
@@ -95,7 +94,7 @@ def _width(cost: Tensor, band: int | None) -> int:
 
 def _side_by_side(samples: int, N: int) -> tuple[int, int]:
     """How many chains to compute at once, and how many samples to put in each: enough to fill vectors."""
-    chains = min(_CHAINS if N <= _WIDE else 2, samples)
+    chains = min(_CHAINS, samples)
     return chains, min(max(1, 128 // (N + 1)), -(-samples // chains))
 
 

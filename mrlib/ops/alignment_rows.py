@@ -134,14 +134,6 @@ def _chained(length, factor, p):
             y2 = b2[x] * y2 + p2[x]
             y3 = b3[x] * y3 + p3[x]
             p0[x], p1[x], p2[x], p3[x] = y0, y1, y2, y3
-    elif len(p) == 2 * length:
-        p0, p1 = p[:length], p[length:]
-        b0, b1 = factor[:length], factor[length:]
-        y0 = y1 = 0.0
-        for x in range(length):
-            y0 = b0[x] * y0 + p0[x]
-            y1 = b1[x] * y1 + p1[x]
-            p0[x], p1[x] = y0, y1
     else:
         for q in range(0, len(p), length):
             y = 0.0
@@ -333,14 +325,6 @@ def _chained_back(length, factor, E):
             y2 = b2[x] * y2 + E2[x]
             y3 = b3[x] * y3 + E3[x]
             E0[x], E1[x], E2[x], E3[x] = y0, y1, y2, y3
-    elif len(E) == 2 * length:
-        E0, E1 = E[:length], E[length:]
-        b0, b1 = factor[:length], factor[length:]
-        y0 = y1 = 0.0
-        for x in range(length - 1, -1, -1):
-            y0 = b0[x] * y0 + E0[x]
-            y1 = b1[x] * y1 + E1[x]
-            E0[x], E1[x] = y0, y1
     else:
         for q in range(0, len(E), length):
             y = 0.0
@@ -382,6 +366,7 @@ def soft_rows(begin, stop, cost, T_b, N_b, scale, free, with_left, band, chains,
     band       cells with |i - j| > band are skipped
     keep       store the shares of all rows and fill E (B, T, N)
     """
+    buffer = np.empty(0, cost.dtype)
     for g in range(begin, stop):
         first = g * chains * slots
         count = min(chains * slots, len(cost) - first)
@@ -390,8 +375,11 @@ def soft_rows(begin, stop, cost, T_b, N_b, scale, free, with_left, band, chains,
         borders = np.empty(count, np.int64)
         for k in range(count):
             borders[k] = k // slots * length + k % slots * (N + 1)
-        shares = np.empty((T if keep else min(T, 1), 2, chains * length + 1), cost.dtype)
-        shares[:, :, chains * length] = 0.0
+        stored, width = T if keep else min(T, 1), chains * length + 1
+        if len(buffer) < stored * 2 * width:
+            buffer = np.empty(stored * 2 * width, cost.dtype)
+        shares = buffer[: stored * 2 * width].reshape(stored, 2, width)
+        shares[:, :, width - 1] = 0.0
         ends = np.zeros((count, T))
         if T > 0:
             _paths(
