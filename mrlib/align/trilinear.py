@@ -84,6 +84,14 @@ def near_video(sentence: Tensor, video: Tensor, mask: Tensor, both: Tensor) -> t
     return video, mask.any(1)
 
 
+def products(clips: Tensor, vector: Tensor) -> Tensor:
+    """The products of the clips with a vector of their sample; (B, T, d), (B, d) -> (B, T).
+
+    A cosine divides these by the lengths, since normalised clips would be a copy of all of them.
+    """
+    return (clips @ vector[..., None])[..., 0]
+
+
 class TrilinearFusion(nn.Module):
     r"""Every clip is fused with the words that match it and with the whole query.  [AMR, fusion]
 
@@ -213,7 +221,7 @@ class TrilinearAligner(Projected):
         Clips and words are normalised first, the mean word is not. clips (B, T, d), query (B, N, d); returns a scalar
         """
         mean_word = masked_mean(F.normalize(query, dim=-1), batch.query_mask)  # (B, d)
-        logits = (F.normalize(clips, dim=-1) @ mean_word[..., None])[..., 0] / TEMPERATURE  # (B, T)
+        logits = products(clips, mean_word) / clips.norm(dim=-1).clamp(min=1e-12) / TEMPERATURE  # (B, T)
         logits = logits.masked_fill(~batch.target_mask, 0)
         counted = self.padding.counted(batch.target_mask)
         # (B, T)
@@ -231,7 +239,8 @@ class TrilinearAligner(Projected):
         mined = torch.zeros_like(relevant) if batch.labels.wrong is None else batch.labels.wrong & mask  # (B, T)
         reference, rows = self.against(sentence, video, mask, mined.any(1) & relevant.any(1))  # (B, d), (B,)
         rows = rows & batch.labels.answered
-        cosine = F.cosine_similarity(clips, reference[:, None], dim=-1)  # (B, T)
+        lengths, length = (x.norm(dim=-1).clamp(min=1e-8) for x in (clips, reference))  # (B, T), (B,)
+        cosine = products(clips, reference) / lengths / length[:, None]  # (B, T)
         p, n = (masked_mean(cosine[..., None], which)[:, 0] for which in (relevant, mined))  # (B,), (B,)
         return (F.softplus((n - p) / TEMPERATURE) * rows).sum() / shared_count(rows.sum())
 
