@@ -23,7 +23,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from datetime import date
@@ -160,7 +160,7 @@ def run(
     for seed in seeds:
         require(isinstance(seed, Integral), "seed", seed, "a whole number")
     require(type(processes) is int and processes > 0, "processes", processes, "a whole number from 1")
-    workers = ThreadPoolExecutor(processes) if executor is None else executor
+    workers = jobs.ThisMachine(processes) if executor is None else executor
     jobs.check_executor(workers)
     wanted = {(name, int(seed)): arm.identity(int(seed)) for name, arm in arms.items() for seed in seeds}
     if wanted.keys() - _valid(_rows(path), wanted):

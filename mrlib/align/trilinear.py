@@ -27,6 +27,7 @@ from mrlib.arguments import require
 from mrlib.data import Batch, Widths
 from mrlib.layers import Dropout, EncoderLayer, Projected, Sizes, masked_mean, masked_softmax, sine_positions
 from mrlib.ops.counts import shared_count
+from mrlib.ops.recompute import recomputed
 
 TEMPERATURE = 0.07  # of both contrasts and of the discrimination
 
@@ -159,7 +160,7 @@ class TrilinearAligner(Projected):
         target, query = self.project(batch.target, mask, batch.query)  # (B, T, d), (B, N, d)
         positions = sine_positions(mask, self.width)  # (B, T, d)
         words = Words(query, query, query_mask, self.padding.visible_words(mask, query_mask))
-        x = self.fusion(target, mask, query, query_mask)  # (B, T, d)
+        x = recomputed(mask.shape[1], self.fusion, target, mask, query, query_mask)  # (B, T, d)
         for layer in self.layers:
             x = layer(x, positions, words)  # H (B, T, d)
         encoded = self._encode(x, positions, mask)  # E (B, T, d)
