@@ -4,7 +4,8 @@ Numbers  the total weight of the paths to a cell, $P_{ij} = e^{-R_{ij} / \gamma}
          the integer e has the range of a float64, so nothing overflows, and there are no logarithms. The cells of a
          column keep their e from row to row as long as p stays within $2^{\pm 450}$ (`_begun`): then a row costs one
          exponential, two products and two sums per cell. Where p leaves this range, `_rescaled` computes the row
-         again with an exponent of its own for every cell. Both scale by powers of two only, which rounds nothing
+         again with an exponent of its own for every cell; where it does so at once, as for costs of hundreds of gamma,
+         the next rows are not tried. Both scale by powers of two only, which rounds nothing
 Layout   row by row, as the costs lie in memory. With the weight w of a cell and its predecessors a above it, the row is
          the recursion $p_j = w_j (a_j + p_{j-1})$: all but one product and one sum of it is computed for many cells at
          once, in vector instructions. That product and sum wait for the cell before, so the rows of four chains of
@@ -202,15 +203,16 @@ def _rescaled(size, row, scale, with_left, above, e_above, p, e, up, diagonal, l
         for x in range(begin, end):  # the exponent of the largest predecessor, which may be the one to the left
             most = last if with_left and last > top[x] else top[x]
             last = most + n[x]
-            last = last if last > _LOW else _LOW
             top[x], e[1 + x] = most, last
         _scaled(
             end - begin, above[1 + begin :], above[begin:], e_above[1 + begin :], e_above[begin:], e[begin:],
             top[begin:], with_left, up[begin:], diagonal[begin:], left[begin:],
         )  # fmt: skip
+        for x in range(begin, end):
+            p[1 + x], n[x] = weight[x] * (up[x] + diagonal[x]), weight[x] * left[x]
         y = p[begin]
         for x in range(begin, end):
-            y = weight[x] * (up[x] + diagonal[x] + left[x] * y)
+            y = n[x] * y + p[1 + x]
             p[1 + x] = y
         if y != 0.0:
             p[end], power = _normalised(y)
@@ -249,7 +251,8 @@ def _paths(cost, T_b, N_b, first, borders, T, N, length, scale, free, with_left,
     ratio, factor, up, diagonal, left = np.zeros(size), np.zeros(size), np.zeros(size), np.zeros(size), np.zeros(size)
     ratio_left, ones, buffers = ratio if with_left else np.zeros(size), np.ones(size), np.empty((3, size))
     exponents = np.full((count, T), _LOW)
-    this, steady = 0, False  # of the two rows of exponents
+    this = 0  # of the two rows of exponents
+    rescaled, resume, pause = True, 1, 0  # the last row, the next row to try with its exponents, and how long it waited
     P[1][borders + 1], e[this][borders + 1] = 1.0, 0.0
     for i in range(T):
         for k in range(count):
@@ -258,18 +261,21 @@ def _paths(cost, T_b, N_b, first, borders, T, N, length, scale, free, with_left,
             end = end if with_left else min(end, i + 1)  # without a step to the left, no path is over the diagonal
             _copied(cost[b, min(i, len(cost[b]) - 1)], min(max(0, i - band), end), end, row[start : start + N])
         above, p, share_d, share_u = P[(i + 1) % 2], P[i % 2], shares[i if keep else 0, 0], shares[i if keep else 0, 1]
-        if steady:
+        tried, last_rescaled, rescaled = i >= resume, rescaled, True
+        if tried:
             _begun(size, row, scale, above[1:], above, ratio, ratio_left, p[1:], factor)
             _chained(length, factor, p[1:])
-            steady = not _shares(size, row, above[1:], above, ratio, ratio_left, p[1:], p, share_d, share_u)
-        rescale = not steady
-        if rescale:
-            this, steady = 1 - this, True
+            rescaled = _shares(size, row, above[1:], above, ratio, ratio_left, p[1:], p, share_d, share_u)
+        if rescaled:
+            if tried:  # if exponents do not last for a single row, trying is a waste
+                pause = min(2 * pause + 1, 15) if last_rescaled else 0
+                resume = i + 1 + pause
+            this = 1 - this
             _rescaled(size, row, scale, with_left, above, e[1 - this], p, e[this], up, diagonal, left, buffers)
             _shares(size, row, up, diagonal, ones, left, p[1:], p, share_d, share_u)
         for border in borders:
             p[1 + border] = 1.0 if free else 0.0
-        if rescale:
+        if rescaled:
             for border in borders:
                 e[this, 1 + border] = 0.0 if free else _LOW
             _settled(size, p, e[this], borders, N, ratio)

@@ -62,6 +62,14 @@ def test_cells_that_a_band_and_infinite_costs_close(topology, band):
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_rows_of_small_and_of_large_costs_in_turn(topology):
+    """Exponents last for many rows, for none, and for many again."""
+    cost = random_costs(3, 150, 40)
+    cost[:, 50:90] *= 1000
+    assert_plain(cost, 0.1, topology)
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_long_videos(topology):
     assert_plain(random_costs(2, 5000, 20), 0.1, topology)
     assert_plain(random_costs(1, 20, 5000), 0.1, topology)
