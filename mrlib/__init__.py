@@ -26,6 +26,7 @@ _SUBMODULES = (
     "jobs",
     "layers",
     "locks",
+    "memory",
     "metrics",
     "notebooks",
     "ops",

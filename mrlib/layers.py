@@ -16,9 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mrlib.arguments import require
+from mrlib.ops.attention import attend
 from mrlib.ops.dropout import dropout as drop_out
-from mrlib.ops.dropout import has_cpu_kernel, norm_dropout_linear
+from mrlib.ops.dropout import norm_dropout_linear
+from mrlib.ops.feed_forward import feed_forward
 from mrlib.ops.prelu import prelu
+from mrlib.ops.recompute import recomputed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,11 +153,11 @@ class Projection(nn.Sequential):
             parts += [nn.LayerNorm(a), Dropout(dropout), nn.Linear(a, b)]
         super().__init__(*parts)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(x)
+    def forward(self, x: Tensor, extra: Tensor | None = None) -> Tensor:
+        """x (..., X), extra (..., inputs - X) further features without a gradient; returns (..., width)."""
         norm, dropped, linear, *others = self
-        x = norm_dropout_linear(x, norm.weight, norm.bias, norm.eps, dropped.p, linear.weight, linear.bias)
+        p = dropped.p if self.training else 0.0
+        x = norm_dropout_linear(x, norm.weight, norm.bias, norm.eps, p, linear.weight, linear.bias, extra)
         for part in others:
             x = part(x)
         return x
@@ -174,9 +177,8 @@ class Projected(nn.Module):
 
     def project(self, target: Tensor, target_mask: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
         """target (B, T, D), target_mask bool (B, T), query (B, N, D') -> (B, T, d), (B, N, d)."""
-        if self.tef:
-            target = torch.cat([target, endpoints(target_mask)], -1)  # (B, T, D + 2)
-        return self.project_target(target), self.project_query(query)
+        extra = endpoints(target_mask) if self.tef else None  # (B, T, 2)
+        return self.project_target(target, extra), self.project_query(query)
 
 
 class MLP(nn.Module):
@@ -191,31 +193,6 @@ class MLP(nn.Module):
         for i, layer in enumerate(self.layers):
             x = layer(x.relu() if i else x)
         return x
-
-
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, heads: int, key_mask: Tensor | None, dropout: float, visible: Tensor | None = None
-) -> Tensor:
-    """Scaled dot-product attention, head by head.
-
-    q (B, L, e), k (B, S, e), v (B, S, f), heads side by side in their channels; e and f may differ
-    key_mask  bool (B, S)  real keys; None: all are real
-    visible   bool (B, heads, L, S)  keys that each query vector may attend to; None: all real ones
-    returns   (B, L, f)
-    """
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # (B, heads, L or S, e or f / heads)
-    if key_mask is not None:
-        key_mask = (key_mask | ~key_mask.any(1, keepdim=True))[:, None, None]  # (B, 1, 1, S)
-        key_mask = key_mask if visible is None else key_mask & visible  # (B, heads, L, S)
-    if dropout and has_cpu_kernel(q):  # torch has no fused CPU kernel for attention with dropout
-        scores = (q * q.shape[-1] ** -0.5) @ k.mT  # (B, heads, L, S)
-        if key_mask is not None:
-            bias = torch.zeros_like(key_mask, dtype=q.dtype)
-            scores = scores + bias.masked_fill(~key_mask, torch.finfo(q.dtype).min)
-        x = drop_out(scores.softmax(-1), dropout) @ v
-    else:
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=key_mask, dropout_p=dropout)
-    return x.transpose(1, 2).flatten(-2)
 
 
 def check_heads(width: int, heads: int) -> None:
@@ -242,9 +219,15 @@ class AttentionWeights(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def project_qkv(self, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
-        """q (B, L, d) and k, v (B, S, d), each through its own linear layer; shapes stay."""
-        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        return [F.linear(x, weight, bias) for x, weight, bias in zip((q, k, v), weights, biases, strict=True)]
+        """q (B, L, d) and k, v (B, S, d), each through its own linear layer; shapes stay; faster if q and k are one."""
+        weight, bias = self.in_proj_weight, self.in_proj_bias
+        if q is k:  # one product for both
+            d = q.shape[-1]
+            return [
+                *F.linear(q, weight[: 2 * d], bias[: 2 * d]).chunk(2, -1),
+                F.linear(v, weight[2 * d :], bias[2 * d :]),
+            ]
+        return [F.linear(x, *part) for x, *part in zip((q, k, v), weight.chunk(3), bias.chunk(3), strict=True)]
 
 
 class Attention(AttentionWeights):
@@ -272,7 +255,14 @@ class FeedForward(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear2(self.dropout(self.activation(self.linear1(x))))
+        return self.through(x, self.linear1, self.linear2)
+
+    def through(self, x: Tensor, linear1: nn.Linear, linear2: nn.Linear) -> Tensor:
+        """`forward` with other linear layers, of the same shapes."""
+        if isinstance(self.activation, nn.GELU):
+            return linear2(self.dropout(self.activation(linear1(x))))
+        slope, p = getattr(self.activation, "weight", None), self.dropout.p if self.training else 0.0
+        return feed_forward(x, linear1.weight, linear1.bias, slope, linear2.weight, linear2.bias, p)
 
 
 class EncoderLayer(nn.Module):
@@ -297,11 +287,16 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         """x, positions (B, L, d); mask bool (B, L); returns (B, L, d)."""
+        return recomputed(x.shape[1], self._encode, x, positions, mask)
+
+    def _encode(self, x: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         if self.pre_norm:
             y = self.norm1(x)
-            x = x + self.dropout(self.self_attn(y + positions, y + positions, y, mask))
+            q = y + positions
+            x = x + self.dropout(self.self_attn(q, q, y, mask))
             return x + self.dropout(self.feed_forward(self.norm2(x)))
-        x = self.norm1(x + self.dropout(self.self_attn(x + positions, x + positions, x, mask)))
+        q = x + positions
+        x = self.norm1(x + self.dropout(self.self_attn(q, q, x, mask)))
         return self.norm2(x + self.dropout(self.feed_forward(x)))
 
 
@@ -321,11 +316,13 @@ class DecoderLayer(nn.Module):
         """x, positions (B, K, d); memory, memory_positions (B, T, d); memory_mask bool (B, T); returns (B, K, d)."""
         if self.pre_norm:
             y = self.norm1(x)
-            x = x + self.dropout(self.self_attn(y + positions, y + positions, y))
+            q = y + positions
+            x = x + self.dropout(self.self_attn(q, q, y))
             q = self.norm2(x) + positions
             x = x + self.dropout(self.cross_attn(q, memory + memory_positions, memory, memory_mask))
             return x + self.dropout(self.feed_forward(self.norm3(x)))
-        x = self.norm1(x + self.dropout(self.self_attn(x + positions, x + positions, x)))
+        q = x + positions
+        x = self.norm1(x + self.dropout(self.self_attn(q, q, x)))
         attended = self.cross_attn(x + positions, memory + memory_positions, memory, memory_mask)
         x = self.norm2(x + self.dropout(attended))
         return self.norm3(x + self.dropout(self.feed_forward(x)))

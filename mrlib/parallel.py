@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -77,7 +80,33 @@ def start(device: str, local_rank: int) -> None:
     if device != "cpu" and torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
     with _together():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        store, rank, world = next(rendezvous("env://"))
+        store = dist.PrefixStore(_name_of_start(store, rank, world), store)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+
+
+def _name_of_start(store: dist.Store, rank: int, world: int) -> str:
+    """A new name on which all ranks agree, whatever an earlier start has left in the store.
+
+    After a restart, the store of torchrun still has the addresses of processes that have ended, and others would wait
+    for them. Each rank asks rank 0 under a name of its own. Rank 0 answers until all have confirmed, since what it
+    reads first may be the question of a process that has ended. The number of restarts is no such name: several
+    machines may count differently.
+    """
+    name = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"ask/{rank}", name)
+        agreed = store.get(f"answer/{name}").decode()  # waits for it
+        store.set(f"confirm/{agreed}/{rank}", "")
+        return agreed
+    waiting = set(range(1, world))
+    while waiting:
+        for other in waiting:
+            store.set(f"answer/{store.get(f'ask/{other}').decode()}", name)
+        waiting = {other for other in waiting if not store.check([f"confirm/{name}/{other}"])}
+        time.sleep(0.01 if waiting else 0)
+    return name
 
 
 def start_if_several(device: str) -> None:
@@ -105,14 +134,36 @@ def broadcast_weights(module: nn.Module) -> None:
                 dist.broadcast(tensor, 0)
 
 
+def add_up(x: Tensor) -> Tensor:
+    """The sum of a tensor over the ranks; `x`, of the same shape and type everywhere, is overwritten with it."""
+    with _together():
+        dist.all_reduce(x)
+    return x
+
+
+def share_out(x: Tensor) -> list[Tensor]:
+    """The tensor of every rank, in the order of the ranks; they have the same shape and type."""
+    shares = [torch.empty_like(x) for _ in range(rank_and_world()[1])]
+    with _together():
+        dist.all_gather(shares, x)
+    return shares
+
+
+def of_first(x: Tensor) -> Tensor:
+    """The tensor of rank 0; those of all ranks have the same shape and type."""
+    x = x.contiguous()
+    with _together():
+        dist.broadcast(x, 0)
+    return x
+
+
 def average_gradients(module: nn.Module) -> None:
     """Average the gradients over the ranks; a parameter without a gradient on every rank keeps none."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32, device=parameters[0].device)
-    local = [(torch.zeros_like(p) if p.grad is None else p.grad).float().flatten() for p in parameters]
-    flat = torch.cat([*local, used])
-    with _together():
-        dist.all_reduce(flat)
+    local = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters]
+    flat = torch.cat([*local, used])  # in the type of the most precise, at least float32
+    add_up(flat)
     flat /= dist.get_world_size()
     *gradients, used = flat.split([p.numel() for p in parameters] + [len(parameters)])
     for parameter, gradient, use in zip(parameters, gradients, used.tolist(), strict=True):
@@ -124,9 +175,7 @@ def average(values: dict[str, float], device: torch.device) -> dict[str, float]:
     """The mean of each value over the ranks."""
     if rank_and_world()[1] == 1:
         return values
-    totals = torch.tensor(list(values.values()), dtype=torch.float64, device=device)
-    with _together():
-        dist.all_reduce(totals)
+    totals = add_up(torch.tensor(list(values.values()), dtype=torch.float64, device=device))
     return dict(zip(values, (totals / dist.get_world_size()).tolist(), strict=True))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mrlib import memory
 from mrlib.align import Aligned
 from mrlib.data import Batch
 
@@ -102,14 +103,16 @@ class MomentRetriever(nn.Module):
         Lines have `pred_saliency_scores`, one per clip, if the aligner gives saliency. They have no `pred_exist_score`:
         no model here scores the query as a whole, so `mrlib.metrics` takes the largest window score for it.
 
-        The batch is moved to the model's device.
+        The batch is moved to the model's device. OutOfMemory, with a batch size to try, if that has no memory left.
         """
-        batch = batch.unlabelled().to(next(self.parameters(), batch.target).device)
         training = self.training
         self.eval()
         try:
-            aligned, outputs = self(batch)
-            moments = self.detector.decode(outputs, batch)
+            with memory.naming_batch(len(batch), batch.target.shape[1]):
+                batch = batch.unlabelled().to(next(self.parameters(), batch.target).device)
+                aligned = self.aligner(batch)
+                outputs = getattr(self.detector, "decodable", self.detector)(aligned, batch)
+                moments = self.detector.decode(outputs, batch)
         finally:
             self.train(training)
         kept = slice(0, self.max_windows)

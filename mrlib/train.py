@@ -1,7 +1,7 @@
 """Train a paper's model through all of its stages: `fit`, `experiment` and the command line.
 
     python -m mrlib.train f2sgd --dataset sim --size small --epochs 2 --out runs/first
-    torchrun --nproc-per-node=2 -m mrlib.train f2sgd --out runs/parallel
+    torchrun --standalone --nproc-per-node=2 --max-restarts=3 -m mrlib.train f2sgd --out runs/parallel
 
 A run depends only on its arguments: every random number derives from (seed, stage, epoch or step, sample). A run that
 was stopped by Ctrl-C or SIGTERM therefore continues after its last step, one that was killed after its last whole
@@ -69,6 +69,7 @@ def fit(
 
     ValueError          wrong arguments, or the folder holds a run of other settings
     FloatingPointError  a loss is not finite; it names term, step and the queries of the batch
+    MemoryError         the device has no memory left; it names a batch size to try, and the steps so far are saved
     KeyboardInterrupt   after Ctrl-C, SystemExit after SIGTERM: at the next step, with its state saved in out_dir
     """
     retriever = unwrapped(retriever)
@@ -330,7 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
             if parallel.rank_and_world()[0] == 0:
                 print(json.dumps(_printed_scores(scores), indent=1))
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
         sys.exit(f"error: {error}")
     finally:
         parallel.end()

@@ -253,17 +253,25 @@ def test_a_line_that_is_no_json_object_is_named(tmp_path):
     ("name", "content", "problem"),
     [
         ("a.jsonl", b"<!DOCTYPE html><html>", "is a web page, not the file of that name; download it again"),
-        ("a.jsonl.gz", gzip.compress(b"<html>"), "is a web page, not the file of that name; download it again"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b"<html>", mtime=0),
+            "is a web page, not the file of that name; download it again",
+        ),
         (
             "a.jsonl",
             b"version https://git-lfs.github.com/spec/v1\noid",
             "is a pointer of Git LFS, .* download it again",
         ),
-        ("a.jsonl", gzip.compress(b"{}"), "is a gzip file, not the file of that name; rename it to a.jsonl.gz, or"),
+        (
+            "a.jsonl",
+            gzip.compress(b"{}", mtime=0),
+            "is a gzip file, not the file of that name; rename it to a.jsonl.gz, or",
+        ),
         ("a.jsonl.gz", b"{}", "is a text that begins with '{}', not a gzip file; rename it to a.jsonl, or"),
         (
             "a.jsonl.gz",
-            gzip.compress(b"{}") + bytes(4096),
+            gzip.compress(b"{}", mtime=0) + bytes(4096),
             "is a gzip file that ends in zero bytes, .* download it again",
         ),
         ("a.jsonl", bytes(99), "is a file of zero bytes, as an unfinished download leaves it; download it again"),

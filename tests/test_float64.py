@@ -1,29 +1,17 @@
 """Models of every paper in float64: they train and decode, and agree with float32 up to rounding."""
 
 import copy
-from dataclasses import fields, is_dataclass, replace
 
 import pytest
 import torch
 
 from mrlib import papers
 from mrlib.data import Widths
-from tests.support.batches import make_batch
+from tests.support.batches import in_float64, make_batch
 from tests.support.modules import shaken
 
 WIDTHS = Widths(24, 12, 16)
 LENGTHS = [9, 5, 12, 7]
-
-
-def in_float64(x):
-    """A batch, or labels, with every floating-point tensor in float64."""
-
-    def converted(value):
-        if isinstance(value, torch.Tensor):
-            return value.double() if value.is_floating_point() else value
-        return in_float64(value) if is_dataclass(value) else value
-
-    return replace(x, **{f.name: converted(getattr(x, f.name)) for f in fields(x) if f.name != "samples"})
 
 
 def losses(retriever, batch):

@@ -10,12 +10,17 @@ def test_every_module_has_a_layer():
     assert [module for module in modules() if layer(module) not in {"", *known}] == []
 
 
-def test_every_import_points_down():
-    assert [str(edge) for edge in upward(imports())] == []
+@pytest.fixture(scope="module")
+def edges():
+    return imports()
 
 
-def test_no_module_imports_itself_through_others():
-    assert cycles(imports()) == []
+def test_every_import_points_down(edges):
+    assert [str(edge) for edge in upward(edges)] == []
+
+
+def test_no_module_imports_itself_through_others(edges):
+    assert cycles(edges) == []
 
 
 @pytest.fixture

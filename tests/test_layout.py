@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from conftest import LONGEST
+
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted(
     path.relative_to(ROOT / "mrlib") for path in (ROOT / "mrlib").rglob("*.py") if not path.stem.startswith("__")
@@ -33,3 +35,8 @@ def test_a_file_of_tests_in_a_folder_has_a_module(folder):
         assert path.name.startswith("test_"), f"tests/{name}: what tests share is in tests/support"
         module = ROOT / "mrlib" / folder / path.name.removeprefix("test_")
         assert name in COMMON or module.is_file(), f"tests/{name} is named after no module of mrlib/{folder}"
+
+
+def test_the_files_that_start_first_exist_and_all_notebooks_are_among_them():
+    assert [name for name in LONGEST if not (ROOT / name).is_file()] == []
+    assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "notebooks").glob("*.ipynb")} <= set(LONGEST)

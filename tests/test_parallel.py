@@ -1,11 +1,13 @@
 """Distributed helpers, worked out by hand for three processes; in one process they change nothing."""
 
 import contextlib
+import functools
 import os
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from mrlib import parallel
@@ -48,6 +50,9 @@ def exchange(rank):
         "average": parallel.average({"a": 3.0 * rank, "b": 0.1}, CPU),
         "seven": parallel.gather(list(range(rank, 7, 3))),
         "largest": parallel.largest(rank % 2, CPU),
+        "sum": parallel.add_up(torch.tensor([rank, 10 * rank])),
+        "shares": parallel.share_out(torch.tensor([rank > 0, True])),
+        "of first": parallel.of_first(torch.tensor([[rank, 1], [rank, 2]]).mT),
         "first": first_refuses(rank),
         "words": parallel.gather([["a"], {"b": 1}][rank : rank + 1]),
     }
@@ -90,28 +95,47 @@ def test_the_largest_number_of_a_rank_is_known_to_all(results):
     assert [result["largest"] for result in results] == [1, 1, 1]
 
 
+def test_tensors_are_added_up_shared_out_and_taken_from_rank_0(results):
+    for result in results:
+        assert result["sum"].tolist() == [3, 30]
+        assert [share.tolist() for share in result["shares"]] == [[False, True], [True, True], [True, True]]
+        assert result["of first"].tolist() == [[0, 0], [1, 2]]
+
+
 def test_rank_0_acts_and_every_rank_raises_its_error(results):
     message = "invalid literal for int() with base 10: 'x'"
     assert [result["first"] for result in results] == [[message, [0]], [message, []], [message, []]]
 
 
-def lose_rank_1(rank):
-    """Rank 1 dies without a word; what rank 0 sees of it."""
+def lose_rank_1(rank, file):
+    """Rank 1 dies without a word; what rank 0 sees of it, in a file."""
     if rank == 1:
         os._exit(0)
     try:
         for _ in range(100):
             parallel.barrier()
     except ConnectionError as error:
-        Path(os.environ["TEST_PARALLEL_FILE"]).write_text(str(error))
+        file.write_text(str(error))
 
 
-def test_the_surviving_rank_says_that_another_one_has_ended(tmp_path, monkeypatch):
-    monkeypatch.setenv("TEST_PARALLEL_FILE", str(tmp_path / "said"))
+def test_the_surviving_rank_says_that_another_one_has_ended(tmp_path):
     (tmp_path / "ranks").mkdir()
     with contextlib.suppress(Exception):
-        in_processes(lose_rank_1, tmp_path / "ranks")
+        in_processes(functools.partial(lose_rank_1, file=tmp_path / "said"), tmp_path / "ranks")
     assert (tmp_path / "said").read_text().startswith("another process of this run has ended; start the run again")
+
+
+def test_ranks_agree_on_a_name_although_the_store_has_questions_of_an_earlier_start():
+    """Rank 0 first answers what processes that have ended had asked."""
+    store = dist.HashStore()
+    store.set("ask/1", "earlier 1")
+    store.set("ask/2", "earlier 2")
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(parallel._name_of_start, store, 0, 3)
+        answers = {store.get(f"answer/earlier {rank}").decode() for rank in (1, 2)}
+        others = pool.map(lambda rank: parallel._name_of_start(store, rank, 3), (1, 2))
+        assert {first.result(), *others} == answers and len(answers) == 1
+    assert parallel._name_of_start(store, 0, 1) not in answers, "every start has a name of its own"
 
 
 def test_variables_of_torchrun_that_do_not_fit_are_refused(monkeypatch):

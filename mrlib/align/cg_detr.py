@@ -31,12 +31,12 @@ from mrlib.layers import (
     EncoderLayer,
     FeedForward,
     Sizes,
-    attend,
     masked_mean,
     normalised_shares,
     sine_positions,
     unit_vectors,
 )
+from mrlib.ops.attention import attend
 from mrlib.ops.counts import shared_count
 from mrlib.ops.dropout import dropout as drop_out
 

@@ -25,6 +25,7 @@ from mrlib.arguments import require
 from mrlib.data import Batch, Widths
 from mrlib.layers import EncoderLayer, LearnedPositions, Projected, Sizes, masked_softmax, sine_positions
 from mrlib.ops.counts import shared_count
+from mrlib.ops.whole_batch import drawn, own, whole
 
 
 class Joint(NamedTuple):
@@ -144,8 +145,7 @@ class JointAligner(nn.Module):
 
         Each is a sum of two cross-entropies, averaged over the samples with a relevant clip, so without null queries.
 
-        inter  the drawn clip against the queries of the batch, and its query against the drawn clips of the batch; with
-               several processes each uses its own part of the batch
+        inter  the drawn clip against the queries of the batch, and its query against the drawn clips of the batch
         intra  the drawn clip against the clips of its video with a lower label; and, as released, against the clips at
                its index in the other videos that have a lower label than the clip drawn there, or are that clip
         """
@@ -153,13 +153,14 @@ class JointAligner(nn.Module):
         relevant = batch.labels.relevant & batch.target_mask  # (B, T)
         rows = relevant.any(1)  # (B,), a sample without a relevant clip adds nothing
         count = shared_count(rows.sum())
-        chosen = torch.multinomial(relevant.float() + ~rows[:, None], 1)  # (B, 1)
+        chosen = drawn(lambda weights: torch.multinomial(weights, 1), relevant.float() + ~rows[:, None])  # (B, 1)
         clip = aligned.cache["target"].gather(1, chosen[..., None].expand(-1, -1, self.width))[:, 0]  # (B, d)
         inter = 2 * batch_contrast(clip, aligned.query_global, rows, self.temperature)  # a sum over both directions
         lower = batch.target_mask & (scores < scores.gather(1, chosen))  # (B, T)
         lower = lower.scatter(1, chosen, True) & rows[:, None]  # (B, T)
         logits = aligned.saliency.float().masked_fill(~lower, -1e30) / self.temperature  # (B, T)
-        intra = sum(logits.log_softmax(axis).gather(1, chosen)[:, 0] for axis in (1, 0))  # (B,)
+        shares = logits.log_softmax(1), own(whole(logits).log_softmax(0))  # (B, T) each
+        intra = sum(share.gather(1, chosen)[:, 0] for share in shares)  # (B,)
         return {"inter": inter, "intra": -(intra * rows).sum() / count}
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from mrlib.align import Aligned
 from mrlib.data import Batch
 from mrlib.ops.counts import shared_count
+from mrlib.ops.whole_batch import drawn, own, whole
 
 MARGIN, TEMPERATURE = 0.2, 0.5
 RANKS = 12  # summed scores of three annotators, 0..12
@@ -52,12 +53,17 @@ def ranking_pairs(batch: Batch) -> Tensor:
     best = labels.saliency.masked_fill(~relevant, -torch.inf).argmax(1)  # (B,)
     worst = labels.saliency.masked_fill(~relevant, torch.inf).argmin(1)  # (B,)
     hard = torch.stack([best, worst], -1).masked_fill(~(labels.saliency_mask & relevant.any(1))[:, None], -1)  # (B, 2)
-    drawn = torch.rand(2, 2, *real.shape, device=real.device)  # pair, side of the pair, sample, clip
-    inside, outside = (drawn[:, i].masked_fill(~clips, -1).argmax(-1) for i, clips in enumerate((relevant, irrelevant)))
+    order = drawn(_random_pairs, real).movedim(0, 2)  # pair, side of the pair, sample, clip
+    inside, outside = (order[:, i].masked_fill(~clips, -1).argmax(-1) for i, clips in enumerate((relevant, irrelevant)))
     both = relevant.any(1) & irrelevant.any(1)  # (B,)
     easy = torch.stack([inside, outside], -1).masked_fill(~both[None, :, None], -1)  # (2, B) each -> (2, B, 2)
     first = torch.where(labels.saliency_mask[:, None], hard, easy[0])  # (B, 2)
     return torch.stack([first, torch.where(both[:, None], easy[1], hard)], 1)  # (B, 2, 2)
+
+
+def _random_pairs(mask: Tensor) -> Tensor:
+    """Uniform numbers for the two sides of two pairs; mask (B, T) -> (B, 2, 2, T)."""
+    return torch.rand(2, 2, *mask.shape, device=mask.device).movedim(2, 0)
 
 
 def margin(saliency: Tensor, pairs: Tensor) -> Tensor:
@@ -100,12 +106,13 @@ def rank_contrast(saliency: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
 def negative_rows(batch: Batch) -> Tensor:
     """Row of each sample's negative query: `labels.negative`, else the next row.  [QD-DETR]
 
-    returns  int64 (B,), -1 where there is none, as for two rows of the same video
+    returns  int64 (B,) rows of the whole batch, -1 where there is none, as for two rows of the same video
     """
     if batch.labels.negative is not None:
         return batch.labels.negative
-    rows = torch.arange(len(batch), device=batch.video.device).roll(-1)  # (B,)
-    return torch.where(batch.video[rows] == batch.video, -1, rows)
+    video = whole(batch.video)
+    rows = torch.arange(len(video), device=video.device).roll(-1)
+    return own(torch.where(video[rows] == video, -1, rows))
 
 
 def negative(saliency: Tensor, mask: Tensor, samples: int | Tensor) -> Tensor:
@@ -135,7 +142,7 @@ def terms(
     """
     mask, scores, rows = aligned.mask, saliency_labels(batch), negative_rows(batch)  # (B, T), (B, T), (B,)
     negative_mask, rows = (rows >= 0)[:, None] & mask, rows.clamp(min=0)  # (B, T), (B,)
-    negative_saliency = score(aligned.query[rows], aligned.query_mask[rows])  # (B, T)
+    negative_saliency = score(whole(aligned.query)[rows], whole(aligned.query_mask)[rows])  # (B, T)
     joined = ((aligned.saliency, negative_saliency), (scores, torch.zeros_like(scores)), (mask, negative_mask))
     logits = negative_saliency.float().logit(PROBABILITY_EPS) if probabilities else negative_saliency  # (B, T)
     return {

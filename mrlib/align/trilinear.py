@@ -27,6 +27,7 @@ from mrlib.arguments import require
 from mrlib.data import Batch, Widths
 from mrlib.layers import Dropout, EncoderLayer, Projected, Sizes, masked_mean, masked_softmax, sine_positions
 from mrlib.ops.counts import shared_count
+from mrlib.ops.recompute import recomputed
 
 TEMPERATURE = 0.07  # of both contrasts and of the discrimination
 
@@ -114,8 +115,10 @@ class TrilinearFusion(nn.Module):
         p, q = over_words @ query, over_words @ (over_clips.mT @ target)  # P, Q (B, T, d)
         x = self.mix(torch.cat([target, p, target * p, target * q], -1))  # (B, T, 4 d) -> (B, T, d)
         weights = masked_softmax(query @ self.pool, query_mask, 1)  # (B, N)
-        sentence = (weights[..., None] * query).sum(1, keepdim=True).expand_as(x)  # u (B, T, d)
-        return self.out(torch.cat([x, sentence], -1)).relu()  # (B, T, 2 d) -> (B, T, d)
+        sentence = weights[:, None] @ query  # u (B, 1, d)
+        # W_2 [X; u] in two parts, because u is the same for all clips
+        of_clips, of_sentence = self.out.weight.chunk(2, 1)  # (d, d), (d, d)
+        return (F.linear(x, of_clips) + F.linear(sentence, of_sentence, self.out.bias)).relu()  # (B, T, d)
 
 
 class TrilinearAligner(Projected):
@@ -157,7 +160,7 @@ class TrilinearAligner(Projected):
         target, query = self.project(batch.target, mask, batch.query)  # (B, T, d), (B, N, d)
         positions = sine_positions(mask, self.width)  # (B, T, d)
         words = Words(query, query, query_mask, self.padding.visible_words(mask, query_mask))
-        x = self.fusion(target, mask, query, query_mask)  # (B, T, d)
+        x = recomputed(mask.shape[1], self.fusion, target, mask, query, query_mask)  # (B, T, d)
         for layer in self.layers:
             x = layer(x, positions, words)  # H (B, T, d)
         encoded = self._encode(x, positions, mask)  # E (B, T, d)
@@ -187,8 +190,7 @@ class TrilinearAligner(Projected):
 
         margin        `saliency.margin` of two pairs of clips per sample
         contrast      `saliency.rank_contrast` of the clips of each sample
-        vtc           `batch_contrast` of last words and mean clips; with several processes each uses its own part of
-                      the batch
+        vtc           `batch_contrast` of last words and mean clips
         ctc           clips are near the mean word if and only if they are relevant
         discriminate  relevant clips are nearer to the reference than mined clips; 0 if no sample counts
 

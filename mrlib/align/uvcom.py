@@ -147,10 +147,10 @@ class UvcomAligner(GlobalTokenAligner):
     def losses(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
         r"""The saliency losses of QD-DETR, and "similarity", the mean of two terms.  [UVCOM]
 
-        Between videos: the symmetric InfoNCE of encoded global token and mean word over the batch; with several
-        processes each uses its own part of the batch. Within a video: for every clip t of the first window,
-        $-\log \mathrm{softmax}_t$ of its cosine to the mean word over the clips of its video, summed and divided by the
-        number of clips of the batch. A null query takes no part in the first term and has no window in the second.
+        Between videos: the symmetric InfoNCE of encoded global token and mean word over the batch. Within a video: for
+        every clip t of the first window, $-\log \mathrm{softmax}_t$ of its cosine to the mean word over the clips of
+        its video, summed and divided by the number of clips of the batch. A null query takes no part in the first term
+        and has no window in the second.
         """
         mask, cache = aligned.mask, aligned.cache
         mean_word = masked_mean(self.project_words(cache["words"]), aligned.query_mask)  # (B, d)

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from mrlib.layers import Attention, Dropout, FeedForward
+from mrlib.ops.recompute import recomputed
+from mrlib.ops.whole_batch import own, whole
 
 
 class Words(NamedTuple):
@@ -41,8 +43,9 @@ def released_masks(target_mask: Tensor, query_mask: Tensor, heads: int) -> Tenso
 
     target_mask bool (B, T), query_mask bool (B, N); returns bool (B, heads, T, N)
     """
+    target_mask, query_mask = whole(target_mask), whole(query_mask)
     B = len(target_mask)
-    sample = torch.arange(B * heads, device=target_mask.device).reshape(B, heads) % B  # whose mask is read (B, heads)
+    sample = own(torch.arange(B * heads, device=target_mask.device).reshape(B, heads) % B)  # whose mask is read
     return (target_mask[:, :, None] | query_mask[:, None])[sample]  # (B, T, N) -> (B, heads, T, N)
 
 
@@ -74,6 +77,9 @@ class T2VLayer(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor, words: Words) -> Tensor:
         """x, positions (B, T, d) -> (B, T, d)."""
+        return recomputed(x.shape[1], self._attend, x, positions, words)
+
+    def _attend(self, x: Tensor, positions: Tensor, words: Words) -> Tensor:
         attended = self.cross_attn(x + positions, words.keys, words.values, words.mask, words.visible)  # A (B, T, d)
         z = (x if self.mix is None else self.mix(x, positions, words)) + self.dropout(attended)
         return self.norm2(z + self.dropout(self.feed_forward(self.norm1(z))))

@@ -77,7 +77,7 @@ class Labels(_Tensors):
     saliency: Tensor  # (B, T) summed score of three annotators, 0..12; scaled to that range for another number of them
     saliency_mask: Tensor  # bool (B,) the sample has saliency scores
     pairs: Tensor | None = None  # int64 (B, P, 2) clips of which the first ranks above the second; -1: none
-    negative: Tensor | None = None  # int64 (B,) row of the batch whose query does not concern this video; -1: none
+    negative: Tensor | None = None  # int64 (B,) row of the whole batch whose query concerns another video; -1: none
     wrong: Tensor | None = None  # bool (B, T) clips of mined windows
     backwards: Tensor | None = None  # bool (B,) the query is a video that runs backwards
 

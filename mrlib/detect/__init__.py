@@ -1,6 +1,7 @@
 """Detectors predict moments from aligned clips: `detector(aligned, batch) -> outputs`, a dict of tensors.
 
-`detector.decode(outputs, batch) -> Moments`, sorted by score, with NMS inside where the paper has it.
+`detector.decode(outputs, batch) -> Moments`, sorted by score, with NMS inside where the paper has it. A detector that
+computes more than `decode` reads may have `detector.decodable(aligned, batch) -> outputs`, for predictions.
 `detector.losses(outputs, aligned, batch, teacher=None) -> dict of scalars` are the terms that train it. The
 `losses` of aligners and detectors are the only model code that reads `batch.labels`.
 """

@@ -31,10 +31,8 @@ class SplitFeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (B, 2 K, d), original moment queries first; returns (B, 2 K, d)."""
         first, second = x.chunk(2, 1)  # (B, K, d) each
-        original = self.original
-        y = original(first)  # (B, K, d); its dropout draws before that of the second half
-        z = original.activation(self.active1(second))  # (B, K, hidden)
-        return torch.cat([y, self.active2(original.dropout(z))], 1)
+        y = self.original(first)  # (B, K, d); its dropout draws before that of the second half
+        return torch.cat([y, self.original.through(second, self.active1, self.active2)], 1)
 
 
 class TwoSetDecoder(nn.Module):

@@ -121,6 +121,8 @@ class PreviousMasks:
 class MaskHead(nn.Module):
     r"""Predicts the clips of each span: $\mu = \sigma(e^\gamma \cos(h + \mathrm{MLP}(h), Z_t))$.  [AMR, heads]"""
 
+    only_trains = True
+
     def __init__(
         self,
         width: int,
@@ -141,10 +143,13 @@ class MaskHead(nn.Module):
 
     def forward(self, decoded: Decoded, target: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """masks  (L, B, K, T) from 0 to 1"""
-        states = self.layers.inputs(decoded.states)  # (L', B, K, d)
-        directions, clips = F.normalize(states + self.mlp(states), dim=-1), F.normalize(target, dim=-1)
-        masks = self.padding((self.scale.exp() * directions @ clips.mT).sigmoid(), mask)  # (L', B, K, T)
-        return {"masks": self.layers.outputs(masks)}
+        states = self.layers.inputs(decoded.states).transpose(0, 1)  # (B, L', K, d)
+        directions = F.normalize(states + self.mlp(states), dim=-1)
+        lengths = target.norm(dim=-1).clamp(min=1e-12)  # (B, T)
+        # one product for all layers, and the many clips stay as they are: their products are divided instead
+        products = (directions.flatten(1, 2) @ target.mT).unflatten(1, states.shape[1:3])  # (B, L', K, T)
+        cosines = (products / lengths[:, None, None]).transpose(0, 1)  # (L', B, K, T)
+        return {"masks": self.layers.outputs(self.padding((self.scale.exp() * cosines).sigmoid(), mask))}
 
     def overlap(self, masks: Tensor, truth: Truth) -> Tensor:
         """IoU (L, B, K, W) of masks (L, B, K, T) with the clips of the windows."""

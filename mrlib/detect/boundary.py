@@ -12,7 +12,7 @@ Departs  vl2g/MATR leaves the offsets unbounded and signed, `RawOffsets`, puts t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ from mrlib.detect.span_length import in_video, of_clips, span_length
 from mrlib.layers import Attention, full_precision
 from mrlib.ops import alignment, spans
 from mrlib.ops.counts import shared_count
+from mrlib.ops.time_conv import time_convs
 
 CANDIDATES = 1000  # spans that enter the suppression
 KEPT = 10  # moments that remain after it
@@ -43,11 +44,20 @@ class ConvHead(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """x (B, L, inputs) -> (B, L, outputs); mask bool (B, L), if given, sets padding to 0 before every layer."""
-        x = x.mT  # (B, inputs, L)
-        for i, layer in enumerate(self.layers):
-            x = x.relu() if i else x
-            x = layer(x if mask is None else x * mask[:, None])  # (B, width or outputs, L)
-        return x.mT  # (B, L, outputs)
+        return outputs_of([self], x, mask)[0]
+
+
+def outputs_of(heads: Sequence[ConvHead], x: Tensor, mask: Tensor | None) -> list[Tensor]:
+    """The outputs of heads that read the same x, arguments as in `ConvHead.forward`; the first layers share work."""
+
+    def convolved(x: Tensor, layers: Sequence[nn.Conv1d]) -> list[Tensor]:
+        x = x if mask is None else x * mask[..., None]
+        return time_convs(x, [layer.weight for layer in layers], [layer.bias for layer in layers])
+
+    outputs = convolved(x, [head.layers[0] for head in heads])  # (B, L, width) each
+    for i in range(1, LAYERS):
+        outputs = [convolved(y.relu(), [head.layers[i]])[0] for head, y in zip(heads, outputs, strict=True)]
+    return outputs
 
 
 class BoundedOffsets:
@@ -133,9 +143,9 @@ class BoundaryDetector(nn.Module):
         """
         x, mask = self._fuse(aligned)  # (B, L, d or 2 d), (B, L); L is T or T + l
         mask, T = self.padding(mask), aligned.mask.shape[1]  # (B, L) or None
-        logits, offset = self.foreground(x, mask)[:, :T, 0], self.boundary(x, mask)[:, :T]  # (B, T), (B, T, 2)
+        logits, offset = (y[:, :T] for y in outputs_of([self.foreground, self.boundary], x, mask))  # (B, T, 1 or 2)
         offset, predicted = self.offsets.spans(self._times(aligned.mask), offset)  # (B, T, 2) each
-        outputs = {"logits": logits, "offset": offset, "spans": predicted}
+        outputs = {"logits": logits[..., 0], "offset": offset, "spans": predicted}
         if self.answer is not None:
             outputs["path"] = self._span_of_path(aligned)
         return outputs

@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mrlib.arguments import require
 from mrlib.detect.detr import ContextTokens, Decoded, DetrDetector, build_with_decoder, inverse_sigmoid
-from mrlib.layers import MLP, Dropout, FeedForward, attend, check_heads, sine_positions, waves
+from mrlib.layers import MLP, Dropout, FeedForward, check_heads, sine_positions, waves
+from mrlib.ops.attention import attend
+from mrlib.ops.recompute import recomputed
 
 NARROWEST = 1e-4  # smallest width that sines are divided by
 
@@ -51,6 +53,28 @@ def _add_linears(module: nn.Module, width: int, *names: str) -> None:
         setattr(module, name, nn.Linear(width, width))
 
 
+class Positions(NamedTuple):
+    """Sine positions of the clips of a batch, once for all videos of one length; most videos of a batch share it."""
+
+    distinct: Tensor  # (U, T, d)
+    rows: Tensor | None  # int64 (B,) which of them each sample has; None: sample b has those at b
+
+    @staticmethod
+    def of(mask: Tensor, like: Tensor) -> Positions:
+        """Positions for clips of the width and dtype of `like` (..., d); mask bool (B, T)."""
+        rows = None
+        if mask.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere it waits for their number
+            mask, rows = mask.unique(dim=0, return_inverse=True)
+        return Positions(sine_positions(mask, like.shape[-1]).to(like.dtype), rows)
+
+    def mapped(self, linear: nn.Module) -> Tensor:
+        """The positions of every sample through a linear layer, (B, T, d)."""
+        y = linear(self.distinct)
+        if self.rows is None:
+            return y
+        return y.expand(len(self.rows), -1, -1) if len(y) == 1 else y.index_select(0, self.rows)
+
+
 class SelfAttention(nn.Module):
     """Moment queries attend to one another; content and place are mapped separately and added.  [QD-DETR]"""
 
@@ -61,12 +85,13 @@ class SelfAttention(nn.Module):
         _add_linears(self, width, "q_content", "q_place", "k_content", "k_place", "value", "out_proj")
 
     def forward(self, x: Tensor, places: Tensor, sets: int) -> Tensor:
-        """x, places (B, K, d) -> (B, K, d); the K moment queries are `sets` sets of equal size."""
-        q, k, v = self.q_content(x) + self.q_place(places), self.k_content(x) + self.k_place(places), self.value(x)
+        """x (B or 1, K or 1, d), places (B or 1, K, d) -> (B, K, d); K moment queries in `sets` sets of equal size."""
+        q, k = self.q_content(x) + self.q_place(places), self.k_content(x) + self.k_place(places)  # (B, K, d)
+        v = self.value(x).expand_as(k)
         groups = 1 if self.across_sets else sets
         q, k, v = (y.unflatten(1, (groups, -1)).flatten(0, 1) for y in (q, k, v))  # (B groups, K / groups, d)
         dropout = self.dropout if self.training else 0.0
-        return self.out_proj(attend(q, k, v, self.heads, None, dropout).view_as(x))
+        return self.out_proj(attend(q, k, v, self.heads, None, dropout).view(-1, *places.shape[1:]))
 
 
 class CrossAttention(nn.Module):
@@ -80,10 +105,10 @@ class CrossAttention(nn.Module):
         self.q_place = nn.Linear(width, width) if first else None
 
     def forward(
-        self, x: Tensor, places: Tensor, sines: Tensor, memory: Tensor, positions: Tensor, mask: Tensor
+        self, x: Tensor, places: Tensor, sines: Tensor, memory: Tensor, positions: Positions, mask: Tensor
     ) -> Tensor:
-        """x, places, sines (B, K, d); memory, positions (B, T, d); mask bool (B, T) -> (B, K, d)."""
-        q, k, k_place = self.q_content(x), self.k_content(memory), self.k_place(positions)
+        """x, sines (B, K, d), places (B or 1, K, d); memory (B, T, d); mask bool (B, T) -> (B, K, d)."""
+        q, k, k_place = self.q_content(x), self.k_content(memory), positions.mapped(self.k_place)
         if self.q_place is not None:
             q, k = q + self.q_place(places), k + k_place
         q, k = self._concatenate(q, self.q_sine(sines)), self._concatenate(k, k_place)  # (B, K or T, 2 d)
@@ -110,9 +135,14 @@ class DabLayer(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(
-        self, x: Tensor, places: Tensor, sines: Tensor, memory: Tensor, positions: Tensor, mask: Tensor, sets: int
+        self, x: Tensor, places: Tensor, sines: Tensor, memory: Tensor, positions: Positions, mask: Tensor, sets: int
     ) -> Tensor:
         """Arguments of `CrossAttention` and `SelfAttention`; returns (B, K, d)."""
+        return recomputed(memory.shape[1], self._decode, x, places, sines, memory, positions, mask, sets)
+
+    def _decode(
+        self, x: Tensor, places: Tensor, sines: Tensor, memory: Tensor, positions: Positions, mask: Tensor, sets: int
+    ) -> Tensor:
         x = self.norm1(x + self.dropout(self.self_attn(x, places, sets)))
         x = self.norm2(x + self.dropout(self.cross_attn(x, places, sines, memory, positions, mask)))
         return self.norm3(x + self.dropout(self.feed_forward(x)))
@@ -185,21 +215,22 @@ def refine(decoder: nn.Module, sets: list[Tensor], target: Tensor, mask: Tensor,
     sets     logits of centre and width of every set, (K, 2) each
     others   as for `DabDecoder.forward`
     """
-    width = target.shape[-1]
-    positions = sine_positions(mask, width).to(target.dtype)  # (B, T, d)
-    reference = torch.cat(sets).sigmoid().expand(len(target), -1, -1)  # (B, K, 2), K of all sets
-    x = decoder.content(query_global, target.dtype)[:, None].repeat(1, reference.shape[1], 1)  # (B, K, d)
-    states, references, moved = [], [], reference
+    width, last = target.shape[-1], decoder.layers[-1]
+    positions = Positions.of(mask, target)
+    # at first, all samples have the same spans and all moment queries the same content
+    reference = torch.cat(sets).sigmoid()[None]  # (1, K, 2), K of all sets
+    x = decoder.content(query_global, target.dtype)[:, None]  # (B, 1, d)
+    states, references = [], [reference.expand(len(target), -1, -1)]
     for i, layer in enumerate(decoder.layers):
-        references.append(moved)
-        sines = span_positions(reference, width)  # (B, K, d)
+        sines = span_positions(reference, width)  # (B or 1, K, d)
         scale = decoder.anchor(x).sigmoid() / reference[..., 1:].clamp(min=NARROWEST)  # (B, K, 1)
         scale = scale * decoder.scale(x) if i else scale  # (B, K, d)
         x = layer(x, decoder.place(sines), sines * scale, target, positions, mask, len(sets))  # (B, K, d)
-        states.append(decoder.norm(x))
-        moved = (decoder.move(x) + inverse_sigmoid(reference)).sigmoid()  # (B, K, 2)
-        reference = moved.detach()
-    return Decoded(torch.stack(states), torch.stack(references))  # (L, B, K, d), (L, B, K, 2)
+        states.append(x)
+        if layer is not last:
+            references.append((decoder.move(x) + inverse_sigmoid(reference)).sigmoid())  # (B, K, 2)
+            reference = references[-1].detach()
+    return Decoded(decoder.norm(torch.stack(states)), torch.stack(references))  # (L, B, K, d), (L, B, K, 2)
 
 
 # QD-DETR's detector is `DabDetector(DabDecoder(...), heads)`: that of Moment-DETR with another decoder  [QD-DETR]

@@ -7,12 +7,13 @@ Here     `DetrDetector` is a decoder and heads: it matches windows with moment q
          are shared by all DETR detectors
 A head   has `forward(decoded, target, mask)`, a dict of tensors (L, B, K, ...) that joins the outputs;
          `cost(outputs, truth)`, its part (L, B, K, W) of the matching cost, or 0.0; `losses(outputs, truth, matched)`,
-         a dict of terms (L,); `score(outputs)`, a factor (B, K) of the score, or None
+         a dict of terms (L,); `score(outputs)`, a factor (B, K) of the score, or None. If only the first three of them
+         read its outputs, it says so by `only_trains = True`
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +29,7 @@ from mrlib.layers import MLP, DecoderLayer, full_precision, sine_positions
 from mrlib.ops import spans
 from mrlib.ops.counts import shared_count
 from mrlib.ops.matching import checked_cost, match
+from mrlib.ops.whole_batch import drawn
 
 SPAN_EPS = 1e-3  # smallest x and 1 - x in the logit of x
 
@@ -115,8 +117,8 @@ class DetrDecoder(nn.Module):
         x, states = torch.zeros_like(moment_queries), []
         for layer in self.layers:
             x = layer(x, moment_queries, memory, positions, mask)  # (B, K, d)
-            states.append(self.norm(x))
-        return Decoded(torch.stack(states))  # (L, B, K, d)
+            states.append(x)
+        return Decoded(self.norm(torch.stack(states)))  # (L, B, K, d)
 
 
 class SpanHead(nn.Module):
@@ -253,13 +255,26 @@ class DetrDetector(nn.Module):
 
     def forward(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
         """The outputs of the heads after every decoder layer, and the states (L, B, K, d) that they read."""
-        decoded = self.decoder(aligned.target, aligned.mask, aligned.query_global, context_of(aligned))
-        outputs: dict[str, Tensor] = {}
-        for head in self.heads:
-            outputs |= head(decoded, aligned.target, aligned.mask)
+        decoded = self._decoded(aligned)
+        outputs = self._read(self.heads, decoded, aligned)
         if self.contrast is not None:
             outputs |= self.contrast(decoded.states, aligned.query, aligned.query_mask)
         return outputs | {"states": decoded.states}
+
+    def decodable(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
+        """The outputs that `decode` reads: those after the last layer, without the heads that only train."""
+        last = Decoded(*(None if x is None else x[-1:] for x in self._decoded(aligned)))  # (1, B, K, ...)
+        return self._read((head for head in self.heads if not getattr(head, "only_trains", False)), last, aligned)
+
+    def _decoded(self, aligned: Aligned) -> Decoded:
+        return self.decoder(aligned.target, aligned.mask, aligned.query_global, context_of(aligned))
+
+    def _read(self, heads: Iterable[nn.Module], decoded: Decoded, aligned: Aligned) -> dict[str, Tensor]:
+        """The joint outputs of some heads."""
+        outputs: dict[str, Tensor] = {}
+        for head in heads:
+            outputs |= head(decoded, aligned.target, aligned.mask)
+        return outputs
 
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> Moments:
         """The span of every moment query after the last layer, clamped to the video; no suppression."""
@@ -299,7 +314,7 @@ class DetrDetector(nn.Module):
         """The windows of a batch, at most `most_windows` of a sample."""
         windows, mask = full_precision(batch.labels.spans), batch.labels.span_mask  # (B, W, 2), (B, W)
         if mask.shape[1] > self.most_windows:
-            kept = self.surplus(mask).argsort(1)[:, : self.most_windows]  # (B, most_windows)
+            kept = drawn(self.surplus, mask).argsort(1)[:, : self.most_windows]  # (B, most_windows)
             # (B, most_windows, 2), (B, most_windows)
             windows, mask = windows.gather(1, kept[..., None].expand(-1, -1, 2)), mask.gather(1, kept)
         rows = batch.target_mask.any(1)

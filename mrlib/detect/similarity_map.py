@@ -28,9 +28,14 @@ from mrlib.align import Aligned
 from mrlib.arguments import require
 from mrlib.data import Batch
 from mrlib.detect import Moments
+from mrlib.detect.map_size import require_maps_fit
 from mrlib.layers import full_precision
+from mrlib.ops import conv
 from mrlib.ops.conv import LargeKernelConv2d
+from mrlib.ops.conv_tiles import Network, is_one_tile, large_kernel_network
 from mrlib.ops.counts import shared_count
+
+PREDICTION, TRAINING = 24, 48  # bytes that are held at once for a cell of a map, measured at 5,000 and 3,000 clips
 
 
 def similarity(target: Tensor, mask: Tensor) -> Tensor:
@@ -96,6 +101,25 @@ def target_map(batch: Batch) -> Tensor:
     g = torch.zeros(*batch.target_mask.shape, batch.target_mask.shape[1], device=batch.target_mask.device)
     g[b, first, last] = 1
     return g
+
+
+def highest_cells(p: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """The highest cells of maps, best first; of equal ones the smaller row, then column.
+
+    Each of them lies in one of the `most` rows with the highest maxima, of equal ones the first: the maximum of every
+    row before those of its own is a better cell. So only these rows are sorted.
+
+    p        (B, T, T)
+    most     cells to return
+    returns  scores  (B, K)  K = min(most, T * T)
+             cells   int64 (B, K)  row * T + column
+    """
+    T = p.shape[2]
+    rows = p.amax(2).sort(dim=1, descending=True, stable=True).indices[:, :most].sort(dim=1).values  # (B, R)
+    candidates = p.gather(1, rows[..., None].expand(-1, -1, T)).flatten(1)  # (B, R T)
+    scores, order = candidates.sort(dim=1, descending=True, stable=True)
+    scores, order = scores[:, :most], order[:, :most]  # (B, K)
+    return scores, rows.gather(1, order // T) * T + order % T
 
 
 def linear(x: Tensor) -> Tensor:
@@ -173,15 +197,33 @@ class SimilarityMapDetector(nn.Module):
         nn.init.constant_(self.last.bias, bias)
 
     def forward(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
-        """`map` P (B, T, T), the score of clips i..j as a moment, and `similarity` S, its input.  [F2SGD Eq. 13]"""
+        """`map` P (B, T, T), the score of clips i..j as a moment, and `similarity` S, its input.  [F2SGD Eq. 13]
+
+        The network goes over a long map in tiles. If the loss does not read them, `map` is 0 there in cells with i > j.
+
+        raises  ValueError for a video whose maps do not fit into the memory
+        """
+        B, T, _ = aligned.target.shape
+        require_maps_fit(B, T, TRAINING if torch.is_grad_enabled() else PREDICTION, aligned.target.device)
         s = similarity(aligned.target, aligned.mask)  # (B, T, T)
-        x = (standardised(s, aligned.mask) if self.standardise else s)[:, None]  # (B, 1, T, T)
-        valid = real_cells(aligned.mask)  # (B, T, T)
+        x = standardised(s, aligned.mask) if self.standardise else s
+        kernel = self.convolve[1].weight.shape  # (c, c, C, C)
+        tiled = not is_one_tile(T, kernel[-1])
+        if tiled or conv.fourier_is_faster((B, kernel[0], T, T), kernel):
+            triangle = self.loss_cells is cells
+            layers = (*self.convolve, self.mix, self.last)
+            network = Network(*[x for layer in layers for x in (layer.weight, layer.bias)])
+            p = self.head(large_kernel_network(x, aligned.mask, network, triangle=triangle).to(s.dtype))
+            return {"map": p.triu() if tiled and triangle else p, "similarity": s}
+        return {"map": self.head(self.directly(x, aligned.mask).to(s.dtype)), "similarity": s}
+
+    def directly(self, x: Tensor, mask: Tensor) -> Tensor:
+        """The network, a layer at a time: similarities (B, T, T), mask bool (B, T) -> (B, T, T).  [F2SGD Eq. 13]"""
+        valid, x = real_cells(mask), x[:, None]  # (B, T, T), (B, 1, T, T)
         for layer in self.convolve:
             x = F.relu(layer(x)) * valid[:, None]  # (B, c, T, T)
         x = F.relu(self.mix(x.movedim(1, -1)))  # (B, T, T, c)
-        p = self.last(x)[..., 0].to(s.dtype)  # (B, T, T)
-        return {"map": self.head(p), "similarity": s}
+        return self.last(x)[..., 0]
 
     def decode(self, outputs: dict[str, Tensor], batch: Batch) -> Moments:
         """The highest cells with i <= j, best first; of equal ones the smaller start, then end.  [F2SGD Eq. 15]
@@ -189,9 +231,8 @@ class SimilarityMapDetector(nn.Module):
         No suppression of neighbours. K = min(candidates, T * T); a target with fewer cells has fewer moments: the rest
         have `mask` False and score -inf.
         """
-        p = full_precision(outputs["map"]).masked_fill(~cells(batch.target_mask), -torch.inf).flatten(1)  # (B, T T)
-        scores, order = p.sort(dim=1, descending=True, stable=True)
-        scores, order = scores[:, : self.candidates], order[:, : self.candidates]  # (B, K)
+        p = full_precision(outputs["map"]).masked_fill(~cells(batch.target_mask), -torch.inf)  # (B, T, T)
+        scores, order = highest_cells(p, self.candidates)  # (B, K) each
         mask, T = scores > -torch.inf, batch.target_mask.shape[1]  # (B, K)
         spans = torch.stack([order // T, order % T + 1], -1) / batch.lengths[:, None, None]  # (B, K, 2)
         return Moments(spans * mask[..., None], scores, mask)

@@ -25,6 +25,7 @@ from mrlib.align import Aligned
 from mrlib.arguments import require
 from mrlib.data import Batch
 from mrlib.detect import Moments
+from mrlib.detect.map_size import require_maps_fit
 from mrlib.detect.similarity_map import cells
 from mrlib.layers import full_precision
 from mrlib.ops import spans
@@ -32,6 +33,7 @@ from mrlib.ops.conv import LargeKernelConv2d, conv2d
 from mrlib.ops.counts import shared_count
 
 LEAST_IOU, FULL_IOU = 0.5, 1.0  # IoU up to which the target is 0, and from which it is 1
+PREDICTION, TRAINING = 64, 200  # bytes that are held at once for a cell and a channel of a map, as measured
 KEPT = 10  # moments that remain after the suppression
 
 
@@ -109,7 +111,12 @@ class TanDetector(nn.Module):
         return x.masked_fill(~cells(aligned.mask)[:, None], 0)
 
     def forward(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
-        """logits (B, T, T) of clips i..j being a moment; undefined in cells that are no moment.  [2D-TAN]"""
+        """logits (B, T, T) of clips i..j being a moment; undefined in cells that are no moment.  [2D-TAN]
+
+        raises  ValueError for a video whose maps do not fit into the memory
+        """
+        maps = TRAINING if torch.is_grad_enabled() else PREDICTION
+        require_maps_fit(*aligned.mask.shape, maps * len(self.score.weight[0]), aligned.mask.device)
         T, border = aligned.mask.shape[1], self.kernel // 2 * (len(self.convolve) // 2)
         x = F.pad(self.fuse(aligned), [border] * 4)  # (B, H, M, M), M = T + 2 border
         mask = F.pad(cells(aligned.mask)[:, None], [border] * 4)  # (B, 1, M, M)

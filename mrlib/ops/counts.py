@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
+
+from mrlib import parallel
+from mrlib.ops import whole_batch
 
 
 def shared_count(n: int | Tensor) -> Tensor:
@@ -13,11 +15,10 @@ def shared_count(n: int | Tensor) -> Tensor:
     If rank r of R holds n_r items, the mean over all items is the average over the ranks of `sum_r / (Σ n_r / R)`.
 
     n        number of items of this rank: samples, windows, clips
-    returns  float32 scalar without gradient  n on one process, its average over the ranks on several; at least 1 / R
+    returns  float32 scalar without gradient  n for a whole batch; where the batch is dealt out, see
+             `mrlib.ops.whole_batch`, its average over the ranks; at least 1 / R
     """
-    count = torch.as_tensor(n).detach().float()
-    if not (dist.is_available() and dist.is_initialized()):
-        return count.clamp(min=1)
-    count = count.clone()  # all_reduce writes into it, and it may share memory with n
-    dist.all_reduce(count)
-    return count.clamp(min=1) / dist.get_world_size()
+    count, ranks = torch.as_tensor(n).detach().float(), whole_batch.ranks()
+    if ranks > 1:
+        count = parallel.add_up(count.clone())  # the sum is written into it, and it may share memory with n
+    return count.clamp(min=1) / ranks

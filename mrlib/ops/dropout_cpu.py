@@ -19,7 +19,7 @@ from mrlib.ops.threads import in_threads
 _ALONE = 1 << 16  # up to this many numbers, one thread is as fast as two
 
 
-def _compiled(function):
+def compiled(function):
     """Compile without Python's lock; cache on disk for the next process if a folder is writable."""
     options = {"nopython": True, "nogil": True, "error_model": "numpy", "fastmath": True}
     try:
@@ -28,8 +28,8 @@ def _compiled(function):
         return numba.jit(**options)(function)
 
 
-@_compiled
-def _kept(place, low, high, threshold):
+@compiled
+def kept(place, low, high, threshold):
     """Whether the hash of a place reaches the threshold; lowbias32 by Wellons with the key mixed in.
 
     place, low, high, threshold  uint32; low and high are the halves of the key
@@ -41,63 +41,81 @@ def _kept(place, low, high, threshold):
     return (x ^ (x >> np.uint32(16))) >= threshold
 
 
-@_compiled
+@compiled
 def _drop(first, stop, x, low, high, threshold, scale, out):
     """Dropout of numbers first..stop of x (n,) into out (n,)."""
     x, out, place, zero = x[first:stop], out[first:stop], np.uint32(first), scale * 0
     for i in range(len(x)):
-        out[i] = x[i] * (scale if _kept(np.uint32(i) + place, low, high, threshold) else zero)
+        out[i] = x[i] * (scale if kept(np.uint32(i) + place, low, high, threshold) else zero)
 
 
-@_compiled
-def _norm(first, stop, x, weight, bias, eps, low, high, threshold, scale, mean, rstd, out):
-    """Layer norm and dropout of rows first..stop of x (n, D) into out (n, D); fills mean (n,) and rstd (n,)."""
-    D, zero = x.shape[1], scale * 0
+@compiled
+def _norm(first, stop, x, extra, weight, bias, eps, low, high, threshold, scale, mean, rstd, out):
+    """Layer norm and dropout of rows first..stop of [x; extra] (n, D) into out (n, D); fills mean (n,), rstd (n,)."""
+    X, E, zero = x.shape[1], extra.shape[1], scale * 0
+    D = X + E
     for n in range(first, stop):
-        row, row_out, place, total = x[n], out[n], np.uint32(n * D), zero
-        for j in range(D):
+        row, further, row_out, place, total = x[n], extra[n], out[n], np.uint32(n * D), zero
+        for j in range(X):
             total += row[j]
+        for j in range(E):
+            total += further[j]
         m = total / D
         total = zero
-        for j in range(D):
+        for j in range(X):
             total += (row[j] - m) * (row[j] - m)
+        for j in range(E):
+            total += (further[j] - m) * (further[j] - m)
         r = 1 / np.sqrt(total / D + eps)
         mean[n], rstd[n] = m, r
         m, r = mean[n], rstd[n]
-        for j in range(D):
+        for j in range(X):
             y = (row[j] - m) * r * weight[j] + bias[j]
-            row_out[j] = y * (scale if _kept(np.uint32(j) + place, low, high, threshold) else zero)
+            row_out[j] = y * (scale if kept(np.uint32(j) + place, low, high, threshold) else zero)
+        for j in range(X, D):
+            y = (further[j - X] - m) * r * weight[j] + bias[j]
+            row_out[j] = y * (scale if kept(np.uint32(j) + place, low, high, threshold) else zero)
 
 
-@_compiled
-def _norm_gradient(first, stop, dy, begin, x, low, high, threshold, scale, mean, rstd, dweight, dbias):
+@compiled
+def _row_gradient(dy, x, place, low, high, threshold, scale, mean, rstd, dweight, dbias):
+    """Add the gradients of a part of one row to those of weight and bias; all (D,), from place on."""
+    for j in range(len(dy)):
+        d = dy[j] * (scale if kept(np.uint32(j) + place, low, high, threshold) else scale * 0)
+        dbias[j] += d
+        dweight[j] += d * ((x[j] - mean) * rstd)
+
+
+@compiled
+def _norm_gradient(first, stop, dy, begin, x, extra, low, high, threshold, scale, mean, rstd, dweight, dbias):
     """Add the gradients of weight and bias to columns first..stop of dweight (D,) and dbias (D,).
 
     dy (k, D) holds the gradients of rows begin..begin + k of the output of `_norm`.
     """
-    D, zero = x.shape[1], scale * 0
-    dweight, dbias = dweight[first:stop], dbias[first:stop]
+    X = x.shape[1]
+    D, cut = X + extra.shape[1], max(first, min(stop, X))  # columns first..cut are of x, cut..stop of extra
     for k in range(len(dy)):
         n = begin + k
-        row, grad, place, m, r = x[n, first:stop], dy[k, first:stop], np.uint32(n * D + first), mean[n], rstd[n]
-        for j in range(len(row)):
-            d = grad[j] * (scale if _kept(np.uint32(j) + place, low, high, threshold) else zero)
-            dbias[j] += d
-            dweight[j] += d * ((row[j] - m) * r)
+        place, m, r = np.uint32(n * D), mean[n], rstd[n]
+        arguments = low, high, threshold, scale, m, r
+        a, b = np.uint32(place + first), np.uint32(place + cut)
+        _row_gradient(dy[k, first:cut], x[n, first:cut], a, *arguments, dweight[first:cut], dbias[first:cut])
+        _row_gradient(dy[k, cut:stop], extra[n, cut - X : stop - X], b, *arguments, dweight[cut:stop], dbias[cut:stop])
 
 
-def _threads(numbers: int) -> int:
+def threads_for(numbers: int) -> int:
     """How many threads to use for a kernel that visits so many numbers."""
     return torch.get_num_threads() if numbers > _ALONE else 1
 
 
 def drop(x: np.ndarray, key: int, p: float, out: np.ndarray) -> None:
     """Dropout of x (n,) into out (n,): 0 with probability p, else divided by 1 - p."""
-    in_threads(_threads(len(x)), len(x), _drop, x, *_mask_arguments(key, p, x.dtype), out)
+    in_threads(threads_for(len(x)), len(x), _drop, x, *mask_arguments(key, p, x.dtype), out)
 
 
 def norm(
     x: np.ndarray,
+    extra: np.ndarray,
     weight: np.ndarray,
     bias: np.ndarray,
     eps: float,
@@ -107,18 +125,19 @@ def norm(
     rstd: np.ndarray,
     out: np.ndarray,
 ) -> None:
-    """Layer norm of the rows of x (n, D), then `drop`, into out (n, D); fills mean (n,) and rstd (n,), which is 1 / sd.
+    """Layer norm of the rows of [x; extra], then `drop`, into out (n, D); fills mean (n,) and rstd (n,), 1 / sd.
 
-    weight (D,), bias (D,)
+    x (n, X), extra (n, D - X); weight (D,), bias (D,)
     """
-    arguments = _mask_arguments(key, p, x.dtype)
-    in_threads(_threads(x.size), len(x), _norm, x, weight, bias, x.dtype.type(eps), *arguments, mean, rstd, out)
+    arguments = x, extra, weight, bias, x.dtype.type(eps), *mask_arguments(key, p, x.dtype), mean, rstd, out
+    in_threads(threads_for(out.size), len(x), _norm, *arguments)
 
 
 def norm_gradient(
     dy: np.ndarray,
     begin: int,
     x: np.ndarray,
+    extra: np.ndarray,
     key: int,
     p: float,
     mean: np.ndarray,
@@ -131,11 +150,11 @@ def norm_gradient(
     dy          (k, D)  gradients of rows begin..begin + k of its output
     mean, rstd  (n,)  as `norm` filled them
     """
-    arguments = _mask_arguments(key, p, x.dtype)
-    in_threads(_threads(dy.size), x.shape[1], _norm_gradient, dy, begin, x, *arguments, mean, rstd, dweight, dbias)
+    arguments = dy, begin, x, extra, *mask_arguments(key, p, x.dtype), mean, rstd, dweight, dbias
+    in_threads(threads_for(dy.size), dy.shape[1], _norm_gradient, *arguments)
 
 
-def _mask_arguments(key: int, p: float, dtype: np.dtype) -> tuple:
+def mask_arguments(key: int, p: float, dtype: np.dtype) -> tuple:
     """low, high, threshold and scale of the kernels."""
     low, high = np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32)
     return low, high, np.uint32(min(round(p * 2**32), 2**32 - 1)), dtype.type(1 / (1 - p))

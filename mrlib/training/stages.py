@@ -15,7 +15,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from tqdm.auto import tqdm
 from mrlib import papers, parallel
 from mrlib.augment import mining
 from mrlib.data import MomentDataset
+from mrlib.memory import OutOfMemory
 from mrlib.ops.draw import Draw
 from mrlib.papers import Stage
 from mrlib.retriever import MomentRetriever
@@ -66,13 +68,14 @@ class TrainingRunner:
             state.restore_optimiser(trainer.optimiser)
         for epoch in range(state.epoch, stage.epochs):
             started = time.perf_counter()
-            means = trainer.train_epoch(epoch, state, bar)
-            trained = time.perf_counter()
-            row = {"stage": stage.name, "epoch": epoch + 1, "step": (epoch + 1) * trainer.epoch_steps, **means}
-            row |= self._validation_scores()
+            with self._saved_if_out_of_memory(trainer, state):
+                means = trainer.train_epoch(epoch, state, bar)
+                trained = time.perf_counter()
+                row = {"stage": stage.name, "epoch": epoch + 1, "step": (epoch + 1) * trainer.epoch_steps, **means}
+                row |= self._validation_scores()
+                for name, scores in self.setup.probe_scores().items():
+                    row |= {f"{name}/{score}": value for score, value in headline(scores).items()}
             kept = ("last", "best") if self._is_best(row, state.history) else ("last",)
-            for name, scores in self.setup.probe_scores().items():
-                row |= {f"{name}/{score}": value for score, value in headline(scores).items()}
             seconds = round(trained - started, 3), round(time.perf_counter() - trained, 3)
             state.end_epoch(row, *seconds, last=epoch + 1 == stage.epochs)
             state.save(self.retriever, stage.name, kept, trainer.optimiser)
@@ -98,6 +101,23 @@ class TrainingRunner:
             seed = seed_of(self.setup.seed, f"{stage.name}/teacher")
             papers.prepare(teacher, stage.prepare, seed, teacher=True)
         return teacher.requires_grad_(False).eval()
+
+    @contextmanager
+    def _saved_if_out_of_memory(self, trainer: Trainer, state: RunState) -> Iterator[None]:
+        """Save the steps of an epoch if the device runs out of memory in this block, and add to the error how to go on.
+
+        Other ranks cannot take part in saving: they wait for a step that does not end. There, the last saved state
+        counts.
+        """
+        try:
+            yield
+        except OutOfMemory as error:
+            if state.folder is None:
+                raise
+            if trainer.is_whole and state.progress.steps and parallel.rank_and_world()[1] == 1:
+                state.save(self.retriever, self.stage.name, optimiser=trainer.optimiser)
+            kept = f"{state.folder} holds the run, and the same command goes on with it where more memory is free"
+            raise OutOfMemory(f"{error}; {kept}") from error
 
     def _validation_scores(self) -> dict[str, float]:
         val = self.setup.val

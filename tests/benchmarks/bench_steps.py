@@ -7,7 +7,8 @@
 Each paper has its paper's size and the step of its last stage, with random features; --stage takes another stage. A
 process for each checkout takes a step in turn, so that both see the same machine. Printed are the median processor
 milliseconds of a step, the most MiB that the process held, imports included, and the ratio to the other checkout: the
-median over the pairs.
+median over the pairs. The floor is the time that a step's matrix products and convolutions would take at the
+speed of a plain product of 2400 x 1024 x 1024, measured before every step; attention is not counted.
 """
 
 from __future__ import annotations
@@ -18,17 +19,19 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from mrlib import papers
 from mrlib.data import Batch, Widths
-from mrlib.training.trainer import Setup, Trainer
 from tests.support.batches import make_batch
+from tests.support.trainers import make_trainer
 
 WORDS, JOINT, MOTION = 20, 512, 2304  # as in QVHighlights
 PAPERS = ("qd_detr", "amr", "td_detr", "snag", "univtg", "f2sgd", "moment_detr", "matr")
@@ -42,27 +45,23 @@ def random_batch(paper: papers.Paper, samples: int, clips: int) -> Batch:
     return make_batch([clips] * samples, joint=JOINT, motion=motion, words=WORDS, query=JOINT)
 
 
-def make_step(name: str, stage_name: str | None, samples: int, clips: int, forward: bool) -> Callable[[], object]:
-    """A training step of a paper, or with `forward` a prediction, on the same random batch each time."""
+def make_step(
+    name: str, stage_name: str | None, samples: int | None, clips: int, forward: bool
+) -> Callable[[], object]:
+    """A training step of a paper, or with `forward` a prediction, on the same random batch each time.
+
+    samples  of the batch; None: as many as the stage has
+    """
     paper = papers.get(name, "paper", **({"query": "text"} if name == "matr" else {}))
-    batch = random_batch(paper, samples, clips)
-    widths = Widths(batch.target.shape[2], JOINT, JOINT)
-    retriever = papers.build(paper, widths)
     trained = [stage for stage in paper.stages if stage.mine is None]
     stage = next(s for s in trained if s.name == stage_name) if stage_name else trained[-1]
-    if stage.prepare is not None:
-        papers.prepare(retriever, stage.prepare)
+    samples = samples or stage.batch_size
+    batch = random_batch(paper, samples, clips)
+    widths = Widths(batch.target.shape[2], JOINT, JOINT)
     if forward:
-        retriever.eval()
+        retriever = papers.build(paper, widths).eval()
         return lambda: retriever.predict(batch)
-    teacher = None
-    if stage.teacher is not None:
-        teacher = papers.build(paper, widths)
-        papers.prepare(teacher, stage.prepare, teacher=True)
-        teacher.requires_grad_(False).eval()
-    setup = Setup(retriever, None, None, {}, paper, 0, torch.device("cpu"), "fp32", False)
-    trainer = Trainer(setup, stage, range(samples), teacher)
-    retriever.train()
+    trainer = make_trainer(paper, widths, stage=stage_name, samples=range(samples))
     return lambda: trainer._train_step(batch, "the benchmark")
 
 
@@ -72,25 +71,41 @@ def peak() -> float:
     return int(line.split()[1]) / 1024
 
 
+def product_ms(a: torch.Tensor, b: torch.Tensor, times: int = 3) -> float:
+    """Mean processor milliseconds of a matrix product."""
+    processor = time.process_time()
+    for _ in range(times):
+        a @ b
+    return 1e3 * (time.process_time() - processor) / times
+
+
 def serve(step: Callable[[], object]) -> None:
     """Take a step for every line of the standard input and answer with what it cost."""
     step()
+    with FlopCounterMode(display=False) as counter:
+        step()
+    a, b = torch.randn(2400, 1024), torch.randn(1024, 1024)
+    products = counter.get_total_flops() / (2 * a.numel() * b.shape[1])  # as many of a with b
     print("ready", flush=True)
     for _ in sys.stdin:
+        floor = products * product_ms(a, b)
         processor, wall = time.process_time(), time.perf_counter()
         step()
         cost = {"ms": 1e3 * (time.process_time() - processor), "wall_ms": 1e3 * (time.perf_counter() - wall)}
-        print(json.dumps(cost | {"mib": peak()}), flush=True)
+        print(json.dumps(cost | {"mib": peak(), "floor_ms": floor}), flush=True)
 
 
 class Worker:
     """A process that takes steps in one checkout."""
 
     def __init__(self, root: Path, words: list[str]):
-        environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": words[words.index("--threads") + 1]}
-        command = [sys.executable, __file__, "--serve", *words]
+        self.folder = tempfile.TemporaryDirectory()  # mrlib is the checkout's, tests are those beside this file
+        (Path(self.folder.name) / "mrlib").symlink_to(root / "mrlib", target_is_directory=True)
+        path = os.pathsep.join((self.folder.name, str(ROOT)))
+        environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": words[words.index("--threads") + 1]}
+        command = [sys.executable, str(Path(__file__).resolve()), "--serve", *words]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen(command, cwd=root, env=environment, **pipes)
+        self.process = subprocess.Popen(command, cwd=self.folder.name, env=environment, **pipes)
         if self.process.stdout.readline().strip() != "ready":
             raise RuntimeError(f"the step failed in {root}")
 
@@ -103,6 +118,7 @@ class Worker:
     def end(self) -> None:
         self.process.stdin.close()
         self.process.wait()
+        self.folder.cleanup()
 
 
 def compare(words: list[str], against: Path | None, steps: int) -> dict[str, float]:
@@ -112,7 +128,8 @@ def compare(words: list[str], against: Path | None, steps: int) -> dict[str, flo
     for worker in workers:
         worker.end()
     here = [pair[0] for pair in costs]
-    row = {name: round(statistics.median(cost[name] for cost in here)) for name in ("ms", "wall_ms", "mib")}
+    row = {name: round(statistics.median(cost[name] for cost in here)) for name in ("ms", "wall_ms", "mib", "floor_ms")}
+    row["ms/floor"] = round(statistics.median(cost["ms"] / cost["floor_ms"] for cost in here), 2)
     for name in ("ms", "mib") if against else ():
         row[f"{name}/before"] = round(statistics.median(pair[0][name] / pair[1][name] for pair in costs), 2)
     return row
@@ -123,7 +140,7 @@ def main() -> None:
     parser.add_argument("--paper", nargs="+", default=list(PAPERS), choices=PAPERS)
     parser.add_argument("--stage", help="of the paper, default: its last")
     parser.add_argument("--clips", type=int, nargs="+", default=[75, 300, 1200])
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=4, help="samples of a step; 0: as many as the paper's")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--forward", action="store_true", help="predict instead of training")

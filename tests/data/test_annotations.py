@@ -308,7 +308,7 @@ def test_classes_that_two_splits_share_are_listed_up_to_five():
     [
         (b"<!DOCTYPE html><html><title>Quota exceeded</title>", "a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "a pointer of Git LFS"),
-        (gzip.compress(gzip.compress(b"{}")), "a gzip file"),
+        (gzip.compress(gzip.compress(b"{}", mtime=0), mtime=0), "a gzip file"),
     ],
 )
 def test_a_download_that_is_something_else_is_called_so(name, content, kind, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mrlib.detect.dab import DabDecoder, DabDetector, refine, sentence_content, span_positions, zero_content
+from mrlib.detect.dab import DabDecoder, DabDetector, Positions, refine, sentence_content, span_positions, zero_content
 from mrlib.detect.detr import inverse_sigmoid
 from mrlib.layers import sine_positions
 from tests.reference.official_detr import span_sines
@@ -105,6 +105,22 @@ def test_the_decoder_equals_its_definition(content):
         states, references = decoder_by_hand(decoder, aligned.target[b, :n], start, heads=4)
         torch.testing.assert_close(decoded.states[:, b], states, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(decoded.references[:, b], references, rtol=1e-4, atol=1e-5)
+
+
+def test_videos_of_one_length_share_their_positions():
+    """Mapped once for every length; values and gradients equal those of every video with its own."""
+    mask = torch.arange(9) < torch.tensor([9, 6, 9, 4, 6])[:, None]
+    for rows in (mask, mask[::2][:1].expand(3, -1)):
+        linear, like = nn.Linear(16, 8).double(), torch.empty(1, 16, dtype=torch.float64)
+        positions = Positions.of(rows, like)
+        ours, expected = positions.mapped(linear), linear(sine_positions(rows, 16).double())
+        assert len(positions.distinct) == len({tuple(row) for row in rows.tolist()})
+        torch.testing.assert_close(ours, expected)
+        dy = torch.randn_like(ours)
+        for a, b in zip(*(torch.autograd.grad(y, [*linear.parameters()], dy) for y in (ours, expected)), strict=True):
+            torch.testing.assert_close(a, b)
+    own = Positions(sine_positions(mask, 16).double(), None)  # as on a GPU
+    torch.testing.assert_close(own.mapped(linear), Positions.of(mask, like).mapped(linear))
 
 
 @torch.no_grad()

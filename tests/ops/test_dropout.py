@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mrlib.layers import Dropout, Projection, attend
+from mrlib.layers import Dropout, Projection
 from mrlib.ops import dropout as module
+from mrlib.ops.attention import attend
 from mrlib.ops.dropout import dropout, has_cpu_kernel, norm_dropout_linear
 
 needs_numba = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba is not installed")
@@ -104,14 +105,14 @@ def test_without_numba_torchs_dropout_is_used(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
     monkeypatch.delitem(sys.modules, "mrlib.ops.dropout_cpu", raising=False)
     monkeypatch.delattr("mrlib.ops.dropout_cpu", raising=False)
-    module._kernels.cache_clear()
+    module.cpu_kernels.cache_clear()
     try:
         assert not has_cpu_kernel(torch.ones(2))
         torch.manual_seed(3)
         expected = F.dropout(torch.ones(50), 0.5)
         assert mask_of(lambda x: dropout(x, 0.5), 50, dtype=torch.float32).equal(expected)
     finally:
-        module._kernels.cache_clear()
+        module.cpu_kernels.cache_clear()
 
 
 def test_half_precision_and_autocast_use_torchs_dropout():
@@ -163,6 +164,37 @@ def test_gradients_of_norm_dropout_linear_equal_finite_differences():
         return norm_dropout_linear(x, norm_weight, norm_bias, 1e-5, 0.5, weight, bias)
 
     assert torch.autograd.gradcheck(function, parameters)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.5])
+@pytest.mark.parametrize("D", [11, 600])
+def test_further_features_come_after_those_of_x(D, p):
+    """As if all had been in one tensor, with and without gradients; more rows than a block holds."""
+    x, parameters = features_and_parameters(D=D)
+    results = []
+    for features, extra in ((x, None), (x[..., :-2], x[..., -2:])):
+        torch.manual_seed(3)
+        y = norm_dropout_linear(features, *parameters[:2], 1e-5, p, *parameters[2:], extra)
+        results.append([y, *torch.autograd.grad(y.square().sum(), parameters)])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    with torch.no_grad():
+        torch.manual_seed(3)
+        y = norm_dropout_linear(x[..., :-2], *parameters[:2], 1e-5, p, *parameters[2:], x[..., -2:])
+    torch.testing.assert_close(y, results[0][0], rtol=1e-12, atol=1e-12)
+
+
+def test_further_features_may_have_another_precision():
+    """Endpoints are float32 also where the clips are float64."""
+    x, parameters = features_and_parameters()
+    extra = x[..., -2:].float()
+    expected = one_after_another(torch.cat([x[..., :-2], extra], -1), *parameters, 1.0)
+    torch.testing.assert_close(
+        norm_dropout_linear(x[..., :-2], *parameters[:2], 1e-5, 0.0, *parameters[2:], extra), expected
+    )
+    with torch.no_grad():
+        y = norm_dropout_linear(x[..., :-2], *parameters[:2], 1e-5, 0.0, *parameters[2:], extra)
+    torch.testing.assert_close(y, expected)
 
 
 @needs_numba

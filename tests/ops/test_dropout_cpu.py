@@ -54,21 +54,24 @@ def test_masks_of_different_keys_differ():
         assert 400 < (out[a] == out[b]).sum() < 600
 
 
+@pytest.mark.parametrize("columns", [11, 8, 0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_norm_equals_torchs_layer_norm_with_the_mask(dtype, threads):
-    """Rows of 11 numbers, places counted over all rows; it also returns mean and 1 / sd of each row."""
+def test_norm_equals_torchs_layer_norm_with_the_mask(dtype, columns, threads):
+    """Rows of 11 numbers in two parts, places counted over all rows; it also returns mean and 1 / sd of each row."""
     g = torch.Generator().manual_seed(0)
     x, weight, bias = (torch.randn(*shape, generator=g, dtype=dtype) for shape in ((7, 11), (11,), (11,)))
     mean, rstd, out = torch.empty(7, dtype=dtype), torch.empty(7, dtype=dtype), torch.empty(7, 11, dtype=dtype)
-    dropout_cpu.norm(*(t.numpy() for t in (x, weight, bias)), 1e-5, KEY, 0.4, mean.numpy(), rstd.numpy(), out.numpy())
+    inputs, outputs = (x[:, :columns], x[:, columns:], weight, bias), (mean, rstd, out)
+    dropout_cpu.norm(*(t.numpy() for t in inputs), 1e-5, KEY, 0.4, *(t.numpy() for t in outputs))
     expected = F.layer_norm(x, (11,), weight, bias, 1e-5) * torch.from_numpy(mask((7, 11), KEY, 0.4)).to(dtype)
     torch.testing.assert_close(out, expected)
     torch.testing.assert_close(mean, x.mean(1))
     torch.testing.assert_close(rstd, (x.var(1, correction=0) + 1e-5).rsqrt())
 
 
-def test_norm_gradient_adds_the_gradients_of_a_block_of_rows(threads):
-    """Rows 2, 3 and 4 of six, added to ones; against autograd."""
+@pytest.mark.parametrize("columns", [11, 8, 2, 0])
+def test_norm_gradient_adds_the_gradients_of_a_block_of_rows(columns, threads):
+    """Rows 2, 3 and 4 of six, in two parts, added to ones; against autograd."""
     g = torch.Generator().manual_seed(1)
     x, dy = (torch.randn(6, 11, generator=g, dtype=torch.float64) for _ in range(2))
     weight, bias = torch.randn(11, generator=g, dtype=torch.float64), torch.zeros(11, dtype=torch.float64)
@@ -76,8 +79,9 @@ def test_norm_gradient_adds_the_gradients_of_a_block_of_rows(threads):
     y = F.layer_norm(x, (11,), *parameters, 1e-5) * torch.from_numpy(mask((6, 11), KEY, 0.4))
     expected = torch.autograd.grad(y[2:5], parameters, dy[2:5])
     mean, rstd, out = np.empty(6), np.empty(6), np.empty((6, 11))
-    dropout_cpu.norm(x.numpy(), weight.numpy(), bias.numpy(), 1e-5, KEY, 0.4, mean, rstd, out)
+    parts = x[:, :columns].numpy(), x[:, columns:].numpy()
+    dropout_cpu.norm(*parts, weight.numpy(), bias.numpy(), 1e-5, KEY, 0.4, mean, rstd, out)
     sums = np.ones((2, 11))
-    dropout_cpu.norm_gradient(dy[2:5].numpy(), 2, x.numpy(), KEY, 0.4, mean, rstd, *sums)
+    dropout_cpu.norm_gradient(dy[2:5].numpy(), 2, *parts, KEY, 0.4, mean, rstd, *sums)
     for ours, reference in zip(sums, expected, strict=True):
         torch.testing.assert_close(torch.from_numpy(ours) - 1, reference)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 
 import torch
 
@@ -142,3 +142,14 @@ def spoilt(batch: Batch) -> Batch:
         for x, mask in ((batch.target, batch.target_mask), (batch.query, batch.query_mask))
     )
     return replace(batch, target=target, query=query)
+
+
+def in_float64(x):
+    """A batch, or labels, with every floating-point tensor in float64."""
+
+    def converted(value):
+        if isinstance(value, torch.Tensor):
+            return value.double() if value.is_floating_point() else value
+        return in_float64(value) if is_dataclass(value) else value
+
+    return replace(x, **{f.name: converted(getattr(x, f.name)) for f in fields(x) if f.name != "samples"})

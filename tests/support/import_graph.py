@@ -20,7 +20,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 ROOT = Path(__file__).resolve().parent.parent.parent / "mrlib"
 LAYERS = (  # bottom first; a name stands for its submodules too; names in one row do not import one another
-    ("arguments", "downloads", "locks"),
+    ("arguments", "downloads", "locks", "memory"),
     ("files", "parallel", "jobs"),
     ("tensors",),
     ("ops",),

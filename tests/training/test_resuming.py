@@ -17,11 +17,11 @@ EPOCHS = [1, 3]
 CURE = "; delete this file to train from the start, or give another out_dir$"
 
 
-def stepped():
+def stepped(fused=True):
     """A model and its optimiser after a step in which the bias had no gradient."""
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
-    optimiser = torch.optim.AdamW(model.parameters())
+    optimiser = torch.optim.AdamW(model.parameters(), fused=fused)
     (model.weight.square().sum()).backward()
     optimiser.step()
     return model, optimiser
@@ -47,7 +47,7 @@ def restored(file):
     model, optimiser = nn.Linear(3, 2), None
     resumed = Resumed(file, EPOCHS)
     resumed.restore_weights(model)
-    optimiser = torch.optim.AdamW(model.parameters())
+    optimiser = torch.optim.AdamW(model.parameters(), fused=True)
     resumed.restore_optimiser(optimiser)
     return resumed, model, optimiser
 
@@ -63,6 +63,20 @@ def test_weights_optimiser_and_note_are_restored(earlier, file):
     states = optimiser.state_dict()["state"], before.state_dict()["state"]
     assert states[0].keys() == states[1].keys() == {0}
     assert all(torch.equal(states[0][0][k], states[1][0][k]) for k in states[1][0])
+
+
+def test_a_run_begun_with_an_optimiser_that_was_not_fused_goes_on(tmp_path):
+    """Its state has the same names and shapes; the next step is that of the plain optimiser, up to rounding."""
+    model, plain = stepped(fused=False)
+    resuming.write(tmp_path / "resume.safetensors", NOTE, [], model.state_dict(), plain)
+    _, restored_model, fused = restored(tmp_path / "resume.safetensors")
+    assert fused.param_groups[0]["fused"]
+    for each, optimiser in ((model, plain), (restored_model, fused)):
+        optimiser.zero_grad()
+        each.weight.cos().sum().backward()
+        optimiser.step()
+    torch.testing.assert_close(restored_model.weight, model.weight, rtol=1e-6, atol=0)
+    assert fused.state_dict()["state"][0]["step"] == 2
 
 
 def test_each_rank_gets_its_part_of_an_epoch_and_other_ranks_the_mean(file, monkeypatch):

@@ -7,6 +7,7 @@ import torch
 
 from mrlib import metrics, papers, parallel
 from mrlib.data import Sample
+from mrlib.memory import OutOfMemory
 from mrlib.training.scoring import headline, predict_all, scores_of
 from tests.support.files import labelled
 from tests.support.runs import open_world, small
@@ -36,6 +37,21 @@ def test_each_of_two_ranks_predicts_every_other_batch(rank, positions, retriever
     monkeypatch.setattr(parallel, "gather", list)
     lines = predict_all(retriever, val, batch_size=6)
     assert [line["qid"] for line in lines] == [val.samples[i].qid for i in positions]
+
+
+def test_predictions_without_memory_name_a_batch_size_to_try(retriever, val, monkeypatch):
+    def fail(batch):
+        if len(batch) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return forward(batch)
+
+    forward, expected = retriever.aligner.forward, predict_all(retriever, val, 3)
+    monkeypatch.setattr(retriever.aligner, "forward", fail)
+    message = "^out of memory: batch size 6, videos of up to 32 clips; try a batch size of 3$"
+    for predict in (lambda: predict_all(retriever, val, 6), lambda: retriever.predict(val.batch(range(6)))):
+        with pytest.raises(OutOfMemory, match=message):
+            predict()
+    assert predict_all(retriever, val, 3) == expected
 
 
 def test_scores_are_those_of_the_evaluator_and_the_moments_of_all_queries(retriever, val):

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from mrlib import checkpoint, papers, train
+from mrlib.align.anchor import AnchorAligner
 from mrlib.augment import mining
 from mrlib.files import read_jsonl
+from mrlib.memory import OutOfMemory
 from mrlib.train import fit
 from mrlib.training.run_state import History, RunState
 from mrlib.training.stages import MiningRunner, TrainingRunner
@@ -104,6 +106,70 @@ def test_a_run_that_a_signal_stops_while_it_mines_goes_on_to_the_same_bytes(step
             run(tmp_path / "stopped")
     assert "of stage 'mining_" in capsys.readouterr().err
     assert run(tmp_path / "stopped") == whole
+
+
+def no_memory(monkeypatch, number, *, training):
+    """Let the device run out of memory in the forward pass of that number, of those in training or of the others."""
+    passes, forward = itertools.count(1), AnchorAligner.forward
+
+    def fail(self, batch):
+        if self.training == training and next(passes) == number:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return forward(self, batch)
+
+    monkeypatch.setattr(AnchorAligner, "forward", fail)
+
+
+@pytest.mark.parametrize(
+    ("training", "number", "place"),
+    [
+        (True, 1, "in stage 'train', epoch 1, step 0"),
+        (True, 5, "in stage 'train', epoch 2, step 4"),
+        (False, 2, "in the predictions for sim val"),  # the second of two batches after the first epoch
+    ],
+)
+def test_a_run_without_memory_names_a_batch_size_and_goes_on_to_the_same_bytes(
+    training, number, place, world, tmp_path, monkeypatch
+):
+    runs.run(world, runs.small(epochs=2), tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(OutOfMemory) as error:
+        no_memory(patch, number, training=training)
+        runs.run(world, runs.small(epochs=2), tmp_path / "run")
+    assert str(error.value) == (
+        f"out of memory {place}: batch size 16, videos of up to 32 clips; try train.batch_size 8; {tmp_path / 'run'} "
+        "holds the run, and the same command goes on with it where more memory is free"
+    )
+    steps, train_step = [], Trainer._train_step
+    monkeypatch.setattr(Trainer, "_train_step", lambda *given: steps.append(1) or train_step(*given))
+    runs.run(world, runs.small(epochs=2), tmp_path / "run")
+    assert len(steps) == (7 - number if training else 3), "no step that was done is done again"
+    assert runs.contents(tmp_path / "run") == runs.contents(tmp_path / "whole")
+
+
+def test_a_step_of_the_optimiser_without_memory_saves_no_half_changed_weights(world, tmp_path, monkeypatch):
+    paper = runs.small(epochs=2, method="adamw")
+    runs.run(world, paper, tmp_path / "whole")
+    steps, step = itertools.count(1), torch.optim.AdamW.step
+
+    def fail(optimiser, *given):
+        if next(steps) == 5:
+            optimiser.param_groups[0]["params"][0].data.zero_()
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return step(optimiser, *given)
+
+    with monkeypatch.context() as patch, pytest.raises(OutOfMemory, match="epoch 2, step 4: batch size 16"):
+        patch.setattr(torch.optim.AdamW, "step", fail)
+        runs.run(world, paper, tmp_path / "run")
+    runs.run(world, paper, tmp_path / "run")
+    assert runs.contents(tmp_path / "run") == runs.contents(tmp_path / "whole")
+
+
+def test_without_a_folder_or_with_one_sample_the_message_says_what_can_be_done(world, monkeypatch):
+    no_memory(monkeypatch, 1, training=True)
+    with pytest.raises(
+        OutOfMemory, match="step 0: batch size 1, and the video has 32 clips, too .* features of fewer clips$"
+    ):
+        runs.run(world, runs.small(epochs=1, batch_size=1))
 
 
 def stop_in_second_epoch(monkeypatch, stage):

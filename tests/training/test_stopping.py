@@ -1,14 +1,13 @@
 """Runs that signals stop at a step, and go on from it."""
 
+import functools
 import itertools
-import os
 import signal
 import subprocess
 import sys
 import threading
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -129,9 +128,8 @@ def test_in_another_thread_signals_are_not_touched(world):
     assert found == [(signal.getsignal(signal.SIGINT), 0)]
 
 
-def stop_second_rank(rank):
+def stop_second_rank(rank, folder):
     """A run that is never stopped, and one in which rank 1 gets the signal in its second step; then it goes on."""
-    folder = Path(os.environ["TEST_STOPPING_FOLDER"])
     world, paper = open_world(), small(epochs=2)
     run(world, paper, folder / "whole")
     with pytest.MonkeyPatch.context() as patch:
@@ -143,10 +141,9 @@ def stop_second_rank(rank):
     return str(stopped.value)
 
 
-def test_two_processes_stop_at_the_same_step_and_go_on_to_the_same_bytes(tmp_path, monkeypatch):
-    monkeypatch.setenv("TEST_STOPPING_FOLDER", str(tmp_path))
+def test_two_processes_stop_at_the_same_step_and_go_on_to_the_same_bytes(tmp_path):
     (tmp_path / "ranks").mkdir()
-    for line in in_processes(stop_second_rank, tmp_path / "ranks"):
+    for line in in_processes(functools.partial(stop_second_rank, folder=tmp_path), tmp_path / "ranks"):
         assert "after step 2 of 3 in epoch 1" in line
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
 

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ from mrlib.augment import identity
 from mrlib.train import main
 from mrlib.training.run_state import RunState
 from mrlib.training.trainer import Trainer, seed_of
-from tests.support.runs import COMMAND, ONE_THREAD, open_world, run, setup_of, small
+from tests.support.runs import COMMAND, ONE_THREAD, contents, open_world, run, setup_of, small
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -69,15 +72,22 @@ def test_an_epoch_reports_the_mean_loss_of_its_steps_and_the_total_counts_of_the
 
 @pytest.mark.parametrize(("samples", "share"), [(7, [1, 4]), (6, [1, 4]), (2, [0, 1])])
 def test_a_rank_trains_on_its_share_of_a_batch_that_has_a_sample_for_every_rank(samples, share, world, monkeypatch):
-    """The second of three ranks; of two samples, every rank trains on both."""
+    """The second of three ranks; of two samples, every rank trains on both. Negatives stay rows of the whole batch."""
     monkeypatch.setattr(parallel, "rank_and_world", lambda: (1, 3))
     monkeypatch.setattr(parallel, "average_gradients", lambda module: None)
     paper = small()
     trainer, batches = Trainer(setup_of(world, paper), paper.stages[0], world[0]), []
-    loss_terms = trainer._loss_terms
-    monkeypatch.setattr(trainer, "_loss_terms", lambda batch: batches.append(batch) or loss_terms(batch))
-    trainer._train_step(world[0].batch(range(samples)), "a step")
+
+    def loss_terms(batch):
+        batches.append(batch)
+        return {"map": next(trainer.retriever.parameters()).sum()}
+
+    monkeypatch.setattr(trainer, "_loss_terms", loss_terms)
+    batch = world[0].batch(range(samples))
+    batch = replace(batch, labels=replace(batch.labels, negative=torch.arange(samples).roll(-1)))
+    trainer._train_step(batch, "a step")
     assert [s.qid for s in batches[0].samples] == [world[0].samples[i].qid for i in share]
+    assert batches[0].labels.negative.tolist() == [(i + 1) % samples for i in share]
 
 
 def test_seeds_differ_by_run_name_step_and_rank():
@@ -94,6 +104,26 @@ def test_frozen_parameters_get_no_optimiser(world):
     (group,) = Trainer(setup, paper.stages[0], world[0]).optimiser.param_groups
     assert len(group["params"]) == sum(1 for _ in setup.retriever.parameters()) - 1
     assert all(p is not frozen for p in group["params"])
+
+
+@pytest.mark.parametrize("method, plain", [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+def test_the_optimiser_takes_torchs_plain_steps(method, plain, world):
+    """Five steps with random gradients, up to rounding."""
+    paper = small()
+    setup = setup_of(world, paper)
+    options = {"lr": 0.01, "weight_decay": 0.1}
+    stage = replace(paper.stages[0], optimiser=replace(paper.stages[0].optimiser, method=method, **options))
+    ours = list(setup.retriever.parameters())
+    theirs = [p.detach().clone().requires_grad_() for p in ours]
+    optimisers = Trainer(setup, stage, world[0]).optimiser, plain(theirs, **options, foreach=False)
+    for _ in range(5):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        for optimiser in optimisers:
+            optimiser.step()
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_queries(world, tmp_path, monkeypatch):
@@ -139,20 +169,41 @@ def test_a_compiled_model_has_the_same_loss_as_a_plain_one(world, monkeypatch):
     assert compiled[0]["loss"] == pytest.approx(plain[0]["loss"], rel=1e-5)
 
 
-def test_two_processes_train_the_same_weights_as_one(tmp_path, capsys):
-    """20 steps of the same global batches; the last batch of an epoch is odd."""
-    command = [*COMMAND, "--set", "kernel=5", "channels=2", "batch_size=10", "--data", "n=47", "--epochs", "4"]
-    command += ["--probe", "masked_noise"]
-    one, two = ([*command, "--out", str(tmp_path / name)] for name in ("one", "two"))
-    main([*one, "--device", "cpu"])
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*torchrun, "-m", "mrlib.train", *two, "--device", "cpu"]
-    process = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True)
+# 20 steps of the same global batches; the last batch of an epoch is odd
+IN_PROCESSES = [*COMMAND, "--set", "kernel=5", "channels=2", "batch_size=10", "--data", "n=47", "--epochs", "4"]
+IN_PROCESSES += ["--probe", "masked_noise", "--device", "cpu"]
+
+
+def in_two_processes(module: str, out: Path, *options: str) -> str:
+    """What a training run of two processes prints, started by torchrun with these options."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *options]
+    command = [*torchrun, "-m", module, *IN_PROCESSES, "--out", str(out)]
+    process = subprocess.run(command, cwd=ROOT, env=ONE_THREAD, capture_output=True, text=True, timeout=600)
     assert process.returncode == 0, process.stderr[-2000:]
-    single, double = (checkpoint.load(tmp_path / name / "train" / "last").state_dict() for name in ("one", "two"))
-    assert json.loads((tmp_path / "one" / "history.jsonl").read_text().splitlines()[-1])["step"] == 20
+    return process.stdout
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """The folder of a run of two processes, and what it prints."""
+    folder = tmp_path_factory.mktemp("two") / "run"
+    return folder, in_two_processes("mrlib.train", folder)
+
+
+def test_two_processes_train_the_same_weights_as_one(two_processes, tmp_path, capsys):
+    folder, printed = two_processes
+    main([*IN_PROCESSES, "--out", str(tmp_path / "one")])
+    folders = tmp_path / "one", folder
+    single, double = (checkpoint.load(each / "train" / "last").state_dict() for each in folders)
+    assert json.loads((folders[0] / "history.jsonl").read_text().splitlines()[-1])["step"] == 20
     for name in single:
         torch.testing.assert_close(double[name], single[name], rtol=0, atol=1e-5)
-    results = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
+    results = [json.loads((each / "metrics.json").read_text()) for each in folders]
     assert results[0] == results[1]
-    assert json.loads(process.stdout)["probes"] == json.loads(capsys.readouterr().out)["probes"]
+    assert json.loads(printed)["probes"] == json.loads(capsys.readouterr().out)["probes"]
+
+
+def test_after_two_killed_workers_torchrun_ends_with_the_same_bytes(two_processes, tmp_path):
+    """See `tests.support.killed_training`: one is killed in a step of epoch 2, one while it saves epoch 3."""
+    in_two_processes("tests.support.killed_training", tmp_path / "run", "--max-restarts=3")
+    assert contents(tmp_path / "run") == contents(two_processes[0])

@@ -1,0 +1,75 @@
+"""`mrlib.detect.map_size`: a video whose maps do not fit into the memory is refused, with the length that would fit."""
+
+import re
+
+import pytest
+import torch
+
+from mrlib import papers
+from mrlib.align.anchor import RawAligner
+from mrlib.data import Widths
+from mrlib.detect import map_size
+from mrlib.detect.similarity_map import build_similarity_map
+from mrlib.detect.tan import TanDetector
+from mrlib.retriever import MomentRetriever
+from tests.support.batches import make_batch
+
+
+@pytest.fixture
+def small_machine(monkeypatch):
+    """A machine of a million bytes."""
+    monkeypatch.setattr(map_size, "device_memory", lambda device: 10**6)
+
+
+def test_the_length_that_would_fit_fits_and_one_clip_more_does_not(small_machine):
+    device = torch.device("cpu")
+    for samples, cell_bytes in ((1, 20), (1, 64), (7, 20)):
+        with pytest.raises(ValueError, match="300 clips") as error:
+            map_size.require_maps_fit(samples, 300, cell_bytes, device)
+        fits = int(re.search(r"enough for up to ([\d,]+) clips", str(error.value)).group(1))
+        map_size.require_maps_fit(samples, fits, cell_bytes, device)
+        with pytest.raises(ValueError, match=f"enough for up to {fits} clips"):
+            map_size.require_maps_fit(samples, fits + 1, cell_bytes, device)
+
+
+def test_the_memory_is_that_of_the_machine_or_of_its_control_group(tmp_path, monkeypatch):
+    group = tmp_path / "memory.max"
+    monkeypatch.setattr(map_size, "_CGROUP", group)
+    machine = map_size.device_memory(torch.device("cpu"))
+    assert machine >= 2**30
+    for text, memory in (("max\n", machine), ("1000000\n", 10**6), (f"{2 * machine}\n", machine)):
+        group.write_text(text)
+        assert map_size.device_memory(torch.device("cpu")) == memory
+
+
+def test_the_memory_of_an_unknown_device_is_not_limited():
+    map_size.require_maps_fit(1, 10**9, 100, torch.device("meta"))
+
+
+@pytest.mark.parametrize(
+    "build", [lambda: build_similarity_map(16, kernel=5, channels=2), lambda: TanDetector(16, channels=2)]
+)
+def test_a_detector_of_maps_refuses_a_video_that_does_not_fit(build, small_machine):
+    retriever = MomentRetriever(RawAligner(16), build())
+    retriever.predict(make_batch([20]))
+    for call in (retriever.predict, retriever):
+        with pytest.raises(
+            ValueError, match=r"a video has 400 clips.* python -m mrlib.find, which cut it into windows"
+        ):
+            call(make_batch([3, 400]))
+
+
+def test_training_needs_more_memory_than_prediction(small_machine):
+    detector, batch = build_similarity_map(16, kernel=5, channels=2), make_batch([200])
+    aligned = RawAligner(16)(batch)
+    with torch.no_grad():
+        detector(aligned, batch)
+    with pytest.raises(ValueError, match="200 clips"):
+        detector(aligned, batch)
+
+
+def test_a_paper_answers_an_hour_of_video_within_its_memory():
+    """1,800 clips: two seconds each."""
+    retriever = papers.build(papers.get("f2sgd", "small"), Widths(16, 16, 16))
+    (line,) = retriever.predict(make_batch([1800], joint=16))
+    assert len(line["pred_relevant_windows"]) == 10
