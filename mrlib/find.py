@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _save(args.save, number, moment)
     except BrokenPipeError:  # `printing` ends the command
         raise
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, MemoryError) as error:
         print(f"error: {_one_line(str(error))}", file=sys.stderr)
         return WRONG
     except KeyboardInterrupt:

@@ -23,7 +23,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from datetime import date
@@ -160,12 +160,12 @@ def run(
     for seed in seeds:
         require(isinstance(seed, Integral), "seed", seed, "a whole number")
     require(type(processes) is int and processes > 0, "processes", processes, "a whole number from 1")
-    if executor is not None:
-        jobs.check_executor(executor)
+    workers = jobs.ThisMachine(processes) if executor is None else executor
+    jobs.check_executor(workers)
     wanted = {(name, int(seed)): arm.identity(int(seed)) for name, arm in arms.items() for seed in seeds}
     if wanted.keys() - _valid(_rows(path), wanted):
         lock = locks.hold(path.with_name(f".{path.name}.lock"), f"grid {path}", wait=True)
-        with lock, nullcontext(executor) if executor else ThreadPoolExecutor(processes) as workers:
+        with lock, workers if executor is None else nullcontext():
             _train_missing(path, arms, wanted, workers)
     _remove_runs(path, wanted.values())
     return read(path, arms, seeds)

@@ -1,8 +1,9 @@
 """Calls of functions on any `concurrent.futures.Executor`, each in a Python process of its own.
 
 The worker of an executor may be a thread, a process or another machine. Whatever it is, it starts a process for the
-call and waits for it. So calls share no random generator, number of threads or signal handler with one another or with
-what else the worker does, and a call that is killed takes no other one with it.
+call and waits for it; only `ThisMachine` keeps its processes for further calls. So calls share no random generator,
+number of threads or signal handler with one another or with what else the worker does, and a call that is killed takes
+no other one with it.
 
 A call is stopped, as by SIGTERM, when its worker dies, and when the process that submitted it is interrupted; that one
 leaves a file, which the call finds if the folder is shared by both machines.
@@ -24,9 +25,10 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from concurrent.futures import Executor, Future, wait
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from queue import SimpleQueue
@@ -109,8 +111,9 @@ class _Refused(Future):
 
 
 def _submit(executor: Executor, job: Job, stop: Path) -> Future:
+    request = _request(job, stop)
     try:
-        return executor.submit(call, _request(job, stop))
+        return executor.submit(call, request)
     except Exception as error:  # shut down, or broken by an earlier call
         future = _Refused()
         future.set_exception(error)
@@ -129,16 +132,16 @@ def run_here(job: Job) -> Any:
     return call(_request(job, None))
 
 
-def _script() -> tuple[str, str, list[str]]:
-    """What runs here, as "path" or "module" with its name, and its arguments; "" in a notebook.
+def _script() -> tuple[str, str, str]:
+    """What runs here, as "path" or "module" with its name, and its arguments as JSON; "" in a notebook.
 
     A script may define parts of its own, as `mrlib.papers.DETECTORS` has them.
     """
-    main = sys.modules["__main__"]
+    main, arguments = sys.modules["__main__"], json.dumps(sys.argv)
     name, file = getattr(getattr(main, "__spec__", None), "name", ""), getattr(main, "__file__", "")
     if name.rpartition(".")[2] == "__main__":  # the command of a package, which defines nothing
-        return "", "", sys.argv
-    return ("module", name, sys.argv) if name else ("path" if file else "", file and os.path.abspath(file), sys.argv)
+        return "", "", arguments
+    return ("module", name, arguments) if name else ("path" if file else "", file and os.path.abspath(file), arguments)
 
 
 def _outcome(future: Future) -> Any | JobError:
@@ -158,74 +161,129 @@ def _outcome(future: Future) -> Any | JobError:
 # ---- at the worker
 
 
-def call(request: str) -> Any:
+class ThisMachine(ThreadPoolExecutor):
+    """This machine as an executor: its processes run one call after another, and end with it."""
+
+    def __init__(self, processes: int):
+        super().__init__(processes)
+        self._idle: list[_Process] = []
+
+    def submit(self, function: Callable[..., Any], request: str) -> Future:
+        """Submit `call`."""
+        return super().submit(function, request, self._idle)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        super().shutdown(wait, cancel_futures=cancel_futures)
+        while self._idle:
+            self._idle.pop().close()
+
+
+def call(request: str, idle: list[_Process] | None = None) -> Any:
     """Run a call in a process of its own and wait for it; returns its result.
 
     request  a line of JSON, see `submitted`
+    idle     processes that have run calls; this one's is added when it has returned. None: a process for this call
     raises   JobError if it failed, or its process ended without a word
     """
-    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
-    command = [sys.executable, "-P", "-c", "from mrlib.jobs import main; main()"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": paths}, text=True, **pipes)
+    process, kind = idle.pop() if idle else None, ""
+    if process is None or process.ended():
+        process = _Process()
     try:
-        with suppress(BrokenPipeError):
-            print(request, file=process.stdin, flush=True)
-        answer = process.stdout.read()
+        kind, value = process.ask(request)
     finally:
-        with suppress(BrokenPipeError):
-            process.stdin.close()  # which stops it, if it has not ended
-        status = process.wait()
-        process.stdout.close()
-    if not answer:
-        how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        raise JobError(f"its process was {how}" if status < 0 else f"its process {how}")
-    kind, value = json.loads(answer)
+        if idle is None or kind != "result":
+            process.close()
+        else:
+            idle.append(process)
     if kind == "error":
         raise JobError(value)
     return value
 
 
-def main() -> None:
-    """The process of a call: it reads a request from stdin, and writes ["result", value] or ["error", text] to stdout.
+class _Process:
+    """A process that runs calls, seen from its worker."""
 
-    It ends when stdin does. What the call prints goes to stderr.
+    def __init__(self):
+        paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+        command = [sys.executable, "-P", "-c", "from mrlib.jobs import main; main()"]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self._process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": paths}, text=True, **pipes)
+
+    def ask(self, request: str) -> tuple[str, Any]:
+        """ "result" and what a call returned, or "error" and why it did not."""
+        with suppress(BrokenPipeError):
+            print(request, file=self._process.stdin, flush=True)
+        if answer := self._process.stdout.readline():
+            return tuple(json.loads(answer))
+        status = self._process.wait()
+        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        return "error", f"its process {how}"
+
+    def ended(self) -> bool:
+        """Whether it was killed while it waited for a call."""
+        return self._process.poll() is not None
+
+    def close(self) -> None:
+        """Stop the call that runs, if one does, and end the process."""
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+
+# ---- in the process of a call
+
+_running: dict[str, Any] | None = None  # the request that runs
+
+
+def main() -> None:
+    """The process of calls: a request is a line of stdin, an answer a line of stdout, ["result" or "error", value].
+
+    It ends when stdin does, or after a call that was stopped. What calls print goes to stderr.
     """
+    global _running
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that submitted the call
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # training handles it in its own way
-    request = json.loads(sys.stdin.readline())
-    answer = os.fdopen(os.dup(1), "w")
+    answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    for reached in (_parent_died, *([lambda: _found(Path(request["stop"]))] if request["stop"] else [])):
-        threading.Thread(target=_stop_when, args=(reached,), daemon=True).start()
-    try:
-        said = ["result", _run(request)]
-    except SystemExit:
-        said = ["error", "it was stopped"]
-    except FORESEEN as error:
-        said = ["error", f"{type(error).__name__}: {error}"]
-    except Exception as error:
-        traceback.print_exc()
-        said = ["error", f"{type(error).__name__}: {error}; its traceback is in the output of its worker"]
-    with suppress(BrokenPipeError), answer:
-        json.dump(said, answer)
+    lines: SimpleQueue[str] = SimpleQueue()  # "" at the end
+    for watch in (partial(_read, lines), _look):
+        threading.Thread(target=watch, daemon=True).start()
+    kind = "result"
+    while kind != "stopped" and (line := lines.get()):
+        _running = json.loads(line)
+        kind, value = _run(_running)
+        _running = None
+        if kind == "stopped":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        with suppress(BrokenPipeError):
+            print(json.dumps(["error" if kind == "stopped" else kind, value]), file=answers, flush=True)
 
 
-def _run(request: Mapping[str, Any]) -> Any:
-    """What the function of a request returns."""
+def _run(request: Mapping[str, Any]) -> tuple[str, Any]:
+    """ "result", "error" or "stopped", and what the function of a request returns, or why it does not."""
     from mrlib import locks  # here, so that a worker loads little
 
-    _import_script(*request["script"])
-    module, _, name = request["function"].rpartition(".")
-    function = getattr(import_module(module), name)
-    with locks.hold(Path(request["lock"]), request["name"], wait=True) if request["lock"] else nullcontext():
-        return function(**request["arguments"])
+    try:
+        _import_script(*request["script"])
+        module, _, name = request["function"].rpartition(".")
+        function = getattr(import_module(module), name)
+        with locks.hold(Path(request["lock"]), request["name"], wait=True) if request["lock"] else nullcontext():
+            return "result", function(**request["arguments"])
+    except SystemExit:
+        return "stopped", "it was stopped"
+    except FORESEEN as error:
+        return "error", f"{type(error).__name__}: {error}"
+    except Exception as error:
+        traceback.print_exc()
+        return "error", f"{type(error).__name__}: {error}; its traceback is in the output of its worker"
 
 
-def _import_script(kind: str, name: str, arguments: list[str]) -> None:
+@cache
+def _import_script(kind: str, name: str, arguments: str) -> None:
     """Import the script that submitted a call under another name than __main__, as multiprocessing does."""
     global _importing
-    _importing, sys.argv = True, arguments
+    _importing, sys.argv = True, json.loads(arguments)
     if kind == "module":
         runpy.run_module(name, run_name="__mp_main__", alter_sys=True)
     elif kind == "path" and Path(name).is_file():  # it may be missing on another machine
@@ -233,19 +291,29 @@ def _import_script(kind: str, name: str, arguments: list[str]) -> None:
     _importing = False
 
 
-def _stop_when(reached: Callable[[], None]) -> None:
-    """Stop this process as SIGTERM does when a function returns; if that takes too long, end it."""
-    reached()
+def _read(lines: SimpleQueue[str]) -> None:
+    """Put every line of stdin into a queue; at its end, stop the call that runs."""
+    text = b""
+    while data := os.read(0, 1 << 16):  # not sys.stdin, whose lock this thread would hold when the process ends
+        *whole, text = (text + data).split(b"\n")
+        for line in whole:
+            lines.put(line.decode())
+    lines.put("")
+    if _running is not None:
+        _stop()
+
+
+def _look() -> None:
+    """Wait for the file that stops the call that runs, and stop it."""
+    while True:
+        request = _running
+        if request is not None and request["stop"] and Path(request["stop"]).exists():
+            _stop()
+        time.sleep(LOOK_S)
+
+
+def _stop() -> None:
+    """Stop the call that runs, as SIGTERM does; if that takes too long, end the process."""
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE_S)
     os._exit(128 + signal.SIGTERM)
-
-
-def _parent_died() -> None:
-    while os.read(0, 1):
-        pass
-
-
-def _found(file: Path) -> None:
-    while not file.exists():
-        time.sleep(LOOK_S)

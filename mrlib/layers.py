@@ -21,6 +21,7 @@ from mrlib.ops.dropout import dropout as drop_out
 from mrlib.ops.dropout import norm_dropout_linear
 from mrlib.ops.feed_forward import feed_forward
 from mrlib.ops.prelu import prelu
+from mrlib.ops.recompute import recomputed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,9 +219,15 @@ class AttentionWeights(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def project_qkv(self, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
-        """q (B, L, d) and k, v (B, S, d), each through its own linear layer; shapes stay."""
-        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        return [F.linear(x, weight, bias) for x, weight, bias in zip((q, k, v), weights, biases, strict=True)]
+        """q (B, L, d) and k, v (B, S, d), each through its own linear layer; shapes stay; faster if q and k are one."""
+        weight, bias = self.in_proj_weight, self.in_proj_bias
+        if q is k:  # one product for both
+            d = q.shape[-1]
+            return [
+                *F.linear(q, weight[: 2 * d], bias[: 2 * d]).chunk(2, -1),
+                F.linear(v, weight[2 * d :], bias[2 * d :]),
+            ]
+        return [F.linear(x, *part) for x, *part in zip((q, k, v), weight.chunk(3), bias.chunk(3), strict=True)]
 
 
 class Attention(AttentionWeights):
@@ -280,11 +287,16 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         """x, positions (B, L, d); mask bool (B, L); returns (B, L, d)."""
+        return recomputed(x.shape[1], self._encode, x, positions, mask)
+
+    def _encode(self, x: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
         if self.pre_norm:
             y = self.norm1(x)
-            x = x + self.dropout(self.self_attn(y + positions, y + positions, y, mask))
+            q = y + positions
+            x = x + self.dropout(self.self_attn(q, q, y, mask))
             return x + self.dropout(self.feed_forward(self.norm2(x)))
-        x = self.norm1(x + self.dropout(self.self_attn(x + positions, x + positions, x, mask)))
+        q = x + positions
+        x = self.norm1(x + self.dropout(self.self_attn(q, q, x, mask)))
         return self.norm2(x + self.dropout(self.feed_forward(x)))
 
 
@@ -304,11 +316,13 @@ class DecoderLayer(nn.Module):
         """x, positions (B, K, d); memory, memory_positions (B, T, d); memory_mask bool (B, T); returns (B, K, d)."""
         if self.pre_norm:
             y = self.norm1(x)
-            x = x + self.dropout(self.self_attn(y + positions, y + positions, y))
+            q = y + positions
+            x = x + self.dropout(self.self_attn(q, q, y))
             q = self.norm2(x) + positions
             x = x + self.dropout(self.cross_attn(q, memory + memory_positions, memory, memory_mask))
             return x + self.dropout(self.feed_forward(self.norm3(x)))
-        x = self.norm1(x + self.dropout(self.self_attn(x + positions, x + positions, x)))
+        q = x + positions
+        x = self.norm1(x + self.dropout(self.self_attn(q, q, x)))
         attended = self.cross_attn(x + positions, memory + memory_positions, memory, memory_mask)
         x = self.norm2(x + self.dropout(attended))
         return self.norm3(x + self.dropout(self.feed_forward(x)))

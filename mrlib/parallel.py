@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -79,13 +81,32 @@ def start(device: str, local_rank: int) -> None:
         torch.cuda.set_device(local_rank)
     with _together():
         store, rank, world = next(rendezvous("env://"))
-        # After a restart, torchrun's store still has the addresses of processes that have ended, for which others would
-        # wait. The number of restarts tells them apart; where there are several machines, it may differ between them.
-        restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        if os.environ.get("GROUP_WORLD_SIZE") == "1":
-            store = dist.PrefixStore(f"after {restarts} restarts", store)
+        store = dist.PrefixStore(_name_of_start(store, rank, world), store)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+
+
+def _name_of_start(store: dist.Store, rank: int, world: int) -> str:
+    """A new name on which all ranks agree, whatever an earlier start has left in the store.
+
+    After a restart, the store of torchrun still has the addresses of processes that have ended, and others would wait
+    for them. Each rank asks rank 0 under a name of its own. Rank 0 answers until all have confirmed, since what it
+    reads first may be the question of a process that has ended. The number of restarts is no such name: several
+    machines may count differently.
+    """
+    name = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"ask/{rank}", name)
+        agreed = store.get(f"answer/{name}").decode()  # waits for it
+        store.set(f"confirm/{agreed}/{rank}", "")
+        return agreed
+    waiting = set(range(1, world))
+    while waiting:
+        for other in waiting:
+            store.set(f"answer/{store.get(f'ask/{other}').decode()}", name)
+        waiting = {other for other in waiting if not store.check([f"confirm/{name}/{other}"])}
+        time.sleep(0.01 if waiting else 0)
+    return name
 
 
 def start_if_several(device: str) -> None:

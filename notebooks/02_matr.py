@@ -712,7 +712,8 @@ for fusion in ("sequence", "channel", "attend"):
         change = heads(aligned, some)["logits"] - heads(other, some)["logits"]
     reach[fusion] = change[0, : some.lengths[0]].abs().numpy()
 last = int(some.lengths[0])
-assert np.flatnonzero(reach["sequence"]).tolist() == [last - 3, last - 2, last - 1]
+reached = reach["sequence"] > 1e-4 * reach["sequence"].max()  # elsewhere the two differ in rounding only
+assert np.flatnonzero(reached).tolist() == [last - 3, last - 2, last - 1]
 assert all((reach[fusion] > 0).all() for fusion in ("channel", "attend"))
 fig, axes = plots.figure(8, 2.4)
 plots.along(axes[0, 0], reach, clip_s)

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from mrlib import find
+from mrlib.memory import OutOfMemory
 from mrlib.video.probe import probe
 from tests.support.copies import change, wandering
 from tests.support.videos import audio_only, no_frames, repeat
@@ -84,6 +85,15 @@ def test_without_pyav_commands_take_one_line_and_help_is_there(module, tmp_path)
         if status:
             assert run.stderr.endswith('error: videos are read with PyAV; install it with: pip install -e ".[video]"\n')
     assert not (tmp_path / "out").exists()
+
+
+def test_a_device_without_memory_takes_one_line_and_ends_with_2(monkeypatch, capsys):
+    def fail(video, **options):
+        raise OutOfMemory("out of memory: batch size 2, videos of up to 75 clips; try a batch size of 1")
+
+    monkeypatch.setattr(find, "find", fail)
+    assert find.main(["video.mp4", "a dog"]) == 2
+    assert capsys.readouterr().err.startswith("error: out of memory: batch size 2")
 
 
 def test_ctrl_c_ends_quietly(monkeypatch, capsys):

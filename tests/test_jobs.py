@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -50,6 +51,21 @@ def test_calls_run_on_any_executor_each_in_a_process_of_its_own(kind, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+def test_this_machine_runs_calls_one_after_another_in_as_few_processes(tmp_path):
+    """But none in a process in which another has failed."""
+    with jobs.ThisMachine(1) as executor:
+        named = {name: job("describe", value=name) for name in "ab"} | {"bad": job("fail", kind="value")}
+        first = results(executor, tmp_path, **named)
+        assert first["a"]["process"] == first["b"]["process"] != os.getpid()
+        again = results(executor, tmp_path, c=job("describe", value="c"), d=job("describe", value="d"))
+        assert again["c"]["process"] == again["d"]["process"] != first["a"]["process"]
+        assert alive(again["c"]["process"]) and not alive(first["a"]["process"])
+        os.kill(again["c"]["process"], signal.SIGKILL)
+        wait_for(lambda: not alive(again["c"]["process"]))
+        last = results(executor, tmp_path, e=job("describe", value="e"))["e"]["process"]
+    assert not alive(last)
+
+
 def test_calls_in_threads_draw_what_they_draw_alone(tmp_path):
     """The generator and the number of threads are those of a process."""
     named = {str(seed): job("draw", seed=seed, steps=50, threads=seed) for seed in (1, 2)}
@@ -92,9 +108,10 @@ def test_a_pool_whose_worker_is_killed_loses_its_calls_and_their_processes(tmp_p
             results(executor, tmp_path, late=job("describe", value=1))
 
 
-def test_calls_are_stopped_when_the_one_who_waits_is_interrupted(tmp_path):
+@pytest.mark.parametrize("make", [ThreadPoolExecutor, jobs.ThisMachine])
+def test_calls_are_stopped_when_the_one_who_waits_is_interrupted(make, tmp_path):
     named = {name: job("work", folder=str(tmp_path), name=name) for name in "abc"}
-    with ThreadPoolExecutor(2) as executor:
+    with make(2) as executor:
         with pytest.raises(KeyboardInterrupt), jobs.submitted(named, executor, tmp_path):
             wait_for(lambda: (tmp_path / "a").exists() and (tmp_path / "b").exists())
             raise KeyboardInterrupt

@@ -3,9 +3,11 @@
 import contextlib
 import functools
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from mrlib import parallel
@@ -121,6 +123,19 @@ def test_the_surviving_rank_says_that_another_one_has_ended(tmp_path):
     with contextlib.suppress(Exception):
         in_processes(functools.partial(lose_rank_1, file=tmp_path / "said"), tmp_path / "ranks")
     assert (tmp_path / "said").read_text().startswith("another process of this run has ended; start the run again")
+
+
+def test_ranks_agree_on_a_name_although_the_store_has_questions_of_an_earlier_start():
+    """Rank 0 first answers what processes that have ended had asked."""
+    store = dist.HashStore()
+    store.set("ask/1", "earlier 1")
+    store.set("ask/2", "earlier 2")
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(parallel._name_of_start, store, 0, 3)
+        answers = {store.get(f"answer/earlier {rank}").decode() for rank in (1, 2)}
+        others = pool.map(lambda rank: parallel._name_of_start(store, rank, 3), (1, 2))
+        assert {first.result(), *others} == answers and len(answers) == 1
+    assert parallel._name_of_start(store, 0, 1) not in answers, "every start has a name of its own"
 
 
 def test_variables_of_torchrun_that_do_not_fit_are_refused(monkeypatch):

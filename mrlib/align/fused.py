@@ -95,7 +95,8 @@ class GlobalTokenAligner(FusedAligner, ABC):
 
         encoded global token $\bar g$ (B, 1, d), encoded clips M (B, T, d); returns (B, T)
         """
-        return (self.clip_side(clips) * self.global_side(token)).sum(-1) / self.width**0.5  # (B, T)
+        side = self.global_side(token) / self.width**0.5  # (B, 1, d); the clips are multiplied by W_a^T times it
+        return (clips @ (side @ self.clip_side.weight).mT)[..., 0] + side @ self.clip_side.bias  # (B, T)
 
     def saliency_losses(self, aligned: Aligned, batch: Batch) -> dict[str, Tensor]:
         """The terms of `saliency.terms`: margin, contrast, negative; `fuse` runs again for the last two.  [QD-DETR]"""

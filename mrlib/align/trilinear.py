@@ -27,6 +27,7 @@ from mrlib.arguments import require
 from mrlib.data import Batch, Widths
 from mrlib.layers import Dropout, EncoderLayer, Projected, Sizes, masked_mean, masked_softmax, sine_positions
 from mrlib.ops.counts import shared_count
+from mrlib.ops.recompute import recomputed
 
 TEMPERATURE = 0.07  # of both contrasts and of the discrimination
 
@@ -81,6 +82,14 @@ def near_video(sentence: Tensor, video: Tensor, mask: Tensor, both: Tensor) -> t
     Arguments and results are those of `near_sentence`.
     """
     return video, mask.any(1)
+
+
+def products(clips: Tensor, vector: Tensor) -> Tensor:
+    """The products of the clips with a vector of their sample; (B, T, d), (B, d) -> (B, T).
+
+    A cosine divides these by the lengths, since normalised clips would be a copy of all of them.
+    """
+    return (clips @ vector[..., None])[..., 0]
 
 
 class TrilinearFusion(nn.Module):
@@ -159,7 +168,7 @@ class TrilinearAligner(Projected):
         target, query = self.project(batch.target, mask, batch.query)  # (B, T, d), (B, N, d)
         positions = sine_positions(mask, self.width)  # (B, T, d)
         words = Words(query, query, query_mask, self.padding.visible_words(mask, query_mask))
-        x = self.fusion(target, mask, query, query_mask)  # (B, T, d)
+        x = recomputed(mask.shape[1], self.fusion, target, mask, query, query_mask)  # (B, T, d)
         for layer in self.layers:
             x = layer(x, positions, words)  # H (B, T, d)
         encoded = self._encode(x, positions, mask)  # E (B, T, d)
@@ -212,7 +221,7 @@ class TrilinearAligner(Projected):
         Clips and words are normalised first, the mean word is not. clips (B, T, d), query (B, N, d); returns a scalar
         """
         mean_word = masked_mean(F.normalize(query, dim=-1), batch.query_mask)  # (B, d)
-        logits = (F.normalize(clips, dim=-1) @ mean_word[..., None])[..., 0] / TEMPERATURE  # (B, T)
+        logits = products(clips, mean_word) / clips.norm(dim=-1).clamp(min=1e-12) / TEMPERATURE  # (B, T)
         logits = logits.masked_fill(~batch.target_mask, 0)
         counted = self.padding.counted(batch.target_mask)
         # (B, T)
@@ -230,7 +239,8 @@ class TrilinearAligner(Projected):
         mined = torch.zeros_like(relevant) if batch.labels.wrong is None else batch.labels.wrong & mask  # (B, T)
         reference, rows = self.against(sentence, video, mask, mined.any(1) & relevant.any(1))  # (B, d), (B,)
         rows = rows & batch.labels.answered
-        cosine = F.cosine_similarity(clips, reference[:, None], dim=-1)  # (B, T)
+        lengths, length = (x.norm(dim=-1).clamp(min=1e-8) for x in (clips, reference))  # (B, T), (B,)
+        cosine = products(clips, reference) / lengths / length[:, None]  # (B, T)
         p, n = (masked_mean(cosine[..., None], which)[:, 0] for which in (relevant, mined))  # (B,), (B,)
         return (F.softplus((n - p) / TEMPERATURE) * rows).sum() / shared_count(rows.sum())
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mrlib.layers import Attention, Dropout, FeedForward
+from mrlib.ops.recompute import recomputed
 from mrlib.ops.whole_batch import own, whole
 
 
@@ -76,6 +77,9 @@ class T2VLayer(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor, words: Words) -> Tensor:
         """x, positions (B, T, d) -> (B, T, d)."""
+        return recomputed(x.shape[1], self._attend, x, positions, words)
+
+    def _attend(self, x: Tensor, positions: Tensor, words: Words) -> Tensor:
         attended = self.cross_attn(x + positions, words.keys, words.values, words.mask, words.visible)  # A (B, T, d)
         z = (x if self.mix is None else self.mix(x, positions, words)) + self.dropout(attended)
         return self.norm2(z + self.dropout(self.feed_forward(self.norm1(z))))

@@ -22,6 +22,7 @@ from mrlib.arguments import require
 from mrlib.detect.detr import ContextTokens, Decoded, DetrDetector, build_with_decoder, inverse_sigmoid
 from mrlib.layers import MLP, Dropout, FeedForward, check_heads, sine_positions, waves
 from mrlib.ops.attention import attend
+from mrlib.ops.recompute import recomputed
 
 NARROWEST = 1e-4  # smallest width that sines are divided by
 
@@ -137,6 +138,11 @@ class DabLayer(nn.Module):
         self, x: Tensor, places: Tensor, sines: Tensor, memory: Tensor, positions: Positions, mask: Tensor, sets: int
     ) -> Tensor:
         """Arguments of `CrossAttention` and `SelfAttention`; returns (B, K, d)."""
+        return recomputed(memory.shape[1], self._decode, x, places, sines, memory, positions, mask, sets)
+
+    def _decode(
+        self, x: Tensor, places: Tensor, sines: Tensor, memory: Tensor, positions: Positions, mask: Tensor, sets: int
+    ) -> Tensor:
         x = self.norm1(x + self.dropout(self.self_attn(x, places, sets)))
         x = self.norm2(x + self.dropout(self.cross_attn(x, places, sines, memory, positions, mask)))
         return self.norm3(x + self.dropout(self.feed_forward(x)))

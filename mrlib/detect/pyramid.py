@@ -30,9 +30,10 @@ from mrlib.arguments import require
 from mrlib.data import Batch
 from mrlib.detect import Moments
 from mrlib.detect.span_length import in_video
-from mrlib.layers import Attention, AttentionWeights, Dropout, FeedForward, full_precision, masked_softmax, waves
+from mrlib.layers import Attention, AttentionWeights, Dropout, FeedForward, full_precision, waves
 from mrlib.ops import spans
 from mrlib.ops.counts import shared_count
+from mrlib.ops.neighbours import channel_convs, local_attention
 from mrlib.ops.time_conv import time_conv
 
 NEAR = 2  # places on either side that a clip attends to
@@ -51,11 +52,6 @@ KEPT = 10  # moments that remain
 def _conv(layer: nn.Conv1d, x: Tensor, mask: Tensor) -> Tensor:
     """A convolution of 3 over the places of x (B, L, d) with padding set to 0, mask bool (B, L)."""
     return time_conv(x * mask[..., None], layer.weight, layer.bias)
-
-
-def _channel_conv(layer: nn.Conv1d, x: Tensor, mask: Tensor) -> Tensor:
-    """A convolution over the places of x (B, L, d), each channel by itself; padding is set to 0, mask bool (B, L)."""
-    return layer((x * mask[..., None]).mT).mT
 
 
 class Trunk(nn.Module):
@@ -78,13 +74,7 @@ class LocalAttention(AttentionWeights):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         """q, k, v (B, L, d), mask bool (B, L) -> (B, L, d)."""
-        q, k, v = self.project_qkv(q, k, v)
-        window = 2 * NEAR + 1
-        k, v = (F.pad(x, (0, 0, NEAR, NEAR)).unfold(1, window, 1) for x in (k, v))  # (B, L, d, window)
-        q, k, v = (x.unflatten(2, (self.heads, -1)) for x in (q, k, v))  # (B, L, heads, d / heads[, window])
-        real = F.pad(mask, (NEAR, NEAR)).unfold(1, window, 1)[:, :, None]  # (B, L, 1, window)
-        scores = (q[..., None] * k).sum(-2) * q.shape[-1] ** -0.5  # (B, L, heads, window)
-        return self.out_proj((masked_softmax(scores, real, -1)[..., None, :] * v).sum(-1).flatten(2))
+        return self.out_proj(local_attention(*self.project_qkv(q, k, v), mask, self.heads, NEAR))
 
 
 class Block(nn.Module):
@@ -105,7 +95,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, L, d), mask bool (B, L) -> (B, L', d), bool (B, L'); L' is L / stride, rounded up."""
-        convolved = _channel_conv(self.conv, self.norm1(x), mask).unflatten(-1, (-1, 3)).unbind(-1)  # three (B, L', d)
+        convolved = channel_convs(self.norm1(x), mask, self.conv.weight, self.stride)  # three (B, L', d)
         q, k, v = (norm(each) for norm, each in zip(self.norms, convolved, strict=True))
         if self.stride > 1:
             x = x.masked_fill(~mask[..., None], torch.finfo(x.dtype).min)
@@ -134,7 +124,7 @@ class Fusion(nn.Module):
     def forward(self, x: Tensor, mask: Tensor, words: Words) -> Tensor:
         """x (B, L, d), mask bool (B, L), words of N vectors (B, N, d) -> (B, L, d)."""
         values = self.norm_words(words.values)
-        q = _channel_conv(self.conv, self.norm1(x), mask)  # (B, L, d)
+        (q,) = channel_convs(self.norm1(x), mask, self.conv.weight)  # (B, L, d)
         scale, shift = self.cross_attn(q, values, values, words.mask).chunk(2, -1)  # (B, L, d) each
         x = x * scale + shift
         return x + self.dropout(self.feed_forward(self.norm2(x)))

@@ -33,7 +33,7 @@ from mrlib.ops.conv import LargeKernelConv2d, conv2d
 from mrlib.ops.counts import shared_count
 
 LEAST_IOU, FULL_IOU = 0.5, 1.0  # IoU up to which the target is 0, and from which it is 1
-PREDICTION, TRAINING = 24, 64  # bytes that are held at once for a cell and a channel of a map
+PREDICTION, TRAINING = 64, 200  # bytes that are held at once for a cell and a channel of a map, as measured
 KEPT = 10  # moments that remain after the suppression
 
 

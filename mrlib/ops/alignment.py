@@ -24,7 +24,6 @@ from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -146,20 +145,24 @@ def _by_topology(function: Callable[..., Tensor], cost: Tensor, T_b: Tensor, N_b
 
 
 class _SoftDTW(torch.autograd.Function):
+    """The gradient is the expected alignment times the incoming one, in place: no second table is allocated."""
+
     @staticmethod
     def forward(ctx, cost: Tensor, gamma: float, T_b: Tensor, N_b: Tensor, topology: str, band: int | None) -> Tensor:
-        value, E = _kernels(cost).soft(cost, gamma, T_b, N_b, topology, band, keep=True)
-        ctx.save_for_backward(E)
+        ctx.options = gamma, T_b, N_b, topology, band
+        ctx.save_for_backward(cost)
+        value, ctx.expected = _kernels(cost).soft(cost, *ctx.options, keep=True)
         return value
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         if torch.is_grad_enabled():  # create_graph=True; without this error the second derivative would be wrong
             raise RuntimeError("the second derivative of soft_dtw is not implemented")
-        (E,) = ctx.saved_tensors
-        # numpy's memory comes in large pages, which is faster
-        out = torch.from_numpy(np.empty_like(E.numpy())) if E.device.type == "cpu" else torch.empty_like(E)
-        return torch.mul(grad[:, None, None], E, out=out), None, None, None, None, None
+        E, ctx.expected = ctx.expected, None
+        if E is None:  # a second pass, after retain_graph=True
+            (cost,) = ctx.saved_tensors
+            E = _kernels(cost).soft(cost, *ctx.options, keep=True)[1]
+        return E.mul_(grad[:, None, None]), None, None, None, None, None
 
 
 def _kernels(cost: Tensor) -> ModuleType:

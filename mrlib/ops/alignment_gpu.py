@@ -3,8 +3,14 @@ r"""Soft-DTW on the GPU: the recursion of `mrlib.ops.alignment_plain` in one tri
 State    $U = -R / \gamma$ in float64, three anti-diagonals of it in scratch memory; exponentials are of differences
          only, in the dtype of the cost. Anti-diagonals longer than `_LANES` are processed in pieces, so neither T nor
          N is bounded
-Backward in the same launch: the forward pass stores the shares of two predecessors of each cell (the third has the
-         rest) by anti-diagonals, B T N numbers each; the backward pass reads them in reverse order
+Backward in the same launch, in reverse order. The forward pass stores the shares of two predecessors of each cell (the
+         third has the rest): that of the diagonal where the probability of the cell replaces it, the other by
+         anti-diagonals. U itself would need as many bytes, because shares of it in float32 err by as much as U is
+         rounded, 1e-3 where it is in the ten thousands
+Memory   B T N numbers each for cost, result and the other share: 101 MB for (32, 512, 512) in float32. The distance of
+         two videos is left to a matrix product: for 64 features it takes 1 GFLOP and 34 MB written and read once, some
+         30 microseconds of a modern GPU, while 2 (T + N) anti-diagonals that wait for each other take milliseconds; and
+         the gradient of the features needs the whole expected alignment in any case
 Order    the threads of a program share this memory, so a barrier separates consecutive anti-diagonals
 """
 
@@ -23,10 +29,10 @@ _LANES = 1024
 
 @triton.jit
 def _forward(
-    cost, U, ends, shares_d, shares_u, d, T_b, N_b, N, minus_inverse_gamma,
+    cost, U, ends, E, shares_u, d, T_b, N_b, N, minus_inverse_gamma,
     FREE: tl.constexpr, LEFT: tl.constexpr, KEEP: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """U, possible ends and, with KEEP, the shares of anti-diagonal d."""
+    """U, possible ends and, with KEEP, the shares of anti-diagonal d, those of the diagonal in E."""
     lane = tl.arange(0, LANES)
     none = -float("inf")
     nan: tl.constexpr = tl.PropagateNan.ALL
@@ -51,7 +57,7 @@ def _forward(
         tl.store(ends + i, u, inside & (j == N_b - 1))
         if KEEP:
             p = tl.where(p == 0.0, 1.0, p)
-            tl.store(shares_d + j - lo, p_diagonal / p, inside)
+            tl.store(E + i * N + j, p_diagonal / p, inside)
             tl.store(shares_u + j - lo, p_up / p, inside)
 
 
@@ -75,7 +81,7 @@ def _max_and_exp_sum(ends, first_end, last_end, LANES: tl.constexpr):
 
 @triton.jit
 def _backward(
-    cost, ends, shares_d, shares_u, passed, E, d, T_b, N_b, N, first_end, top, total,
+    cost, ends, shares_u, passed, E, d, T_b, N_b, N, first_end, top, total,
     LEFT: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """The probabilities E of anti-diagonal d, and the parts that it passes on to its predecessors."""
@@ -97,8 +103,8 @@ def _backward(
         mass += tl.load(passed_diagonal + after + j + 1, below & aside, 0.0)
         c = tl.load(cost + i * N + j, inside, 0.0)
         mass = tl.where(c == float("inf"), 0.0, mass)
+        share_d, share_u = tl.load(E + i * N + j, inside, 0.0), tl.load(shares_u + j - lo, inside, 0.0)
         tl.store(E + i * N + j, mass.to(c.dtype), inside)
-        share_d, share_u = tl.load(shares_d + j - lo, inside, 0.0), tl.load(shares_u + j - lo, inside, 0.0)
         tl.store(passed_up + this + j, mass * share_u, inside)
         if LEFT:
             tl.store(passed_left + this + j, mass * tl.maximum(1.0 - share_d - share_u, 0.0), inside)
@@ -107,7 +113,7 @@ def _backward(
 
 @triton.jit
 def _soft(
-    cost, lengths, U, ends, shares, passed, values, E,
+    cost, lengths, U, ends, shares_u, passed, values, E,
     B, T, N, scale, FREE: tl.constexpr, LEFT: tl.constexpr, KEEP: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Value and, with KEEP, expected alignment of one sample; scale (1,) holds -1 / gamma, arguments as in `soft`."""
@@ -118,16 +124,14 @@ def _soft(
     cost += b * T * N
     U += b * 3 * N
     ends += b * T
-    shares_d = shares + b * T * N
-    shares_u = shares_d + B * T * N
+    shares_u += b * T * N
+    E += b * T * N
     for d in range(0, diagonals):
         _forward(
-            cost, U, ends, shares_d, shares_u, d, T_b, N_b, N, minus_inverse_gamma, FREE, LEFT, KEEP, LANES
+            cost, U, ends, E, shares_u, d, T_b, N_b, N, minus_inverse_gamma, FREE, LEFT, KEEP, LANES
         )  # fmt: skip
         if KEEP:
-            size = tl.minimum(N_b - 1, d) + 1 - tl.maximum(d - T_b + 1, 0)
-            shares_d += size
-            shares_u += size
+            shares_u += tl.minimum(N_b - 1, d) + 1 - tl.maximum(d - T_b + 1, 0)
         tl.debug_barrier()
 
     first_end = T_b * 0 if FREE else tl.maximum(T_b - 1, 0)
@@ -136,16 +140,11 @@ def _soft(
 
     if KEEP:
         total = tl.where(total == 0.0, 1.0, total)
-        E += b * T * N
         passed += b * 7 * N
         for back in range(0, diagonals):
             d = diagonals - 1 - back
-            size = tl.minimum(N_b - 1, d) + 1 - tl.maximum(d - T_b + 1, 0)
-            shares_d -= size
-            shares_u -= size
-            _backward(
-                cost, ends, shares_d, shares_u, passed, E, d, T_b, N_b, N, first_end, top, total, LEFT, LANES
-            )  # fmt: skip
+            shares_u -= tl.minimum(N_b - 1, d) + 1 - tl.maximum(d - T_b + 1, 0)
+            _backward(cost, ends, shares_u, passed, E, d, T_b, N_b, N, first_end, top, total, LEFT, LANES)
             tl.debug_barrier()
 
 
@@ -156,13 +155,13 @@ def soft(
     cost = in_band(cost.detach(), band)
     B, T, N = cost.shape
     double = {"dtype": torch.float64, "device": cost.device}
-    shares = cost.new_empty(2 if keep else 0, B, T, N)
+    shares_u = cost.new_empty(cost.shape if keep else 0)
     E = torch.zeros_like(cost, memory_format=torch.contiguous_format) if keep else cost.new_empty(0)
     values = torch.empty(B, **double)
     lanes = min(_LANES, triton.next_power_of_2(min(T, N)))
     _soft[(B,)](
-        cost.contiguous(), torch.stack([T_b, N_b]), torch.empty(B, 3, N, **double), torch.empty(B, T, **double), shares,
-        torch.empty(B, 7 if keep else 0, N, **double), values, E,
+        cost.contiguous(), torch.stack([T_b, N_b]), torch.empty(B, 3, N, **double), torch.empty(B, T, **double),
+        shares_u, torch.empty(B, 7 if keep else 0, N, **double), values, E,
         B, T, N, torch.full((1,), -1 / gamma, **double), topology != "global", topology != "otam", keep, lanes,
     )  # fmt: skip
     return (-gamma * values).to(cost.dtype), E if keep else None

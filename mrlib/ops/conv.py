@@ -7,7 +7,8 @@ Layout   complex products are computed as real ones. A complex number is a row (
          is a 2 x 2 block, so each frequency is one real matrix product, and its transpose serves the backward pass.
          (Torch's complex `bmm` takes eight times as long on the CPU.)
 Wrap     a grid of M >= N + C//2 points suffices for N outputs: the circular convolution wraps only into outputs that
-         are discarded. Longer sides are cut into overlapping tiles, so memory grows with the map, not with the kernels
+         are discarded. Long sides are cut into overlapping tiles, so memory grows with the map, not with the
+         kernels; short ones too if there are so many channels that the transforms of the kernels weigh most
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from mrlib.ops.eager import eager
 
 _ONE_TILE = 160  # the largest grid on which a side is transformed in one piece
-_TILE = 128  # grid points of a tile, for longer sides
+_GRIDS = (32, 48, 64, 96, 128)  # points of a side of a tile
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -76,7 +77,7 @@ def fourier_is_faster(x_shape: tuple[int, ...], weight_shape: tuple[int, ...]) -
     """Whether `fourier` is faster, estimated from the sizes alone, so that equal calls give equal bytes.
 
     The estimate is of forward and backward pass together: `direct` takes 0.03 ns per multiplication, more with few
-    channels; `fourier` takes 9 ns per grid point of every map and kernel, plus half a millisecond.
+    channels; for `fourier` see `_tiles`, and half a millisecond.
     Measured (time of `direct` / time of `fourier`, batch 32, two CPU threads): 32 -> 32 channels on 75 x 75, kernel 21:
     16; 16 -> 16: 40; 1 -> 32: 3; 32 -> 32, kernel 7: 1.3, kernel 5: 0.9; 8 -> 8 on 32 x 32, kernel 9: 2, kernel 5: 0.6.
     The estimate is fitted on the CPU and used on every device; `tests/benchmarks/bench_conv.py --device cuda` measures
@@ -86,25 +87,47 @@ def fourier_is_faster(x_shape: tuple[int, ...], weight_shape: tuple[int, ...]) -
     weight_shape  (O, I, C, C')
     """
     (batch, inputs, height, width), (outputs, _, kernel_height, kernel_width) = x_shape, weight_shape
-    rows, cols = _Axis(height, kernel_height), _Axis(width, kernel_width)
-    points = rows.grid * cols.grid * (batch * rows.count * cols.count * (inputs + outputs) + inputs * outputs)
     products = batch * inputs * outputs * height * width * kernel_height * kernel_width
-    return 0.03 * products * (1 + 8 / min(inputs, outputs)) > 9 * points + 5e5
+    return 0.03 * products * (1 + 8 / min(inputs, outputs)) > _tiles(x_shape, weight_shape)[0] + 5e5
+
+
+def _tiles(x_shape: tuple[int, ...], weight_shape: tuple[int, ...]) -> tuple[float, _Axis, _Axis]:
+    """The tiles with the least work: nanoseconds as estimated, rows and columns.
+
+    9 ns per grid point of every map and kernel, and 0.12 ns per point and product of channels. With many channels the
+    kernels weigh most, and small tiles are best: 256 -> 256 channels have 65,536 kernels.
+    """
+    (batch, inputs, *sides), (outputs, _, *kernels) = x_shape, weight_shape
+    maps, products = inputs + outputs, inputs * outputs
+
+    def work(rows: _Axis, cols: _Axis) -> float:
+        tiles = batch * rows.count * cols.count
+        return rows.grid * cols.grid * (tiles * (9 * maps + 0.12 * products) + 9 * products)
+
+    rows, cols = (_Axis.choices(side, kernel) for side, kernel in zip(sides, kernels, strict=True))
+    choices = [(work(row, col), row, col) for row in rows for col in cols]
+    return min(choices, key=lambda choice: choice[0])
 
 
 class _Axis:
     """One side of the map, `size` outputs for a kernel of `kernel` taps: `count` tiles of `tile` outputs, each
     transformed on `grid` points."""
 
-    def __init__(self, size: int, kernel: int):
-        self.size, self.kernel, self.half = size, kernel, kernel // 2
-        self.grid = fast_size(max(size + self.half, kernel))
-        self.tile, self.count = size, 1
-        if self.grid > _ONE_TILE:
-            self.grid = fast_size(max(_TILE, 4 * kernel))
-            self.tile = self.grid - (kernel - 1)
-            self.count = math.ceil(size / self.tile)
+    def __init__(self, size: int, kernel: int, grid: int):
+        """grid  one tile if it holds the side and what wraps around"""
+        self.size, self.kernel, self.half, self.grid = size, kernel, kernel // 2, grid
+        self.tile = size if size + self.half <= grid else grid - (kernel - 1)
+        self.count = math.ceil(size / self.tile)
         self.padded = (self.count - 1) * self.tile + self.grid  # inputs that the tiles cover, with the halo
+
+    @classmethod
+    def choices(cls, size: int, kernel: int) -> list[_Axis]:
+        """The side in one piece, unless it is long, and in tiles of several sizes."""
+        whole = fast_size(max(size + kernel // 2, kernel))
+        grids = {fast_size(max(grid, 2 * kernel)) for grid in _GRIDS}
+        if whole <= _ONE_TILE:
+            grids = {whole, *[grid for grid in grids if grid < whole]}
+        return [cls(size, kernel, grid) for grid in sorted(grids)]
 
 
 def fast_size(least: int) -> int:
@@ -141,7 +164,7 @@ class _FourierConv2d(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
-        rows, cols = (_Axis(x.shape[d], weight.shape[d]) for d in (-2, -1))
+        _, rows, cols = _tiles(x.shape, weight.shape)
         sides = [side for axis in (cols, rows) for side in (axis.half, axis.padded - axis.half - axis.size)]
         tiles = F.pad(x, sides).unfold(2, rows.grid, rows.tile).unfold(3, cols.grid, cols.tile)  # (B, I, n, n, h, w)
         spectra, blocks = _spectra(tiles, rows, cols), _kernel_blocks(weight, rows, cols)

@@ -28,7 +28,7 @@ from mrlib.ops.conv import fast_size
 from mrlib.ops.eager import eager
 
 ONE_TILE = 160  # the largest grid on which a map is transformed in one piece
-TILE = 128  # grid points of a tile of a longer map, at least
+TILES = (128, 144, 160)  # grid points of a tile of a longer map, at least
 KEPT = 2**27  # values of the hidden maps at most, if they are kept for the backward pass
 # values of the hidden maps of a group, whose channels are mixed at once, since each group reads all kernels; and of a
 # piece of it, which is transformed at once: on the CPU, it fits into a cache
@@ -102,9 +102,12 @@ class Tiling:
         if is_one_tile(size, kernel):
             grid, tile, count, margin = fast_size(max(size + half, kernel)), size, 1, 0
         else:
-            grid, margin = fast_size(max(TILE, 6 * kernel)), half
+            margin, grids = half, [fast_size(max(least, 6 * kernel)) for least in TILES]
+            counts = [math.ceil(size / (grid - 4 * half)) for grid in grids]
+            # a point costs a little more on a larger grid, which fits into a cache less well: about its side
+            work = [count * (count + 1) * grid**3 for grid, count in zip(grids, counts, strict=True)]
+            grid, count = min(zip(work, grids, counts, strict=True))[1:]
             tile = grid - 4 * half
-            count = math.ceil(size / tile)
         padded = F.pad(mask, (margin, count * tile + grid - margin - size))
         real = padded.unfold(1, grid, tile)[:, :count]  # (B, count, grid)
         whole, some = real.all(2).tolist(), real[..., margin : margin + tile].any(2).tolist()

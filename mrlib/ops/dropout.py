@@ -60,7 +60,7 @@ def norm_dropout_linear(
         if not (torch.is_grad_enabled() and any(t.requires_grad for t in parameters)):
             return _norm_linear(x, extra.to(x.dtype), *parameters, eps)
     x = torch.cat([x, extra], -1) if extra.shape[-1] else x
-    return F.linear(F.dropout(F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps), p), weight, bias)
+    return F.linear(dropout(F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps), p), weight, bias)
 
 
 def _norm_linear(

@@ -78,24 +78,29 @@ def _norm(first, stop, x, extra, weight, bias, eps, low, high, threshold, scale,
 
 
 @compiled
+def _row_gradient(dy, x, place, low, high, threshold, scale, mean, rstd, dweight, dbias):
+    """Add the gradients of a part of one row to those of weight and bias; all (D,), from place on."""
+    for j in range(len(dy)):
+        d = dy[j] * (scale if kept(np.uint32(j) + place, low, high, threshold) else scale * 0)
+        dbias[j] += d
+        dweight[j] += d * ((x[j] - mean) * rstd)
+
+
+@compiled
 def _norm_gradient(first, stop, dy, begin, x, extra, low, high, threshold, scale, mean, rstd, dweight, dbias):
     """Add the gradients of weight and bias to columns first..stop of dweight (D,) and dbias (D,).
 
     dy (k, D) holds the gradients of rows begin..begin + k of the output of `_norm`.
     """
-    X, zero = x.shape[1], scale * 0
-    D, middle = X + extra.shape[1], max(first, min(stop, X))
+    X = x.shape[1]
+    D, cut = X + extra.shape[1], max(first, min(stop, X))  # columns first..cut are of x, cut..stop of extra
     for k in range(len(dy)):
         n = begin + k
-        row, further, grad, place, m, r = x[n], extra[n], dy[k], np.uint32(n * D), mean[n], rstd[n]
-        for j in range(first, middle):
-            d = grad[j] * (scale if kept(np.uint32(j) + place, low, high, threshold) else zero)
-            dbias[j] += d
-            dweight[j] += d * ((row[j] - m) * r)
-        for j in range(middle, stop):
-            d = grad[j] * (scale if kept(np.uint32(j) + place, low, high, threshold) else zero)
-            dbias[j] += d
-            dweight[j] += d * ((further[j - X] - m) * r)
+        place, m, r = np.uint32(n * D), mean[n], rstd[n]
+        arguments = low, high, threshold, scale, m, r
+        a, b = np.uint32(place + first), np.uint32(place + cut)
+        _row_gradient(dy[k, first:cut], x[n, first:cut], a, *arguments, dweight[first:cut], dbias[first:cut])
+        _row_gradient(dy[k, cut:stop], extra[n, cut - X : stop - X], b, *arguments, dweight[cut:stop], dbias[cut:stop])
 
 
 def threads_for(numbers: int) -> int:

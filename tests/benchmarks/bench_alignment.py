@@ -1,11 +1,16 @@
 """How much faster `mrlib.ops.soft_dtw` is than other ways, value and gradient, and how it compares with its plain way.
 
-python tests/benchmarks/bench_alignment.py [--threads 2] [--repeats 20]
+python tests/benchmarks/bench_alignment.py [--threads 1] [--repeats 20] [--against CHECKOUT]
+
+before  the same function of another checkout of this repository, with --against
 
 public  pysdtw, a public soft-DTW for torch in numba, installed into a temporary folder with pip; where that fails, the
         same recursion written here, as plainly as numba allows
 cells   a Python loop over the cells with batched tensors and autograd, as vl2g/MATR does it; above 128 cells a side it
         is timed on a corner of 64 x 64 and scaled by the number of cells
+
+The ways take turns and the fastest time counts: of the processor on one thread, of the clock on more. Each line ends
+with the largest error of the gradient against the plain way in float64.
 
 Then the time of variants, as multiples of `soft_dtw`, value and gradient: with a band of a quarter of the target clips;
 without the search for costs that are no numbers; and the divergence of two videos of 8 features against the three
@@ -18,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib import import_module
 
 import numba
 import numpy as np
@@ -31,18 +37,29 @@ GAMMA = 0.1
 
 
 def milliseconds(step, *arguments) -> float:
-    start = time.perf_counter()
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    start = clock()
     step(*arguments)
-    return 1e3 * (time.perf_counter() - start)
+    return 1e3 * (clock() - start)
 
 
-def ours(way):
+def ours(way, module=alignment):
     def step(cost, weight):
-        alignment._kernels = lambda cost: way
-        value = alignment.soft_dtw(cost, GAMMA)
+        module._kernels = lambda cost: way
+        value = module.soft_dtw(cost, GAMMA)
         return value.detach(), torch.autograd.grad(value, cost, weight)[0]
 
     return step
+
+
+def before(checkout):
+    """`ours` of another checkout, imported beside this one."""
+    here = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "mrlib"}
+    sys.path.insert(0, checkout)
+    modules = [import_module(f"mrlib.ops.{name}") for name in ("alignment_cpu", "alignment")]
+    sys.path.remove(checkout)
+    sys.modules.update(here)
+    return ours(*modules)
 
 
 def public():
@@ -136,36 +153,43 @@ def variants(repeats):
         print(f"{f'{B} {T} {N}':16}" + "".join(f"{ratio:10.2f}" for ratio in ratios), flush=True)
 
 
+def compare(ways, repeats, B, T, N):
+    """Time every way at one size and print a line."""
+    cost, weight = torch.rand(B, T, N, requires_grad=True), torch.rand(B)
+    corner = cost.detach()[:, : min(T, 64), : min(N, 64)] if max(T, N) > 128 else cost.detach()
+    exact = ways["plain"](cost.detach().double().requires_grad_(), weight.double())
+    errors = {}
+    for way, step in ways.items():
+        differences = [(got - want).abs().max() for got, want in zip(step(cost, weight), exact, strict=True)]
+        assert all(d < 1e-3 * e.abs().max() for d, e in zip(differences, exact, strict=True)), f"{way} is wrong"
+        errors[way] = differences[1].item()
+    best = dict.fromkeys(ways, float("inf"))
+    for _ in range(repeats * (1 + 1_000_000 // cost.numel())):
+        for way, step in ways.items():
+            best[way] = min(best[way], milliseconds(step, cost, weight))
+    corner.requires_grad_()
+    best["cells"] = min(milliseconds(cells, corner, weight) for _ in range(2)) * T * N / corner[0].numel()
+    ratios = " ".join(f"{way} {best[way] / best['ours']:.1f}" for way in best if way != "ours")
+    worst = " ".join(f"{way} {error:.1e}" for way, error in errors.items())
+    print(f"{f'{B} {T} {N}':16}" + "".join(f"{ms:10.2f}" for ms in best.values()) + f"  {ratios}; {worst}", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=20, help="in turn, more of short ones; the fastest counts")
+    parser.add_argument("--against", metavar="CHECKOUT", help="folder of another checkout of this repository")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     numba.set_num_threads(min(args.threads, os.cpu_count()))
     name, other = public()
     ways = {"ours": ours(alignment_cpu), "plain": ours(alignment_plain), "public": other}
-    print(f"public: {name}; {args.threads} threads, float32, gamma {GAMMA}; value and gradient, ms")
-    print(
-        f"{'B T N':16}"
-        + "".join(f"{way:>10}" for way in [*ways, "cells"])
-        + "  ours is faster than plain, public, cells by"
-    )
-    for B, T, N in SIZES:
-        cost, weight = torch.rand(B, T, N, requires_grad=True), torch.rand(B)
-        corner = cost.detach()[:, : min(T, 64), : min(N, 64)] if max(T, N) > 128 else cost.detach()
-        exact = ways["plain"](cost.detach().double().requires_grad_(), weight.double())
-        for way, step in ways.items():
-            for got, want in zip(step(cost, weight), exact, strict=True):
-                assert (got - want).abs().max() < 1e-3 * want.abs().max(), f"{way} is wrong"
-        best = dict.fromkeys(ways, float("inf"))
-        for _ in range(args.repeats * (1 + 1_000_000 // cost.numel())):
-            for way, step in ways.items():
-                best[way] = min(best[way], milliseconds(step, cost, weight))
-        corner.requires_grad_()
-        best["cells"] = min(milliseconds(cells, corner, weight) for _ in range(2)) * T * N / corner[0].numel()
-        ratios = ", ".join(f"{best[way] / best['ours']:.1f}" for way in ("plain", "public", "cells"))
-        print(f"{f'{B} {T} {N}':16}" + "".join(f"{ms:10.2f}" for ms in best.values()) + f"  {ratios}", flush=True)
+    if args.against:
+        ways["before"] = before(args.against)
+    print(f"public: {name}; threads: {args.threads}, float32, gamma {GAMMA}; value and gradient, ms")
+    print(f"{'B T N':16}" + "".join(f"{way:>10}" for way in [*ways, "cells"]) + "  multiples of ours; gradient errors")
+    for size in SIZES:
+        compare(ways, args.repeats, *size)
     variants(args.repeats)
 
 

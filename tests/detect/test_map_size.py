@@ -68,8 +68,9 @@ def test_training_needs_more_memory_than_prediction(small_machine):
         detector(aligned, batch)
 
 
-def test_a_paper_answers_an_hour_of_video_within_its_memory():
-    """1,800 clips: two seconds each."""
-    retriever = papers.build(papers.get("f2sgd", "small"), Widths(16, 16, 16))
-    (line,) = retriever.predict(make_batch([1800], joint=16))
-    assert len(line["pred_relevant_windows"]) == 10
+@pytest.mark.parametrize(("clips", "moments"), [(1, 1), (5000, 10)])
+def test_one_clip_and_three_hours_are_answered(clips, moments):
+    """At two seconds per clip."""
+    retriever = papers.build(papers.get("f2sgd", "small", kernel=3, channels=2), Widths(16, 16, 16))
+    (line,) = retriever.predict(make_batch([clips], joint=16))
+    assert len(line["pred_relevant_windows"]) == moments

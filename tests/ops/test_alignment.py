@@ -437,6 +437,22 @@ def test_the_gradient_can_be_computed_twice_and_is_scaled_by_the_output_gradient
         torch.testing.assert_close(gradient, weight[:, None, None] * E)
 
 
+def test_a_cost_changed_in_place_changes_no_gradient_and_a_second_pass_is_refused(backend):
+    """The first pass has what it needs; a second one computes it anew, from the cost."""
+    leaf, scale = random_costs(2, 4, 3).requires_grad_(), torch.ones((), dtype=torch.float64)
+    cost = leaf * scale
+    value, E = mrlib.ops.soft_dtw(cost), mrlib.ops.expected_alignment(cost)
+    cost.data.zero_()  # autograd does not notice it
+    first = torch.autograd.grad(value.sum(), leaf, retain_graph=True)[0]
+    torch.testing.assert_close(first, E)
+    value = mrlib.ops.soft_dtw(cost)
+    cost.mul_(2)
+    torch.autograd.grad(value.sum(), leaf, retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(value.sum(), leaf, retain_graph=True)
+    torch.testing.assert_close(first, E)
+
+
 def test_without_grad_mode_the_value_has_no_graph(backend):
     cost = random_costs(2, 5, 4).requires_grad_()
     with torch.no_grad():

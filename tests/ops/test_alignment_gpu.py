@@ -33,6 +33,23 @@ for seed in range(12):
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120, env=environment, cwd=root)
 
 
+def test_the_kernel_computes_long_videos_and_long_queries():
+    """As wide as on a GPU, and in pieces."""
+    program = """
+import torch
+from mrlib.ops import alignment_gpu, alignment_plain
+for (B, T, N), lanes in (((1, 400, 9), 1024), ((1, 9, 400), 8), ((3, 1, 20), 1024), ((3, 20, 1), 1024)):
+    alignment_gpu._LANES = lanes
+    cost = torch.rand(B, T, N, dtype=torch.float64, generator=torch.Generator().manual_seed(T))
+    arguments = cost, 0.1, torch.full((B,), T), torch.full((B,), N), "subsequence", None
+    torch.testing.assert_close(
+        alignment_gpu.soft(*arguments, keep=True), alignment_plain.soft(*arguments, keep=True), rtol=1e-9, atol=1e-9
+    )
+"""
+    environment, root = {**os.environ, "TRITON_INTERPRET": "1"}, Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120, env=environment, cwd=root)
+
+
 @pytest.mark.parametrize(
     "free, left, keep, dtype",
     [(True, True, True, "fp32"), (True, False, False, "fp32"), (False, True, True, "fp64")],
@@ -46,7 +63,7 @@ def test_the_kernel_compiles_for_a_gpu(free, left, keep, dtype, tmp_path, monkey
     from mrlib.ops import alignment_gpu
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    kinds = dict.fromkeys(["cost", "shares", "E"], f"*{dtype}") | {"lengths": "*i64"}
+    kinds = dict.fromkeys(["cost", "shares_u", "E"], f"*{dtype}") | {"lengths": "*i64"}
     kinds |= dict.fromkeys(["U", "ends", "passed", "values", "scale"], "*fp64") | dict.fromkeys("BTN", "i32")
     constants = {"FREE": free, "LEFT": left, "KEEP": keep, "LANES": 64}
     signature = {name: kinds.get(name, "constexpr") for name in alignment_gpu._soft.arg_names}

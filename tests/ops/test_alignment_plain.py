@@ -13,7 +13,8 @@ LENGTHS = torch.tensor([5, 4, 1, 0, 3]), torch.tensor([3, 4, 2, 2, 0])
 
 def test_without_numba_the_plain_recursion_is_used(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
-    monkeypatch.delitem(sys.modules, "mrlib.ops.alignment_cpu", raising=False)
+    for name in ("alignment_cpu", "alignment_rows"):
+        monkeypatch.delitem(sys.modules, f"mrlib.ops.{name}", raising=False)
     assert alignment._kernels(torch.zeros(1, 1, 1)) is alignment_plain
 
 

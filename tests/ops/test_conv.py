@@ -27,7 +27,7 @@ def tiling(request, monkeypatch):
     """Transform a side in one piece or, by a smaller limit, in tiles."""
     if request.param == "many tiles":
         monkeypatch.setattr(conv, "_ONE_TILE", 8)
-        monkeypatch.setattr(conv, "_TILE", 16)
+        monkeypatch.setattr(conv, "_GRIDS", (16,))
 
 
 @pytest.mark.parametrize("method", [conv.direct, conv.fourier])
@@ -54,7 +54,7 @@ def test_the_fourier_method_has_the_values_and_gradients_of_the_direct_one(shape
 
 def test_large_maps_are_cut_into_tiles_and_are_exact():
     x, weight = torch.randn(1, 1, 171, 230, dtype=torch.float64), torch.randn(1, 1, 21, 21, dtype=torch.float64)
-    assert conv._Axis(171, 21).count > 1
+    assert min(axis.count for axis in conv._tiles(x.shape, weight.shape)[1:]) > 1
     torch.testing.assert_close(conv.fourier(x, weight), conv.direct(x, weight))
 
 
@@ -113,6 +113,13 @@ def test_the_fourier_method_is_used_for_large_kernels_on_large_maps():
     assert not conv.fourier_is_faster((32, 32, 75, 75), (32, 32, 5, 5))
     assert not conv.fourier_is_faster((32, 8, 32, 32), (8, 8, 5, 5))
     assert not conv.fourier_is_faster((32, 8, 8, 8), (8, 8, 9, 9))
+
+
+def test_the_kernels_of_many_channels_are_transformed_on_small_grids():
+    """32 channels take a map of 75 x 75 in one piece, 256 channels in 16 tiles, and an hour of clips takes many."""
+    assert [axis.count for axis in conv._tiles((32, 32, 75, 75), (32, 32, 21, 21))[1:]] == [1, 1]
+    assert [axis.count for axis in conv._tiles((8, 256, 91, 91), (256, 256, 9, 9))[1:]] == [4, 4]
+    assert min(axis.count for axis in conv._tiles((1, 8, 1800, 1800), (8, 8, 21, 21))[1:]) > 10
 
 
 def test_a_grid_has_the_next_even_number_of_points_whose_prime_factors_are_2_3_and_5():

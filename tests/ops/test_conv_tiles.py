@@ -14,7 +14,7 @@ from tests.support.memory import costs
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Tiles of 20 points, few at once, so that small maps take many."""
-    for name, value in (("ONE_TILE", 8), ("TILE", 20), ("GROUP", {"cpu": 4000}), ("PIECE", {"cpu": 1500})):
+    for name, value in (("ONE_TILE", 8), ("TILES", (20,)), ("GROUP", {"cpu": 4000}), ("PIECE", {"cpu": 1500})):
         monkeypatch.setattr(conv_tiles, name, value)
 
 
@@ -104,6 +104,12 @@ def test_lengths_around_that_of_one_tile(step):
     s, mask = maps_of([150 + step, 140])
     assert Tiling.of(mask, 21, triangle=True).count == (1 if step < 1 else 2)
     assert_equal_by_layers(s, mask, network_of(2, 21), triangle=True)
+
+
+def test_a_map_is_cut_into_the_tiles_with_the_least_work():
+    """With kernel 21: 300 clips are ten tiles of 88 or six of 104."""
+    sizes = {n: Tiling.of(torch.ones(1, n, dtype=torch.bool), 21, triangle=True) for n in (75, 300, 1800)}
+    assert [(t.grid, t.tile, t.count) for t in sizes.values()] == [(90, 75, 1), (144, 104, 3), (128, 88, 21)]
 
 
 def test_gradients_equal_finite_differences(small_tiles, keeping):

@@ -93,4 +93,4 @@ def test_winograd_by_hand():
     """1, 2, 3, 4 with weights 1, 10, 100: each place has itself ten times, its neighbours once and a hundred times."""
     x, weight = torch.tensor([1.0, 2.0, 3.0, 4.0])[None, :, None], torch.tensor([[[1.0, 10.0, 100.0]]])
     (y,) = module._Winograd.apply(x, weight, torch.tensor([0.5]))
-    assert y[0, :, 0].tolist() == [210.5, 321.5, 432.5, 43.5]
+    assert y[0, :, 0].tolist() == pytest.approx([210.5, 321.5, 432.5, 43.5], rel=1e-6)

@@ -45,8 +45,8 @@ def test_predictions_without_memory_name_a_batch_size_to_try(retriever, val, mon
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return forward(batch)
 
-    forward, expected = retriever.forward, predict_all(retriever, val, 3)
-    monkeypatch.setattr(retriever, "forward", fail)
+    forward, expected = retriever.aligner.forward, predict_all(retriever, val, 3)
+    monkeypatch.setattr(retriever.aligner, "forward", fail)
     message = "^out of memory: batch size 6, videos of up to 32 clips; try a batch size of 3$"
     for predict in (lambda: predict_all(retriever, val, 6), lambda: retriever.predict(val.batch(range(6)))):
         with pytest.raises(OutOfMemory, match=message):

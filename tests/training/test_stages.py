@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from mrlib import checkpoint, papers, train
+from mrlib.align.anchor import AnchorAligner
 from mrlib.augment import mining
 from mrlib.files import read_jsonl
 from mrlib.memory import OutOfMemory
-from mrlib.retriever import MomentRetriever
 from mrlib.train import fit
 from mrlib.training.run_state import History, RunState
 from mrlib.training.stages import MiningRunner, TrainingRunner
@@ -110,14 +110,14 @@ def test_a_run_that_a_signal_stops_while_it_mines_goes_on_to_the_same_bytes(step
 
 def no_memory(monkeypatch, number, *, training):
     """Let the device run out of memory in the forward pass of that number, of those in training or of the others."""
-    passes, forward = itertools.count(1), MomentRetriever.forward
+    passes, forward = itertools.count(1), AnchorAligner.forward
 
     def fail(self, batch):
         if self.training == training and next(passes) == number:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return forward(self, batch)
 
-    monkeypatch.setattr(MomentRetriever, "forward", fail)
+    monkeypatch.setattr(AnchorAligner, "forward", fail)
 
 
 @pytest.mark.parametrize(
