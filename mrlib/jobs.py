@@ -25,7 +25,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache, partial
@@ -77,6 +77,9 @@ def submitted(
     try:
         for key, job in jobs.items():
             futures[key] = _submit(executor, job, stop)
+        if isinstance(executor, ProcessPoolExecutor):  # it looks for dead workers among those it had at its last call
+            with suppress(RuntimeError):
+                executor.submit(int)
         errors = [future.exception() for future in futures.values() if isinstance(future, _Refused)]
         if jobs and len(errors) == len(jobs):
             raise ValueError(f"executor takes no calls: {errors[0]}; give one that is open")
@@ -84,9 +87,11 @@ def submitted(
             future.add_done_callback(lambda _, key=key: ended.put(key))
         yield ((key, _outcome(futures[key])) for key in (ended.get() for _ in futures))
     except BaseException:
-        if not all(isinstance(future, _Refused) for future in futures.values()):
-            stop.touch()
-        wait([future for future in futures.values() if not future.cancel()], STOP_S)
+        running = [future for future in futures.values() if not future.cancel()]
+        with suppress(OSError):  # the disk may be full, or the folder gone: the calls are cancelled in any case
+            if not all(isinstance(future, _Refused) for future in futures.values()):
+                stop.touch()
+        wait(running, STOP_S)
         raise
     for file in folder.glob(".*.stop"):  # of interrupted calls too, which have long seen theirs
         file.unlink(missing_ok=True)
@@ -185,7 +190,9 @@ def call(request: str, idle: list[_Process] | None = None) -> Any:
     idle     processes that have run calls; this one's is added when it has returned. None: a process for this call
     raises   JobError if it failed, or its process ended without a word
     """
-    process, kind = idle.pop() if idle else None, ""
+    process, kind = None, ""
+    with suppress(IndexError):  # another thread may take the last one
+        process = None if idle is None else idle.pop()
     if process is None or process.ended():
         process = _Process()
     try:
@@ -216,8 +223,10 @@ class _Process:
         if answer := self._process.stdout.readline():
             return tuple(json.loads(answer))
         status = self._process.wait()
-        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        return "error", f"its process {how}"
+        if status >= 0:
+            return "error", f"its process ended with status {status}"
+        name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
+        return "error", f"its process was killed by {name}"
 
     def ended(self) -> bool:
         """Whether it was killed while it waited for a call."""
@@ -234,6 +243,7 @@ class _Process:
 # ---- in the process of a call
 
 _running: dict[str, Any] | None = None  # the request that runs
+_alone = False  # the worker has ended, or needs this process no longer
 
 
 def main() -> None:
@@ -252,6 +262,8 @@ def main() -> None:
     kind = "result"
     while kind != "stopped" and (line := lines.get()):
         _running = json.loads(line)
+        if _alone:  # since before it began, so that `_read` had nothing to stop
+            break
         kind, value = _run(_running)
         _running = None
         if kind == "stopped":
@@ -293,11 +305,13 @@ def _import_script(kind: str, name: str, arguments: str) -> None:
 
 def _read(lines: SimpleQueue[str]) -> None:
     """Put every line of stdin into a queue; at its end, stop the call that runs."""
+    global _alone
     text = b""
     while data := os.read(0, 1 << 16):  # not sys.stdin, whose lock this thread would hold when the process ends
         *whole, text = (text + data).split(b"\n")
         for line in whole:
             lines.put(line.decode())
+    _alone = True
     lines.put("")
     if _running is not None:
         _stop()

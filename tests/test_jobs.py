@@ -108,6 +108,14 @@ def test_a_pool_whose_worker_is_killed_loses_its_calls_and_their_processes(tmp_p
             results(executor, tmp_path, late=job("describe", value=1))
 
 
+def test_a_call_whose_worker_dies_before_it_begins_does_not_run(tmp_path):
+    """A process takes a while to start; then it finds a request and the end of its stdin together."""
+    process = jobs._Process()
+    print(jobs._request(job("work", folder=str(tmp_path), name="a"), None), file=process._process.stdin, flush=True)
+    process.close()  # waits for its end
+    assert process.ended() and not (tmp_path / "a").exists()
+
+
 @pytest.mark.parametrize("make", [ThreadPoolExecutor, jobs.ThisMachine])
 def test_calls_are_stopped_when_the_one_who_waits_is_interrupted(make, tmp_path):
     named = {name: job("work", folder=str(tmp_path), name=name) for name in "abc"}
@@ -119,6 +127,19 @@ def test_calls_are_stopped_when_the_one_who_waits_is_interrupted(make, tmp_path)
         assert not (tmp_path / "c").exists()
         assert results(executor, tmp_path, a=job("describe", value=1))["a"]["value"] == 1
     assert not list(tmp_path.glob(".*.stop"))
+
+
+def test_calls_that_have_not_begun_are_cancelled_although_the_folder_is_gone(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs, "STOP_S", 0.0)
+    (tmp_path / "runs").mkdir()
+    named = {name: job("work", folder=str(tmp_path), name=name) for name in "abc"}
+    with jobs.ThisMachine(1) as executor:
+        with pytest.raises(OSError, match="^the disk is full$"), jobs.submitted(named, executor, tmp_path / "runs"):
+            wait_for((tmp_path / "a").exists)
+            (tmp_path / "runs").rmdir()
+            raise OSError("the disk is full")
+        (tmp_path / "end").touch()
+    assert not (tmp_path / "b").exists() and not (tmp_path / "c").exists()
 
 
 def test_calls_that_an_executor_cancels_are_errors(tmp_path):

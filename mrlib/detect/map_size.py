@@ -1,20 +1,27 @@
 """Maps of all moments of a video grow with the square of its length: refuse a video whose maps do not fit.
 
 Limit    the memory of the device, all of it, whatever else is in it now: so that the same call ends the same way. On
-         the CPU, that of the machine, or of the control group that the process runs in, if that is less
+         the CPU, that of the machine, or of the control groups that the process runs in, as those of a container or of
+         a job of Slurm, if that is less
 """
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
-_CGROUP = Path("/sys/fs/cgroup/memory.max")  # "max" or bytes; Linux
+from mrlib.ops.eager import eager
+
+_CGROUPS = Path("/sys/fs/cgroup")  # on Linux, a tree of control groups with their limits
+_OWN = Path("/proc/self/cgroup")  # that of this process, as lines NUMBER:CONTROLLERS:/PATH
 
 
+@eager
 def require_maps_fit(samples: int, clips: int, cell_bytes: int, device: torch.device) -> None:
     """ValueError if the maps of a batch take more than the memory of the device.
 
@@ -41,5 +48,24 @@ def device_memory(device: torch.device) -> int | None:
     if device.type != "cpu" or not hasattr(os, "sysconf"):
         return None
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = _CGROUP.read_text().strip() if _CGROUP.is_file() else "max"
-    return min(memory, int(limit)) if limit.isdigit() else memory
+    return min([memory, *_limits()])
+
+
+def _limits() -> Iterator[int]:
+    """The limits in bytes of the control group of this process and of those above it; none on other systems."""
+    with suppress(OSError):
+        for line in _OWN.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers in ("", "memory"):  # of version 2 or 1
+                group = Path(controllers) / path.lstrip("/")
+                for folder in (group, *group.parents):
+                    yield from _limit(_CGROUPS / folder)
+
+
+def _limit(group: Path) -> Iterator[int]:
+    """The limit of one control group, if it has one."""
+    for name in ("memory.max", "memory.limit_in_bytes"):  # of version 2 and 1
+        with suppress(OSError):
+            text = (group / name).read_text().strip()
+            if text.isdigit():  # not "max"
+                yield int(text)

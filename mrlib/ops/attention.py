@@ -28,7 +28,8 @@ def attend(
 ) -> Tensor:
     r"""$\mathrm{drop}_p(\mathrm{softmax}(q k^\top / \sqrt{e / heads}))\, v$ in every head.
 
-    If a row can see no key at all, its weights are equal, so that they stay finite; the output is unused.
+    The output of a row that can see no key at all is finite, and not to be used: torch's kernel gives 0, the others the
+    mean of the values.
 
     q (B, L, e), k (B, S, e), v (B, S, f), heads side by side in their channels; e and f may differ
     key_mask  bool (B, S)  real keys; None: all are real. Where none is, all are seen

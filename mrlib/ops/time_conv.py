@@ -111,6 +111,9 @@ class _Winograd(torch.autograd.Function):
         places[:-2].view(B, S, D)[:, 1 : L + 1] = x
         tiles = places.as_strided((B * S // _TILE, _TILE + 2, D), (_TILE * D, D, 1))  # (N, 6, D)
         inputs = _sums(_INPUTS, tiles).transpose(0, 1)  # (6, N, D)
+        last = tiles[S // _TILE - 1 :: S // _TILE].clone()  # of each video (B, 6, D); without the first place of the
+        last[:, -1] = 0  # next one, which may be NaN: only outputs after the end read it, but 0 times NaN is NaN
+        inputs[:, S // _TILE - 1 :: S // _TILE] = _sums(_INPUTS, last).transpose(0, 1)
         outputs, transformed = [], []
         for weight, bias in zip(weights, biases, strict=True):
             w = (x.new_tensor(_WEIGHTS) @ weight.flatten(0, 1).mT).view(_TILE + 2, -1, D)  # (6, O, D)

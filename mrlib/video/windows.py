@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mrlib.data import Batch, Sample
+from mrlib.memory import OutOfMemory
 from mrlib.ops.spans import nms
 from mrlib.retriever import MomentRetriever
 
@@ -66,12 +67,21 @@ def moments_in(
 ) -> list[list[list[float]]]:
     """The moments of every window as [start, end, score], in seconds of its video, best first.
 
-    windows  of one video or of several; they go through the retriever together, up to `CHUNK` clips at once
+    windows  of one video or of several; they go through the retriever together, up to `CHUNK` clips at once, and
+             fewer if the device has no memory for them
+    raises   OutOfMemory if it has none for a single window
     """
     answers, size = [], max(1, CHUNK // max((len(window.rows) for window in windows), default=1))
-    for i in range(0, len(windows), size):
-        chunk = windows[i : i + size]
-        lines = retriever.lines_of(batch_of(chunk, query, clip_s))
+    while len(answers) < len(windows):
+        chunk = windows[len(answers) : len(answers) + size]
+        try:
+            lines = retriever.lines_of(batch_of(chunk, query, clip_s))
+        except OutOfMemory as error:
+            size = len(chunk) // 2
+            if size == 0:
+                clips = f"out of memory: a window of {len(chunk[0].rows)} clips, as long as the videos of the training"
+                raise OutOfMemory(f"{clips}, does not fit; move the retriever to a device with more") from error
+            continue
         answers += [_shifted(line["pred_relevant_windows"], window) for window, line in zip(chunk, lines, strict=True)]
     return answers
 

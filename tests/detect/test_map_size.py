@@ -32,14 +32,24 @@ def test_the_length_that_would_fit_fits_and_one_clip_more_does_not(small_machine
             map_size.require_maps_fit(samples, fits + 1, cell_bytes, device)
 
 
-def test_the_memory_is_that_of_the_machine_or_of_its_control_group(tmp_path, monkeypatch):
-    group = tmp_path / "memory.max"
-    monkeypatch.setattr(map_size, "_CGROUP", group)
-    machine = map_size.device_memory(torch.device("cpu"))
+@pytest.mark.parametrize(
+    ("own", "file"),
+    [("0::/jobs/7\n", "jobs/7/memory.max"), ("0::/jobs/7\n", "jobs/memory.max"), ("0::/\n", "memory.max"),
+     ("8:cpu:/\n4:memory:/jobs/7\n0::/\n", "memory/jobs/memory.limit_in_bytes")],
+)  # fmt: skip
+def test_the_memory_is_that_of_the_machine_or_of_its_control_groups(own, file, tmp_path, monkeypatch):
+    """A limit of the group or of one above it, in both versions; no limit without them."""
+    monkeypatch.setattr(map_size, "_OWN", tmp_path / "own")
+    monkeypatch.setattr(map_size, "_CGROUPS", tmp_path)
+    cpu, group = torch.device("cpu"), tmp_path / file
+    machine = map_size.device_memory(cpu)  # without control groups
     assert machine >= 2**30
+    (tmp_path / "own").write_text(own)
+    assert map_size.device_memory(cpu) == machine
+    group.parent.mkdir(parents=True, exist_ok=True)
     for text, memory in (("max\n", machine), ("1000000\n", 10**6), (f"{2 * machine}\n", machine)):
         group.write_text(text)
-        assert map_size.device_memory(torch.device("cpu")) == memory
+        assert map_size.device_memory(cpu) == memory
 
 
 def test_the_memory_of_an_unknown_device_is_not_limited():

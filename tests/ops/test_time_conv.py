@@ -89,6 +89,16 @@ def test_half_precision_and_autocast_use_torchs_convolution():
     assert torch.equal(time_conv(*half), plain(half[0], half[1:2], half[2:])[0])
 
 
+@pytest.mark.parametrize("L", [73, 74, 75, 76])
+def test_a_damaged_video_changes_no_other_one(L):
+    x, weights, biases = inputs(4, L, 64, [64], True, torch.float32)
+    damaged = x.detach().clone()
+    damaged[1] = torch.nan
+    assert module._way(x, weights) == "winograd"
+    expected, y = (time_convs(each, weights, biases)[0] for each in (x, damaged))
+    assert torch.equal(y[[0, 2, 3]], expected[[0, 2, 3]]) and y[1].isnan().all()
+
+
 def test_winograd_by_hand():
     """1, 2, 3, 4 with weights 1, 10, 100: each place has itself ten times, its neighbours once and a hundred times."""
     x, weight = torch.tensor([1.0, 2.0, 3.0, 4.0])[None, :, None], torch.tensor([[[1.0, 10.0, 100.0]]])
