@@ -63,7 +63,8 @@ def test_predictions_do_not_change_with_batch_mates_or_padding(trained, data):
         one, many = (torch.tensor(line["pred_relevant_windows"]) for line in (one, many))
         torch.testing.assert_close(one[:, 2], many[:, 2], rtol=1e-4, atol=1e-5)
         clear = (one[:, 2].diff().abs() > 1e-4).cumprod(0).sum()  # the order is certain up to the first near tie
-        torch.testing.assert_close(one[:clear, :2], many[:clear, :2], rtol=0, atol=0)
+        milliseconds = (1e3 * line[:clear, :2].double() for line in (one, many))  # rounded, so they may differ by one
+        torch.testing.assert_close(*(x.round() for x in milliseconds), rtol=0, atol=1)
     assert max(w[1] for w in together[0]["pred_relevant_windows"]) <= 20 * 2.0
 
 

@@ -73,9 +73,9 @@ class TrainingRunner:
                 trained = time.perf_counter()
                 row = {"stage": stage.name, "epoch": epoch + 1, "step": (epoch + 1) * trainer.epoch_steps, **means}
                 row |= self._validation_scores()
+                kept = ("last", "best") if self._is_best(row, state.history) else ("last",)  # not by a probe's scores
                 for name, scores in self.setup.probe_scores().items():
                     row |= {f"{name}/{score}": value for score, value in headline(scores).items()}
-            kept = ("last", "best") if self._is_best(row, state.history) else ("last",)
             seconds = round(trained - started, 3), round(time.perf_counter() - trained, 3)
             state.end_epoch(row, *seconds, last=epoch + 1 == stage.epochs)
             state.save(self.retriever, stage.name, kept, trainer.optimiser)

@@ -1,7 +1,7 @@
 """What a training step and a prediction cost at growing numbers of clips, here and in another checkout, in turn.
 
-    git worktree add /tmp/before COMMIT
-    python -m tests.benchmarks.bench_steps --against /tmp/before --paper univtg amr --clips 75 300 1200
+    git worktree add ../before COMMIT
+    python -m tests.benchmarks.bench_steps --against ../before --paper univtg amr --clips 75 300 1200
     python -m tests.benchmarks.bench_steps --forward --paper f2sgd --clips 1800 --batch 1 --threads 2
 
 Each paper has its paper's size and the step of its last stage, with random features; --stage takes another stage. A
