@@ -33,6 +33,9 @@ LONGEST = [  # files of tests, which start first, so that the workers end at abo
     "notebooks/03_a2fa.ipynb",
     "notebooks/00_tour.ipynb",
     "tests/test_grid.py",
+    "tests/test_clusters.py",
+    "tests/test_bench_gpu.py",
+    "tests/test_two_ranks.py",
 ]
 
 

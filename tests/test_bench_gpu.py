@@ -61,6 +61,7 @@ def test_without_a_gpu_it_names_the_dry_run():
 
 def test_an_error_above_its_limit_is_a_failure(monkeypatch):
     """A model that is wrong by 1 % in float32 fails; in bf16 it is printed only."""
+    monkeypatch.setattr(bench_gpu, "interpret", lambda: None)
     monkeypatch.setattr(on_device, "kernels", lambda device, large: iter([("soft_dtw", 1e-6)]))
     monkeypatch.setattr(on_device, "models", lambda device, precision: iter([(f"amr, {precision}", 0.01)]))
     rows = {row["what"]: row for row in bench_gpu.right(bench_gpu.Bench(dry=True, minutes=1))}

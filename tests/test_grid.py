@@ -182,10 +182,12 @@ def whole():
 
 
 RUN = """
+import signal
 import sys
 from mrlib import grid
 from mrlib.grid import Arm
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored where the tests run in the background
     arm = Arm("f2sgd", {"epochs": 30, "kernel": 3, "channels": 2}, {"n": 64})
     print(grid.run(sys.argv[1], {"long": arm}, [0], processes=1))
 """
