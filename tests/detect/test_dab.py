@@ -119,8 +119,8 @@ def test_videos_of_one_length_share_their_positions():
         dy = torch.randn_like(ours)
         for a, b in zip(*(torch.autograd.grad(y, [*linear.parameters()], dy) for y in (ours, expected)), strict=True):
             torch.testing.assert_close(a, b)
-    own = Positions(sine_positions(mask, 16).double(), None)  # as on a GPU
-    torch.testing.assert_close(own.mapped(linear), Positions.of(mask, like).mapped(linear))
+    as_on_a_gpu = Positions(sine_positions(mask, 16).double(), None)
+    torch.testing.assert_close(as_on_a_gpu.mapped(linear), Positions.of(mask, like).mapped(linear))
 
 
 @torch.no_grad()
